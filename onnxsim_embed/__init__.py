@@ -1,0 +1,53 @@
+"""Fast, faithful sentence embeddings on the CPU, and exact similarity graphs."""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Where each public name lives. Names are imported on first use, so that `import onnxsim_embed` costs
+# nothing and the similarity functions work without onnxruntime.
+_HOMES = {
+    "Embedder": "embedder",
+    "Pairs": "similarity",
+    "TopK": "similarity",
+    "cos_sim": "similarity",
+    "similar_pairs": "similarity",
+    "similarity_matrix": "similarity",
+    "top_k": "similarity",
+}
+
+if TYPE_CHECKING:
+    from onnxsim_embed.embedder import Embedder
+    from onnxsim_embed.similarity import (
+        Pairs,
+        TopK,
+        cos_sim,
+        similar_pairs,
+        similarity_matrix,
+        top_k,
+    )
+
+__all__ = [
+    "Embedder",
+    "Pairs",
+    "TopK",
+    "__version__",
+    "cos_sim",
+    "similar_pairs",
+    "similarity_matrix",
+    "top_k",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

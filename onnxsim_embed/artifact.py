@@ -1,0 +1,277 @@
+"""The artifact: file names, manifest, integrity, atomic writing, and which file suits a machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from onnxsim_embed.errors import ArtifactError
+
+FORMAT_VERSION = 1
+MANIFEST = "onnxsim_embed.json"
+CARD = "README.md"
+MODEL_FILES = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
+PRECISIONS = tuple(MODEL_FILES)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the artifact."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class PrecisionEntry:
+    """One precision: its file, how its numbers were made, what its graph holds."""
+
+    file: str
+    method: str
+    operators: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact says of itself (`onnxsim_embed.json`).
+
+    :param dim: width of a vector after every module.
+    :param max_seq_length: tokens kept of a text, special tokens included.
+    :param pooling: pooling modes, concatenated in this order.
+    :param dense: directories of Dense modules, in order, applied after pooling.
+    :param normalize: whether the model ends in L2 normalization.
+    :param files: every file but the manifest, by its path inside the artifact.
+    :param verification: the report of `verify`, by precision.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    architecture: str
+    hidden_size: int
+    layers: int
+    dim: int
+    max_seq_length: int
+    do_lower_case: bool
+    pad_token_id: int
+    pooling: tuple[str, ...]
+    dense: tuple[str, ...]
+    normalize: bool
+    prompts: Mapping[str, str]
+    default_prompt_name: str | None
+    similarity_fn_name: str
+    precisions: Mapping[str, PrecisionEntry]
+    tools: Mapping[str, str]
+    verification: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON with sorted keys; equal inputs give equal text."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Read a manifest.
+
+        :raises ArtifactError: naming the key that is missing, unknown or of another format version.
+        """
+        try:
+            table = json.loads(text)
+            version = table.get("format_version")
+            if version != FORMAT_VERSION:
+                raise ArtifactError(
+                    f"{where} has format version {version}; this version of onnxsim-embed reads "
+                    f"{FORMAT_VERSION}: export the model again"
+                )
+            known = {entry.name for entry in fields(cls)}
+            if unknown := set(table) - known:
+                raise ArtifactError(f"{where} has unknown keys {sorted(unknown)}")
+            table["files"] = {path: FileEntry(**entry) for path, entry in table["files"].items()}
+            table["precisions"] = {
+                name: PrecisionEntry(**entry) for name, entry in table["precisions"].items()
+            }
+            for name in ("pooling", "dense"):
+                table[name] = tuple(table[name])
+            manifest = cls(**table)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ArtifactError(f"{where} is not a readable manifest: {error!r}") from error
+        for path in manifest.files:
+            _check_inside(path, where)
+        return manifest
+
+
+def _check_inside(path: str, where: str) -> None:
+    parts = Path(path).parts
+    if not parts or Path(path).is_absolute() or ".." in parts or "\\" in path:
+        raise ArtifactError(f"{where} names a path outside the artifact: {path!r}")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact directory and its manifest."""
+
+    directory: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, directory: Path) -> Artifact:
+        """Open an artifact; reads the manifest only.
+
+        :raises ArtifactError: if there is none, or it cannot be read.
+        """
+        path = directory / MANIFEST
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ArtifactError(
+                f"{directory} is not an artifact: it holds no {MANIFEST}; "
+                f"make one with: onnxsim-embed export {directory} -o NEW_DIRECTORY"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"cannot read {path}: {error}") from error
+        return cls(directory, Manifest.from_json(text, str(path)))
+
+    def file(self, name: str) -> Path:
+        """Return a file of the artifact after checking its size and sha256.
+
+        :raises ArtifactError: naming the file that is missing, truncated or changed.
+        """
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise ArtifactError(f"{self.directory / MANIFEST} does not list {name!r}")
+        path = self.directory / name
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise ArtifactError(
+                f"{path} is missing: {error.strerror}; export the model again"
+            ) from None
+        if size != entry.size:
+            raise ArtifactError(
+                f"{path} is damaged: {size:,} bytes, the manifest says {entry.size:,}; export the model again"
+            )
+        if sha256(path) != entry.sha256:
+            raise ArtifactError(
+                f"{path} is damaged: its sha256 differs from the manifest; export the model again"
+            )
+        return path
+
+    def check(self) -> None:
+        """Check every file of the artifact.
+
+        :raises ArtifactError: naming the first that is missing or damaged.
+        """
+        for name in self.manifest.files:
+            self.file(name)
+
+    def choose_precision(self, precision: str) -> str:
+        """Return the precision to load.
+
+        :param precision: "auto" or a precision of the manifest.
+        :raises ValueError: naming those there are.
+        """
+        offered = self.manifest.precisions
+        if precision == "auto":
+            return "fp32"
+        if precision not in offered:
+            raise ValueError(
+                f"precision {precision!r} is not in {self.directory}, which holds {', '.join(offered)}; "
+                f"add it with: onnxsim-embed export MODEL --precision {','.join([*offered, precision])} --force"
+            )
+        return precision
+
+
+def is_artifact(directory: Path) -> bool:
+    """Return whether the directory holds a manifest."""
+    return (directory / MANIFEST).is_file()
+
+
+def sha256(path: Path) -> str:
+    """Return the file's sha256 in hexadecimal."""
+    with path.open("rb") as stream:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def list_files(directory: Path) -> dict[str, FileEntry]:
+    """Return every file below a directory but the manifest, by its path with forward slashes."""
+    return {
+        path.relative_to(directory).as_posix(): FileEntry(sha256(path), path.stat().st_size)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Refuse a target that holds something, unless it is an artifact and `force` is given.
+
+    :raises FileExistsError: with the next step.
+    """
+    if not target.exists():
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if not target.is_dir() or not is_artifact(target):
+        raise FileExistsError(f"{target} exists and is not an artifact; choose another directory")
+    if not force:
+        raise FileExistsError(
+            f"{target} exists; replace it with --force, or choose another directory"
+        )
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Give a temporary directory beside `target` that takes its place when the block ends well.
+
+    A failure or an interruption leaves what was at `target` untouched and removes the temporary
+    directory; a kill can leave a hidden one behind, which nothing reads.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield work
+        work.chmod(0o777 & ~_umask())
+        if target.exists():
+            old = work.with_suffix(".old")
+            target.rename(old)
+            try:
+                work.rename(target)
+            except OSError:
+                old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Give a temporary file name beside `target` that takes its place when the block ends well."""
+    work = target.absolute().parent / f".{target.name}.{os.getpid()}.partial"
+    try:
+        yield work
+        os.replace(work, target)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value

@@ -1,0 +1,542 @@
+"""Embedder: texts in, vectors out. Wires the run path together; holds no maths of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxsim_embed.artifact import Artifact
+from onnxsim_embed.batching import TOKEN_BUDGET, plan_batches
+from onnxsim_embed.machine import available_cpus
+from onnxsim_embed.pooling import Head, PoolingMode, load_dense, normalize
+from onnxsim_embed.session import Device, Session
+from onnxsim_embed.tokenization import Tokenizer, Tokens
+from onnxsim_embed.vectors import OutputPrecision, finish_vectors
+
+# Texts tokenized together, ahead of inference. Large enough to group equal lengths well, small enough
+# that the ids of two windows stay within a few tens of megabytes.
+WINDOW_TEXTS = 4096
+
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+@dataclass
+class EncodeReport:
+    """What one call of `encode` did.
+
+    :param seconds_tokenize: wall time of tokenizing, in seconds.
+    :param seconds_run: time inside the ONNX session, summed over callers, in seconds.
+    :param seconds_pool: time in pooling, dense layers and normalization, summed over callers.
+    """
+
+    texts: int = 0
+    distinct: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    seconds: float = 0.0
+    seconds_tokenize: float = 0.0
+    seconds_run: float = 0.0
+    seconds_pool: float = 0.0
+    threads: int = 1
+    provider: str = ""
+
+    @property
+    def texts_per_second(self) -> float:
+        """Texts a second, over the whole call."""
+        return self.texts / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second, over the whole call; those of repeated texts count once."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Embedder:
+    """A sentence-embedding model on ONNX Runtime.
+
+    Any number of threads may call one Embedder at once. Use `from_pretrained` to make one from a name.
+
+    :param artifact: an artifact directory, or an opened one.
+    :param precision: "auto", "fp32" or "int8".
+    :param device: "auto", "cpu", "cuda", "cuda:N" or onnxruntime's own list of providers.
+    :param threads: batches run at the same time; None for the processors this process may use.
+    :param verify_files: check sizes and sha256 of the files that are loaded.
+    :raises ArtifactError: if the directory is no artifact or a file of it is damaged.
+    :raises ValueError: if the precision or device is not there.
+
+    Usage::
+
+        model = Embedder.from_pretrained("all-MiniLM-L6-v2")
+        vectors = model.encode(["a text", "another"])      # float32 (2, 384)
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact | str | Path,
+        *,
+        precision: str = "auto",
+        device: Device = "auto",
+        threads: int | None = None,
+    ) -> None:
+        if not isinstance(artifact, Artifact):
+            artifact = Artifact.open(Path(artifact))
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise ValueError(f"threads must be a positive integer or None, got {threads!r}")
+        manifest = artifact.manifest
+        self.artifact = artifact
+        self.precision = artifact.choose_precision(precision)
+        self.threads = threads or available_cpus()
+        self.prompts = dict(manifest.prompts)
+        self.default_prompt_name = manifest.default_prompt_name
+        self.last_report = EncodeReport()
+        self._tokenizer = Tokenizer(
+            artifact.file("tokenizer.json"), manifest.max_seq_length, manifest.do_lower_case
+        )
+        self._longest = manifest.max_seq_length
+        self.head = load_head(artifact)
+        self._session = Session(artifact.file(manifest.precisions[self.precision].file), device)
+        self._lock = threading.Lock()
+        self._workers: ThreadPoolExecutor | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        precision: str = "auto",
+        device: Device = "auto",
+        threads: int | None = None,
+        pooling: str | None = None,
+        revision: str | None = None,
+    ) -> Embedder:
+        """Load a model by recipe name, artifact directory, checkpoint directory or Hub id.
+
+        A checkpoint is exported once, into the user's cache directory (`ONNXSIM_EMBED_CACHE`
+        overrides it), and loaded from there afterwards; the log says so.
+
+        :param name_or_path: for example "all-MiniLM-L6-v2", "./my-model", "BAAI/bge-base-en-v1.5".
+        :param precision: "auto", "fp32" or "int8".
+        :param device: "auto", "cpu", "cuda", "cuda:N" or a list of providers.
+        :param threads: batches run at the same time; None for the processors this process may use.
+        :param pooling: pooling mode of a checkpoint that states none.
+        :param revision: revision of a Hub id.
+        :raises CheckpointError: if the model cannot be found or exported.
+        :raises ArtifactError: if an artifact is damaged.
+        :raises MissingExtraError: if exporting needs a package that is not installed.
+        """
+        from onnxsim_embed.cache import locate_artifact
+
+        artifact = locate_artifact(
+            name_or_path, precision=precision, pooling=pooling, revision=revision
+        )
+        return cls(artifact, precision=precision, device=device, threads=threads)
+
+    @property
+    def embedding_dimension(self) -> int:
+        """Width of a vector."""
+        return self.artifact.manifest.dim
+
+    def get_embedding_dimension(self) -> int:
+        """Return the width of a vector (sentence-transformers' name)."""
+        return self.embedding_dimension
+
+    get_sentence_embedding_dimension = get_embedding_dimension
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens kept of a text, special tokens included; may be set lower."""
+        return self._tokenizer.max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        if isinstance(value, int) and value > self._longest:
+            raise ValueError(
+                f"max_seq_length can be at most {self._longest} for this model, got {value}"
+            )
+        self._tokenizer.max_seq_length = value
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that runs the model."""
+        return self._session.provider
+
+    def __repr__(self) -> str:
+        name = self.artifact.manifest.name
+        return (
+            f"Embedder({name!r}, precision={self.precision!r}, dim={self.embedding_dimension}, "
+            f"provider={self.provider!r}, threads={self.threads})"
+        )
+
+    @overload
+    def encode(
+        self,
+        inputs: str,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int | None = ...,
+        show_progress_bar: bool | None = ...,
+        *,
+        precision: OutputPrecision = ...,
+        normalize_embeddings: bool | None = ...,
+        truncate_dim: int | None = ...,
+        sentences: None = ...,
+    ) -> npt.NDArray[Any]: ...
+
+    @overload
+    def encode(
+        self,
+        inputs: Iterable[str] | None = ...,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int | None = ...,
+        show_progress_bar: bool | None = ...,
+        *,
+        precision: OutputPrecision = ...,
+        normalize_embeddings: bool | None = ...,
+        truncate_dim: int | None = ...,
+        sentences: str | Iterable[str] | None = ...,
+    ) -> npt.NDArray[Any]: ...
+
+    def encode(
+        self,
+        inputs: str | Iterable[str] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        precision: OutputPrecision = "float32",
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        sentences: str | Iterable[str] | None = None,
+    ) -> npt.NDArray[Any]:
+        """Turn texts into vectors.
+
+        A text's vector does not depend on the texts beside it, on the batch or on the threads.
+
+        :param inputs: one text, or any iterable of texts.
+        :param prompt_name: name of one of the model's prompts, put before each text.
+        :param prompt: text put before each text; wins over `prompt_name`.
+        :param batch_size: at most so many texts in one call of the model; None (recommended): as many
+            as fill the processor's cache.
+        :param show_progress_bar: True, False, or None for none.
+        :param precision: number format of the result: float32, float16, int8, uint8, binary, ubinary.
+        :param normalize_embeddings: True scales vectors to L2 norm 1. None and False leave them as
+            the model's own modules make them (many end in a normalization of their own).
+        :param truncate_dim: keep only the first so many components, before `normalize_embeddings`.
+        :param sentences: older name of `inputs`.
+        :returns: array (n, dim), or (dim,) for one text; float32 unless `precision` says otherwise.
+        :raises TypeError: naming the row that is not a string.
+        :raises ValueError: for an unknown prompt, precision or dimension.
+        """
+        if (inputs is None) == (sentences is None):
+            raise TypeError(
+                "encode takes texts as `inputs` (or, under its older name, as `sentences`), once"
+            )
+        given = sentences if inputs is None else inputs
+        assert given is not None
+        single = isinstance(given, str)
+        texts = [given] if isinstance(given, str) else _as_list(given)
+        blocks = list(
+            self.encode_stream(
+                texts,
+                prompt_name,
+                prompt,
+                batch_size,
+                show_progress_bar,
+                normalize_embeddings=normalize_embeddings,
+                truncate_dim=truncate_dim,
+            )
+        )
+        vectors = (
+            blocks[0]
+            if len(blocks) == 1
+            else np.concatenate(blocks)
+            if blocks
+            else self._empty(truncate_dim)
+        )
+        vectors = finish_vectors(vectors, precision)
+        return vectors[0] if single else vectors
+
+    def encode_query(
+        self,
+        inputs: str | Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        precision: OutputPrecision = "float32",
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """Encode search queries: `encode` with the model's "query" prompt, where it has one."""
+        if prompt_name is None and prompt is None:
+            # An empty prompt, not the default one, as in sentence-transformers.
+            prompt_name, prompt = ("query", None) if "query" in self.prompts else (None, "")
+        return self.encode(
+            inputs,
+            prompt_name,
+            prompt,
+            batch_size,
+            show_progress_bar,
+            precision=precision,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+        )
+
+    def encode_document(
+        self,
+        inputs: str | Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        precision: OutputPrecision = "float32",
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+    ) -> npt.NDArray[Any]:
+        """Encode documents: `encode` with the model's "document", "passage" or "corpus" prompt."""
+        if prompt_name is None and prompt is None:
+            prompt_name = next((name for name in DOCUMENT_PROMPTS if name in self.prompts), None)
+            prompt = "" if prompt_name is None else None
+        return self.encode(
+            inputs,
+            prompt_name,
+            prompt,
+            batch_size,
+            show_progress_bar,
+            precision=precision,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+        )
+
+    def encode_stream(
+        self,
+        inputs: Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
+        *,
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the vectors of an iterable of any length, in order, in bounded memory.
+
+        :param inputs: any iterable of texts, read a few thousand ahead. The rest: see `encode`.
+        :returns: float32 arrays (n, dim); together one row for each text.
+        """
+        prefix = self._prefix(prompt_name, prompt)
+        if truncate_dim is not None and not 0 < truncate_dim <= self.embedding_dimension:
+            raise ValueError(
+                f"truncate_dim must be from 1 to {self.embedding_dimension}, got {truncate_dim}"
+            )
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if isinstance(inputs, str):
+            raise TypeError("encode_stream takes an iterable of texts, not one text")
+        return self._stream(
+            inputs,
+            prefix,
+            batch_size,
+            bool(show_progress_bar),
+            bool(normalize_embeddings),
+            truncate_dim,
+        )
+
+    def token_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        """Return each text's token ids as the model sees them: truncated, special tokens included.
+
+        :returns: int64 arrays (t,), one a text.
+        """
+        tokens = self._tokenizer(texts)
+        return np.split(tokens.ids, tokens.offsets[1:-1]) if len(texts) else []
+
+    def similarity(self, left: npt.ArrayLike, right: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Return the score of every left with every right vector, by the model's own measure.
+
+        :param left: (n, dim) or (dim,).
+        :param right: (m, dim) or (dim,).
+        :returns: float32 array (n, m).
+        """
+        from onnxsim_embed.similarity import score_all
+
+        return score_all(left, right, self.artifact.manifest.similarity_fn_name)
+
+    def similarity_pairwise(
+        self, left: npt.ArrayLike, right: npt.ArrayLike
+    ) -> npt.NDArray[np.float32]:
+        """Return the score of each left vector with the right vector of the same row.
+
+        :param left: (n, dim).
+        :param right: (n, dim).
+        :returns: float32 array (n,).
+        """
+        from onnxsim_embed.similarity import score_pairs
+
+        return score_pairs(left, right, self.artifact.manifest.similarity_fn_name)
+
+    def _prefix(self, prompt_name: str | None, prompt: str | None) -> str:
+        if prompt is not None:
+            return prompt
+        name = prompt_name if prompt_name is not None else self.default_prompt_name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            raise ValueError(
+                f"prompt_name {name!r} is not among the model's prompts: {sorted(self.prompts) or 'none'}"
+            )
+        return self.prompts[name]
+
+    def _empty(self, truncate_dim: int | None) -> npt.NDArray[np.float32]:
+        return np.zeros((0, truncate_dim or self.embedding_dimension), np.float32)
+
+    def _stream(
+        self,
+        inputs: Iterable[str],
+        prefix: str,
+        batch_size: int | None,
+        progress: bool,
+        normalize_embeddings: bool,
+        truncate_dim: int | None,
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        started = time.perf_counter()
+        report = EncodeReport(threads=self.threads, provider=self.provider)
+        bar = (
+            _progress_bar(len(inputs) if isinstance(inputs, Sequence) else None)
+            if progress
+            else None
+        )
+        waiting: deque[_Window] = deque()
+        try:
+            for texts in _windows(inputs):
+                waiting.append(self._start(texts, prefix, batch_size, report))
+                if len(waiting) > 1:  # tokenizing one window ahead of inference
+                    yield self._finish(waiting.popleft(), normalize_embeddings, truncate_dim, bar)
+            while waiting:
+                yield self._finish(waiting.popleft(), normalize_embeddings, truncate_dim, bar)
+        finally:
+            for window in waiting:
+                for job in window.jobs:
+                    job.cancel()
+            if bar is not None:
+                bar.close()
+            report.seconds = time.perf_counter() - started
+            self.last_report = report
+
+    def _start(
+        self, texts: list[str], prefix: str, batch_size: int | None, report: EncodeReport
+    ) -> _Window:
+        started = time.perf_counter()
+        if prefix:
+            texts = [prefix + text if isinstance(text, str) else text for text in texts]
+        tokens = self._tokenizer(texts, report.texts)
+        distinct: dict[str, int] = {}
+        first = np.array(
+            [distinct.setdefault(text, row) for row, text in enumerate(texts)], np.int64
+        )
+        rows = np.flatnonzero(first == np.arange(len(texts)))
+        report.texts += len(texts)
+        report.distinct += len(rows)
+        report.tokens += int(tokens.counts[rows].sum())
+        report.truncated += int(tokens.truncated.sum())
+        report.seconds_tokenize += time.perf_counter() - started
+        window = _Window(
+            first, np.zeros((len(texts), self.embedding_dimension), np.float32), [], report
+        )
+        batches = (
+            rows[batch] for batch in plan_batches(tokens.counts[rows], TOKEN_BUDGET, batch_size)
+        )
+        if self.threads == 1 or len(rows) == 1:
+            for batch in batches:
+                self._run_batch(tokens, batch, window)
+        else:
+            window.jobs.extend(
+                self._pool().submit(self._run_batch, tokens, batch, window) for batch in batches
+            )
+        return window
+
+    def _run_batch(self, tokens: Tokens, rows: npt.NDArray[np.int64], window: _Window) -> int:
+        started = time.perf_counter()
+        hidden = self._session.run(tokens.stack(rows))
+        ran = time.perf_counter()
+        window.vectors[rows] = self.head(hidden)
+        pooled = time.perf_counter()
+        with self._lock:
+            window.report.seconds_run += ran - started
+            window.report.seconds_pool += pooled - ran
+        return len(rows)
+
+    def _finish(
+        self,
+        window: _Window,
+        normalize_embeddings: bool,
+        truncate_dim: int | None,
+        bar: Any,  # noqa: ANN401
+    ) -> npt.NDArray[np.float32]:
+        for job in window.jobs:
+            done = job.result()
+            if bar is not None:
+                bar.update(done)
+        if bar is not None:  # repeated texts, and those run without a job
+            bar.update(len(window.first) - sum(job.result() for job in window.jobs))
+        vectors = window.vectors[window.first][:, :truncate_dim]
+        if normalize_embeddings:
+            vectors = normalize(vectors)
+        return np.ascontiguousarray(vectors)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._workers is None:
+                self._workers = ThreadPoolExecutor(self.threads, "onnxsim-embed")
+            return self._workers
+
+
+@dataclass
+class _Window:
+    first: npt.NDArray[np.int64]
+    vectors: npt.NDArray[np.float32]
+    jobs: list[Future[int]]
+    report: EncodeReport
+
+
+def load_head(artifact: Artifact) -> Head:
+    """Return what the artifact says comes after its encoder."""
+    manifest = artifact.manifest
+    dense = (
+        load_dense(artifact.file(f"{path}/config.json"), artifact.file(f"{path}/model.safetensors"))
+        for path in manifest.dense
+    )
+    return Head(
+        tuple(PoolingMode(name) for name in manifest.pooling), tuple(dense), manifest.normalize
+    )
+
+
+def _as_list(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"encode takes a text or an iterable of texts, got {type(texts).__name__}")
+    return list(texts)
+
+
+def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    source = iter(texts)
+    while window := list(islice(source, WINDOW_TEXTS)):
+        yield window
+
+
+def _progress_bar(total: int | None) -> Any:  # noqa: ANN401
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=" texts", desc="Encoding", smoothing=0.1)

@@ -1,0 +1,117 @@
+"""Similarities -> files: matrix, neighbours, pairs, heatmap. Rows keep the numbers of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from onnxsim_embed.artifact import atomic_file
+from onnxsim_embed.similarity import (
+    closest_pairs,
+    cos_sim,
+    neighbours,
+    similar_pairs,
+    similarity_matrix,
+)
+from onnxsim_embed.tables import write_rows
+
+# A heatmap is dense: 2,000 rows are 16 MB of scores and already finer than a screen.
+HEATMAP_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class SimilarityJob:
+    """The vectors to compare, and what the caller knows of them.
+
+    :param vectors: (n, dim).
+    :param texts: the texts of all rows, where they are known.
+    :param kept: int64 array (n,), the row of each vector in the input, or None for all rows.
+    :param rows: rows of the input.
+    """
+
+    vectors: npt.NDArray[Any]
+    texts: list[str] | None
+    kept: npt.NDArray[np.int64] | None
+    rows: int
+
+    def write_matrix(self, path: Path, threshold: float) -> int:
+        """Write the sparse matrix (rows x rows of the input) as .npz; return its number of entries."""
+        matrix = similarity_matrix(self.vectors, threshold)
+        if self.kept is not None:
+            entries = matrix.tocoo()
+            row, column = (self._rows(part.astype(np.int64)) for part in entries.coords)
+            matrix = sparse.csr_array((entries.data, (row, column)), shape=(self.rows, self.rows))
+        with atomic_file(path) as work, work.open("wb") as stream:
+            sparse.save_npz(stream, matrix, compressed=False)
+        return int(matrix.nnz)
+
+    def write_neighbours(self, path: Path, k: int) -> None:
+        """Write row, rank, neighbour and score of the k closest rows of each row."""
+        best = neighbours(self.vectors, k)
+        columns: dict[str, Any] = {
+            "row": np.repeat(self._rows(np.arange(len(self.vectors), dtype=np.int64)), k),
+            "rank": np.tile(np.arange(1, k + 1), len(self.vectors)),
+            "neighbour": self._rows(best.indices.ravel()),
+            "score": _digits(best.scores.ravel()),
+        }
+        write_rows(self._with_texts(columns, "row", "neighbour"), path)
+
+    def write_pairs(self, path: Path, threshold: float) -> int:
+        """Write left, right and score of each pair above a threshold, best first; return their number."""
+        pairs = similar_pairs(self.vectors, threshold)
+        columns: dict[str, Any] = {
+            "left": self._rows(pairs.left),
+            "right": self._rows(pairs.right),
+            "score": _digits(pairs.scores),
+        }
+        write_rows(self._with_texts(columns, "left", "right"), path)
+        return len(pairs.scores)
+
+    def draw(self, path: Path) -> None:
+        """Draw all scores as a heatmap.
+
+        :raises ValueError: if there are too many rows for a picture.
+        """
+        from onnxsim_embed.plot import heatmap
+
+        if len(self.vectors) > HEATMAP_ROWS:
+            raise ValueError(
+                f"a heatmap takes at most {HEATMAP_ROWS:,} rows, got {len(self.vectors):,}; "
+                "draw a part of them"
+            )
+        rows = self._rows(np.arange(len(self.vectors), dtype=np.int64))
+        labels = None if self.texts is None else [self.texts[row] for row in rows]
+        heatmap(cos_sim(self.vectors, self.vectors), path, labels=labels)
+
+    def closest(self, count: int) -> Iterator[str]:
+        """Yield a line for each of the `count` closest pairs."""
+        pairs = closest_pairs(self.vectors, count) if count else ()
+        for left, right, score in zip(*pairs, strict=True):
+            a, b = self._rows(left), self._rows(right)
+            yield f"{score:.4f}  {self._name(int(a))}  ~  {self._name(int(b))}"
+
+    def _rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return rows if self.kept is None else self.kept[rows]
+
+    def _name(self, row: int) -> str:
+        if self.texts is None:
+            return f"row {row}"
+        text = " ".join(self.texts[row].split())
+        return f"{row}: {text if len(text) <= 60 else text[:59] + '…'}"
+
+    def _with_texts(self, columns: dict[str, Any], left: str, right: str) -> dict[str, Any]:
+        if self.texts is not None:
+            for name in (left, right):
+                columns[f"{name}_text"] = [self.texts[row] for row in columns[name]]
+        return columns
+
+
+def _digits(scores: npt.NDArray[np.float32]) -> list[str]:
+    """Write float32 scores with as many digits as read back to the same value."""
+    return [np.format_float_positional(score, trim="0") for score in scores]

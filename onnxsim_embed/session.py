@@ -1,0 +1,113 @@
+"""Providers, threads and the ONNX session. The only run-time importer of onnxruntime."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from onnxsim_embed.errors import ArtifactError
+
+Provider = str | tuple[str, Mapping[str, Any]]
+Device = str | Sequence[Provider]
+
+
+def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider]:
+    """Turn a device into execution providers, first choice first.
+
+    :param device: "auto" (CUDA where onnxruntime offers it, else the CPU), "cpu", "cuda", "cuda:1",
+        or onnxruntime's own list of provider names or (name, options) pairs.
+    :param available: the providers that this onnxruntime was built with.
+    :returns: providers for an InferenceSession.
+    :raises ValueError: for an unknown device, or one that this onnxruntime does not offer.
+    """
+    if not isinstance(device, str):
+        names = [entry if isinstance(entry, str) else entry[0] for entry in device]
+        missing = [name for name in names if name not in available]
+        if missing or not names:
+            raise ValueError(
+                f"providers {missing or names} are not offered by this onnxruntime, "
+                f"which has {list(available)}"
+            )
+        return list(device)
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    if device == "auto":
+        if "CUDAExecutionProvider" in available:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        return ["CPUExecutionProvider"]
+    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    if match is None:
+        raise ValueError(
+            f"unknown device {device!r}; allowed are auto, cpu, cuda, cuda:N or a list of providers"
+        )
+    if "CUDAExecutionProvider" not in available:
+        raise ValueError(
+            f"device {device!r} needs an onnxruntime with CUDA; this one offers {list(available)}: "
+            "pip uninstall onnxruntime && pip install onnxruntime-gpu, or use device='cpu'"
+        )
+    return [("CUDAExecutionProvider", {"device_id": match[1] or "0"}), "CPUExecutionProvider"]
+
+
+class Session:
+    """One ONNX file, ready to run; any number of threads may call it at once.
+
+    :param path: the ONNX file.
+    :param device: see `resolve_providers`.
+    :param intra_op_threads: threads inside one call.
+    :raises ArtifactError: if onnxruntime cannot load the file.
+    :raises ValueError: if the device is not there.
+    """
+
+    def __init__(self, path: Path, device: Device = "auto", intra_op_threads: int = 1) -> None:
+        providers = resolve_providers(device, onnxruntime.get_available_providers())
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = intra_op_threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # the library's exceptions share no base class
+            raise ArtifactError(f"onnxruntime cannot load {path}: {error}") from error
+        self.providers: list[str] = self._session.get_providers()
+        asked = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        if device != "auto" and self.providers[0] != asked:
+            raise ValueError(
+                f"device {device!r} was asked for, but the session runs on {self.providers[0]}; "
+                "see onnxruntime's messages above, or use device='cpu'"
+            )
+        self._inputs = {entry.name for entry in self._session.get_inputs()}
+
+    @property
+    def provider(self) -> str:
+        """Name of the execution provider that runs the model."""
+        return self.providers[0]
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether batches of equal length on several threads pay (they do on the CPU only)."""
+        return self.provider != "CUDAExecutionProvider"
+
+    def run(
+        self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Run the encoder.
+
+        :param input_ids: int64 array (batch, tokens).
+        :param attention_mask: int64 array (batch, tokens), or None when every token is real.
+        :returns: hidden, float32 array (batch, tokens, hidden).
+        """
+        feed = {"input_ids": input_ids}
+        if "attention_mask" in self._inputs:
+            feed["attention_mask"] = (
+                np.ones_like(input_ids) if attention_mask is None else attention_mask
+            )
+        if "token_type_ids" in self._inputs:
+            feed["token_type_ids"] = np.zeros_like(input_ids)
+        hidden = self._session.run(None, feed)[0]
+        return np.asarray(hidden, np.float32)

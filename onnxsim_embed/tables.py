@@ -1,0 +1,286 @@
+"""Texts in (csv, tsv, jsonl, parquet, txt, each also gzipped but parquet), vectors out (npy, parquet)."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxsim_embed.artifact import atomic_file
+from onnxsim_embed.errors import MissingExtraError, TableError
+
+KINDS = ("csv", "tsv", "jsonl", "parquet", "txt")
+
+# Names that mean "the text to embed" where a table has several columns and none was asked for.
+TEXT_COLUMNS = ("text", "title_and_description", "sentence")
+
+# A cell above this is more likely a lost quote than a text; the csv module's own limit is 128 KiB.
+LONGEST_CELL = 1 << 28
+
+
+def iter_texts(
+    path: str | Path, column: str | None = None, *, kind: str | None = None
+) -> Iterator[str]:
+    """Yield the texts of a file in order, reading as it goes.
+
+    :param path: a file, or "-" for standard input.
+    :param column: the column that holds texts; None where there is one, or one called text,
+        title_and_description or sentence. Files of plain lines have no columns.
+    :param kind: csv, tsv, jsonl, parquet or txt; None: by the file's ending, txt for standard input.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if the column is not there (naming those that are) or the kind is unknown.
+    :raises TableError: if the file is empty, not UTF-8, damaged, or holds a row without a text,
+        naming the row. Rows are counted from 0, as in the vectors.
+    """
+    for row, value in enumerate(iter_column(path, column, kind=kind)):
+        if not isinstance(value, str):
+            raise TableError(
+                f"{path}: row {row} holds {'no text (null)' if value is None else repr(value)[:60]}; "
+                "fill it with '' or drop the row"
+            )
+        yield value
+
+
+def iter_column(
+    path: str | Path, column: str | None = None, *, kind: str | None = None
+) -> Iterator[Any]:
+    """Yield the raw values of one column; see `iter_texts`."""
+    kind = kind or _kind(path)
+    if kind not in KINDS:
+        raise ValueError(
+            f"{path}: cannot read files of kind {kind!r}; known are {', '.join(KINDS)}"
+        )
+    if kind == "parquet":
+        yield from _parquet_column(Path(path), column)
+        return
+    with _open_text(path) as stream:
+        reader = {
+            "csv": _csv_column,
+            "tsv": _csv_column,
+            "jsonl": _jsonl_column,
+            "txt": _txt_lines,
+        }[kind]
+        try:
+            empty = True
+            for value in reader(stream, str(path), column, "\t" if kind == "tsv" else ","):
+                empty = False
+                yield value
+        except UnicodeDecodeError as error:
+            raise TableError(
+                f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}); convert it, "
+                f"for example: iconv -f latin1 -t utf-8 {path} > converted"
+            ) from None
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise TableError(f"{path} is not a readable gzip file: {error}") from None
+        if empty:
+            raise TableError(f"{path} holds no texts")
+
+
+def _kind(path: str | Path) -> str:
+    if str(path) == "-":
+        return "txt"
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+    ending = suffixes[-1].lstrip(".") if suffixes else ""
+    return {"ndjson": "jsonl", "text": "txt"}.get(ending, ending)
+
+
+@contextmanager
+def _open_text(path: str | Path) -> Iterator[IO[str]]:
+    if str(path) == "-":
+        yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
+        return
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory, not a file of texts")
+    if path.suffix.lower() == ".gz":
+        with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as stream:
+            yield stream
+    else:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            yield stream
+
+
+def _choose_column(path: str, names: Sequence[str], column: str | None) -> str:
+    if column is not None:
+        if column not in names:
+            raise ValueError(f"{path} has no column {column!r}; it has: {', '.join(names)}")
+        return column
+    if len(names) == 1:
+        return names[0]
+    for name in TEXT_COLUMNS:
+        if name in names:
+            return name
+    raise ValueError(f"{path} has several columns; choose one with --column: {', '.join(names)}")
+
+
+def _csv_column(stream: IO[str], path: str, column: str | None, delimiter: str) -> Iterator[Any]:
+    old = csv.field_size_limit(LONGEST_CELL)
+    try:
+        reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
+        names = reader.fieldnames
+        if not names:
+            return
+        name = _choose_column(path, names, column)
+        for row in reader:
+            yield row[name]
+    except csv.Error as error:
+        raise TableError(f"{path}, line {reader.line_num}: {error}") from None
+    finally:
+        csv.field_size_limit(old)
+
+
+def _jsonl_column(stream: IO[str], path: str, column: str | None, _: str) -> Iterator[Any]:
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise TableError(f"{path}, line {number} is not JSON: {error}") from None
+        if isinstance(value, dict):
+            if column is None:
+                column = _choose_column(path, list(value), None)
+            if column not in value:
+                raise ValueError(
+                    f"{path}, line {number} has no column {column!r}; it has: {', '.join(value)}"
+                )
+            value = value[column]
+        elif column is not None:
+            raise ValueError(
+                f"{path}, line {number} holds no columns, so --column {column!r} names nothing"
+            )
+        yield value
+
+
+def _txt_lines(stream: IO[str], path: str, column: str | None, _: str) -> Iterator[str]:
+    if column is not None:
+        raise ValueError(f"{path} is plain text, one text a line: it has no column {column!r}")
+    for line in stream:
+        yield line.rstrip("\r\n")
+
+
+def _arrow() -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtraError("reading and writing parquet", "parquet", "pyarrow")
+
+
+def _parquet_column(path: Path, column: str | None) -> Iterator[Any]:
+    _arrow()
+    import pyarrow
+    from pyarrow import parquet
+
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with parquet.ParquetFile(path) as table:
+            name = _choose_column(str(path), table.schema_arrow.names, column)
+            if table.metadata.num_rows == 0:
+                raise TableError(f"{path} holds no texts")
+            for batch in table.iter_batches(columns=[name], batch_size=4096):
+                yield from batch.column(0).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise TableError(f"{path} is not a readable parquet file: {error}") from None
+
+
+def write_vectors(vectors: npt.NDArray[Any], path: str | Path) -> None:
+    """Write vectors as .npy, or as .parquet with a column `vector`.
+
+    :param vectors: array (n, dim).
+    :raises ValueError: for another ending.
+    """
+    path = Path(path)
+    with atomic_file(path) as work:
+        if path.suffix == ".npy":
+            with work.open("wb") as stream:
+                np.save(stream, vectors, allow_pickle=False)
+        elif path.suffix == ".parquet":
+            _write_parquet(vectors, work)
+        else:
+            raise ValueError(f"{path}: vectors are written as .npy or .parquet")
+
+
+def _write_parquet(vectors: npt.NDArray[Any], path: Path) -> None:
+    _arrow()
+    import pyarrow
+    from pyarrow import parquet
+
+    flat = pyarrow.array(np.ascontiguousarray(vectors).reshape(-1))
+    column = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    parquet.write_table(pyarrow.table({"vector": column}), path)
+
+
+def holds_vectors(path: str | Path, column: str | None = None) -> bool:
+    """Return whether a file holds vectors rather than texts: .npy, or parquet with a list column."""
+    path = Path(path)
+    if path.suffix != ".parquet":
+        return path.suffix == ".npy"
+    _arrow()
+    import pyarrow
+    from pyarrow import parquet
+
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        schema = parquet.read_schema(path)
+    except pyarrow.ArrowException as error:
+        raise TableError(f"{path} is not a readable parquet file: {error}") from None
+    name = column or "vector"
+    kinds = pyarrow.types
+    return name in schema.names and (
+        kinds.is_fixed_size_list(schema.field(name).type) or kinds.is_list(schema.field(name).type)
+    )
+
+
+def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any]:
+    """Read vectors from .npy (memory-mapped) or from a list column of .parquet.
+
+    :returns: array (n, dim).
+    :raises FileNotFoundError: if there is no such file.
+    :raises TableError: if the file is damaged or does not hold a table of numbers.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix == ".parquet":
+        rows = list(_parquet_column(path, column or "vector"))
+        try:
+            return np.asarray(rows, np.float32)
+        except (ValueError, TypeError) as error:
+            raise TableError(
+                f"{path}: column {column or 'vector'!r} holds no vectors: {error}"
+            ) from None
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TableError(f"{path} is not a readable .npy file: {error}") from None
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        shape = getattr(vectors, "shape", "no array")
+        raise TableError(
+            f"{path} holds {shape} {getattr(vectors, 'dtype', '')}, not vectors of shape (n, dim)"
+        )
+    return vectors
+
+
+def write_rows(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], path: str | Path) -> None:
+    """Write columns of equal length as csv (or tsv, by the file's ending), with a header."""
+    path = Path(path)
+    with atomic_file(path) as work, work.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(
+            stream, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n"
+        )
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
