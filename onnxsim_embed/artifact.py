@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.machine import int8_suits
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "onnxsim_embed.json"
 CARD = "README.md"
 MODEL_FILES = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
+ENCODER_FILES = {"fp32": "onnx/encoder.onnx", "int8": "onnx/encoder_int8.onnx"}
 PRECISIONS = tuple(MODEL_FILES)
 
 
@@ -32,11 +37,22 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class PrecisionEntry:
-    """One precision: its file, how its numbers were made, what its graph holds."""
+    """One precision.
+
+    :param file: the portable ONNX file, which every reader takes.
+    :param encoder: the file for our own run path; its weights are those inside `file`.
+    :param method: how its numbers were made.
+    :param operators: how often each operator occurs in `file`.
+    :param layers: what quantization chose for each layer.
+    :param calibration: the texts that quantization saw: source, number, tokens, sha256.
+    """
 
     file: str
+    encoder: str
     method: str
     operators: Mapping[str, int]
+    layers: Sequence[Mapping[str, Any]] = ()
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -181,7 +197,12 @@ class Artifact:
         """
         offered = self.manifest.precisions
         if precision == "auto":
-            return "fp32"
+            if "int8" not in offered:
+                return "fp32"
+            suits, reason = int8_suits()
+            if not suits:
+                logger.warning("using fp32: %s", reason)
+            return "int8" if suits else "fp32"
         if precision not in offered:
             raise ValueError(
                 f"precision {precision!r} is not in {self.directory}, which holds {', '.join(offered)}; "

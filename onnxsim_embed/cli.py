@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,10 +99,27 @@ def export(
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            help="File of texts like yours, on which int8 ranges are chosen; default: the package's own.",
+        ),
+    ] = None,
+    column: ColumnOption = None,
+    bar: Annotated[
+        str | None,
+        typer.Option(
+            "--bar",
+            help="Least MEAN,MIN cosine of int8 to fp32; default 0.995,0.98. Below it nothing is written.",
+        ),
+    ] = None,
     force: ForceOption = False,
 ) -> None:
     """Turn a checkpoint into ONNX files, and prove them faithful."""
     from onnxsim_embed.export import export_model
+
+    texts = None if calibrate is None else _read_texts(str(calibrate), column, None)
 
     if output is None:
         output = Path(
@@ -110,10 +128,96 @@ def export(
     started = time.perf_counter()
     names = tuple(name.strip() for name in precision.split(",") if name.strip())
     artifact = export_model(
-        model, output, precisions=names, pooling=pooling, revision=revision, force=force
+        model,
+        output,
+        precisions=names,
+        pooling=pooling,
+        revision=revision,
+        calibration=texts,
+        bar=_parse_bar(bar),
+        force=force,
     )
     _print_artifact(artifact.directory, artifact.manifest)
     typer.echo(f"Exported to {output} in {time.perf_counter() - started:.1f} s.")
+
+
+def _parse_bar(bar: str | None) -> tuple[float, float] | None:
+    if bar is None:
+        return None
+    try:
+        mean, least = (float(part) for part in bar.split(","))
+    except ValueError:
+        raise ValueError(f"--bar takes MEAN,MIN such as 0.995,0.98, got {bar!r}") from None
+    if not (-1 <= mean <= 1 and -1 <= least <= 1):
+        raise ValueError(f"--bar takes two cosines from -1 to 1, got {bar!r}")
+    return mean, least
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="Artifact directory.")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            help="Checkpoint directory, model name, or torch for the model the artifact names: compares fp32 with it. Default: int8 with fp32 only.",
+        ),
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option("--texts", help="File of texts; default: the package's own.")
+    ] = None,
+    column: ColumnOption = None,
+    bar: Annotated[
+        str | None,
+        typer.Option("--bar", help="Least MEAN,MIN cosine of int8 to fp32; default 0.995,0.98."),
+    ] = None,
+) -> None:
+    """Compare an artifact with what it was made from; exit 1 if it is not faithful."""
+    from onnxsim_embed.artifact import Artifact
+    from onnxsim_embed.errors import VerificationError
+    from onnxsim_embed.export import verify_artifact
+
+    artifact = Artifact.open(directory)
+    chosen = None if texts is None else _read_texts(str(texts), column, None)
+    report = verify_artifact(artifact, against=against, texts=chosen, bar=_parse_bar(bar))
+    _print_fidelity(report)
+    problems = [problem for part in report.values() for problem in part["problems"]]
+    if problems:
+        raise VerificationError("; ".join(problems))
+
+
+@app.command(name="eval")
+def evaluate(
+    file: Annotated[
+        Path, typer.Argument(help="csv or tsv: text, text, score in the first three columns.")
+    ],
+    model: ModelOption = DEFAULT_MODEL,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Comma-separated; default: all of the model.")
+    ] = "",
+    threads: ThreadsOption = None,
+) -> None:
+    """Correlate cosine similarity with human scores, for each precision side by side."""
+    from onnxsim_embed.embedder import Embedder
+    from onnxsim_embed.evaluation import evaluate_sts
+    from onnxsim_embed.tables import read_scored_pairs
+
+    left, right, scores = read_scored_pairs(file)
+    first = Embedder.from_pretrained(model, precision="fp32", threads=threads)
+    names = [n.strip() for n in precision.split(",") if n.strip()] or list(
+        first.artifact.manifest.precisions
+    )
+    rows = []
+    for name in names:
+        loaded = (
+            first if name == "fp32" else Embedder(first.artifact, precision=name, threads=threads)
+        )
+        result = evaluate_sts(loaded, left, right, scores)
+        rate = f"{loaded.last_report.texts_per_second:,.0f}"
+        rows.append(
+            [name, f"{result.spearman:.2f}", f"{result.pearson:.2f}", str(result.pairs), rate]
+        )
+    _print_table(["precision", "Spearman x100", "Pearson x100", "pairs", "texts/s"], rows)
 
 
 @app.command()
@@ -384,7 +488,7 @@ def _check_output(path: Path, force: bool) -> None:
 
 
 def _print_artifact(directory: Path, manifest: Manifest) -> None:
-    from onnxsim_embed.export.card import fidelity_table
+    from onnxsim_embed.machine import cpu_name, int8_suits
 
     _print_fields(
         {
@@ -403,18 +507,18 @@ def _print_artifact(directory: Path, manifest: Manifest) -> None:
     ]
     _print_table(["precision", "file", "size", "made how"], files)
     if manifest.verification:
-        _print_table(
-            [
-                "fidelity",
-                "compared with",
-                "texts",
-                "min cosine",
-                "mean cosine",
-                "Spearman",
-                "top-10 overlap",
-            ],
-            fidelity_table(manifest),
+        _print_fidelity(manifest.verification)
+    if "int8" in manifest.precisions:
+        suits, reason = int8_suits()
+        typer.echo(
+            f"On this machine ({cpu_name()}) the default is {'int8' if suits else 'fp32'}: {reason}."
         )
+
+
+def _print_fidelity(report: Mapping[str, Any]) -> None:
+    from onnxsim_embed.export.card import FIDELITY_HEADER, fidelity_table
+
+    _print_table(FIDELITY_HEADER, fidelity_table(report))
 
 
 def _print_fields(fields: dict[str, str]) -> None:

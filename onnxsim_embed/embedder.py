@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -104,7 +105,10 @@ class Embedder:
         )
         self._longest = manifest.max_seq_length
         self.head = load_head(artifact)
-        self._session = Session(artifact.file(manifest.precisions[self.precision].file), device)
+        entry = manifest.precisions[self.precision]
+        artifact.file(entry.file)  # holds the weights of both files
+        self._session = Session(artifact.file(entry.encoder), device)
+        self._token_budget = TOKEN_BUDGET
         self._lock = threading.Lock()
         self._workers: ThreadPoolExecutor | None = None
 
@@ -356,6 +360,20 @@ class Embedder:
             truncate_dim,
         )
 
+    @contextmanager
+    def settings(self, *, threads: int, token_budget: int) -> Iterator[None]:
+        """Encode with other threads and batches for a while; not while other threads encode."""
+        old = self.threads, self._token_budget
+        self.threads, self._token_budget = threads, token_budget
+        workers, self._workers = self._workers, None
+        try:
+            yield
+        finally:
+            self.threads, self._token_budget = old
+            if self._workers is not None:
+                self._workers.shutdown()
+            self._workers = workers
+
     def token_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
         """Return each text's token ids as the model sees them: truncated, special tokens included.
 
@@ -457,7 +475,8 @@ class Embedder:
             first, np.zeros((len(texts), self.embedding_dimension), np.float32), [], report
         )
         batches = (
-            rows[batch] for batch in plan_batches(tokens.counts[rows], TOKEN_BUDGET, batch_size)
+            rows[batch]
+            for batch in plan_batches(tokens.counts[rows], self._token_budget, batch_size)
         )
         if self.threads == 1 or len(rows) == 1:
             for batch in batches:

@@ -78,7 +78,7 @@ def _pool_one(
     if attention_mask is None:
         return _pool_unmasked(hidden, mode)
     real = attention_mask.astype(np.bool_)
-    alive = real.any(axis=1)
+    alive = np.asarray(real.any(axis=1))
     if mode in (PoolingMode.CLS, PoolingMode.LAST_TOKEN):
         # The first or last real token, so that padding may stand on either side.
         index = (

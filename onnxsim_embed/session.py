@@ -82,6 +82,9 @@ class Session:
                 "see onnxruntime's messages above, or use device='cpu'"
             )
         self._inputs = {entry.name for entry in self._session.get_inputs()}
+        self._output = self._session.get_outputs()[0].name
+        # Our own layout: rows of equal length, no mask, the sequence as the first axis.
+        self.sequence_major = self._inputs == {"input_ids"}
 
     @property
     def provider(self) -> str:
@@ -100,14 +103,19 @@ class Session:
 
         :param input_ids: int64 array (batch, tokens).
         :param attention_mask: int64 array (batch, tokens), or None when every token is real.
-        :returns: hidden, float32 array (batch, tokens, hidden).
+        :returns: hidden, float32 array (batch, tokens, hidden); a view, not always contiguous.
+        :raises ValueError: for a mask where the file takes none.
         """
+        if self.sequence_major:
+            if attention_mask is not None and not attention_mask.all():
+                raise ValueError("this file takes rows of equal length, without padding")
+            feed = {"input_ids": np.ascontiguousarray(input_ids.T)}
+            hidden: npt.NDArray[np.float32] = self._session.run([self._output], feed)[0]
+            return hidden.transpose(1, 0, 2)
         feed = {"input_ids": input_ids}
         if "attention_mask" in self._inputs:
-            feed["attention_mask"] = (
-                np.ones_like(input_ids) if attention_mask is None else attention_mask
-            )
+            real = np.ones_like(input_ids) if attention_mask is None else attention_mask
+            feed["attention_mask"] = real
         if "token_type_ids" in self._inputs:
             feed["token_type_ids"] = np.zeros_like(input_ids)
-        hidden = self._session.run(None, feed)[0]
-        return np.asarray(hidden, np.float32)
+        return np.asarray(self._session.run([self._output], feed)[0], np.float32)

@@ -196,6 +196,39 @@ def _parquet_column(path: Path, column: str | None) -> Iterator[Any]:
         raise TableError(f"{path} is not a readable parquet file: {error}") from None
 
 
+def read_scored_pairs(path: str | Path) -> tuple[list[str], list[str], list[float]]:
+    """Read text, text, score from the first three columns of a csv or tsv file.
+
+    A first line whose third column is no number is a header.
+
+    :raises FileNotFoundError: if there is no such file.
+    :raises TableError: naming the line that has no two texts and a number.
+    """
+    left: list[str] = []
+    right: list[str] = []
+    scores: list[float] = []
+    with _open_text(path) as stream:
+        delimiter = "\t" if _kind(path) == "tsv" else ","
+        try:
+            for number, row in enumerate(csv.reader(stream, delimiter=delimiter), start=1):
+                try:
+                    score = float(row[2])
+                except (IndexError, ValueError):
+                    if number == 1 and len(row) > 2:
+                        continue
+                    raise TableError(
+                        f"{path}, line {number}: expected text, text, score; got {row!r:.80}"
+                    ) from None
+                left.append(row[0])
+                right.append(row[1])
+                scores.append(score)
+        except UnicodeDecodeError as error:
+            raise TableError(f"{path} is not UTF-8: {error.reason}") from None
+    if not scores:
+        raise TableError(f"{path} holds no scored pairs")
+    return left, right, scores
+
+
 def write_vectors(vectors: npt.NDArray[Any], path: str | Path) -> None:
     """Write vectors as .npy, or as .parquet with a column `vector`.
 

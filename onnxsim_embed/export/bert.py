@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,6 @@ Tensors = Mapping[str, Float32]
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 
-class AnyLinear(Protocol):
-    """A linear layer that graph.py knows how to emit."""
-
-
 @dataclass(frozen=True)
 class Linear:
     """A float32 linear layer.
@@ -37,6 +33,48 @@ class Linear:
 
     weight: Float32
     bias: Float32 | None
+
+
+@dataclass(frozen=True)
+class InputQuantization:
+    """How the input of linear layers becomes uint8: round(x * multiplier / scale) + zero_point.
+
+    :param multiplier: float32 array (in_features,), or None where it would be all ones.
+    """
+
+    scale: np.float32
+    zero_point: np.uint8
+    multiplier: Float32 | None = None
+
+
+@dataclass(frozen=True)
+class StaticLinear:
+    """An int8 linear layer whose input range is fixed.
+
+    :param weight: int8 array (in_features, out_features), symmetric per output channel.
+    :param scales: float32 array (out_features,).
+    :param bias: float32 array (out_features,) or None.
+    """
+
+    weight: npt.NDArray[np.int8]
+    scales: Float32
+    bias: Float32 | None
+    input: InputQuantization
+
+
+AnyLinear = Linear | StaticLinear
+
+
+@dataclass(frozen=True)
+class Int8Table:
+    """An embedding table in int8, one scale a row.
+
+    :param values: int8 array (rows, hidden).
+    :param scales: float32 array (rows,).
+    """
+
+    values: npt.NDArray[np.int8]
+    scales: Float32
 
 
 @dataclass(frozen=True)
@@ -73,7 +111,7 @@ class Bert:
     head_width: int
     epsilon: float
     activation: str
-    words: Float32
+    words: Float32 | Int8Table
     positions: Float32
     norm: Norm
     layers: tuple[Layer, ...]

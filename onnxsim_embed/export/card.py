@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from onnxsim_embed.artifact import Manifest
 
@@ -36,28 +38,28 @@ It also loads in sentence-transformers: `SentenceTransformer("path/to/this/direc
 """
 
 
-def fidelity_table(manifest: Manifest) -> list[list[str]]:
-    """Return the verification report as rows: precision, reference, texts, min, mean cosine, ..."""
+FIDELITY_HEADER = [
+    "precision", "compared with", "texts", "min cosine", "1st percentile", "mean cosine",
+    "Spearman of pairs", "top-10 overlap", "batch-variant",
+]  # fmt: skip
+
+
+def fidelity_table(report: Mapping[str, Any]) -> list[list[str]]:
+    """Return a verification report as rows under FIDELITY_HEADER."""
     rows = []
-    for precision, part in manifest.verification.items():
-        cells = (f"{part[key]:.6f}" for key in ("min_cosine", "mean_cosine", "spearman"))
-        rows.append(
-            [
-                precision,
-                part["reference"],
-                str(part["texts"]),
-                *cells,
-                f"{part['top10_overlap']:.3f}",
-            ]
+    for precision, part in report.items():
+        cells = (
+            f"{part[key]:.6f}" for key in ("min_cosine", "p1_cosine", "mean_cosine", "spearman")
         )
+        overlap, variant = f"{part['top10_overlap']:.3f}", str(part["batch_variant"])
+        rows.append([precision, part["reference"], str(part["texts"]), *cells, overlap, variant])
     return rows
 
 
 def write_card(manifest: Manifest, path: Path) -> None:
     """Write the model card from what the manifest says."""
-    head = "| precision | compared with | texts | min cosine | mean cosine | Spearman of pairs | top-10 overlap |\n"
-    head += "|---|---|---|---|---|---|---|\n"
-    rows = "\n".join("| " + " | ".join(row) + " |" for row in fidelity_table(manifest))
+    head = "| " + " | ".join(FIDELITY_HEADER) + " |\n" + "|---" * len(FIDELITY_HEADER) + "|\n"
+    rows = "\n".join("| " + " | ".join(row) + " |" for row in fidelity_table(manifest.verification))
     text = TEMPLATE.format(
         name=manifest.name,
         source=manifest.source,

@@ -1,0 +1,229 @@
+"""Which fixed uint8 range the input of a linear gets: a search on measured output error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxsim_embed.export.bert import InputQuantization
+from onnxsim_embed.export.calibrate import Activations
+from onnxsim_embed.export.rounding import round_nearest
+
+Float32 = npt.NDArray[np.float32]
+Activation = Callable[[Float32], Float32]
+
+EXPONENTS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+SHIFTS = (0.0, 0.5, 1.0)
+
+# The search looks at so many tokens; more do not change what it chooses.
+SEARCH_ROWS = 1024
+
+# Ranges tried for an activation with outlier channels, from an eighth of its reach to all of it.
+RANGE_STEPS = 16
+
+# Copies of outlier channels: at most one column in so many, so that they cost about 2 % of a layer.
+COLUMNS_PER_COPY = 48
+
+
+@dataclass(frozen=True)
+class Range:
+    """A uint8 range: real value = (q - zero_point) * scale."""
+
+    scale: np.float32
+    zero_point: np.uint8
+
+    @classmethod
+    def of(cls, low: float, high: float) -> Range:
+        """Return the range that covers [low, high] and zero."""
+        low, high = min(0.0, low), max(0.0, high)
+        scale = max((high - low) / 255, 1e-8)
+        return cls(np.float32(scale), np.uint8(np.clip(round(-low / scale), 0, 255)))
+
+    @property
+    def top(self) -> float:
+        """The largest value that it holds."""
+        return float(255 - int(self.zero_point)) * float(self.scale)
+
+    def round_trip(self, values: Float32) -> Float32:
+        """Return what values become through uint8 and back."""
+        zero = np.float32(self.zero_point)
+        steps = np.clip(np.rint(values / self.scale) + zero, 0, 255)
+        return (steps - zero) * self.scale
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """A way to quantize one input: round_trip((x + shift) * multiplier).
+
+    :param error: mean over the linears of squared output error over output variance.
+    :param exponent: how much of the range moved onto the weights; 0 none.
+    """
+
+    error: float
+    exponent: float
+    shift: Float32
+    multiplier: Float32
+    range: Range
+
+    def apply(self, rows: Float32) -> Float32:
+        """Return what the linears will see of inputs, float32 array (tokens, in_features)."""
+        return self.range.round_trip((rows + self.shift) * self.multiplier)
+
+    def quantization(self) -> InputQuantization:
+        """Return it as the graph takes it."""
+        multiplier = None if self.exponent == 0 else self.multiplier
+        return InputQuantization(self.range.scale, self.range.zero_point, multiplier)
+
+
+def fit_smoothing(
+    seen: Activations,
+    weights: Sequence[Float32],
+    *,
+    exponents: Iterable[float] = EXPONENTS,
+    shifts: Iterable[float] = SHIFTS,
+) -> Smoothing:
+    """Choose exponent, shift and range of one input.
+
+    First the exponent at half a shift, then the shift at that exponent: nearly independent, and half
+    the work of trying every combination.
+
+    :param seen: the input over the calibration texts.
+    :param weights: float32 arrays (in_features, out_features) of the linears that take it.
+    """
+    rows = spread_rows(seen.rows, SEARCH_ROWS)
+    exact = [rows @ weight for weight in weights]
+    reach = np.abs(np.concatenate(weights, axis=1)).max(axis=1)
+
+    def trial(exponent: float, part: float) -> Smoothing:
+        shift = (-(seen.low + seen.high) * np.float32(part / 2)).astype(np.float32)
+        low, high = seen.low + shift, seen.high + shift
+        multiplier = smoothing_multiplier(np.maximum(-low, high), reach, exponent)
+        span = Range.of(float((low * multiplier).min()), float((high * multiplier).max()))
+        made = Smoothing(0.0, exponent, shift, multiplier, span)
+        inputs = made.apply(rows)
+        scaled = [weight / multiplier[:, None] for weight in weights]
+        return Smoothing(output_error(inputs, exact, scaled), exponent, shift, multiplier, span)
+
+    shifts = tuple(shifts)
+    middle = shifts[len(shifts) // 2]
+    best = min((trial(exponent, middle) for exponent in exponents), key=lambda t: t.error)
+    others = (trial(best.exponent, part) for part in shifts if part != middle)
+    return min((best, *others), key=lambda t: t.error)
+
+
+def smoothing_multiplier(inputs: Float32, weights: Float32, exponent: float) -> Float32:
+    """Return the factors that even out the channels of an input (SmoothQuant, arXiv:2211.10438).
+
+    Their inverse is max|x|^a / max|w|^(1-a), scaled to a geometric mean of 1; an exponent a of 0 means
+    no smoothing and gives ones.
+
+    :param inputs: float32 array (channels,), largest magnitude of each input channel.
+    :param weights: float32 array (channels,), largest magnitude of each weight row.
+    """
+    if exponent == 0:
+        return np.ones_like(inputs)
+    x, w = (np.maximum(value, 1e-5).astype(np.float64) for value in (inputs, weights))
+    logs = exponent * np.log(x) - (1 - exponent) * np.log(w)
+    return np.exp(logs.mean() - logs).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A range for the activation's output, and copies of the columns that reach beyond it.
+
+    :param columns: int64 array (copies,), the column that each copy repeats.
+    :param offsets: float32 array (copies,), by how much its input is lowered.
+    """
+
+    error: float
+    range: Range
+    columns: npt.NDArray[np.int64]
+    offsets: Float32
+
+    def apply(self, rows: Float32, activation: Activation) -> Float32:
+        """Return what `down` will see: float32 array (tokens, inner + copies)."""
+        copies = activation(rows[:, self.columns] - self.offsets)
+        return self.range.round_trip(np.concatenate([activation(rows), copies], axis=1))
+
+
+def fit_split(seen: Activations, activation: Activation, weight: Float32) -> Split:
+    """Choose the range of the activation's output, and the copies of outlier channels.
+
+    :param seen: what the activation takes, over the calibration texts.
+    :param activation: the function between `up` and `down`.
+    :param weight: float32 array (inner, hidden), of `down`.
+    """
+    rows = spread_rows(seen.rows, SEARCH_ROWS)
+    inner = activation(rows)
+    exact = inner @ weight
+    highest = activation(seen.high)
+    low = min(float(inner.min()), float(activation(seen.low).min()))
+    top = max(float(highest.max()), 1e-6)
+
+    def trial(bound: float) -> Split:
+        span = Range.of(low, bound)
+        columns, offsets = plan_copies(highest, span.top, len(weight) // COLUMNS_PER_COPY)
+        copies = activation(rows[:, columns] - offsets)
+        inputs = span.round_trip(np.concatenate([inner, copies], axis=1))
+        stacked = np.concatenate([weight, weight[columns]])
+        return Split(output_error(inputs, [exact], [stacked]), span, columns, offsets)
+
+    return min(
+        (trial(float(b)) for b in np.geomspace(top / 8, top, RANGE_STEPS)), key=lambda t: t.error
+    )
+
+
+def plan_copies(highest: Float32, top: float, most: int) -> tuple[npt.NDArray[np.int64], Float32]:
+    """Give copies to the channels that exceed `top`, the highest first, as long as `most` allow.
+
+    :returns: the column of each copy, and by how much its input is lowered.
+    """
+    columns: list[int] = []
+    offsets: list[float] = []
+    for column in np.argsort(-highest, kind="stable"):
+        if highest[column] <= top:
+            break
+        copies = int(np.ceil(highest[column] / top)) - 1
+        if len(columns) + copies <= most:
+            columns += [int(column)] * copies
+            offsets += [top * (i + 1) for i in range(copies)]
+    return np.array(columns, np.int64), np.array(offsets, np.float32)
+
+
+def output_error(inputs: Float32, exact: Sequence[Float32], weights: Sequence[Float32]) -> float:
+    """Return the mean relative squared error of inputs @ int8(weights) against `exact`.
+
+    A constant error does not count: the bias takes it back.
+    """
+    errors = []
+    for target, weight in zip(exact, weights, strict=True):
+        values, scales = round_nearest(weight)
+        difference = inputs @ (values * scales) - target
+        variance = max(float(target.var(axis=0).mean()), 1e-12)
+        errors.append(float(difference.var(axis=0).mean()) / variance)
+    return float(np.mean(errors))
+
+
+def spread_rows(rows: Float32, most: int) -> Float32:
+    """Return at most so many rows, evenly spread over all."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def activation_function(name: str) -> Activation:
+    """Return the activation of a BERT configuration as a numpy function."""
+    from scipy.special import erf
+
+    def gelu(x: Float32) -> Float32:
+        return np.asarray(x * (1 + erf(x / np.float32(np.sqrt(2)))) / 2, np.float32)
+
+    def gelu_tanh(x: Float32) -> Float32:
+        inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
+        return np.asarray(x * (1 + np.tanh(inner)) / 2, np.float32)
+
+    def relu(x: Float32) -> Float32:
+        return np.maximum(x, np.float32(0))
+
+    return {"gelu": gelu, "relu": relu}.get(name, gelu_tanh)

@@ -1,0 +1,458 @@
+"""The command line: what it writes, and one line and an exit code for what it cannot do."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TEXTS
+from scipy import sparse
+from typer.testing import CliRunner
+
+from onnxsim_embed import Embedder, __version__, cli
+from onnxsim_embed.recipes import recipes
+from onnxsim_embed.similarity import closest_pairs, neighbours, similar_pairs, similarity_matrix
+
+PROCESS = [sys.executable, "-c", "from onnxsim_embed.cli import main; main()"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the program as a shell would; return exit code, standard output and standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["onnxsim-embed", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def refuse(run):
+    """Call the program, expecting exit code 2 (or another) and one line; return the line."""
+
+    def call(*arguments, code=2):
+        got, out, err = run(*arguments)
+        assert (got, out) == (code, ""), err
+        assert err.startswith("onnxsim-embed: ")
+        assert err.count("\n") == 1
+        return err
+
+    return call
+
+
+@pytest.fixture
+def texts_csv(tmp_path):
+    path = tmp_path / "texts.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([["id", "text"], *enumerate(TEXTS)])
+    return path
+
+
+@pytest.fixture
+def vectors_npy(tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
+    vectors[5] = vectors[2]
+    np.save(tmp_path / "vectors.npy", vectors)
+    return tmp_path / "vectors.npy"
+
+
+def read_rows(path):
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+# saying what there is
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+def test_help_lists_the_commands(arguments):
+    result = CliRunner().invoke(cli.app, arguments)
+    for command in ("export", "info", "models", "encode", "similarity"):
+        assert f" {command} " in result.output
+
+
+@pytest.mark.parametrize("command", ["export", "info", "models", "encode", "similarity"])
+def test_each_command_explains_itself(command):
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Usage: onnxsim-embed {command}" in result.output
+
+
+def test_the_version_is_that_of_the_package(run):
+    assert run("--version") == (0, f"onnxsim-embed {__version__}\n", "")
+
+
+def test_models_lists_every_recipe(run):
+    code, out, _ = run("models")
+    assert code == 0
+    for recipe in recipes():
+        assert any(line.startswith(f"{recipe.name}  ") for line in out.splitlines())
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "minilm", "BAAI/bge-base-en-v1.5"])
+def test_info_says_what_a_recipe_is(run, name):
+    code, out, _ = run("info", name)
+    assert code == 0
+    for field in ("source", "licence", "pooling", "max tokens", "prompts"):
+        assert f"\n{field} " in out
+
+
+def test_info_says_what_an_artifact_is(run, artifact):
+    code, out, _ = run("info", artifact)
+    assert code == 0
+    for part in ("pooling       mean, then L2", "onnx/model.onnx", "onnx/model_int8.onnx", " MB ",
+                 "min cosine", "query: 'a dog '"):  # fmt: skip
+        assert part in out
+
+
+def test_info_of_what_is_no_artifact_says_how_to_make_one(refuse, tmp_path, checkpoint):
+    assert "is not an artifact" in refuse("info", tmp_path, code=1)
+    assert "onnxsim-embed export" in refuse("info", checkpoint, code=1)
+    assert "onnxsim-embed models" in refuse("info", "no-such-model", code=1)
+
+
+# export
+
+
+def test_export_prints_what_was_written_and_how_faithful_it_is(run, tmp_path, checkpoint):
+    target = tmp_path / "new"
+    code, out, err = run("export", checkpoint, "-o", target)
+    assert (code, err) == (0, "")
+    for part in ("fp32 ", "int8 ", "onnx/model.onnx", " MB ", "min cosine", "PyTorch", str(target)):
+        assert part in out
+    assert names(tmp_path) == ["new"]
+    assert Embedder(target).encode("a road").shape == (32,)
+
+
+def test_export_replaces_an_artifact_only_by_force(run, refuse, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("export", checkpoint, "--precision", "fp32")[0] == 0
+    target = tmp_path / f"{checkpoint.name}-onnx"  # the default name
+    before = (target / "onnxsim_embed.json").read_bytes()
+    assert "--force" in refuse("export", checkpoint)
+    assert (target / "onnxsim_embed.json").read_bytes() == before
+    assert run("export", checkpoint, "--force")[0] == 0
+    assert (target / "onnx/model_int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--precision", "fp64"], 2, "unknown precision 'fp64'; known are fp32, int8"),
+        (["--pooling", "median"], 2, "unknown pooling 'median'; known are mean"),
+    ],
+)
+def test_export_refuses_what_it_does_not_know(
+    refuse, tmp_path, checkpoint, arguments, code, message
+):
+    target = tmp_path / "new"
+    assert message in refuse("export", checkpoint, "-o", target, *arguments, code=code)
+    assert names(tmp_path) == []
+
+
+def test_export_of_no_model_lists_the_recipes(refuse, tmp_path):
+    message = refuse("export", tmp_path / "nowhere", "-o", tmp_path / "new", code=1)
+    assert "all-MiniLM-L6-v2" in message
+    assert names(tmp_path) == []
+
+
+# encode
+
+
+def test_encode_writes_the_vectors_of_the_api(run, tmp_path, artifact, texts_csv):
+    output = tmp_path / "vectors.npy"
+    code, out, err = run("encode", texts_csv, "--column", "text", "-m", artifact, "-o", output)
+    assert (code, err) == (0, "")
+    assert f"Encoded {len(TEXTS)} texts (11 distinct, " in out
+    assert "1 texts were longer than 48 tokens" in out
+    assert f"Wrote {output}: {len(TEXTS)} x 32 float32." in out
+    np.testing.assert_array_equal(np.load(output), Embedder(artifact).encode(TEXTS))
+
+
+def test_encode_takes_a_precision_threads_and_a_prompt(run, tmp_path, artifact, texts_csv):
+    code, out, _ = run("encode", texts_csv, "-m", artifact, "-o", tmp_path / "v.npy", "--precision",
+                       "fp32", "--threads", 1, "--prompt-name", "query")  # fmt: skip
+    assert code == 0
+    assert "1 threads, fp32" in out
+    expected = Embedder(artifact, precision="fp32").encode(TEXTS, prompt_name="query")
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
+
+
+def test_encode_writes_parquet(run, tmp_path, artifact, texts_csv):
+    from pyarrow import parquet
+
+    assert run("encode", texts_csv, "-m", artifact, "-o", tmp_path / "v.parquet")[0] == 0
+    table = parquet.read_table(tmp_path / "v.parquet")
+    vectors = np.array(table["vector"].to_pylist(), np.float32)
+    np.testing.assert_array_equal(vectors, Embedder(artifact).encode(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments"),
+    [(b"a road\nthe sun\n", []), (b'{"text": "a road"}\n{"text": "the sun"}\n', ["--format", "jsonl"])],
+)  # fmt: skip
+def test_encode_reads_standard_input(run, tmp_path, artifact, monkeypatch, data, arguments):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    output = tmp_path / "v.npy"
+    assert run("encode", "-", "-m", artifact, "-o", output, *arguments)[0] == 0
+    expected = Embedder(artifact).encode(["a road", "the sun"])
+    np.testing.assert_array_equal(np.load(output), expected)
+
+
+def test_quiet_prints_nothing(run, tmp_path, artifact, texts_csv):
+    assert run("encode", texts_csv, "-q", "-m", artifact, "-o", tmp_path / "v.npy") == (0, "", "")
+
+
+def test_an_existing_output_is_replaced_only_by_force(run, refuse, tmp_path, artifact, texts_csv):
+    output = tmp_path / "v.npy"
+    output.write_text("mine")
+    assert "--force" in refuse("encode", texts_csv, "-m", artifact, "-o", output)
+    assert output.read_text() == "mine"
+    assert run("encode", texts_csv, "-m", artifact, "-o", output, "--force")[0] == 0
+    assert np.load(output).shape == (len(TEXTS), 32)
+
+
+@pytest.mark.parametrize("command", ["encode", "similarity"])
+def test_an_output_that_cannot_be_written_is_named_first(refuse, tmp_path, command):
+    output = tmp_path / "nowhere" / ("v.npy" if command == "encode" else "m.npz")
+    message = refuse(command, tmp_path / "missing.csv", "-o", output)
+    assert f"there is no directory {output.parent}" in message
+
+
+@pytest.mark.parametrize("name", ["v.csv", "v", "v.npz"])
+def test_vectors_are_written_as_npy_or_parquet(refuse, tmp_path, texts_csv, name):
+    assert ".npy or .parquet" in refuse("encode", texts_csv, "-o", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "arguments", "code", "message"),
+    [
+        ("a.csv", b"id,title\n1,road\n", ["-c", "text"], 2, "no column 'text'; it has: id, title"),
+        ("a.csv", b"id,title\n1,road\n", [], 2, "choose one with --column: id, title"),
+        ("a.csv", b"", [], 1, "holds no texts"),
+        ("a.csv", b"text\ncaf\xe9\n", [], 1, "is not UTF-8"),
+        ("a.jsonl", b'{"text": null}\n', [], 1, "row 0 holds no text (null)"),
+        ("a.xyz", b"road\n", [], 2, "cannot read files of kind 'xyz'"),
+        ("a.txt", b"road\n", ["--format", "doc"], 2, "cannot read files of kind 'doc'"),
+    ],
+)
+def test_broken_input_is_one_line(
+    refuse, tmp_path, artifact, name, content, arguments, code, message
+):
+    (tmp_path / name).write_bytes(content)
+    arguments = [tmp_path / name, "-m", artifact, "-o", tmp_path / "v.npy", *arguments]
+    assert message in refuse("encode", *arguments, code=code)
+    assert names(tmp_path) == [name]
+
+
+def test_a_missing_input_is_one_line(refuse, tmp_path, artifact):
+    message = refuse("encode", tmp_path / "none.csv", "-m", artifact, "-o", tmp_path / "v.npy")
+    assert "there is no file" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--precision", "fp64"], "precision 'fp64' is not in"), (["--prompt-name", "x"], "prompt_name 'x'")],
+)  # fmt: skip
+def test_a_wrong_setting_is_one_line(refuse, tmp_path, artifact, texts_csv, arguments, message):
+    arguments = [texts_csv, "-m", artifact, "-o", tmp_path / "v.npy", *arguments]
+    assert message in refuse("encode", *arguments)
+
+
+# similarity
+
+
+def test_similarity_of_vectors_writes_everything_the_api_gives(run, tmp_path, vectors_npy):
+    outputs = {name: tmp_path / name for name in ("m.npz", "n.csv", "p.csv", "h.png")}
+    code, out, err = run("similarity", vectors_npy, "-t", 0.1, "-o", outputs["m.npz"], "-o", outputs["n.csv"],
+                         "--top-k", 3, "--pairs", outputs["p.csv"], "--heatmap", outputs["h.png"])  # fmt: skip
+    assert (code, err) == (0, "")
+    assert out.startswith("Compared 9 rows, ")
+    assert all(str(path) in out for path in outputs.values())
+    vectors = np.load(vectors_npy)
+    matrix, expected = sparse.load_npz(outputs["m.npz"]), similarity_matrix(vectors, 0.1)
+    assert matrix.dtype == np.float32
+    np.testing.assert_array_equal(matrix.toarray(), expected.toarray())
+    best = neighbours(vectors, 3)
+    rows = read_rows(outputs["n.csv"])
+    assert [int(row["neighbour"]) for row in rows] == best.indices.ravel().tolist()
+    assert [np.float32(row["score"]) for row in rows] == best.scores.ravel().tolist()
+    pairs, rows = similar_pairs(vectors, 0.1), read_rows(outputs["p.csv"])
+    assert [int(row["left"]) for row in rows] == pairs.left.tolist()
+    assert [int(row["right"]) for row in rows] == pairs.right.tolist()
+    assert [np.float32(row["score"]) for row in rows] == pairs.scores.tolist()
+    assert outputs["h.png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_similarity_of_texts_names_them(run, tmp_path, artifact, texts_csv):
+    code, out, _ = run("similarity", texts_csv, "-c", "text", "-m", artifact, "--pairs", tmp_path / "p.csv",
+                       "--threshold", 0.9, "--show", 2)  # fmt: skip
+    assert code == 0
+    first = read_rows(tmp_path / "p.csv")[0]
+    assert list(first) == ["left", "right", "score", "left_text", "right_text"]
+    assert first["left_text"] == TEXTS[int(first["left"])]
+    assert len([line for line in out.splitlines() if "  ~  " in line]) == 2
+
+
+def test_without_outputs_the_ten_closest_pairs_are_printed(run, vectors_npy):
+    code, out, _ = run("similarity", vectors_npy, "--quiet")
+    pairs = closest_pairs(np.load(vectors_npy), 10)
+    expected = [f"{s:.4f}  row {a}  ~  row {b}" for a, b, s in zip(*pairs, strict=True)]
+    assert (code, out.splitlines()) == (0, expected)
+
+
+def test_duplicates_are_dropped_and_rows_keep_their_numbers(
+    run, tmp_path, artifact, vectors_npy, texts_csv
+):
+    code, out, _ = run(
+        "similarity", vectors_npy, "--drop-duplicates", "-o", tmp_path / "m.npz", "-t", -1
+    )
+    assert code == 0
+    assert "Compared 8 rows (1 duplicates left out)" in out
+    matrix = sparse.load_npz(tmp_path / "m.npz")
+    assert matrix.shape == (9, 9)
+    np.testing.assert_array_equal(matrix.diagonal(), [1, 1, 1, 1, 1, 0, 1, 1, 1])
+    code, out, _ = run("similarity", texts_csv, "-m", artifact, "--drop-duplicates", "--pairs", tmp_path / "p.csv",
+                       "-t", 0.99)  # fmt: skip
+    assert "Compared 11 rows (1 duplicates left out)" in out
+    assert not any(row["left_text"] == row["right_text"] for row in read_rows(tmp_path / "p.csv"))
+
+
+def test_vectors_of_parquet_are_compared(run, tmp_path, vectors_npy):
+    from onnxsim_embed.tables import write_vectors
+
+    write_vectors(np.load(vectors_npy), tmp_path / "v.parquet")
+    assert run("similarity", tmp_path / "v.parquet", "-q") == run("similarity", vectors_npy, "-q")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "m.txt"], "m.txt: takes one .npz (matrix) and one .csv or .tsv (neighbours)"),
+        (["-o", "a.npz", "-o", "b.npz"], "takes one .npz"),
+        (["--top-k", 3], "--top-k K and -o neighbours.csv"),
+        (["-o", "n.csv"], "--top-k K and -o neighbours.csv"),
+        (["-o", "m.npz", "--top-k", 3], "--top-k K and -o neighbours.csv"),
+        (["-o", "n.csv", "--top-k", 9], "k must be from 1 to 8"),
+        (["--heatmap", "h.xyz"], "pictures can be"),
+        (["--heatmap", "h.xyz", "-o", "m.npz"], "pictures can be"),
+        (["--pairs", "p.xlsx"], ".csv"),
+        (["-o", "m.npz", "--pairs", "m.npz"], "m.npz"),
+    ],
+)
+def test_outputs_that_make_no_sense_are_refused_and_nothing_is_written(
+    refuse, tmp_path, vectors_npy, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in refuse("similarity", vectors_npy, *arguments)
+    assert names(tmp_path) == ["vectors.npy"]
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("-o", "m.npz"), ("--pairs", "p.csv"), ("--heatmap", "h.png")]
+)
+def test_no_output_of_similarity_is_replaced_unasked(refuse, tmp_path, vectors_npy, option, name):
+    (tmp_path / name).write_text("mine")
+    assert "--force" in refuse("similarity", vectors_npy, option, tmp_path / name)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_vectors_with_nan_are_named_by_row(refuse, tmp_path):
+    np.save(tmp_path / "v.npy", np.array([[1, 2], [np.nan, 1]], np.float32))
+    assert "row 1" in refuse("similarity", tmp_path / "v.npy")
+
+
+def test_a_heatmap_of_too_many_rows_is_refused(refuse, tmp_path):
+    np.save(tmp_path / "v.npy", np.ones((2001, 2), np.float32))
+    message = refuse("similarity", tmp_path / "v.npy", "--heatmap", tmp_path / "h.png")
+    assert "at most 2,000 rows" in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["encode"], ["encode", "a.csv"], ["similarity", "v.npy", "-t", "2"], ["encode", "a.csv", "-o", "v.npy", "--threads", "0"],
+     ["models", "--no-such-option"]],
+)  # fmt: skip
+def test_a_wrong_call_exits_with_two_and_shows_the_usage(run, arguments):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: " in err
+
+
+# as a process of its own
+
+
+def test_a_failure_shows_a_traceback_only_for_debugging(tmp_path):
+    missing = [str(tmp_path / "none.npy")]
+    plain = subprocess.run(
+        [*PROCESS, "similarity", *missing], capture_output=True, text=True, check=False
+    )
+    debug = subprocess.run([*PROCESS, "--debug", "similarity", *missing], capture_output=True, text=True, check=False)  # fmt: skip
+    assert (plain.returncode, plain.stdout) == (2, "")
+    assert plain.stderr == f"onnxsim-embed: there is no file {missing[0]}\n"
+    assert debug.returncode != 0
+    assert "Traceback" in debug.stderr
+    assert f"there is no file {missing[0]}" in debug.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_on_a_terminal_there_is_progress_and_an_interruption_leaves_nothing(tmp_path, artifact):
+    import fcntl
+    import struct
+    import termios
+
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"project {number} in the village\n" for number in range(150_000)))
+    terminal, other_end = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    arguments = ["encode", str(texts), "-m", str(artifact), "-o", str(tmp_path / "v.npy")]
+    process = subprocess.Popen([*PROCESS, *arguments], stdout=subprocess.PIPE, stderr=other_end)
+    os.close(other_end)
+    shown = b""
+    while b"texts/s" not in shown:
+        shown += os.read(terminal, 4096)
+    process.send_signal(signal.SIGINT)
+    with suppress(OSError):  # what Linux raises at the end of a terminal
+        while read := os.read(terminal, 4096):
+            shown += read
+    os.close(terminal)
+    process.communicate(timeout=60)
+    assert b"Encoding" in shown
+    assert process.returncode == 130
+    assert b"Traceback" not in shown
+    assert names(tmp_path) == ["texts.txt"]
+
+
+def test_output_cut_short_by_a_reader_is_no_traceback():
+    with subprocess.Popen(
+        [*PROCESS, "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+
+
+def test_the_script_is_installed():
+    from importlib.metadata import entry_points
+
+    (script,) = (
+        entry for entry in entry_points(group="console_scripts") if entry.name == "onnxsim-embed"
+    )
+    assert script.load() is cli.main
+    assert Path(cli.__file__).name == "cli.py"

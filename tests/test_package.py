@@ -1,0 +1,232 @@
+"""The package as a whole: import cost, the core environment, names, and nothing of this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import distribution, packages_distributions
+from pathlib import Path
+
+import pytest
+from conftest import TEXTS
+from packaging.requirements import Requirement
+
+import onnxsim_embed
+from onnxsim_embed import Embedder
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ["torch", "transformers", "onnx", "onnxruntime", "pandas", "matplotlib", "pyarrow",
+         "sentence_transformers", "scipy", "tokenizers", "numpy"]  # fmt: skip
+SECONDS = 0.15
+
+
+def fresh(code, *arguments):
+    """Run code in an interpreter of its own; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# what an import costs
+
+
+def test_importing_takes_little_time():
+    code = "from time import perf_counter as now; start = now(); import onnxsim_embed; print(now() - start)"
+    assert min(float(fresh(code)) for _ in range(5)) < SECONDS
+
+
+def test_importing_loads_nothing_heavy():
+    loaded = json.loads(
+        fresh("import json, onnxsim_embed, sys; print(json.dumps(list(sys.modules)))")
+    )
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_importing_has_no_side_effects():
+    code = """
+import logging, os, sys, warnings
+before = dict(os.environ), list(warnings.filters), logging.root.level, list(logging.root.handlers)
+import onnxsim_embed
+assert before == (dict(os.environ), warnings.filters, logging.root.level, logging.root.handlers)
+"""
+    fresh(code)
+
+
+# what the core environment can do
+
+
+def plain(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@cache
+def missing_from_core():
+    """Installed modules that an environment with only the core dependencies would not have."""
+    wanted, core = ["onnxsim-embed"], set()
+    while wanted:
+        name = plain(wanted.pop())
+        if name in core:
+            continue
+        core.add(name)
+        for text in distribution(name).requires or ():
+            needed = Requirement(text)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                wanted.append(needed.name)
+    return {
+        module
+        for module, names in packages_distributions().items()
+        if not core & {plain(name) for name in names}
+    }
+
+
+ONLY_CORE = """
+import json, sys
+
+class OnlyCore:
+    missing = set(json.loads(sys.argv.pop(1)))
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.missing:
+            raise ModuleNotFoundError(f"no module named {name!r} in the core environment", name=name)
+
+sys.meta_path.insert(0, OnlyCore())
+"""
+
+
+def only_core(code, *arguments, without=()):
+    missing = sorted(missing_from_core() | set(without))
+    return fresh(ONLY_CORE + code, json.dumps(missing), *arguments)
+
+
+def test_extras_are_no_part_of_the_core():
+    extras = ["torch", "onnx", "transformers", "matplotlib", "pyarrow", "pandas"]
+    code = f"""
+for name in {extras}:
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        print(name)
+"""
+    assert only_core(code).split() == extras
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_core_encodes_with_an_exported_artifact(artifact, precision):
+    code = """
+from onnxsim_embed import Embedder, similarity_matrix, top_k
+model = Embedder.from_pretrained(sys.argv[1], precision=sys.argv[2])
+vectors = model.encode(json.loads(sys.argv[3]))
+assert similarity_matrix(vectors, 0.5).shape == (len(vectors), len(vectors))
+assert top_k(vectors, vectors, 2).indices.shape == (len(vectors), 2)
+print(json.dumps(vectors.tolist()))
+"""
+    printed = only_core(code, artifact, precision, json.dumps(TEXTS))
+    assert json.loads(printed) == Embedder(artifact, precision=precision).encode(TEXTS).tolist()
+
+
+def test_the_core_runs_the_command_line(artifact, tmp_path):
+    (tmp_path / "texts.txt").write_text("a road\nthe sun\na road\n", encoding="utf-8")
+    code = "from onnxsim_embed.cli import main; main()"
+    assert "mean cosine" in only_core(code, "info", artifact)
+    output = tmp_path / "v.npy"
+    only_core(code, "encode", tmp_path / "texts.txt", "-m", artifact, "-o", output)
+    assert "row 0  ~  row 2" in only_core(code, "similarity", output)
+
+
+def test_similarity_needs_no_onnxruntime():
+    code = """
+import numpy as np
+from onnxsim_embed import Pairs, TopK, cos_sim, similar_pairs, similarity_matrix, top_k
+print(cos_sim(np.eye(2), np.eye(2)).tolist())
+"""
+    printed = only_core(code, without=("onnxruntime", "tokenizers", "huggingface_hub"))
+    assert printed == "[[1.0, 0.0], [0.0, 1.0]]\n"
+
+
+@pytest.mark.parametrize("extra", ["export", "plot", "parquet", "minilm"])
+def test_extras_that_messages_name_exist(extra):
+    assert extra in distribution("onnxsim-embed").metadata.get_all("Provides-Extra")
+
+
+def test_without_the_export_extra_one_line_names_it(checkpoint, tmp_path):
+    code = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "onnx" else find(name, package)
+from onnxsim_embed.export import export_model
+try:
+    export_model(sys.argv[1], sys.argv[2])
+except ImportError as error:
+    print(error)
+"""
+    printed = only_core(code, checkpoint, tmp_path / "artifact")
+    assert "pip install 'onnxsim-embed[export]'" in printed
+    assert printed.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# what it offers
+
+
+def test_every_public_name_is_there():
+    assert {"Embedder", "similarity_matrix", "top_k", "similar_pairs", "cos_sim"} <= set(
+        onnxsim_embed.__all__
+    )
+    assert sorted(onnxsim_embed.__all__) == dir(onnxsim_embed)
+    for name in onnxsim_embed.__all__:
+        value = getattr(onnxsim_embed, name)
+        assert isinstance(value, str) or value.__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'onnxsim_embed' has no attribute 'Embeder'"):
+        onnxsim_embed.Embeder  # noqa: B018
+
+
+def test_types_and_recipes_are_shipped():
+    from onnxsim_embed.recipes import recipes_directory
+
+    assert Path(onnxsim_embed.__file__).with_name("py.typed").is_file()
+    assert list(recipes_directory().glob("*.toml"))
+
+
+def test_the_version_is_in_the_changelog():
+    assert f"## {onnxsim_embed.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# nothing of the machine that made it
+
+
+SKIPPED = {".git", ".venv", "build", "dist", "__pycache__", "node_modules"}
+FOREIGN = {
+    "a path of one machine": re.compile("/" + "(work|root|home)/"),
+    "a registry of one site": re.compile(r"(index-url|trusted-host|find-links)\b|https?://[^/\s]+/simple\b"),
+}  # fmt: skip
+
+
+def text_files():
+    for path in sorted(ROOT.rglob("*")):
+        parts = path.relative_to(ROOT).parts
+        if SKIPPED & set(parts) or any(part.endswith(("_cache", ".egg-info")) for part in parts):
+            continue
+        if path.is_file() and path != Path(__file__) and b"\0" not in (data := path.read_bytes()):
+            yield path, data.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_no_file_names_a_thing_of_this_machine(what):
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path, text in text_files()
+        for match in FOREIGN[what].finditer(text)
+    ]
+    assert found == []

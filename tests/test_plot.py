@@ -1,0 +1,149 @@
+"""Heatmaps: any labels, any size, no global state, one line where matplotlib is missing."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+
+from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.plot import heatmap
+
+
+def scores_of(n, seed=0):
+    vectors = np.random.default_rng(seed).standard_normal((n, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors @ vectors.T).astype(np.float32)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Record what the picture is made of: the scores, and the labels of the rows."""
+    seen = {}
+    imshow, set_yticks = Axes.imshow, Axes.set_yticks
+
+    def record_scores(axes, scores, **kwargs):
+        seen["scores"] = np.array(scores)
+        return imshow(axes, scores, **kwargs)
+
+    def record_labels(axes, ticks, labels=None, **kwargs):
+        seen["labels"] = labels
+        return set_yticks(axes, ticks, labels, **kwargs)
+
+    monkeypatch.setattr(Axes, "imshow", record_scores)
+    monkeypatch.setattr(Axes, "set_yticks", record_labels)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("a.png", b"\x89PNG"),
+        ("a.svg", b"<?xml"),
+        ("a.pdf", b"%PDF"),
+        ("a.PNG", b"\x89PNG"),
+        ("a", b"\x89PNG"),
+    ],
+)
+def test_the_ending_chooses_the_format(tmp_path, name, head):
+    heatmap(scores_of(4), tmp_path / name, labels=list("abcd"), title="four texts")
+    assert (tmp_path / name).read_bytes().startswith(head)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("n", "order"), [(1, True), (2, True), (5, False), (61, True), (200, False)]
+)
+def test_any_number_of_rows_is_drawn(tmp_path, n, order):
+    labels = [f"text {i}" for i in range(n)]
+    heatmap(scores_of(n), tmp_path / "map.png", labels=labels, order=order)
+    assert (tmp_path / "map.png").stat().st_size > 2000
+
+
+LABELS = {
+    "formulas": [
+        "costs $5 or $6",
+        "$",
+        "a $x^2_{",
+        "a_b^c \\frac{1}",
+        "$" * 40,
+        "\\$",
+        "%d {} &<>",
+    ],
+    "spaces": ["two\nlines\tand a tab", "", " ", "\u2028", "word " * 30],
+    "glyphs": ["naïve café", "漢字", "🙂", "\x07 bell", "עברית"],  # the font lacks some of them
+}
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_any_label_is_drawn_without_a_warning(tmp_path, labels, ending):
+    heatmap(scores_of(len(labels)), tmp_path / f"map.{ending}", labels=labels)
+
+
+@pytest.mark.parametrize("title", ["$" * 3, "a\tb", "漢字"])
+def test_any_title_is_drawn_without_a_warning(tmp_path, title):
+    heatmap(scores_of(1), tmp_path / "map.png", title=title)
+
+
+def test_order_puts_groups_side_by_side_and_loses_no_score(tmp_path, drawn):
+    groups = np.array([0, 1, 0, 1, 0, 1])
+    scores = np.where(groups[:, None] == groups, 0.9, 0.1) + 0.01 * scores_of(6)
+    scores = ((scores + scores.T) / 2).astype(np.float32)
+    np.fill_diagonal(scores, 1)
+    labels = [f"group {group}" for group in groups]
+    heatmap(scores, tmp_path / "map.png", labels=labels, order=True)
+    assert drawn["labels"] in (sorted(labels), sorted(labels, reverse=True))
+    np.testing.assert_array_equal(np.sort(drawn["scores"], axis=None), np.sort(scores, axis=None))
+    np.testing.assert_array_equal(drawn["scores"], drawn["scores"].T)
+    assert (drawn["scores"][:3, :3] > 0.5).all()
+
+
+def test_without_order_rows_stay_where_they_are(tmp_path, drawn):
+    heatmap(scores_of(5), tmp_path / "map.png", labels=list("abcde"))
+    np.testing.assert_array_equal(drawn["scores"], scores_of(5))
+    assert drawn["labels"] == list("abcde")
+
+
+def test_a_long_label_is_shortened(tmp_path, drawn):
+    heatmap(scores_of(2), tmp_path / "map.png", labels=["rural school " * 9, "x"])
+    assert drawn["labels"][0].endswith("…")
+    assert len(drawn["labels"][0]) <= 28
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels"),
+    [
+        (np.ones((2, 3), np.float32), None),
+        (np.ones(3, np.float32), None),
+        (np.ones((0, 0), np.float32), None),
+        (np.ones((2, 2), np.float32), ["one"]),
+        (np.ones((2, 2), np.float32), []),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(tmp_path, scores, labels):
+    with pytest.raises(ValueError, match="a heatmap needs a square and as many labels, got"):
+        heatmap(scores, tmp_path / "map.png", labels=labels)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_format_lists_those_there_are(tmp_path):
+    with pytest.raises(ValueError, match=r"map\.xyz: pictures can be .*png"):
+        heatmap(scores_of(2), tmp_path / "map.xyz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_matplotlib_one_line_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError) as caught:
+        heatmap(scores_of(2), tmp_path / "map.png")
+    assert "pip install 'onnxsim-embed[plot]'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_drawing_needs_no_display_and_no_pyplot(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    heatmap(scores_of(3), tmp_path / "map.png")
+    assert "matplotlib.pyplot" not in sys.modules

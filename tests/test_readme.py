@@ -1,0 +1,105 @@
+"""Every command and every line of Python in the README works and prints what it says."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*\n?", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, its first line, and what it must print if that is said."""
+
+    language: str
+    text: str
+    line: int
+    printed: str | None
+
+
+def blocks(readme):
+    found = list(FENCE.finditer(readme))
+    for match, after in zip(found, [*found[1:], None], strict=False):
+        between = readme[match.end() : after.start()] if after else "more"
+        says = after is not None and after[1] == "text" and not between.strip()
+        line = readme.count("\n", 0, match.start(2)) + 1
+        yield Block(match[1], match[2], line, after[2] if says else None)
+
+
+def commands(block):
+    """The commands of a console block that call this program, continued lines joined."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        if line.startswith("$ onnxsim-embed"):
+            yield line[2:]
+
+
+RUN = [
+    block
+    for block in blocks(README.read_text(encoding="utf-8"))
+    if block.language == "python" or (block.language == "console" and any(commands(block)))
+]
+
+
+@pytest.fixture
+def workplace(real_artifact, tmp_path, monkeypatch):
+    """A directory with the examples, and the real MiniLM where `from_pretrained` looks for it."""
+    import onnxsim_embed.export
+    from onnxsim_embed.cache import locate_artifact
+
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path / ".cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    with monkeypatch.context() as patch:  # a copy is as good as a second export
+        patch.setattr(
+            onnxsim_embed.export,
+            "export_model",
+            lambda model, target, **_: shutil.copytree(real_artifact, target),
+        )
+        locate_artifact("all-MiniLM-L6-v2")
+    return tmp_path
+
+
+def run_python(block, namespace):
+    printed = io.StringIO()
+    # Blank lines before it make line numbers of tracebacks those of the README.
+    code = compile("\n" * (block.line - 1) + block.text, str(README), "exec")
+    with redirect_stdout(printed):
+        exec(code, namespace)
+    if block.printed is not None:
+        assert printed.getvalue().rstrip() == block.printed.rstrip(), (
+            f"README.md, line {block.line}"
+        )
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not RUN, reason="the README has no blocks to run yet")
+def test_the_readme_works_from_top_to_bottom(workplace):
+    namespace = {"__name__": "readme"}
+    for block in RUN:
+        if block.language == "python":
+            run_python(block, namespace)
+            continue
+        for command in commands(block):
+            done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"README.md, line {block.line}: {command}\n{done.stderr}"
+
+
+def test_blocks_are_found_with_what_they_print():
+    readme = "a\n```python\nprint(1)\n```\n\n```text\n1\n```\nb\n```console\n$ onnxsim-embed x \\\n  y\nz\n```\n```sh\nls\n```\n"
+    python, text, console, shell = blocks(readme)
+    assert python == ("python", "print(1)\n", 3, "1\n")
+    assert (text.language, console.printed, shell.language) == ("text", None, "sh")
+    assert list(commands(console)) == ["onnxsim-embed x    y"]
