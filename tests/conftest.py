@@ -312,3 +312,14 @@ def real_artifact(real_checkpoint, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("artifacts") / "minilm"
     export_model("minilm", target)
     return target
+
+
+@pytest.fixture(scope="module")
+def few_texts():
+    """Verify the exports of a module on an eighth of the texts: where there are many, seconds count."""
+    from onnxsim_embed.export import verify
+
+    texts = verify.verification_texts()[::8]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "verification_texts", lambda: texts)
+        yield

@@ -26,12 +26,9 @@ def kept(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def quick_exports(monkeypatch) -> None:
+def quick_exports(few_texts, monkeypatch) -> None:
     """Export fp32 only, verified on few texts by the numpy reference: neither int8 nor PyTorch."""
-    from onnxsim_embed.export import verify
-
-    texts, export_model = verify.verification_texts()[::8], export.export_model
-    monkeypatch.setattr(verify, "verification_texts", lambda: texts)
+    export_model = export.export_model
     monkeypatch.setattr(
         export,
         "export_model",

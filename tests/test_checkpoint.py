@@ -159,6 +159,20 @@ def test_a_module_that_cannot_be_exported_is_named(tiny, kind, before):
         open_checkpoint(tiny)
 
 
+@pytest.mark.parametrize(
+    "modules",
+    [
+        [("2_Normalize", "Normalize"), ("1_Pooling", "Pooling")],
+        [("2_Dense", "Dense"), ("1_Pooling", "Pooling")],
+        [("1_Pooling", "Pooling"), ("1_Pooling", "Pooling")],
+    ],
+)
+def test_modules_in_an_order_that_cannot_be_exported_are_refused(tiny, modules):
+    change_modules(tiny, ("", "Transformer"), *modules)
+    with pytest.raises(CheckpointError, match=r"modules.json: module .* at this place"):
+        open_checkpoint(tiny)
+
+
 @pytest.mark.parametrize("path", ["../other", "/etc", "a/../../other", ".."])
 @pytest.mark.parametrize("kind", ["Transformer", "Pooling", "Dense"])
 def test_modules_outside_the_checkpoint_are_refused(tiny, kind, path):
@@ -226,6 +240,23 @@ def test_prompts_default_and_similarity_are_read(tiny):
     assert found.similarity_fn_name == "dot"
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompts": ["query: "]},
+        {"prompts": "query: "},
+        {"prompts": {"query": 3}},
+        {"default_prompt_name": "passage"},
+        {"similarity_fn_name": "hamming"},
+    ],
+    ids=str,
+)
+def test_impossible_prompts_and_similarities_name_their_file(tiny, wrong):
+    change(tiny / "config_sentence_transformers.json", **wrong)
+    with pytest.raises(CheckpointError, match=r"config_sentence_transformers.json.*" + min(wrong)):
+        open_checkpoint(tiny)
+
+
 def test_a_plain_checkpoint_has_no_prompts_and_cosine(tmp_path):
     found = open_checkpoint(write_checkpoint(tmp_path / "c", pooling=None), pooling="mean")
     assert found.prompts == {}
@@ -262,6 +293,13 @@ def test_the_maximum_length_is_the_first_stated_and_fits_the_positions(
     change(tiny / "tokenizer_config.json", model_max_length=tokenizer)
     change(tiny / "config.json", max_position_embeddings=positions)
     assert open_checkpoint(tiny).max_seq_length == expected
+
+
+@pytest.mark.parametrize("stated", ["48", 2, 0, -1, True, [48]])
+def test_a_stated_length_that_is_none_is_named_rather_than_ignored(tiny, stated):
+    change(tiny / "sentence_bert_config.json", max_seq_length=stated)
+    with pytest.raises(CheckpointError, match="max_seq_length"):
+        open_checkpoint(tiny)
 
 
 def test_the_new_schema_takes_the_length_from_the_tokenizer(tmp_path):
@@ -522,7 +560,7 @@ def test_dense_without_weights_names_what_it_lacks(dense):
     with pytest.raises(CheckpointError, match=r"2_Dense holds no tensor linear.weight"):
         read_dense(dense)
     (dense / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="2_Dense"):
+    with pytest.raises(CheckpointError, match="2_Dense has no weights"):
         read_dense(dense)
 
 

@@ -21,6 +21,7 @@ from onnxsim_embed import Embedder, __version__, cli
 from onnxsim_embed.recipes import recipes
 from onnxsim_embed.similarity import closest_pairs, neighbours, similar_pairs, similarity_matrix
 
+COMMANDS = ["export", "verify", "eval", "info", "models", "encode", "similarity"]
 PROCESS = [sys.executable, "-c", "from onnxsim_embed.cli import main; main()"]
 
 
@@ -84,11 +85,11 @@ def names(directory):
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
 def test_help_lists_the_commands(arguments):
     result = CliRunner().invoke(cli.app, arguments)
-    for command in ("export", "info", "models", "encode", "similarity"):
+    for command in COMMANDS:
         assert f" {command} " in result.output
 
 
-@pytest.mark.parametrize("command", ["export", "info", "models", "encode", "similarity"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_explains_itself(command):
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0
@@ -173,6 +174,52 @@ def test_export_of_no_model_lists_the_recipes(refuse, tmp_path):
     assert names(tmp_path) == []
 
 
+def test_verify_compares_an_artifact_with_its_checkpoint(run, artifact, checkpoint):
+    code, out, err = run("verify", artifact, "--against", checkpoint)
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.split("\n") if line.startswith(("fp32", "int8"))] == [
+        "fp32",
+        "int8",
+    ]
+
+
+def test_verify_exits_with_one_below_the_bar(run, artifact):
+    code, out, err = run("verify", artifact, "--bar", "1,1")
+    assert code == 1
+    assert "int8" in out
+    assert err.startswith("onnxsim-embed: int8 is not faithful to fp32")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("bar", ["1", "a,b", "2,0", "0.9,0.8,0.7", "nan,nan"])
+def test_a_bar_is_two_cosines(refuse, artifact, bar):
+    assert "--bar takes" in refuse("verify", artifact, "--bar", bar)
+
+
+def test_eval_shows_each_precision_side_by_side(run, refuse, tmp_path, artifact):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("a road,the road,4\nthe sun,a dog,1\nriver,water,3\n", encoding="utf-8")
+    code, out, err = run("eval", pairs, "-m", artifact)
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.split("\n") if line.startswith(("fp32", "int8"))] == [
+        "fp32",
+        "int8",
+    ]
+    assert "Spearman" in out
+    pairs.write_text("a road,the road\n", encoding="utf-8")
+    assert "line 1" in refuse("eval", pairs, "-m", artifact, code=1)
+
+
+def test_calibration_texts_are_taken_from_a_file(run, refuse, tmp_path, checkpoint):
+    texts, target = tmp_path / "texts.csv", tmp_path / "new"
+    lines = "".join(f"{i},project {i} in the village\n" for i in range(30))
+    texts.write_text(f"id,name\n{lines}", encoding="utf-8")
+    arguments = ["export", checkpoint, "-o", target, "--calibrate", texts]
+    assert "choose one with --column: id, name" in refuse(*arguments)
+    code, out, _ = run(*arguments, "--column", "name", "--bar", "0.5,0.1")
+    assert (code, target.is_dir()) == (0, True), out
+
+
 # encode
 
 
@@ -234,6 +281,13 @@ def test_an_output_that_cannot_be_written_is_named_first(refuse, tmp_path, comma
     output = tmp_path / "nowhere" / ("v.npy" if command == "encode" else "m.npz")
     message = refuse(command, tmp_path / "missing.csv", "-o", output)
     assert f"there is no directory {output.parent}" in message
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_an_output_that_is_a_directory_is_refused_first(refuse, tmp_path, force):
+    (tmp_path / "v.npy").mkdir()
+    message = refuse("encode", tmp_path / "missing.csv", "-o", tmp_path / "v.npy", *force)
+    assert "v.npy" in message
 
 
 @pytest.mark.parametrize("name", ["v.csv", "v", "v.npz"])
@@ -309,6 +363,12 @@ def test_similarity_of_texts_names_them(run, tmp_path, artifact, texts_csv):
     assert list(first) == ["left", "right", "score", "left_text", "right_text"]
     assert first["left_text"] == TEXTS[int(first["left"])]
     assert len([line for line in out.splitlines() if "  ~  " in line]) == 2
+
+
+def test_similarity_reads_standard_input(run, artifact, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a road\nthe sun\na road\n")))
+    code, out, _ = run("similarity", "-", "-m", artifact, "-q", "--show", 1)
+    assert (code, out) == (0, "1.0000  0: a road  ~  2: a road\n")
 
 
 def test_without_outputs_the_ten_closest_pairs_are_printed(run, vectors_npy):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import (
     TEXTS,
     VOCABULARY,
@@ -23,6 +24,7 @@ from conftest import (
     write_checkpoint,
     write_json,
 )
+from safetensors.numpy import save_file
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact import MANIFEST, MODEL_FILES, Artifact
@@ -47,6 +49,8 @@ FILES = {
 }
 FP32 = ["fp32"]
 
+pytestmark = pytest.mark.usefixtures("few_texts")
+
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
@@ -62,17 +66,6 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_texts():
-    """Verify on an eighth of the texts: each of some eighty exports here takes a fifth of the time."""
-    from onnxsim_embed.export import verify
-
-    texts = verify.verification_texts()[::8]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "verification_texts", lambda: texts)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -305,14 +298,6 @@ def test_a_default_prompt_does_not_disturb_verification(tmp_path):
     assert np.abs(Embedder(artifact).encode(TEXTS) - expected).max() < 1e-5
 
 
-def test_a_default_prompt_that_is_not_there_is_refused(tmp_path):
-    directory = write_checkpoint(tmp_path / "c")
-    path = directory / "config_sentence_transformers.json"
-    write_json(path, read(path) | {"default_prompt_name": "query"})
-    with pytest.raises(CheckpointError, match="default_prompt_name 'query'"):
-        export_model(directory, tmp_path / "a", precisions=FP32)
-
-
 def test_without_pytorch_the_reference_is_numpy(checkpoint, exported, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     artifact = export_model(checkpoint, tmp_path / "a", precisions=FP32)
@@ -384,6 +369,29 @@ def test_a_tokenizer_with_more_words_than_the_model_is_refused(tmp_path):
         export_model(directory, tmp_path / "a", precisions=FP32)
 
 
+DENSE = {"linear.weight": (16, 32), "linear.bias": (16,)}
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_dense_module_that_is_not_finite_names_the_tensor(tmp_path, name, value):
+    directory = write_checkpoint(tmp_path / "c", dense=True)
+    tensors = {key: np.ones(shape, np.float32) for key, shape in DENSE.items()}
+    tensors[name].flat[0] = value
+    save_file(tensors, directory / "2_Dense/model.safetensors")
+    with pytest.raises(CheckpointError, match=f"'{name}' in .*2_Dense holds NaN or infinite"):
+        export_model(directory, tmp_path / "a", precisions=FP32)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_dense_module_of_another_shape_is_refused(tmp_path, name):
+    directory = write_checkpoint(tmp_path / "c", dense=True)
+    tensors = {key: np.ones(shape, np.float32) for key, shape in DENSE.items()}
+    save_file(tensors | {name: np.ones(7, np.float32)}, directory / "2_Dense/model.safetensors")
+    with pytest.raises(CheckpointError, match="2_Dense"):
+        export_model(directory, tmp_path / "a", precisions=FP32)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -403,6 +411,14 @@ def test_a_dense_module_of_another_width_says_both(tmp_path):
     write_json(directory / "1_Pooling/config.json", {"pooling_mode": "cls"})
     with pytest.raises(CheckpointError, match=r"2_Dense takes 64 features.* gives 32"):
         export_model(directory, tmp_path / "a", precisions=FP32)
+
+
+@pytest.mark.parametrize("name", ["odd: name", 'a "quoted" name', "# a name", "日本語"])
+def test_the_card_s_header_is_valid_whatever_the_name(tmp_path, name):
+    directory = write_checkpoint(tmp_path / name)
+    export_model(directory, tmp_path / "a", precisions=FP32)
+    header = (tmp_path / "a/README.md").read_text(encoding="utf-8").split("---\n")[1]
+    assert yaml.safe_load(header)["base_model"] == name
 
 
 # Where it is written

@@ -45,7 +45,7 @@ def local_checkpoint(recipe_name: str) -> Path | str:
 
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory):
+def load(few_texts, tmp_path_factory):
     """Return a function from a recipe to its fp32 Embedder; skips where there are no weights."""
     from onnxsim_embed.export import export_model
 

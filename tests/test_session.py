@@ -54,23 +54,16 @@ def test_a_list_with_a_provider_that_is_not_offered_is_refused(device):
         resolve_providers(device, [CPU])
 
 
-class FellBack:
-    """A session that took the CPU whatever it was asked for, as onnxruntime does without CUDA."""
-
-    def __init__(self, path, options, providers):
-        self.asked = providers
-
-    def get_providers(self):
-        return [CPU]
-
-    def get_inputs(self):
-        return []
-
-
 @pytest.fixture
 def cuda_that_fails(monkeypatch):
+    """An onnxruntime that offers CUDA and takes the CPU, as the real one does without a driver."""
+    session = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", FellBack)
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: session(path, options, [CPU]),
+    )
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", [CUDA, CPU], [(CUDA, {}), CPU]])

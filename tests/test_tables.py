@@ -18,6 +18,7 @@ from onnxsim_embed.tables import (
     holds_vectors,
     iter_column,
     iter_texts,
+    read_scored_pairs,
     read_vectors,
     write_rows,
     write_vectors,
@@ -291,6 +292,40 @@ def test_without_pyarrow_parquet_names_the_extra(tmp_path, monkeypatch):
         with pytest.raises(MissingExtraError, match=r"pip install 'onnxsim-embed\[parquet\]'"):
             use()
     assert list(tmp_path.iterdir()) == []
+
+
+# scored pairs
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "csv.gz"])
+@pytest.mark.parametrize("header", [True, False])
+def test_scored_pairs_are_read_with_or_without_a_header(tmp_path, ending, header):
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, delimiter="\t" if ending == "tsv" else ",")
+    writer.writerows([["left", "right", "score"]] * header)
+    writer.writerows([['a "road"', "one, two", 4.5, "more"], ["", "two\nlines", "-1"]])
+    path = write(tmp_path / f"pairs.{ending}", stream.getvalue(), "utf-8-sig")
+    left, right, scores = read_scored_pairs(path)
+    assert (left, right, scores) == (['a "road"', ""], ["one, two", "two\nlines"], [4.5, -1.0])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no scored pairs"),
+        ("left,right,score\n", "holds no scored pairs"),
+        ("a,b\n", "line 1: expected text, text, score"),
+        ("a,b,1\nc,d,high\n", "line 2: expected text, text, score"),
+        ("a,b,1\nc\n", "line 2: expected text, text, score"),
+        ('a,b,1\n"c,d,2\n', "line 2"),
+        ("a,b,1\ncaf\xe9,d,2\n".encode("latin1"), "is not UTF-8"),
+    ],
+)
+def test_pairs_without_texts_or_score_are_named(tmp_path, content, message):
+    path = write(tmp_path / "pairs.csv", content)
+    with pytest.raises(TableError, match=message) as caught:
+        read_scored_pairs(path)
+    assert str(path) in str(caught.value)
 
 
 # vectors

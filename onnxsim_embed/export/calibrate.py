@@ -91,13 +91,17 @@ def collect_activations(
     counts = np.array([len(ids) for ids in token_ids], np.int64)
     width = len(bert.layers) * (3 * bert.hidden + bert.layers[0].up.weight.shape[1])
     rows = min(SAMPLE_ROWS, max(256, SAMPLE_BYTES // (4 * width)))
-    share = min(1.0, rows / max(1, int(counts.sum())))
+    # A vector is a mean over its text's tokens, so that a token weighs as much as its text is short;
+    # the ends ([CLS], [SEP]) are of every text and unlike the rest.
+    each = max(1.0, rows / len(token_ids))
     seen: dict[str, list[Activations]] = {name: [] for name in names}
     rng = np.random.default_rng(0)
     for batch in plan_batches(counts, CALIBRATION_TOKENS):
         ids = np.stack([token_ids[row] for row in batch], axis=1)
         values = session.run(names, {"input_ids": ids})
-        picked = np.flatnonzero(rng.random(ids.size) < share)
+        chosen = rng.random(ids.shape) < each / len(ids)
+        chosen[0] = chosen[-1] = True
+        picked = np.flatnonzero(chosen)
         for name, value in zip(names, values, strict=True):
             flat = value.reshape(ids.size, -1)
             seen[name].append(Activations(flat.min(axis=0), flat.max(axis=0), flat[picked]))

@@ -24,6 +24,10 @@ SEARCH_ROWS = 1024
 # Ranges tried for an activation with outlier channels, from an eighth of its reach to all of it.
 RANGE_STEPS = 16
 
+# Copies reach this much beyond the largest value seen: a channel that outgrows its copies is cut off,
+# which costs far more than a coarser step.
+COPY_HEADROOM = 1.15
+
 # Copies of outlier channels: at most one column in so many, so that they cost about 2 % of a layer.
 COLUMNS_PER_COPY = 48
 
@@ -159,38 +163,36 @@ def fit_split(seen: Activations, activation: Activation, weight: Float32) -> Spl
     rows = spread_rows(seen.rows, SEARCH_ROWS)
     inner = activation(rows)
     exact = inner @ weight
-    highest = activation(seen.high)
+    highest = activation(seen.high) * np.float32(COPY_HEADROOM)
     low = min(float(inner.min()), float(activation(seen.low).min()))
     top = max(float(highest.max()), 1e-6)
 
-    def trial(bound: float) -> Split:
+    def trial(bound: float) -> Split | None:
         span = Range.of(low, bound)
-        columns, offsets = plan_copies(highest, span.top, len(weight) // COLUMNS_PER_COPY)
+        columns, offsets = plan_copies(highest, span.top)
+        if len(columns) > len(weight) // COLUMNS_PER_COPY:
+            return None
         copies = activation(rows[:, columns] - offsets)
         inputs = span.round_trip(np.concatenate([inner, copies], axis=1))
         stacked = np.concatenate([weight, weight[columns]])
         return Split(output_error(inputs, [exact], [stacked]), span, columns, offsets)
 
-    return min(
-        (trial(float(b)) for b in np.geomspace(top / 8, top, RANGE_STEPS)), key=lambda t: t.error
-    )
+    trials = [trial(float(bound)) for bound in np.geomspace(top / 8, top, RANGE_STEPS)]
+    # The last trial covers everything without copies.
+    return min((made for made in trials if made is not None), key=lambda made: made.error)
 
 
-def plan_copies(highest: Float32, top: float, most: int) -> tuple[npt.NDArray[np.int64], Float32]:
-    """Give copies to the channels that exceed `top`, the highest first, as long as `most` allow.
+def plan_copies(highest: Float32, top: float) -> tuple[npt.NDArray[np.int64], Float32]:
+    """Give each channel that exceeds `top` as many copies as hold its largest value.
 
+    :param highest: float32 array (channels,), largest value of each.
     :returns: the column of each copy, and by how much its input is lowered.
     """
-    columns: list[int] = []
-    offsets: list[float] = []
-    for column in np.argsort(-highest, kind="stable"):
-        if highest[column] <= top:
-            break
-        copies = int(np.ceil(highest[column] / top)) - 1
-        if len(columns) + copies <= most:
-            columns += [int(column)] * copies
-            offsets += [top * (i + 1) for i in range(copies)]
-    return np.array(columns, np.int64), np.array(offsets, np.float32)
+    # A hair of tolerance: a range that was made to end at the largest value must not need a copy.
+    copies = np.maximum(np.ceil(highest / (top * 1.0001)).astype(np.int64) - 1, 0)
+    columns = np.repeat(np.arange(len(highest)), copies)
+    number = np.arange(len(columns)) - np.repeat(np.cumsum(copies) - copies, copies)
+    return columns, (np.float32(top) * (number + 1)).astype(np.float32)
 
 
 def output_error(inputs: Float32, exact: Sequence[Float32], weights: Sequence[Float32]) -> float:
