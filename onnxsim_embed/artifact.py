@@ -116,9 +116,13 @@ class Manifest:
                 name: PrecisionEntry(**entry) for name, entry in table["precisions"].items()
             }
             for name in ("pooling", "dense"):
+                if isinstance(table[name], str):
+                    raise TypeError(f"{name} is a text, not a list")
                 table[name] = tuple(table[name])
+            if not table["pooling"]:
+                raise ValueError("pooling is empty")
             manifest = cls(**table)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ArtifactError(f"{where} is not a readable manifest: {error!r}") from error
         for path in manifest.files:
             _check_inside(path, where)
@@ -148,6 +152,8 @@ class Artifact:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
+            if not directory.exists():
+                raise ArtifactError(f"{directory} does not exist") from None
             raise ArtifactError(
                 f"{directory} is not an artifact: it holds no {MANIFEST}; "
                 f"make one with: onnxsim-embed export {directory} -o NEW_DIRECTORY"
@@ -260,7 +266,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     A failure or an interruption leaves what was at `target` untouched and removes the temporary
     directory; a kill can leave a hidden one behind, which nothing reads.
     """
-    target = target.absolute()
+    target = target.resolve()  # behind a link, what it points to is replaced, not the link
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
@@ -271,7 +277,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             target.rename(old)
             try:
                 work.rename(target)
-            except OSError:
+            except BaseException:  # KeyboardInterrupt too
                 old.rename(target)
                 raise
             shutil.rmtree(old, ignore_errors=True)

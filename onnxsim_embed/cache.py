@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 
 from onnxsim_embed import __version__
@@ -42,7 +43,7 @@ def locate_checkpoint(
     :raises CheckpointError: if it cannot be found, saying what was tried.
     """
     name = str(name_or_path)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Path(name), None
     recipe = find_recipe(name)
     if recipe is not None:
@@ -76,7 +77,11 @@ def _download(repository: str, revision: str | None, recipe: Recipe | None) -> P
 
 
 def _fingerprint(checkpoint: Path) -> list[tuple[str, int, int]]:
-    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and ".git" not in p.parts)
+    files = sorted(
+        p
+        for p in checkpoint.rglob("*")
+        if p.is_file() and ".git" not in p.relative_to(checkpoint).parts
+    )
     return [
         (p.relative_to(checkpoint).as_posix(), (stat := p.stat()).st_size, stat.st_mtime_ns)
         for p in files
@@ -99,7 +104,11 @@ def locate_artifact(
     :raises CheckpointError: if the model cannot be found or exported.
     """
     path = Path(name_or_path)
-    if is_artifact(path):
+    if str(name_or_path) and is_artifact(path):
+        if pooling is not None:
+            raise ValueError(
+                f"{path} is an artifact: its pooling is fixed, so pooling={pooling!r} cannot apply"
+            )
         return Artifact.open(path)
     checkpoint, recipe = locate_checkpoint(name_or_path, revision)
     identity = [
@@ -110,7 +119,9 @@ def locate_artifact(
         _fingerprint(checkpoint),
     ]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    stem = re.sub(r"[^\w.-]", "-", recipe.name if recipe else checkpoint.resolve().name)
+    hub_id = None if path.is_dir() or recipe is not None else str(name_or_path)
+    stem = recipe.name if recipe else (hub_id or checkpoint.resolve().name).rpartition("/")[2]
+    stem = re.sub(r"[^\w.-]", "-", stem)
     target = cache_directory() / f"{stem}-{digest}"
     if (artifact := _open_cached(target)) is not None:
         return artifact
@@ -123,7 +134,17 @@ def locate_artifact(
         from onnxsim_embed.export import export_model
 
         logger.warning("exporting %s once, into %s", name_or_path, target)
-        export_model(checkpoint, target, pooling=pooling, recipe=recipe, force=True)
+        if target.is_dir() and not is_artifact(target):
+            shutil.rmtree(target)  # named by us, and without its manifest of no use
+        export_model(
+            checkpoint,
+            target,
+            pooling=pooling,
+            revision=revision,
+            recipe=recipe,
+            source=hub_id,
+            force=True,
+        )
     return Artifact.open(target)
 
 

@@ -16,8 +16,9 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact import Artifact
+from onnxsim_embed.artifact import MANIFEST, Artifact
 from onnxsim_embed.batching import TOKEN_BUDGET, plan_batches
+from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.machine import available_cpus
 from onnxsim_embed.pooling import Head, PoolingMode, load_dense, normalize
 from onnxsim_embed.session import Device, Session
@@ -538,9 +539,11 @@ def load_head(artifact: Artifact) -> Head:
         load_dense(artifact.file(f"{path}/config.json"), artifact.file(f"{path}/model.safetensors"))
         for path in manifest.dense
     )
-    return Head(
-        tuple(PoolingMode(name) for name in manifest.pooling), tuple(dense), manifest.normalize
-    )
+    try:
+        modes = tuple(PoolingMode.parse(name) for name in manifest.pooling)
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.directory / MANIFEST}: {error}") from None
+    return Head(modes, tuple(dense), manifest.normalize)
 
 
 def _as_list(texts: Iterable[str]) -> list[str]:

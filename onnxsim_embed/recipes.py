@@ -91,7 +91,10 @@ def read_recipe(path: Path) -> Recipe:
 
     :raises ValueError: naming the file and the key that is missing or unknown.
     """
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
     answers = tuple(
         _build(KnownAnswer, entry, f"{path.name}, known_answers {number}")
         for number, entry in enumerate(table.pop("known_answers", []), start=1)

@@ -253,8 +253,11 @@ def test_encode_writes_parquet(run, tmp_path, artifact, texts_csv):
 
 @pytest.mark.parametrize(
     ("data", "arguments"),
-    [(b"a road\nthe sun\n", []), (b'{"text": "a road"}\n{"text": "the sun"}\n', ["--format", "jsonl"])],
-)  # fmt: skip
+    [
+        (b"a road\nthe sun\n", []),
+        (b'{"text": "a road"}\n{"text": "the sun"}\n', ["--format", "jsonl"]),
+    ],
+)
 def test_encode_reads_standard_input(run, tmp_path, artifact, monkeypatch, data, arguments):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
     output = tmp_path / "v.npy"
@@ -323,8 +326,11 @@ def test_a_missing_input_is_one_line(refuse, tmp_path, artifact):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--precision", "fp64"], "precision 'fp64' is not in"), (["--prompt-name", "x"], "prompt_name 'x'")],
-)  # fmt: skip
+    [
+        (["--precision", "fp64"], "precision 'fp64' is not in"),
+        (["--prompt-name", "x"], "prompt_name 'x'"),
+    ],
+)
 def test_a_wrong_setting_is_one_line(refuse, tmp_path, artifact, texts_csv, arguments, message):
     arguments = [texts_csv, "-m", artifact, "-o", tmp_path / "v.npy", *arguments]
     assert message in refuse("encode", *arguments)
@@ -335,8 +341,11 @@ def test_a_wrong_setting_is_one_line(refuse, tmp_path, artifact, texts_csv, argu
 
 def test_similarity_of_vectors_writes_everything_the_api_gives(run, tmp_path, vectors_npy):
     outputs = {name: tmp_path / name for name in ("m.npz", "n.csv", "p.csv", "h.png")}
-    code, out, err = run("similarity", vectors_npy, "-t", 0.1, "-o", outputs["m.npz"], "-o", outputs["n.csv"],
-                         "--top-k", 3, "--pairs", outputs["p.csv"], "--heatmap", outputs["h.png"])  # fmt: skip
+    matrix_and_neighbours = ["-o", outputs["m.npz"], "-o", outputs["n.csv"], "--top-k", 3]
+    pairs_and_heatmap = ["--pairs", outputs["p.csv"], "--heatmap", outputs["h.png"]]
+    code, out, err = run(
+        "similarity", vectors_npy, "-t", 0.1, *matrix_and_neighbours, *pairs_and_heatmap
+    )
     assert (code, err) == (0, "")
     assert out.startswith("Compared 9 rows, ")
     assert all(str(path) in out for path in outputs.values())
@@ -356,8 +365,8 @@ def test_similarity_of_vectors_writes_everything_the_api_gives(run, tmp_path, ve
 
 
 def test_similarity_of_texts_names_them(run, tmp_path, artifact, texts_csv):
-    code, out, _ = run("similarity", texts_csv, "-c", "text", "-m", artifact, "--pairs", tmp_path / "p.csv",
-                       "--threshold", 0.9, "--show", 2)  # fmt: skip
+    arguments = ["--pairs", tmp_path / "p.csv", "--threshold", 0.9, "--show", 2]
+    code, out, _ = run("similarity", texts_csv, "-c", "text", "-m", artifact, *arguments)
     assert code == 0
     first = read_rows(tmp_path / "p.csv")[0]
     assert list(first) == ["left", "right", "score", "left_text", "right_text"]
@@ -389,8 +398,8 @@ def test_duplicates_are_dropped_and_rows_keep_their_numbers(
     matrix = sparse.load_npz(tmp_path / "m.npz")
     assert matrix.shape == (9, 9)
     np.testing.assert_array_equal(matrix.diagonal(), [1, 1, 1, 1, 1, 0, 1, 1, 1])
-    code, out, _ = run("similarity", texts_csv, "-m", artifact, "--drop-duplicates", "--pairs", tmp_path / "p.csv",
-                       "-t", 0.99)  # fmt: skip
+    arguments = ["--drop-duplicates", "--pairs", tmp_path / "p.csv", "-t", 0.99]
+    code, out, _ = run("similarity", texts_csv, "-m", artifact, *arguments)
     assert "Compared 11 rows (1 duplicates left out)" in out
     assert not any(row["left_text"] == row["right_text"] for row in read_rows(tmp_path / "p.csv"))
 
@@ -447,9 +456,15 @@ def test_a_heatmap_of_too_many_rows_is_refused(refuse, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["encode"], ["encode", "a.csv"], ["similarity", "v.npy", "-t", "2"], ["encode", "a.csv", "-o", "v.npy", "--threads", "0"],
-     ["models", "--no-such-option"]],
-)  # fmt: skip
+    [
+        ["nonsense"],
+        ["encode"],
+        ["encode", "a.csv"],
+        ["similarity", "v.npy", "-t", "2"],
+        ["encode", "a.csv", "-o", "v.npy", "--threads", "0"],
+        ["models", "--no-such-option"],
+    ],
+)
 def test_a_wrong_call_exits_with_two_and_shows_the_usage(run, arguments):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
@@ -459,12 +474,14 @@ def test_a_wrong_call_exits_with_two_and_shows_the_usage(run, arguments):
 # as a process of its own
 
 
+def process(*arguments):
+    return subprocess.run([*PROCESS, *arguments], capture_output=True, text=True, check=False)
+
+
 def test_a_failure_shows_a_traceback_only_for_debugging(tmp_path):
     missing = [str(tmp_path / "none.npy")]
-    plain = subprocess.run(
-        [*PROCESS, "similarity", *missing], capture_output=True, text=True, check=False
-    )
-    debug = subprocess.run([*PROCESS, "--debug", "similarity", *missing], capture_output=True, text=True, check=False)  # fmt: skip
+    plain = process("similarity", *missing)
+    debug = process("--debug", "similarity", *missing)
     assert (plain.returncode, plain.stdout) == (2, "")
     assert plain.stderr == f"onnxsim-embed: there is no file {missing[0]}\n"
     assert debug.returncode != 0

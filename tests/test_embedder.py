@@ -177,7 +177,8 @@ def test_no_texts_give_no_rows_of_the_right_width(model, none):
 @pytest.mark.parametrize(
     ("kwargs", "width", "dtype"),
     [({"truncate_dim": 8}, 8, np.float32), ({"precision": "binary"}, 4, np.int8),
-     ({"precision": "uint8", "truncate_dim": 16}, 16, np.uint8), ({"normalize_embeddings": True}, 32, np.float32)],
+     ({"precision": "uint8", "truncate_dim": 16}, 16, np.uint8),
+     ({"normalize_embeddings": True}, 32, np.float32)],
 )  # fmt: skip
 def test_no_texts_in_other_formats(model, kwargs, width, dtype):
     vectors = model.encode([], **kwargs)

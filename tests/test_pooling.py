@@ -1,4 +1,4 @@
-"""Pooling, Dense and normalization against plain loops in float64, torch and sentence-transformers."""
+"""Pooling, Dense and normalization against plain loops, torch and sentence-transformers."""
 
 from __future__ import annotations
 

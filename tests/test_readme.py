@@ -20,7 +20,7 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*\n?", re.MULTILINE | re.DOTAL
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, its text, its first line, and what it must print if that is said."""
+    """A fenced block: language, text, first line, and what it must print where that is said."""
 
     language: str
     text: str
@@ -98,7 +98,8 @@ def test_the_readme_works_from_top_to_bottom(workplace):
 
 
 def test_blocks_are_found_with_what_they_print():
-    readme = "a\n```python\nprint(1)\n```\n\n```text\n1\n```\nb\n```console\n$ onnxsim-embed x \\\n  y\nz\n```\n```sh\nls\n```\n"
+    readme = "a\n```python\nprint(1)\n```\n\n```text\n1\n```\nb\n"
+    readme += "```console\n$ onnxsim-embed x \\\n  y\nz\n```\n```sh\nls\n```\n"
     python, text, console, shell = blocks(readme)
     assert python == ("python", "print(1)\n", 3, "1\n")
     assert (text.language, console.printed, shell.language) == ("text", None, "sh")

@@ -20,6 +20,7 @@ def export_model(
     pooling: str | None = None,
     revision: str | None = None,
     recipe: Recipe | None = None,
+    source: str | None = None,
     calibration: Sequence[str] | None = None,
     bar: tuple[float, float] | None = None,
     force: bool = False,
@@ -32,6 +33,7 @@ def export_model(
     :param pooling: pooling mode, for a checkpoint that states none or states it wrongly.
     :param revision: revision of a Hub id.
     :param recipe: what is known of the model, when the caller has looked it up.
+    :param source: what the manifest names as the source, when the caller has fetched the checkpoint.
     :param calibration: texts like those to be embedded, at least 16 different ones, on which int8
         ranges are chosen; None for the texts that ship with the package.
     :param bar: least mean and min cosine of int8 to fp32; None for 0.995 and 0.98.
@@ -58,7 +60,11 @@ def export_model(
         check_calibration(calibration)
     directory, found = locate_checkpoint(model, revision)
     recipe = recipe or found
-    checkpoint = open_checkpoint(directory, pooling=pooling, recipe=recipe, revision=revision)
+    if source is None and recipe is None and not Path(model).is_dir():
+        source = str(model)  # a Hub id; the directory is named after a commit
+    checkpoint = open_checkpoint(
+        directory, pooling=pooling, recipe=recipe, source=source, revision=revision
+    )
     with atomic_directory(target) as work:
         build_artifact(checkpoint, work, "int8" in precisions, recipe, calibration, bar)
     return Artifact.open(target)

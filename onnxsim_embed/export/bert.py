@@ -218,6 +218,11 @@ def _check_config(config: Mapping[str, Any]) -> None:
             "config.json: only absolute position embeddings are supported, got "
             f"{config['position_embedding_type']!r}"
         )
+    epsilon = config.get("layer_norm_eps", 1e-12)
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise CheckpointError(
+            f"config.json: layer_norm_eps must be a small positive number, got {epsilon!r}"
+        )
     for key in ("is_decoder", "add_cross_attention"):
         if config.get(key):
             raise CheckpointError(f"config.json: {key} is set; only encoders are supported")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from onnxsim_embed.artifact import Manifest
 TEMPLATE = """---
 library_name: onnxsim-embed
 pipeline_tag: sentence-similarity
-base_model: {source}
+base_model: {quoted_source}
 tags: [sentence-transformers, onnx, feature-extraction]
 ---
 
@@ -63,6 +64,7 @@ def write_card(manifest: Manifest, path: Path) -> None:
     text = TEMPLATE.format(
         name=manifest.name,
         source=manifest.source,
+        quoted_source=json.dumps(manifest.source, ensure_ascii=False),
         dim=manifest.dim,
         pooling=" + ".join(manifest.pooling),
         normalize="L2-normalized" if manifest.normalize else "not normalized",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,10 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.export.texts import read_json
+from onnxsim_embed.export.weights import (
+    Tensors,
+    check_finite,
+    read_pickle,
+    read_safetensors,
+    read_tensors,
+)
 from onnxsim_embed.pooling import PoolingMode
 from onnxsim_embed.recipes import Recipe
-
-Tensors = dict[str, npt.NDArray[np.float32]]
 
 # Lengths above this are a tokenizer's way to say that it knows none (1e30 is common).
 LONGEST_SEQUENCE = 1_000_000
@@ -30,6 +36,7 @@ LEGACY_POOLING = {
     "pooling_mode_weightedmean_tokens": PoolingMode.WEIGHTED_MEAN,
     "pooling_mode_lasttoken": PoolingMode.LAST_TOKEN,
 }
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -75,22 +82,6 @@ class Checkpoint:
         return read_tensors(self.transformer)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    :raises CheckpointError: naming the file.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}, not a JSON object")
-    return value
-
-
 def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
@@ -121,8 +112,9 @@ def open_checkpoint(
     config = read_json(transformer / "config.json")
     modes = (PoolingMode.parse(pooling),) if pooling else modules.pooling
     normalize = modules.normalize
-    if not modes and recipe is not None:
-        modes, normalize = (PoolingMode.parse(recipe.pooling),), recipe.normalize
+    if not modules.pooling and recipe is not None:
+        modes = modes or (PoolingMode.parse(recipe.pooling),)
+        normalize = recipe.normalize
     if not modes:
         raise CheckpointError(
             f"{directory} does not say how token vectors are pooled (no modules.json with a Pooling "
@@ -134,13 +126,11 @@ def open_checkpoint(
         )
     st_config = _transformer_config(transformer)
     st_main = _optional_json(directory / "config_sentence_transformers.json")
-    prompts = {str(k): str(v) for k, v in (st_main.get("prompts") or {}).items() if v is not None}
-    if not any(prompts.values()) and recipe is not None:
-        prompts = dict(recipe.prompts)
+    prompts = _read_prompts(st_main, directory, recipe)
     return Checkpoint(
         directory=directory,
         transformer=transformer,
-        name=recipe.name if recipe else directory.resolve().name,
+        name=recipe.name if recipe else (source or directory.resolve().name).rpartition("/")[2],
         source=source or (recipe.source if recipe else directory.resolve().name),
         revision=revision or (recipe.revision if recipe else None),
         config=config,
@@ -153,6 +143,32 @@ def open_checkpoint(
         default_prompt_name=st_main.get("default_prompt_name"),
         similarity_fn_name=str(st_main.get("similarity_fn_name") or "cosine"),
     )
+
+
+def _read_prompts(
+    config: Mapping[str, Any], directory: Path, recipe: Recipe | None
+) -> dict[str, str]:
+    """Return the prompts of config_sentence_transformers.json, or the recipe's where it has none."""
+    path = directory / "config_sentence_transformers.json"
+    stated = config.get("prompts") or {}
+    if not isinstance(stated, dict) or not all(
+        v is None or isinstance(v, str) for v in stated.values()
+    ):
+        raise CheckpointError(f"{path}: prompts must map names to texts, got {stated!r:.80}")
+    prompts = {name: text for name, text in stated.items() if text is not None}
+    if not any(prompts.values()) and recipe is not None:
+        prompts = dict(recipe.prompts)
+    default = config.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise CheckpointError(
+            f"{path}: default_prompt_name {default!r} is not among its prompts: {sorted(prompts) or 'none'}"
+        )
+    measure = config.get("similarity_fn_name") or "cosine"
+    if measure not in SIMILARITIES:
+        raise CheckpointError(
+            f"{path}: similarity_fn_name {measure!r} is not one of {', '.join(SIMILARITIES)}"
+        )
+    return prompts
 
 
 @dataclass
@@ -178,7 +194,7 @@ def _read_modules(directory: Path) -> _Modules:
             raise CheckpointError(f"{path} names a path outside the checkpoint: {where!r}")
         if kind == "Transformer":
             found.transformer = where
-        elif kind == "Pooling":
+        elif kind == "Pooling" and not (found.pooling or found.dense or found.normalize):
             found.pooling = _read_pooling(directory / where / "config.json")
         elif kind == "Dense" and not found.normalize:
             found.dense += (where,)
@@ -223,6 +239,13 @@ def _max_seq_length(
 ) -> int:
     positions = config.get("max_position_embeddings")
     stated = st_config.get("max_seq_length")
+    if stated is not None and (
+        not isinstance(stated, int) or isinstance(stated, bool) or stated < 3
+    ):
+        raise CheckpointError(
+            f"{transformer}: max_seq_length must be an integer of at least 3 (two special tokens and a "
+            f"word), got {stated!r}"
+        )
     if stated is None and recipe is not None and not st_config:
         stated = recipe.max_seq_length
     if stated is None:
@@ -236,99 +259,6 @@ def _max_seq_length(
             "model_max_length in tokenizer_config.json nor max_position_embeddings in config.json"
         )
     return int(min(numbers))
-
-
-def read_tensors(directory: Path) -> Tensors:
-    """Read `model.safetensors`, its shards, or `pytorch_model.bin` (through PyTorch) as float32.
-
-    Names lose the prefixes that heads and wrappers add, and TensorFlow's old gamma and beta become
-    weight and bias.
-
-    :raises CheckpointError: naming the file and the tensor.
-    """
-    index = directory / "model.safetensors.index.json"
-    if (directory / "model.safetensors").is_file():
-        raw = _read_safetensors(directory / "model.safetensors")
-    elif index.is_file():
-        shards = {str(name) for name in read_json(index).get("weight_map", {}).values()}
-        if any(Path(name).name != name for name in shards):
-            raise CheckpointError(f"{index} names files outside its directory")
-        raw = {}
-        for name in sorted(shards):
-            raw.update(_read_safetensors(directory / name))
-    elif (directory / "pytorch_model.bin").is_file():
-        raw = _read_pickle(directory / "pytorch_model.bin")
-    else:
-        raise CheckpointError(
-            f"{directory} has no weights: none of model.safetensors, model.safetensors.index.json "
-            "and pytorch_model.bin is there"
-        )
-    tensors = {}
-    for name, value in raw.items():
-        if not np.isfinite(value).all():
-            raise CheckpointError(
-                f"tensor {name!r} in {directory} holds NaN or infinite values: the "
-                "checkpoint is broken (a diverged training run?)"
-            )
-        tensors[_plain_name(name)] = value
-    return tensors
-
-
-def _plain_name(name: str) -> str:
-    for prefix in ("0.auto_model.", "auto_model.", "model.", "bert."):
-        name = name.removeprefix(prefix)
-    stem, _, last = name.rpartition(".")
-    renamed = {"gamma": "weight", "beta": "bias"}.get(last, last)
-    return f"{stem}.{renamed}"
-
-
-def _read_safetensors(path: Path) -> Tensors:
-    import safetensors
-
-    try:
-        # Not safetensors.numpy: numpy has no bfloat16.
-        entries = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
-    tensors: Tensors = {}
-    for name, entry in entries:
-        decode = DECODERS.get(entry["dtype"])
-        if decode is not None:  # the rest are integer buffers such as position_ids
-            tensors[name] = decode(entry["data"]).reshape(entry["shape"])
-    return tensors
-
-
-def _decode_bfloat16(data: bytes) -> npt.NDArray[np.float32]:
-    return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-
-
-DECODERS: dict[str, Callable[[bytes], npt.NDArray[np.float32]]] = {
-    "F64": lambda data: np.frombuffer(data, "<f8").astype(np.float32),
-    "F32": lambda data: np.frombuffer(data, "<f4"),
-    "F16": lambda data: np.frombuffer(data, "<f2").astype(np.float32),
-    "BF16": _decode_bfloat16,
-}
-
-
-def _read_pickle(path: Path) -> Tensors:
-    try:
-        import torch
-    except ImportError:
-        raise CheckpointError(
-            f"{path} is a PyTorch pickle, which only PyTorch reads safely: pip install torch, or save "
-            "the model as safetensors"
-        ) from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises anything
-        raise CheckpointError(f"{path} cannot be read with weights_only=True: {error}") from None
-    return {
-        name: value.to(torch.float32).numpy()
-        for name, value in state.items()
-        if value.is_floating_point()
-    }
 
 
 def read_dense(
@@ -348,11 +278,20 @@ def read_dense(
             f"{directory}: a Dense module on tokens or with a residual is not supported"
         )
     if (directory / "model.safetensors").is_file():
-        tensors = _read_safetensors(directory / "model.safetensors")
+        tensors = read_safetensors(directory / "model.safetensors")
+    elif (directory / "pytorch_model.bin").is_file():
+        tensors = read_pickle(directory / "pytorch_model.bin")
     else:
-        tensors = _read_pickle(directory / "pytorch_model.bin")
+        raise CheckpointError(
+            f"{directory} has no weights: neither model.safetensors nor pytorch_model.bin is there"
+        )
     if "linear.weight" not in tensors:
         raise CheckpointError(f"{directory} holds no tensor linear.weight")
+    check_finite(tensors, directory)
+    shapes = {name: value.shape for name, value in tensors.items()}
+    outputs = shapes["linear.weight"][0]
+    if len(shapes["linear.weight"]) != 2 or shapes.get("linear.bias", (outputs,)) != (outputs,):
+        raise CheckpointError(f"{directory}: shapes do not make a linear layer: {shapes}")
     # sentence-transformers' own default where the config is silent.
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     return np.ascontiguousarray(tensors["linear.weight"].T), tensors.get("linear.bias"), activation

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.errors import CheckpointError
-from onnxsim_embed.export.checkpoint import LEGACY_POOLING, Checkpoint, read_dense, read_json
+from onnxsim_embed.export.checkpoint import LEGACY_POOLING, Checkpoint, read_dense
+from onnxsim_embed.export.texts import read_json
 
 # The five tokens that a BERT tokenizer must know, as special_tokens_map.json calls them.
 SPECIAL_TOKENS = {
@@ -133,6 +134,7 @@ def _write_tokenizer(checkpoint: Checkpoint, work: Path) -> None:
         tokenizer = _tokenizer_from_vocabulary(source / "vocab.txt", config)
     tokenizer["truncation"] = tokenizer["padding"] = None
     _write_json(work / "tokenizer.json", tokenizer)
+    _check_tokenizer(checkpoint, work / "tokenizer.json")
     tokens = {key: _content(config.get(key)) or default for key, default in SPECIAL_TOKENS.items()}
     config = {key: value for key, value in config.items() if key not in STALE_KEYS}
     config |= tokens | {"model_max_length": checkpoint.max_seq_length}
@@ -147,6 +149,22 @@ def _write_tokenizer(checkpoint: Checkpoint, work: Path) -> None:
         (work / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
 
 
+def _check_tokenizer(checkpoint: Checkpoint, written: Path) -> None:
+    """Refuse a tokenizer that cannot be read, or knows more tokens than the model has embeddings."""
+    from tokenizers import Tokenizer
+
+    path = checkpoint.transformer / "tokenizer.json"
+    try:
+        size = Tokenizer.from_file(str(written)).get_vocab_size(with_added_tokens=True)
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path} is not a readable tokenizer: {error}") from error
+    known = checkpoint.config.get("vocab_size")
+    if isinstance(known, int) and size > known:
+        raise CheckpointError(
+            f"{checkpoint.transformer}: the tokenizer knows {size} tokens, config.json says vocab_size {known}"
+        )
+
+
 def _content(token: Any) -> str | None:  # noqa: ANN401
     """Return a special token's text; configurations hold it bare or as an AddedToken object."""
     return token.get("content") if isinstance(token, dict) else token
@@ -156,11 +174,14 @@ def _tokenizer_from_vocabulary(path: Path, config: dict[str, Any]) -> dict[str, 
     """Build tokenizer.json's content for a checkpoint that holds BERT's vocab.txt only."""
     from tokenizers.implementations import BertWordPieceTokenizer
 
-    tokenizer = BertWordPieceTokenizer(
-        str(path),
-        lowercase=bool(config.get("do_lower_case", True)),
-        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
-        strip_accents=config.get("strip_accents"),
-    )
+    try:
+        tokenizer = BertWordPieceTokenizer(
+            str(path),
+            lowercase=bool(config.get("do_lower_case", True)),
+            handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
+            strip_accents=config.get("strip_accents"),
+        )
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path} is not a readable BERT vocabulary: {error}") from error
     content: dict[str, Any] = json.loads(tokenizer.to_str())
     return content
