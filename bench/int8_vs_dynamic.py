@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import venv
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def dynamic_model(checkpoint: Path) -> Path:
     return quantized
 
 
-def run_all(run, batches: list[np.ndarray], workers: ThreadPoolExecutor) -> float:
+def run_all(
+    run: Callable[[np.ndarray], np.ndarray], batches: list[np.ndarray], workers: ThreadPoolExecutor
+) -> float:
     """Run every batch once; return seconds."""
     started = time.perf_counter()
     list(workers.map(run, batches))

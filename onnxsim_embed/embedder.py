@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,50 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.artifact import MANIFEST, Artifact
-from onnxsim_embed.batching import TOKEN_BUDGET, plan_batches
 from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.machine import available_cpus
 from onnxsim_embed.pooling import Head, PoolingMode, load_dense, normalize
+from onnxsim_embed.runner import EncodeReport, Runner
 from onnxsim_embed.session import Device, Session
-from onnxsim_embed.tokenization import Tokenizer, Tokens
+from onnxsim_embed.tokenization import Tokenizer
 from onnxsim_embed.vectors import OutputPrecision, finish_vectors
 
-# Texts tokenized together, ahead of inference. Large enough to group equal lengths well, small enough
-# that the ids of two windows stay within a few tens of megabytes.
-WINDOW_TEXTS = 4096
-
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-
-
-@dataclass
-class EncodeReport:
-    """What one call of `encode` did.
-
-    :param seconds_tokenize: wall time of tokenizing, in seconds.
-    :param seconds_run: time inside the ONNX session, summed over callers, in seconds.
-    :param seconds_pool: time in pooling, dense layers and normalization, summed over callers.
-    """
-
-    texts: int = 0
-    distinct: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    seconds: float = 0.0
-    seconds_tokenize: float = 0.0
-    seconds_run: float = 0.0
-    seconds_pool: float = 0.0
-    threads: int = 1
-    provider: str = ""
-
-    @property
-    def texts_per_second(self) -> float:
-        """Texts a second, over the whole call."""
-        return self.texts / self.seconds if self.seconds else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens a second, over the whole call; those of repeated texts count once."""
-        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 class Embedder:
@@ -72,7 +31,6 @@ class Embedder:
     :param precision: "auto", "fp32" or "int8".
     :param device: "auto", "cpu", "cuda", "cuda:N" or onnxruntime's own list of providers.
     :param threads: batches run at the same time; None for the processors this process may use.
-    :param verify_files: check sizes and sha256 of the files that are loaded.
     :raises ArtifactError: if the directory is no artifact or a file of it is damaged.
     :raises ValueError: if the precision or device is not there.
 
@@ -97,21 +55,18 @@ class Embedder:
         manifest = artifact.manifest
         self.artifact = artifact
         self.precision = artifact.choose_precision(precision)
-        self.threads = threads or available_cpus()
         self.prompts = dict(manifest.prompts)
         self.default_prompt_name = manifest.default_prompt_name
-        self.last_report = EncodeReport()
-        self._tokenizer = Tokenizer(
+        tokenizer = Tokenizer(
             artifact.file("tokenizer.json"), manifest.max_seq_length, manifest.do_lower_case
         )
         self._longest = manifest.max_seq_length
         self.head = load_head(artifact)
         entry = manifest.precisions[self.precision]
         artifact.file(entry.file)  # holds the weights of both files
-        self._session = Session(artifact.file(entry.encoder), device)
-        self._token_budget = TOKEN_BUDGET
-        self._lock = threading.Lock()
-        self._workers: ThreadPoolExecutor | None = None
+        session = Session(artifact.file(entry.encoder), device)
+        threads = threads or available_cpus()
+        self._runner = Runner(tokenizer, session, self.head, manifest.dim, threads)
 
     @classmethod
     def from_pretrained(
@@ -160,7 +115,7 @@ class Embedder:
     @property
     def max_seq_length(self) -> int:
         """Tokens kept of a text, special tokens included; may be set lower."""
-        return self._tokenizer.max_seq_length
+        return self._runner.tokenizer.max_seq_length
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
@@ -168,12 +123,30 @@ class Embedder:
             raise ValueError(
                 f"max_seq_length can be at most {self._longest} for this model, got {value}"
             )
-        self._tokenizer.max_seq_length = value
+        self._runner.tokenizer.max_seq_length = value
 
     @property
     def provider(self) -> str:
         """The execution provider that runs the model."""
-        return self._session.provider
+        return self._runner.session.provider
+
+    @property
+    def threads(self) -> int:
+        """Batches run at the same time."""
+        return self._runner.threads
+
+    @property
+    def last_report(self) -> EncodeReport:
+        """What the last call of `encode` or `encode_stream` did."""
+        return self._runner.last_report
+
+    def settings(self, *, threads: int, token_budget: int) -> AbstractContextManager[None]:
+        """Encode with other threads and batches for a while; not while other threads encode.
+
+        :param threads: batches run at the same time.
+        :param token_budget: tokens in a batch.
+        """
+        return self._runner.settings(threads=threads, token_budget=token_budget)
 
     def __repr__(self) -> str:
         name = self.artifact.manifest.name
@@ -352,35 +325,15 @@ class Embedder:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if isinstance(inputs, str):
             raise TypeError("encode_stream takes an iterable of texts, not one text")
-        return self._stream(
-            inputs,
-            prefix,
-            batch_size,
-            bool(show_progress_bar),
-            bool(normalize_embeddings),
-            truncate_dim,
-        )
-
-    @contextmanager
-    def settings(self, *, threads: int, token_budget: int) -> Iterator[None]:
-        """Encode with other threads and batches for a while; not while other threads encode."""
-        old = self.threads, self._token_budget
-        self.threads, self._token_budget = threads, token_budget
-        workers, self._workers = self._workers, None
-        try:
-            yield
-        finally:
-            self.threads, self._token_budget = old
-            if self._workers is not None:
-                self._workers.shutdown()
-            self._workers = workers
+        blocks = self._runner.stream(inputs, prefix, batch_size, bool(show_progress_bar))
+        return (_cut(block, bool(normalize_embeddings), truncate_dim) for block in blocks)
 
     def token_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
         """Return each text's token ids as the model sees them: truncated, special tokens included.
 
         :returns: int64 arrays (t,), one a text.
         """
-        tokens = self._tokenizer(texts)
+        tokens = self._runner.tokenizer(texts)
         return np.split(tokens.ids, tokens.offsets[1:-1]) if len(texts) else []
 
     def similarity(self, left: npt.ArrayLike, right: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -422,115 +375,6 @@ class Embedder:
     def _empty(self, truncate_dim: int | None) -> npt.NDArray[np.float32]:
         return np.zeros((0, truncate_dim or self.embedding_dimension), np.float32)
 
-    def _stream(
-        self,
-        inputs: Iterable[str],
-        prefix: str,
-        batch_size: int | None,
-        progress: bool,
-        normalize_embeddings: bool,
-        truncate_dim: int | None,
-    ) -> Iterator[npt.NDArray[np.float32]]:
-        started = time.perf_counter()
-        report = EncodeReport(threads=self.threads, provider=self.provider)
-        bar = (
-            _progress_bar(len(inputs) if isinstance(inputs, Sequence) else None)
-            if progress
-            else None
-        )
-        waiting: deque[_Window] = deque()
-        try:
-            for texts in _windows(inputs):
-                waiting.append(self._start(texts, prefix, batch_size, report))
-                if len(waiting) > 1:  # tokenizing one window ahead of inference
-                    yield self._finish(waiting.popleft(), normalize_embeddings, truncate_dim, bar)
-            while waiting:
-                yield self._finish(waiting.popleft(), normalize_embeddings, truncate_dim, bar)
-        finally:
-            for window in waiting:
-                for job in window.jobs:
-                    job.cancel()
-            if bar is not None:
-                bar.close()
-            report.seconds = time.perf_counter() - started
-            self.last_report = report
-
-    def _start(
-        self, texts: list[str], prefix: str, batch_size: int | None, report: EncodeReport
-    ) -> _Window:
-        started = time.perf_counter()
-        if prefix:
-            texts = [prefix + text if isinstance(text, str) else text for text in texts]
-        tokens = self._tokenizer(texts, report.texts)
-        distinct: dict[str, int] = {}
-        first = np.array(
-            [distinct.setdefault(text, row) for row, text in enumerate(texts)], np.int64
-        )
-        rows = np.flatnonzero(first == np.arange(len(texts)))
-        report.texts += len(texts)
-        report.distinct += len(rows)
-        report.tokens += int(tokens.counts[rows].sum())
-        report.truncated += int(tokens.truncated.sum())
-        report.seconds_tokenize += time.perf_counter() - started
-        window = _Window(
-            first, np.zeros((len(texts), self.embedding_dimension), np.float32), [], report
-        )
-        batches = (
-            rows[batch]
-            for batch in plan_batches(tokens.counts[rows], self._token_budget, batch_size)
-        )
-        if self.threads == 1 or len(rows) == 1:
-            for batch in batches:
-                self._run_batch(tokens, batch, window)
-        else:
-            window.jobs.extend(
-                self._pool().submit(self._run_batch, tokens, batch, window) for batch in batches
-            )
-        return window
-
-    def _run_batch(self, tokens: Tokens, rows: npt.NDArray[np.int64], window: _Window) -> int:
-        started = time.perf_counter()
-        hidden = self._session.run(tokens.stack(rows))
-        ran = time.perf_counter()
-        window.vectors[rows] = self.head(hidden)
-        pooled = time.perf_counter()
-        with self._lock:
-            window.report.seconds_run += ran - started
-            window.report.seconds_pool += pooled - ran
-        return len(rows)
-
-    def _finish(
-        self,
-        window: _Window,
-        normalize_embeddings: bool,
-        truncate_dim: int | None,
-        bar: Any,  # noqa: ANN401
-    ) -> npt.NDArray[np.float32]:
-        for job in window.jobs:
-            done = job.result()
-            if bar is not None:
-                bar.update(done)
-        if bar is not None:  # repeated texts, and those run without a job
-            bar.update(len(window.first) - sum(job.result() for job in window.jobs))
-        vectors = window.vectors[window.first][:, :truncate_dim]
-        if normalize_embeddings:
-            vectors = normalize(vectors)
-        return np.ascontiguousarray(vectors)
-
-    def _pool(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._workers is None:
-                self._workers = ThreadPoolExecutor(self.threads, "onnxsim-embed")
-            return self._workers
-
-
-@dataclass
-class _Window:
-    first: npt.NDArray[np.int64]
-    vectors: npt.NDArray[np.float32]
-    jobs: list[Future[int]]
-    report: EncodeReport
-
 
 def load_head(artifact: Artifact) -> Head:
     """Return what the artifact says comes after its encoder."""
@@ -546,19 +390,14 @@ def load_head(artifact: Artifact) -> Head:
     return Head(modes, tuple(dense), manifest.normalize)
 
 
+def _cut(
+    vectors: npt.NDArray[np.float32], normalizes: bool, dim: int | None
+) -> npt.NDArray[np.float32]:
+    cut = vectors if dim is None else np.ascontiguousarray(vectors[:, :dim])
+    return normalize(cut) if normalizes else cut
+
+
 def _as_list(texts: Iterable[str]) -> list[str]:
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
         raise TypeError(f"encode takes a text or an iterable of texts, got {type(texts).__name__}")
     return list(texts)
-
-
-def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    source = iter(texts)
-    while window := list(islice(source, WINDOW_TEXTS)):
-        yield window
-
-
-def _progress_bar(total: int | None) -> Any:  # noqa: ANN401
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit=" texts", desc="Encoding", smoothing=0.1)

@@ -211,7 +211,7 @@ def test_the_version_is_in_the_changelog():
 # nothing of the machine that made it
 
 
-SKIPPED = {".git", ".venv", "build", "dist", "__pycache__", "node_modules"}
+SKIPPED = {".git", ".hypothesis", ".venv", "build", "dist", "__pycache__", "node_modules"}
 FOREIGN = {
     "a path of one machine": re.compile("/" + "(work|root|home)/"),
     "a registry of one site": re.compile(
