@@ -32,7 +32,7 @@ def plan_batches(
         )
     order = np.argsort(-counts, kind="stable")
     starts = np.flatnonzero(np.diff(counts[order], prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+    for start, end in zip(starts, np.append(starts[1:], len(order)), strict=False):
         rows = max(1, token_budget // max(1, int(counts[order[start]])))
         if max_rows is not None:
             rows = min(rows, max_rows)

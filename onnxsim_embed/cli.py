@@ -374,8 +374,7 @@ def similarity(
     """Compare all texts (or vectors) of a file with each other, exactly."""
     matrix_file, neighbours_file = _similarity_outputs(output or [], top_k)
     outputs = [path for path in (matrix_file, neighbours_file, pairs, heatmap) if path is not None]
-    for path in outputs:
-        _check_output(path, force)
+    _check_similarity_outputs(outputs, pairs, heatmap, force)
     started = time.perf_counter()
     texts, vectors = _texts_and_vectors(file, column, file_format, model, precision, threads, quiet)
     from onnxsim_embed.graph_files import SimilarityJob
@@ -397,11 +396,27 @@ def similarity(
     if heatmap is not None:
         job.draw(heatmap)
         said.append(f"heatmap -> {heatmap}")
+    closest = list(job.closest(show if show is not None else (0 if outputs else 10)))
     if not quiet:
         typer.echo(", ".join(said) + f", in {time.perf_counter() - started:.2f} s.")
-    count = show if show is not None else (0 if outputs else 10)
-    for line in job.closest(count):
+    for line in closest:
         typer.echo(line)
+
+
+def _check_similarity_outputs(
+    outputs: list[Path], pairs: Path | None, heatmap: Path | None, force: bool
+) -> None:
+    """Refuse, before any work, what could not be written after it."""
+    for path in outputs:
+        _check_output(path, force)
+    if len(set(outputs)) < len(outputs):
+        raise ValueError(f"{outputs[-1]} is named for two outputs")
+    if pairs is not None and pairs.suffix not in (".csv", ".tsv"):
+        raise ValueError(f"{pairs}: pairs are written as .csv or .tsv")
+    if heatmap is not None:
+        from onnxsim_embed.plot import check_format
+
+        check_format(heatmap)
 
 
 def _similarity_outputs(outputs: list[Path], top_k: int | None) -> tuple[Path | None, Path | None]:
@@ -481,6 +496,8 @@ def _on_terminal() -> bool:
 
 
 def _check_output(path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a directory; choose another name")
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists; replace it with --force, or choose another name")
     if not path.parent.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
 
@@ -50,7 +51,7 @@ class Embedder:
     ) -> None:
         if not isinstance(artifact, Artifact):
             artifact = Artifact.open(Path(artifact))
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
+        if threads is not None and (not isinstance(threads, Integral) or threads < 1):
             raise ValueError(f"threads must be a positive integer or None, got {threads!r}")
         manifest = artifact.manifest
         self.artifact = artifact
@@ -65,8 +66,8 @@ class Embedder:
         entry = manifest.precisions[self.precision]
         artifact.file(entry.file)  # holds the weights of both files
         session = Session(artifact.file(entry.encoder), device)
-        threads = threads or available_cpus()
-        self._runner = Runner(tokenizer, session, self.head, manifest.dim, threads)
+        callers = available_cpus() if threads is None else int(threads)
+        self._runner = Runner(tokenizer, session, self.head, manifest.dim, callers)
 
     @classmethod
     def from_pretrained(
@@ -119,7 +120,7 @@ class Embedder:
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        if isinstance(value, int) and value > self._longest:
+        if isinstance(value, Integral) and value > self._longest:
             raise ValueError(
                 f"max_seq_length can be at most {self._longest} for this model, got {value}"
             )

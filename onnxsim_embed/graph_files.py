@@ -103,6 +103,7 @@ class SimilarityJob:
         if self.texts is None:
             return f"row {row}"
         text = " ".join(self.texts[row].split())
+        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
         return f"{row}: {text if len(text) <= 60 else text[:59] + '…'}"
 
     def _with_texts(self, columns: dict[str, Any], left: str, right: str) -> dict[str, Any]:

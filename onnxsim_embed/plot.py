@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,9 +61,15 @@ def heatmap(
         short = [_shorten(label) for label in labels]
         size = 9 if n <= 30 else 6.5
         axes.set_xticks(
-            range(n), short, rotation=45, ha="right", rotation_mode="anchor", fontsize=size
+            range(n),
+            short,
+            rotation=45,
+            ha="right",
+            rotation_mode="anchor",
+            fontsize=size,
+            parse_math=False,
         )
-        axes.set_yticks(range(n), short, fontsize=size)
+        axes.set_yticks(range(n), short, fontsize=size, parse_math=False)
     else:
         axes.set_xlabel("rows, similar ones side by side" if order else "row")
         axes.set_ylabel(axes.get_xlabel())
@@ -79,15 +86,30 @@ def heatmap(
                 color="white" if dark else "black",
             )
     if title:
-        axes.set_title(title, fontsize=11)
-    kind = path.suffix.lstrip(".").lower() or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise ValueError(
-            f"{path}: pictures can be {', '.join(sorted(figure.canvas.get_supported_filetypes()))}"
-        )
+        axes.set_title(_one_line(title), fontsize=11, parse_math=False)
+    kind = check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as work:
+    with atomic_file(path) as work, warnings.catch_warnings():
+        # A box stands where the font has no glyph; the user can do nothing about it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        warnings.filterwarnings("ignore", "Matplotlib currently does not support", UserWarning)
         figure.savefig(work, format=kind)
+
+
+def check_format(path: Path) -> str:
+    """Return the picture format of a file's ending.
+
+    :raises ValueError: if there is none, listing the formats there are.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    kind, known = (
+        path.suffix.lstrip(".").lower() or "png",
+        FigureCanvasAgg.get_supported_filetypes(),
+    )
+    if kind not in known:
+        raise ValueError(f"{path}: pictures can be {', '.join(sorted(known))}")
+    return kind
 
 
 def _side_by_side(
@@ -104,7 +126,10 @@ def _side_by_side(
     return scores[np.ix_(leaves, leaves)], names
 
 
+def _one_line(label: str) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(label.split()))
+
+
 def _shorten(label: str) -> str:
-    # A dollar would start a formula; matplotlib knows no glyph for control characters.
-    text = " ".join(label.split()).replace("$", r"\$")
+    text = _one_line(label)
     return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 1] + "…"

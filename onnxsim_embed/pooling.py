@@ -213,10 +213,16 @@ def _gelu(x: Float32) -> Float32:
     )
 
 
+def _sigmoid(x: Float32) -> Float32:
+    from scipy.special import expit
+
+    return np.asarray(expit(x), np.float32)
+
+
 ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
     "torch.nn.modules.activation.Tanh": np.tanh,
     "torch.nn.modules.linear.Identity": lambda x: x,
     "torch.nn.modules.activation.ReLU": lambda x: np.maximum(x, np.float32(0)),
     "torch.nn.modules.activation.GELU": _gelu,
-    "torch.nn.modules.activation.Sigmoid": lambda x: np.float32(1) / (np.float32(1) + np.exp(-x)),
+    "torch.nn.modules.activation.Sigmoid": _sigmoid,
 }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -63,11 +64,18 @@ class EncodeReport:
 
 @dataclass
 class _Window:
-    """Texts on their way: `first` is the row of each text's first occurrence."""
+    """Texts on their way.
+
+    :param first: row of each text's first occurrence, int64 (n,).
+    :param vectors: float32 (n, dim), filled at first occurrences.
+    :param work: one function a batch, which returns its number of texts.
+    :param jobs: the same where threads run them.
+    """
 
     first: npt.NDArray[np.int64]
     vectors: npt.NDArray[np.float32]
     report: EncodeReport
+    work: list[Callable[[], int]] = field(default_factory=list)
     jobs: list[Future[int]] = field(default_factory=list)
 
 
@@ -104,9 +112,11 @@ class Runner:
             for window in _windows(texts):
                 waiting.append(self._start(window, prefix, batch_size, report))
                 if len(waiting) > 1:  # tokenizing one window ahead of inference
-                    yield _finish(waiting.popleft(), bar)
+                    yield self._finish(waiting[0], bar)
+                    waiting.popleft()  # only now: what is interrupted has jobs to cancel
             while waiting:
-                yield _finish(waiting.popleft(), bar)
+                yield self._finish(waiting[0], bar)
+                waiting.popleft()
         finally:
             for left in waiting:
                 for job in left.jobs:
@@ -146,14 +156,26 @@ class Runner:
         report.truncated += int(tokens.truncated.sum())
         report.seconds_tokenize += time.perf_counter() - started
         window = _Window(first, np.zeros((len(texts), self.dim), np.float32), report)
-        batches = (rows[batch] for batch in plan_batches(counts, self.token_budget, batch_size))
-        if self.threads == 1 or len(rows) == 1:
-            for batch in batches:
-                self._run_batch(tokens, batch, window)
-        else:
+        for batch in plan_batches(counts, self.token_budget, batch_size):
+            window.work.append(partial(self._run_batch, tokens, rows[batch], window))
+        if self.threads > 1 and len(window.work) > 1:
             submit = self._pool().submit
-            window.jobs = [submit(self._run_batch, tokens, batch, window) for batch in batches]
+            window.jobs = [submit(job) for job in window.work]
         return window
+
+    def _finish(self, window: _Window, bar: Any) -> npt.NDArray[np.float32]:  # noqa: ANN401 - tqdm
+        """Wait for a window's batches, or run them here where no threads do."""
+        done = 0
+        for work in window.jobs or window.work:
+            rows = work.result() if isinstance(work, Future) else work()
+            done += rows
+            if bar is not None:
+                bar.update(rows)
+        if bar is not None:
+            bar.update(len(window.first) - done)  # repeated texts
+        if (window.first[1:] > window.first[:-1]).all():
+            return window.vectors  # nothing repeated: no copy
+        return window.vectors[window.first]
 
     def _run_batch(self, tokens: Tokens, rows: npt.NDArray[np.int64], window: _Window) -> int:
         """Run one batch, write its vectors into the window, return its number of texts."""
@@ -172,20 +194,6 @@ class Runner:
             if self._workers is None:
                 self._workers = ThreadPoolExecutor(self.threads, "onnxsim-embed")
             return self._workers
-
-
-def _finish(window: _Window, bar: Any) -> npt.NDArray[np.float32]:  # noqa: ANN401 - tqdm is untyped
-    done = 0
-    for job in window.jobs:
-        rows = job.result()
-        done += rows
-        if bar is not None:
-            bar.update(rows)
-    if bar is not None:  # repeated texts, and those run without a job
-        bar.update(len(window.first) - done)
-    if len(window.first) and (window.first[1:] > window.first[:-1]).all():
-        return window.vectors  # nothing repeated: no copy
-    return window.vectors[window.first]
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:

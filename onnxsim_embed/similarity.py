@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ def cos_sim(a: npt.ArrayLike, b: npt.ArrayLike) -> Float32:
         unit_vectors(np.atleast_2d(np.asarray(b))),
     )
     _check_pair(left, right)
-    return left @ right.T
+    return np.clip(left @ right.T, np.float32(-1), np.float32(1))
 
 
 def similarity_matrix(
@@ -87,14 +87,20 @@ def similarity_matrix(
         return _gather(
             _above(left, right, threshold, block_bytes, upper=False), (len(left), len(right))
         )
-    upper = _gather(_above(left, left, threshold, block_bytes, upper=True), (len(left), len(left)))
-    full = upper + upper.T.tocsr()
+    rows, columns, scores = _concatenate(_above(left, left, threshold, block_bytes, upper=True))
+    kept = np.zeros(0, np.int64)
+    # A row with itself: 1 for any direction, 0 for a zero row, whatever the rounding of a product.
+    diagonal = np.any(left != 0, axis=1).astype(np.float32)
     if include_self:
-        # A row with itself: 1 for any direction, 0 for a zero row, whatever the rounding of a product.
-        diagonal = np.any(left != 0, axis=1).astype(np.float32)
         kept = np.flatnonzero(diagonal > threshold)
-        full = full + sparse.csr_array((diagonal[kept], (kept, kept)), shape=full.shape)
-    result = sparse.csr_array(full)
+    # Not by adding matrices: that drops scores of zero, which a threshold below zero keeps.
+    result = sparse.csr_array(
+        (
+            np.concatenate([scores, scores, diagonal[kept]]),
+            (np.concatenate([rows, columns, kept]), np.concatenate([columns, rows, kept])),
+        ),
+        shape=(len(left), len(left)),
+    )
     result.sort_indices()
     return result
 
@@ -237,13 +243,15 @@ def unit_vectors(vectors: npt.ArrayLike) -> Float32:
         raise ValueError(f"vectors must have shape (n, dim), got {array.shape}")
     if array.dtype.kind not in "fiu":
         raise ValueError(f"vectors must be numbers, got dtype {array.dtype}")
-    values = array.astype(np.float32)
+    # As float64 while it matters: what is beyond float32 there has a direction nevertheless.
+    wide: npt.NDArray[Any] = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
     # The largest component first: the square of a huge or tiny one leaves float32's range.
-    largest = np.abs(values).max(axis=1, keepdims=True, initial=0)
+    largest = np.abs(wide).max(axis=1, keepdims=True, initial=0)
     if not np.isfinite(largest).all():
         row = int(np.flatnonzero(~np.isfinite(largest[:, 0]))[0])
         raise ValueError(f"vectors hold NaN or infinity, first in row {row}")
-    values /= np.where(largest > 0, largest, np.float32(1))
+    wide /= np.where(largest > 0, largest, np.float32(1))
+    values: Float32 = wide.astype(np.float32, copy=False)
     norms = np.sqrt(np.einsum("ij,ij->i", values, values))[:, None]
     values /= np.where(norms > 0, norms, np.float32(1))
     return values
@@ -274,6 +282,7 @@ def _above(
     for start in range(0, len(left), rows):
         first = start if upper else 0
         scores = left[start : start + rows] @ right[first:].T
+        np.minimum(scores, np.float32(1), out=scores)  # rounding may pass 1, a cosine never does
         found = np.flatnonzero(scores > bound)
         row, column = np.divmod(found, scores.shape[1])
         if upper:
@@ -303,6 +312,8 @@ def _gather(
 
 def _top_k(left: Float32, right: Float32, k: int, block_bytes: int, skip_self: bool) -> TopK:
     most = len(right) - skip_self
+    if most < 1:
+        raise ValueError(f"there are no vectors to choose {k} from")
     if not 1 <= k <= most:
         raise ValueError(
             f"k must be from 1 to {most} (the number of vectors to choose from), got {k}"
@@ -318,8 +329,12 @@ def _top_k(left: Float32, right: Float32, k: int, block_bytes: int, skip_self: b
         # Only columns at or above the k-th best score matter; ties beyond k go by lower index.
         bound = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
         for row, (line, limit) in enumerate(zip(scores, bound, strict=True), start=start):
-            candidates = np.flatnonzero(line >= limit)
-            order = np.lexsort((candidates, -line[candidates]))[:k]
+            # A product's last bit depends on the block; scores row by row do not, so equal vectors tie.
+            candidates = np.flatnonzero(line >= limit - np.float32(1e-6))
+            exact = np.minimum(np.einsum("j,ij->i", left[row], right[candidates]), np.float32(1))
+            if skip_self:
+                exact[candidates == row] = -np.inf
+            order = np.lexsort((candidates, -exact))[:k]
             best_indices[row] = candidates[order]
-            best_scores[row] = line[candidates[order]]
+            best_scores[row] = exact[order]
     return TopK(best_scores, best_indices)

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,12 @@ def iter_column(
             f"{path}: cannot read files of kind {kind!r}; known are {', '.join(KINDS)}"
         )
     if kind == "parquet":
-        yield from _parquet_column(Path(path), column)
+        empty = True
+        for value in _parquet_column(Path(path), column):
+            empty = False
+            yield value
+        if empty:
+            raise TableError(f"{path} holds no texts")
         return
     with _open_text(path) as stream:
         reader = {
@@ -80,7 +86,7 @@ def iter_column(
                 f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}); convert it, "
                 f"for example: iconv -f latin1 -t utf-8 {path} > converted"
             ) from None
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise TableError(f"{path} is not a readable gzip file: {error}") from None
         if empty:
             raise TableError(f"{path} holds no texts")
@@ -102,16 +108,20 @@ def _open_text(path: str | Path) -> Iterator[IO[str]]:
         yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
         return
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory, not a file of texts")
+    _check_file(path)
     if path.suffix.lower() == ".gz":
         with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as stream:
             yield stream
     else:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             yield stream
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory, not a file")
 
 
 def _choose_column(path: str, names: Sequence[str], column: str | None) -> str:
@@ -136,6 +146,11 @@ def _csv_column(stream: IO[str], path: str, column: str | None, delimiter: str) 
             return
         name = _choose_column(path, names, column)
         for row in reader:
+            if None in row:
+                raise TableError(
+                    f"{path}, line {reader.line_num} has more cells than the {len(names)} columns of "
+                    "the header: quote texts that hold the delimiter"
+                )
             yield row[name]
     except csv.Error as error:
         raise TableError(f"{path}, line {reader.line_num}: {error}") from None
@@ -183,13 +198,10 @@ def _parquet_column(path: Path, column: str | None) -> Iterator[Any]:
     import pyarrow
     from pyarrow import parquet
 
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
+    _check_file(path)
     try:
         with parquet.ParquetFile(path) as table:
             name = _choose_column(str(path), table.schema_arrow.names, column)
-            if table.metadata.num_rows == 0:
-                raise TableError(f"{path} holds no texts")
             for batch in table.iter_batches(columns=[name], batch_size=4096):
                 yield from batch.column(0).to_pylist()
     except pyarrow.ArrowException as error:
@@ -290,6 +302,8 @@ def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix == ".parquet":
         rows = list(_parquet_column(path, column or "vector"))
+        if not rows:
+            return np.zeros((0, _list_width(path, column or "vector")), np.float32)
         try:
             return np.asarray(rows, np.float32)
         except (ValueError, TypeError) as error:
@@ -297,6 +311,9 @@ def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any
                 f"{path}: column {column or 'vector'!r} holds no vectors: {error}"
             ) from None
     try:
+        with path.open("rb") as stream:
+            if stream.read(6) != b"\x93NUMPY":
+                raise ValueError("it does not begin as one")
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise TableError(f"{path} is not a readable .npy file: {error}") from None
@@ -306,6 +323,13 @@ def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any
             f"{path} holds {shape} {getattr(vectors, 'dtype', '')}, not vectors of shape (n, dim)"
         )
     return vectors
+
+
+def _list_width(path: Path, column: str) -> int:
+    from pyarrow import parquet
+
+    kind = parquet.read_schema(path).field(column).type
+    return int(getattr(kind, "list_size", 0))
 
 
 def write_rows(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], path: str | Path) -> None:

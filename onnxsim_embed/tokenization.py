@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +81,10 @@ class Tokenizer:
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
         special = self._backend.num_special_tokens_to_add(False)
-        if not isinstance(value, int) or value <= special:
+        if not isinstance(value, Integral) or value <= special:
             raise ValueError(f"max_seq_length must be an integer above {special}, got {value!r}")
-        self._max_seq_length = value
-        self._backend.enable_truncation(max_length=value)
+        self._max_seq_length: int = int(value)
+        self._backend.enable_truncation(max_length=self._max_seq_length)
 
     def __call__(self, texts: Sequence[str], first_row: int = 0) -> Tokens:
         """Tokenize texts.

@@ -48,12 +48,15 @@ def _spread(
     if ranges is None:
         if len(vectors) == 0:
             return vectors.astype(precision)
+        if len(vectors) == 1:
+            raise ValueError(
+                f"{precision} needs ranges: those of one vector are empty; encode several texts, or "
+                "pass ranges of a representative set"
+            )
         ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
     if ranges.shape != (2, vectors.shape[1]):
         raise ValueError(f"ranges must have shape (2, {vectors.shape[1]}), got {ranges.shape}")
     low, high = ranges
     steps = (high - low) / 255
-    scaled = (vectors - low) / np.where(steps > 0, steps, 1)
-    if precision == "uint8":
-        return np.clip(scaled, 0, 255).astype(np.uint8)
-    return np.clip(scaled - 128, -128, 127).astype(np.int8)
+    scaled = np.clip(np.floor((vectors - low) / np.where(steps > 0, steps, 1)), 0, 255)
+    return scaled.astype(np.uint8) if precision == "uint8" else (scaled - 128).astype(np.int8)
