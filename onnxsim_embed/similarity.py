@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+
+from onnxsim_embed.blocks import (
+    best_of_strips,
+    scores_above,
+    symmetric_matrix,
+    triples_to_csr,
+)
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -84,25 +90,13 @@ def similarity_matrix(
     if other is not None:
         right = unit_vectors(other)
         _check_pair(left, right)
-        return _gather(
-            _above(left, right, threshold, block_bytes, upper=False), (len(left), len(right))
-        )
-    rows, columns, scores = _concatenate(_above(left, left, threshold, block_bytes, upper=True))
-    kept = np.zeros(0, np.int64)
+        found = scores_above(left, right, threshold, block_bytes, upper=False)
+        return triples_to_csr(*found, (len(left), len(right)))
+    found = scores_above(left, left, threshold, block_bytes, upper=True)
     # A row with itself: 1 for any direction, 0 for a zero row, whatever the rounding of a product.
     diagonal = np.any(left != 0, axis=1).astype(np.float32)
-    if include_self:
-        kept = np.flatnonzero(diagonal > threshold)
-    # Not by adding matrices: that drops scores of zero, which a threshold below zero keeps.
-    result = sparse.csr_array(
-        (
-            np.concatenate([scores, scores, diagonal[kept]]),
-            (np.concatenate([rows, columns, kept]), np.concatenate([columns, rows, kept])),
-        ),
-        shape=(len(left), len(left)),
-    )
-    result.sort_indices()
-    return result
+    diagonal[~(diagonal > threshold) | (not include_self)] = np.nan
+    return symmetric_matrix(found, diagonal, len(left))
 
 
 def similar_pairs(
@@ -124,9 +118,8 @@ def similar_pairs(
     left = unit_vectors(vectors)
     right = left if other is None else unit_vectors(other)
     _check_pair(left, right)
-    rows, columns, scores = _concatenate(
-        _above(left, right, threshold, block_bytes, upper=other is None)
-    )
+    upper = other is None
+    rows, columns, scores = scores_above(left, right, threshold, block_bytes, upper)
     order = np.lexsort((columns, rows, -scores))
     return Pairs(rows[order], columns[order], scores[order])
 
@@ -267,49 +260,6 @@ def _check_threshold(threshold: float) -> None:
         raise ValueError(f"threshold must be from -1 to 1, got {threshold}")
 
 
-def _block_rows(columns: int, block_bytes: int) -> int:
-    if block_bytes < 1:
-        raise ValueError(f"block_bytes must be positive, got {block_bytes}")
-    return max(1, block_bytes // (4 * max(1, columns)))
-
-
-def _above(
-    left: Float32, right: Float32, threshold: float, block_bytes: int, upper: bool
-) -> Iterator[tuple[Int64, Int64, Float32]]:
-    """Yield (rows, columns, scores) above the threshold, in row-major order; `upper`: column > row."""
-    rows = _block_rows(len(right), block_bytes)
-    bound = np.float32(threshold)
-    for start in range(0, len(left), rows):
-        first = start if upper else 0
-        scores = left[start : start + rows] @ right[first:].T
-        np.minimum(scores, np.float32(1), out=scores)  # rounding may pass 1, a cosine never does
-        found = np.flatnonzero(scores > bound)
-        row, column = np.divmod(found, scores.shape[1])
-        if upper:
-            beyond = column > row
-            found, row, column = found[beyond], row[beyond], column[beyond]
-        yield row + start, column + first, scores.ravel()[found]
-
-
-def _concatenate(blocks: Iterator[tuple[Int64, Int64, Float32]]) -> tuple[Int64, Int64, Float32]:
-    parts = list(blocks)
-    return (
-        np.concatenate([part[0] for part in parts] or [np.zeros(0, np.int64)]),
-        np.concatenate([part[1] for part in parts] or [np.zeros(0, np.int64)]),
-        np.concatenate([part[2] for part in parts] or [np.zeros(0, np.float32)]),
-    )
-
-
-def _gather(
-    blocks: Iterator[tuple[Int64, Int64, Float32]], shape: tuple[int, int]
-) -> sparse.csr_array:
-    rows, columns, scores = _concatenate(blocks)
-    index = np.int32 if max(*shape, len(scores)) <= np.iinfo(np.int32).max else np.int64
-    pointers = np.zeros(shape[0] + 1, index)
-    np.cumsum(np.bincount(rows, minlength=shape[0]), out=pointers[1:])
-    return sparse.csr_array((scores, columns.astype(index), pointers), shape=shape)
-
-
 def _top_k(left: Float32, right: Float32, k: int, block_bytes: int, skip_self: bool) -> TopK:
     most = len(right) - skip_self
     if most < 1:
@@ -318,23 +268,4 @@ def _top_k(left: Float32, right: Float32, k: int, block_bytes: int, skip_self: b
         raise ValueError(
             f"k must be from 1 to {most} (the number of vectors to choose from), got {k}"
         )
-    best_scores = np.empty((len(left), k), np.float32)
-    best_indices = np.empty((len(left), k), np.int64)
-    rows = _block_rows(len(right), block_bytes)
-    for start in range(0, len(left), rows):
-        scores = left[start : start + rows] @ right.T
-        if skip_self:
-            own = np.arange(len(scores))
-            scores[own, own + start] = -np.inf
-        # Only columns at or above the k-th best score matter; ties beyond k go by lower index.
-        bound = -np.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
-        for row, (line, limit) in enumerate(zip(scores, bound, strict=True), start=start):
-            # A product's last bit depends on the block; scores row by row do not, so equal vectors tie.
-            candidates = np.flatnonzero(line >= limit - np.float32(1e-6))
-            exact = np.minimum(np.einsum("j,ij->i", left[row], right[candidates]), np.float32(1))
-            if skip_self:
-                exact[candidates == row] = -np.inf
-            order = np.lexsort((candidates, -exact))[:k]
-            best_indices[row] = candidates[order]
-            best_scores[row] = exact[order]
-    return TopK(best_scores, best_indices)
+    return TopK(*best_of_strips(left, right, k, block_bytes, skip_self))

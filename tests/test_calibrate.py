@@ -93,8 +93,7 @@ def test_sampled_rows_are_rows_of_the_run(seen, plain, texts):
 
 
 def test_both_ends_of_every_text_are_sampled(bert, plain, texts, monkeypatch):
-    monkeypatch.setattr(calibrate, "SAMPLE_ROWS", 1)
-    monkeypatch.setattr(calibrate, "SAMPLE_BYTES", 0)  # one token in so many, besides the ends
+    monkeypatch.setattr(calibrate, "SAMPLE_ROWS", 3 * len(texts))  # the ends and a few others
     found = collect_activations(bert, texts)["layer0.up"].rows
     for ids in texts[::6]:
         for row in plain(ids)["layer0.up"][[0, -1]]:
@@ -141,7 +140,9 @@ def test_collecting_twice_gives_the_same(bert, texts, seen):
     ],
 )
 def test_too_few_different_texts_are_refused_with_their_number(texts, different):
-    with pytest.raises(ValueError, match=f"at least {LEAST_TEXTS} different texts, got {different};"):
+    with pytest.raises(
+        ValueError, match=f"at least {LEAST_TEXTS} different texts, got {different};"
+    ):
         check_calibration(texts)
 
 
@@ -188,5 +189,4 @@ def test_the_texts_that_ship_are_of_every_length(real_checkpoint):
     counts = Tokenizer(real_checkpoint / "tokenizer.json", 100_000)(calibration_texts()).counts
     assert counts.min() <= 3
     assert counts.max() >= 512
-    edges = (0, 8, 16, 32, 64, 128, 256, 100_000)
-    assert (np.histogram(counts, edges)[0] >= 8).all()
+    assert (np.histogram(counts, (0, 8, 16, 32, 64, 128, 100_000))[0] >= 20).all()

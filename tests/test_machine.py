@@ -10,7 +10,7 @@ from onnxsim_embed import Embedder, machine
 from onnxsim_embed.artifact import Artifact
 from onnxsim_embed.machine import available_cpus, cpu_flags, cpu_name, int8_suits
 
-OLD_X86 = frozenset("fpu sse4_2 avx avx2 fma".split())
+OLD_X86 = frozenset(["fpu", "sse4_2", "avx", "avx2", "fma"])
 
 X86 = """processor\t: 0
 vendor_id\t: GenuineIntel
