@@ -58,6 +58,9 @@ def main() -> None:
         print(
             f"  {score:.4f}  {rows[left]['id']} {titles[left][:44]:<44}  {rows[right]['id']} {titles[right][:44]}"
         )
+    print(
+        "  (The model knows English: texts in another script look alike to it, whatever they say.)"
+    )
     print("\nWhere the time went:")
     for stage, value in seconds.items():
         print(f"  {value:7.2f} s  {stage}")

@@ -83,13 +83,15 @@ def share_constants(model: onnx.ModelProto, holder: Path) -> int:
     :raises ValueError: naming a large constant that the holder does not hold.
     """
     data = holder.read_bytes()
+    end = 0  # constants mostly stand in the same order in both
     for tensor in model.graph.initializer:
         raw = tensor.raw_data
         if len(raw) < SHARED_BYTES:
             continue
-        offset = data.find(raw)
-        if offset < 0:
+        offset = data.find(raw, end)
+        if offset < 0 and (offset := data.find(raw)) < 0:
             raise ValueError(f"{holder} does not hold the constant {tensor.name!r}")
+        end = offset + len(raw)
         tensor.ClearField("raw_data")
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", holder.name), ("offset", offset), ("length", len(raw))):

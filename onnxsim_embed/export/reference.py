@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from onnxsim_embed.export.checkpoint import Checkpoint
+from onnxsim_embed.machine import available_cpus
 
 Float32 = npt.NDArray[np.float32]
 Hidden = Callable[[npt.NDArray[np.int64]], Float32]
@@ -109,4 +112,6 @@ def reference_vectors(
     :param token_ids: int64 arrays (t,).
     :returns: float32 array (n, dim).
     """
-    return np.concatenate([finish(hidden(ids[None])) for ids in token_ids])
+    # Texts side by side with one BLAS thread each; see quantize.py for what happens otherwise.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cpus()) as workers:
+        return np.concatenate(list(workers.map(lambda ids: finish(hidden(ids[None])), token_ids)))
