@@ -10,11 +10,70 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def available_cpus() -> int:
-    """Return how many processors this process may run on (its affinity), at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
+def available_cpus(root: Path = Path("/")) -> int:
+    """Return how many processors this process may really use, at least 1.
+
+    The least of its affinity, the quota of its control group (version 1 or 2; a container's limit,
+    which the number of the host's processors does not show), and `OMP_NUM_THREADS` where it is set.
+
+    :param root: where /proc and /sys are.
+    """
+    limits = [
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ]
+    if (quota := cgroup_cpus(root)) is not None:
+        limits.append(int(quota))  # a part of a processor more would only be throttled
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if asked.isdecimal() and int(asked) > 0:
+        limits.append(int(asked))
+    return max(1, min(limits))
+
+
+def cgroup_cpus(root: Path = Path("/")) -> float | None:
+    """Return the processors that the control group's quota allows, or None where there is no limit.
+
+    A group is bound by every group above it as well; the tightest counts.
+
+    :param root: where /proc and /sys are.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if not controllers:  # version 2
+            base, read = root / "sys/fs/cgroup", _quota_v2
+        elif "cpu" in controllers.split(","):
+            base, read = root / "sys/fs/cgroup" / controllers, _quota_v1
+            if not base.is_dir():
+                base = root / "sys/fs/cgroup/cpu"
+        else:
+            continue
+        # Inside a container the path is often the host's, and only the mount point is there.
+        parts = [part for part in path.split("/") if part and part != ".."]
+        for depth in range(len(parts) + 1):
+            quotas.append(read(base.joinpath(*parts[:depth])))
+    known = [quota for quota in quotas if quota is not None]
+    return min(known) if known else None
+
+
+def _quota_v2(group: Path) -> float | None:
+    try:
+        quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _quota_v1(group: Path) -> float | None:
+    try:
+        quota = int((group / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        period = int((group / "cpu.cfs_period_us").read_text(encoding="utf-8"))
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
 
 
 # Processors on which u8 x s8 products are added up in 32 bits. Older x86 ones add pairs in 16 bits,

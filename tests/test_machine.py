@@ -167,5 +167,5 @@ def test_without_an_int8_file_auto_is_fp32_and_says_nothing(on, artifact, caplog
     bare = Artifact(opened.directory, replace(opened.manifest, precisions=only))
     assert bare.choose_precision("auto") == "fp32"
     assert not caplog.records
-    with pytest.raises(ValueError, match="precision 'int8' is not in .*fp32"):
+    with pytest.raises(ValueError, match=r"precision 'int8' is not in .*fp32"):
         bare.choose_precision("int8")
