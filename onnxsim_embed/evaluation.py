@@ -48,6 +48,8 @@ def evaluate_sts(
         )
     vectors = model.encode([*left, *right])
     cosines = score_pairs(vectors[: len(left)], vectors[len(left) :], "cosine")
+    if np.ptp(cosines) == 0:  # a constant has no correlation
+        return StsResult(len(human), float("nan"), float("nan"))
     return StsResult(
         len(human),
         100 * float(spearmanr(cosines, human).statistic),

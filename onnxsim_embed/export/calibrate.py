@@ -55,6 +55,8 @@ def check_calibration(texts: Sequence[str]) -> None:
     :raises ValueError: if there are too few different ones.
     :raises TypeError: naming the row that is not a string.
     """
+    if isinstance(texts, str):
+        raise TypeError("calibration takes a list of texts, got one text")
     check_texts(texts)
     if (different := len(set(texts))) < LEAST_TEXTS:
         raise ValueError(
@@ -94,6 +96,8 @@ def collect_activations(
     # A vector is a mean over its text's tokens, so that a token weighs as much as its text is short;
     # the ends ([CLS], [SEP]) are of every text and unlike the rest.
     each = max(1.0, rows / len(token_ids))
+    # Of very many texts, only some give rows; all give their ranges.
+    share = min(1.0, rows / (3 * len(token_ids)))
     seen: dict[str, list[Activations]] = {name: [] for name in names}
     rng = np.random.default_rng(0)
     for batch in plan_batches(counts, CALIBRATION_TOKENS):
@@ -101,6 +105,8 @@ def collect_activations(
         values = session.run(names, {"input_ids": ids})
         chosen = rng.random(ids.shape) < each / len(ids)
         chosen[0] = chosen[-1] = True
+        if share < 1:
+            chosen &= rng.random(len(batch)) < share
         picked = np.flatnonzero(chosen)
         for name, value in zip(names, values, strict=True):
             flat = value.reshape(ids.size, -1)

@@ -170,11 +170,13 @@ def fit_split(seen: Activations, activation: Activation, weight: Float32) -> Spl
     exact = inner @ weight
     highest = activation(seen.high) * np.float32(COPY_HEADROOM)
     low = min(float(inner.min()), float(activation(seen.low).min()))
-    top = max(float(highest.max()), 1e-6)
+    # Steps remain above zero even where no channel ever gets there.
+    top = max(float(highest.max()), -low / 16, 1e-6)
 
     def trial(bound: float) -> Split | None:
         span = Range.of(low, bound)
-        columns, offsets = plan_copies(highest, span.top)
+        # Up to half a step beyond the top is no more than rounding.
+        columns, offsets = plan_copies(highest - span.scale / 2, span.top)
         if len(columns) > len(weight) // COLUMNS_PER_COPY:
             return None
         copies = activation(rows[:, columns] - offsets)
