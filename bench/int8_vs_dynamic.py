@@ -88,7 +88,7 @@ def main() -> None:
     texts = (
         list(iter_texts(options.texts, options.column))
         if options.texts
-        else read_texts("calibration.jsonl")
+        else read_texts("verification.jsonl")
     )
     texts = texts[:: max(1, len(texts) // options.most)][: options.most]
     tokens = Tokenizer(target / "tokenizer.json", artifact.manifest.max_seq_length)(texts)

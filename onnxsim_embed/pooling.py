@@ -205,7 +205,8 @@ def load_dense(config_file: Path, weights_file: Path) -> Dense:
     return dense
 
 
-def _gelu(x: Float32) -> Float32:
+def gelu(x: Float32) -> Float32:
+    """Return x times the normal distribution function of x, float32 (not the tanh approximation)."""
     from scipy.special import erf
 
     return np.asarray(
@@ -223,6 +224,6 @@ ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
     "torch.nn.modules.activation.Tanh": np.tanh,
     "torch.nn.modules.linear.Identity": lambda x: x,
     "torch.nn.modules.activation.ReLU": lambda x: np.maximum(x, np.float32(0)),
-    "torch.nn.modules.activation.GELU": _gelu,
+    "torch.nn.modules.activation.GELU": gelu,
     "torch.nn.modules.activation.Sigmoid": _sigmoid,
 }

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from onnxsim_embed.export.bert import InputQuantization
 from onnxsim_embed.export.calibrate import Activations
 from onnxsim_embed.export.rounding import round_nearest, round_weight
+from onnxsim_embed.pooling import gelu
 
 Float32 = npt.NDArray[np.float32]
 Activation = Callable[[Float32], Float32]
@@ -225,10 +226,6 @@ def spread_rows(rows: Float32, most: int) -> Float32:
 
 def activation_function(name: str) -> Activation:
     """Return the activation of a BERT configuration as a numpy function."""
-    from scipy.special import erf
-
-    def gelu(x: Float32) -> Float32:
-        return np.asarray(x * (1 + erf(x / np.float32(np.sqrt(2)))) / 2, np.float32)
 
     def gelu_tanh(x: Float32) -> Float32:
         inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
