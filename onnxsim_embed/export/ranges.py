@@ -25,6 +25,10 @@ SEARCH_ROWS = 1024
 # Ranges tried for an activation with outlier channels, from an eighth of its reach to all of it.
 RANGE_STEPS = 16
 
+# Share of tokens at either end of a channel that a range need not hold; a sample of fewer than twice
+# its inverse is too small to tell, and its extremes count.
+OUTERMOST = 0.001
+
 # Copies reach this much beyond the largest value seen: a channel that outgrows its copies is cut off,
 # which costs far more than a coarser step.
 COPY_HEADROOM = 1.15
@@ -102,9 +106,11 @@ def fit_smoothing(
     exact = [rows @ weight for weight in weights]
     reach = np.abs(np.concatenate(weights, axis=1)).max(axis=1)
 
+    lowest, highest = channel_reach(seen)
+
     def trial(exponent: float, part: float, final: bool = False) -> Smoothing:
-        shift = (-(seen.low + seen.high) * np.float32(part / 2)).astype(np.float32)
-        low, high = seen.low + shift, seen.high + shift
+        shift = (-(lowest + highest) * np.float32(part / 2)).astype(np.float32)
+        low, high = lowest + shift, highest + shift
         multiplier = smoothing_multiplier(np.maximum(-low, high), reach, exponent)
         span = Range.of(float((low * multiplier).min()), float((high * multiplier).max()))
         made = Smoothing(0.0, exponent, shift, multiplier, span)
@@ -122,6 +128,21 @@ def fit_smoothing(
     best = min(finalists, key=lambda t: t.error)
     others = (trial(best.exponent, part, final=True) for part in shifts if part != middle)
     return min((best, *others), key=lambda t: t.error)
+
+
+def channel_reach(seen: Activations) -> tuple[Float32, Float32]:
+    """Return the low and high end of each channel that a range must hold.
+
+    The outermost thousandth of the sampled tokens is left out. On texts that calibration did not see
+    this was never worse than the extremes and better for very short ones; leaving out five
+    thousandths was worse, and so were extremes made narrower by 5 or wider by 10 %.
+
+    :returns: float32 arrays (channels,).
+    """
+    if len(seen.rows) < 2 / OUTERMOST:
+        return seen.low, seen.high
+    low, high = np.quantile(seen.rows, [OUTERMOST, 1 - OUTERMOST], axis=0)
+    return low.astype(np.float32), high.astype(np.float32)
 
 
 def smoothing_multiplier(inputs: Float32, weights: Float32, exponent: float) -> Float32:
