@@ -91,7 +91,6 @@ def _fingerprint(checkpoint: Path) -> list[tuple[str, int, int]]:
 def locate_artifact(
     name_or_path: str | Path,
     *,
-    precision: str = "auto",
     pooling: str | None = None,
     revision: str | None = None,
 ) -> Artifact:
@@ -99,7 +98,6 @@ def locate_artifact(
 
     Two processes that start together export once: the second waits for the first.
 
-    :param precision: what must be in it: "auto" for the default set, or one precision.
     :param pooling: pooling mode of a checkpoint that states none.
     :raises CheckpointError: if the model cannot be found or exported.
     """

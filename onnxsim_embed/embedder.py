@@ -97,9 +97,7 @@ class Embedder:
         """
         from onnxsim_embed.cache import locate_artifact
 
-        artifact = locate_artifact(
-            name_or_path, precision=precision, pooling=pooling, revision=revision
-        )
+        artifact = locate_artifact(name_or_path, pooling=pooling, revision=revision)
         return cls(artifact, precision=precision, device=device, threads=threads)
 
     @property

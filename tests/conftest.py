@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -323,3 +324,19 @@ def few_texts():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "verification_texts", lambda: texts)
         yield
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the program as a shell would; return exit code, standard output and standard error."""
+
+    from onnxsim_embed import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["onnxsim-embed", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return call

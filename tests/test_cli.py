@@ -26,20 +26,6 @@ PROCESS = [sys.executable, "-c", "from onnxsim_embed.cli import main; main()"]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the program as a shell would; return exit code, standard output and standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["onnxsim-embed", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
-
-
-@pytest.fixture
 def refuse(run):
     """Call the program, expecting exit code 2 (or another) and one line; return the line."""
 

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 from conftest import TEXTS, write_checkpoint
 from scipy.stats import pearsonr, rankdata, spearmanr
 
-from onnxsim_embed import Embedder, cli
+from onnxsim_embed import Embedder
 from onnxsim_embed.artifact import MODEL_FILES
 from onnxsim_embed.evaluation import evaluate_sts
 
@@ -21,20 +20,6 @@ SCORES = [4.2, 3.5, 3.0, 1.5, 0.0, 5.0]
 @pytest.fixture(scope="module")
 def model(artifact) -> Embedder:
     return Embedder(artifact, precision="fp32", threads=1)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the program as a shell would; return exit code, standard output and standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["onnxsim-embed", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import onnxruntime
 import pytest
 from conftest import VOCABULARY, bert_config, bert_tensors, write_checkpoint
 
-from onnxsim_embed import Embedder, cli
+from onnxsim_embed import Embedder
 from onnxsim_embed.artifact import ENCODER_FILES, MODEL_FILES, Artifact
 from onnxsim_embed.errors import VerificationError
 from onnxsim_embed.export import build, calibrate, export_model, ranges
@@ -37,20 +36,6 @@ def kept(layers) -> int:
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the program as a shell would; return exit code, standard output and standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["onnxsim-embed", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
