@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 # Tokens in one batch. Flat between 256 and 1,024 on the machines measured; above, the activations of
 # one batch (tokens x 1,536 float32 for a 384-wide model) leave the second-level cache.
-TOKEN_BUDGET = 512
+TOKEN_BUDGET = 320
 
 
 def plan_batches(

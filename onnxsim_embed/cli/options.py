@@ -1,0 +1,30 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+DEFAULT_MODEL = "all-MiniLM-L6-v2"
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="Recipe name, artifact, checkpoint directory or Hub id."),
+]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or int8.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Default: every processor this process may use."),
+]
+ColumnOption = Annotated[
+    str | None, typer.Option("--column", "-c", help="Column that holds the texts.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="csv, tsv, jsonl, parquet or txt; default: by the file's ending."
+    ),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]

@@ -1,0 +1,82 @@
+"""What commands print and where they may write."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from onnxsim_embed.artifact import Manifest
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse, before any work, an output that could not be written after it."""
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a directory; choose another name")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists; replace it with --force, or choose another name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
+
+
+def on_terminal() -> bool:
+    """Return whether standard error is a terminal, where progress bars go."""
+    return sys.stderr.isatty()
+
+
+def print_artifact(directory: Path, manifest: Manifest) -> None:
+    """Print what an artifact is, its files and its fidelity."""
+    from onnxsim_embed.machine import cpu_name, int8_suits
+
+    print_fields(
+        {
+            "artifact": str(directory),
+            "model": manifest.source + (f" @ {manifest.revision}" if manifest.revision else ""),
+            "architecture": f"{manifest.architecture}, {manifest.layers} layers, {manifest.dim} dimensions",
+            "pooling": " + ".join(manifest.pooling)
+            + (", then L2 normalization" if manifest.normalize else ", not normalized"),
+            "max tokens": str(manifest.max_seq_length),
+            "prompts": ", ".join(f"{k}: {v!r}" for k, v in manifest.prompts.items()) or "none",
+        }
+    )
+    files = [
+        [name, entry.file, f"{manifest.files[entry.file].size / 1e6:.1f} MB", entry.method]
+        for name, entry in manifest.precisions.items()
+    ]
+    print_table(["precision", "file", "size", "made how"], files)
+    if manifest.verification:
+        print_fidelity(manifest.verification)
+    if "int8" in manifest.precisions:
+        suits, reason = int8_suits()
+        typer.echo(
+            f"On this machine ({cpu_name()}) the default is {'int8' if suits else 'fp32'}: {reason}."
+        )
+
+
+def print_fidelity(report: Mapping[str, Any]) -> None:
+    """Print a verification report as a table."""
+    from onnxsim_embed.export.card import FIDELITY_HEADER, fidelity_table
+
+    print_table(FIDELITY_HEADER, fidelity_table(report))
+
+
+def print_fields(fields: dict[str, str]) -> None:
+    """Print names and values, aligned."""
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Print a table with an empty line above and below."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    typer.echo()
+    for row in [header, ["-" * width for width in widths], *rows]:
+        typer.echo(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+    typer.echo()
