@@ -195,15 +195,18 @@ class Artifact:
         for name in self.manifest.files:
             self.file(name)
 
-    def choose_precision(self, precision: str) -> str:
+    def choose_precision(self, precision: str, provider: str = "CPUExecutionProvider") -> str:
         """Return the precision to load.
 
         :param precision: "auto" or a precision of the manifest.
-        :raises ValueError: naming those there are.
+        :param provider: the execution provider that is to run it.
+        :raises ValueError: naming those there are, or for int8 away from the CPU, where its operators
+            have no kernels.
         """
         offered = self.manifest.precisions
+        on_cpu = provider == "CPUExecutionProvider"
         if precision == "auto":
-            if "int8" not in offered:
+            if "int8" not in offered or not on_cpu:
                 return "fp32"
             suits, reason = int8_suits()
             if not suits:
@@ -213,6 +216,11 @@ class Artifact:
             raise ValueError(
                 f"precision {precision!r} is not in {self.directory}, which holds {', '.join(offered)}; "
                 f"add it with: onnxsim-embed export MODEL --precision {','.join([*offered, precision])} --force"
+            )
+        if precision == "int8" and not on_cpu:
+            raise ValueError(
+                f"precision 'int8' is for the CPU, and {provider} was asked for: "
+                "use precision='fp32', or device='cpu'"
             )
         return precision
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
@@ -14,11 +16,14 @@ import numpy.typing as npt
 from onnxsim_embed.artifact import MANIFEST, Artifact
 from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.machine import available_cpus
-from onnxsim_embed.pooling import Head, PoolingMode, load_dense, normalize
+from onnxsim_embed.outputs import OutputValue, make_output
+from onnxsim_embed.pooling import Head, PoolingMode, load_dense
 from onnxsim_embed.runner import EncodeReport, Runner
-from onnxsim_embed.session import Device, Session
+from onnxsim_embed.session import CPU_PROVIDER, Device, Session, first_provider
 from onnxsim_embed.tokenization import Tokenizer
-from onnxsim_embed.vectors import OutputPrecision, finish_vectors
+from onnxsim_embed.vectors import SPREAD, OutputPrecision, finish_vectors
+
+logger = logging.getLogger(__name__)
 
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 
@@ -30,7 +35,8 @@ class Embedder:
 
     :param artifact: an artifact directory, or an opened one.
     :param precision: "auto", "fp32" or "int8".
-    :param device: "auto", "cpu", "cuda", "cuda:N" or onnxruntime's own list of providers.
+    :param device: "auto" (CUDA where onnxruntime offers it, else the CPU), "cpu", "cuda", "cuda:N",
+        "openvino" or onnxruntime's own list of providers.
     :param threads: batches run at the same time; None for the processors this process may use.
     :raises ArtifactError: if the directory is no artifact or a file of it is damaged.
     :raises ValueError: if the precision or device is not there.
@@ -53,21 +59,33 @@ class Embedder:
             artifact = Artifact.open(Path(artifact))
         if threads is not None and (not isinstance(threads, Integral) or threads < 1):
             raise ValueError(f"threads must be a positive integer or None, got {threads!r}")
-        manifest = artifact.manifest
         self.artifact = artifact
-        self.precision = artifact.choose_precision(precision)
-        self.prompts = dict(manifest.prompts)
-        self.default_prompt_name = manifest.default_prompt_name
-        tokenizer = Tokenizer(
-            artifact.file("tokenizer.json"), manifest.max_seq_length, manifest.do_lower_case
-        )
-        self._longest = manifest.max_seq_length
+        self.prompts = dict(artifact.manifest.prompts)
+        self.default_prompt_name = artifact.manifest.default_prompt_name
+        self._longest = artifact.manifest.max_seq_length
         self.head = load_head(artifact)
-        entry = manifest.precisions[self.precision]
-        artifact.file(entry.file)  # holds the weights of both files
-        session = Session(artifact.file(entry.encoder), device)
         callers = available_cpus() if threads is None else int(threads)
-        self._runner = Runner(tokenizer, session, self.head, manifest.dim, callers)
+        provider = first_provider(device)
+        self.precision = artifact.choose_precision(precision, provider)
+        self._runner = self._make_runner(device, provider, callers)
+        if device == "auto" and self.provider != provider:
+            logger.warning("using the CPU: %s could not be started", provider)
+            self.precision = artifact.choose_precision(precision, CPU_PROVIDER)
+            self._runner = self._make_runner("cpu", CPU_PROVIDER, callers)
+
+    def _make_runner(self, device: Device, provider: str, threads: int) -> Runner:
+        manifest = self.artifact.manifest
+        tokenizer = Tokenizer(
+            self.artifact.file("tokenizer.json"),
+            manifest.max_seq_length,
+            manifest.do_lower_case,
+            manifest.pad_token_id,
+        )
+        entry = manifest.precisions[self.precision]
+        file = self.artifact.file(entry.file)  # holds the weights of the encoder too
+        if provider == CPU_PROVIDER:
+            file = self.artifact.file(entry.encoder)
+        return Runner(tokenizer, partial(Session, file, device), threads)
 
     @classmethod
     def from_pretrained(
@@ -87,7 +105,7 @@ class Embedder:
 
         :param name_or_path: for example "all-MiniLM-L6-v2", "./my-model", "BAAI/bge-base-en-v1.5".
         :param precision: "auto", "fp32" or "int8".
-        :param device: "auto", "cpu", "cuda", "cuda:N" or a list of providers.
+        :param device: "auto", "cpu", "cuda", "cuda:N", "openvino" or a list of providers.
         :param threads: batches run at the same time; None for the processors this process may use.
         :param pooling: pooling mode of a checkpoint that states none.
         :param revision: revision of a Hub id.
@@ -163,7 +181,9 @@ class Embedder:
         batch_size: int | None = ...,
         show_progress_bar: bool | None = ...,
         *,
+        output_value: OutputValue = ...,
         precision: OutputPrecision = ...,
+        ranges: npt.ArrayLike | None = ...,
         normalize_embeddings: bool | None = ...,
         truncate_dim: int | None = ...,
         sentences: None = ...,
@@ -178,7 +198,9 @@ class Embedder:
         batch_size: int | None = ...,
         show_progress_bar: bool | None = ...,
         *,
+        output_value: OutputValue = ...,
         precision: OutputPrecision = ...,
+        ranges: npt.ArrayLike | None = ...,
         normalize_embeddings: bool | None = ...,
         truncate_dim: int | None = ...,
         sentences: str | Iterable[str] | None = ...,
@@ -192,14 +214,17 @@ class Embedder:
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         *,
+        output_value: OutputValue = "sentence_embedding",
         precision: OutputPrecision = "float32",
+        ranges: npt.ArrayLike | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
         sentences: str | Iterable[str] | None = None,
-    ) -> npt.NDArray[Any]:
+    ) -> npt.NDArray[Any] | list[npt.NDArray[np.float32]]:
         """Turn texts into vectors.
 
-        A text's vector does not depend on the texts beside it, on the batch or on the threads.
+        A text's vector does not depend on the texts beside it, on the batch or on the threads (on a
+        GPU, where batches are padded: not beyond rounding).
 
         :param inputs: one text, or any iterable of texts.
         :param prompt_name: name of one of the model's prompts, put before each text.
@@ -207,12 +232,17 @@ class Embedder:
         :param batch_size: at most so many texts in one call of the model; None (recommended): as many
             as fill the processor's cache.
         :param show_progress_bar: True, False, or None for none.
+        :param output_value: "sentence_embedding", or "token_embeddings" for the hidden states of each
+            text's tokens instead.
         :param precision: number format of the result: float32, float16, int8, uint8, binary, ubinary.
+        :param ranges: float32 array (2, dim), smallest and largest value of each component, for int8
+            and uint8; None takes those of the result itself.
         :param normalize_embeddings: True scales vectors to L2 norm 1. None and False leave them as
             the model's own modules make them (many end in a normalization of their own).
         :param truncate_dim: keep only the first so many components, before `normalize_embeddings`.
         :param sentences: older name of `inputs`.
         :returns: array (n, dim), or (dim,) for one text; float32 unless `precision` says otherwise.
+            With "token_embeddings" a list of n float32 arrays (tokens, hidden), or one array.
         :raises TypeError: naming the row that is not a string.
         :raises ValueError: for an unknown prompt, precision or dimension.
         """
@@ -224,26 +254,35 @@ class Embedder:
         assert given is not None
         single = isinstance(given, str)
         texts = [given] if isinstance(given, str) else _as_list(given)
-        blocks = list(
-            self.encode_stream(
-                texts,
-                prompt_name,
-                prompt,
-                batch_size,
-                show_progress_bar,
-                normalize_embeddings=normalize_embeddings,
-                truncate_dim=truncate_dim,
-            )
+        spread = precision in SPREAD and ranges is None  # needs all vectors at once
+        output = make_output(
+            self.head,
+            self.embedding_dimension,
+            output_value,
+            "float32" if spread else precision,
+            ranges,
+            normalize_embeddings,
+            truncate_dim,
         )
-        vectors = (
-            blocks[0]
-            if len(blocks) == 1
-            else np.concatenate(blocks)
-            if blocks
-            else self._empty(truncate_dim)
-        )
-        vectors = finish_vectors(vectors, precision)
-        return vectors[0] if single else vectors
+        prefix = self.prompt_text(prompt_name, prompt)
+        _check_batch_size(batch_size)
+        if single and not spread:
+            return self._runner.run_one(texts[0], prefix, output)
+        result = np.empty((len(texts), *output.shape), output.dtype)
+        for _ in self._runner.stream(
+            texts,
+            prefix,
+            output,
+            batch_size=batch_size,
+            progress=bool(show_progress_bar),
+            into=result,
+        ):
+            pass
+        if output_value == "token_embeddings":
+            return result[0] if single else list(result)
+        if spread:
+            result = finish_vectors(result, precision)
+        return result[0] if single else result
 
     def encode_query(
         self,
@@ -254,13 +293,13 @@ class Embedder:
         show_progress_bar: bool | None = None,
         *,
         precision: OutputPrecision = "float32",
+        ranges: npt.ArrayLike | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
     ) -> npt.NDArray[Any]:
         """Encode search queries: `encode` with the model's "query" prompt, where it has one."""
         if prompt_name is None and prompt is None:
-            # An empty prompt, not the default one, as in sentence-transformers.
-            prompt_name, prompt = ("query", None) if "query" in self.prompts else (None, "")
+            prompt = self.query_prompt()
         return self.encode(
             inputs,
             prompt_name,
@@ -268,6 +307,7 @@ class Embedder:
             batch_size,
             show_progress_bar,
             precision=precision,
+            ranges=ranges,
             normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
         )
@@ -281,13 +321,13 @@ class Embedder:
         show_progress_bar: bool | None = None,
         *,
         precision: OutputPrecision = "float32",
+        ranges: npt.ArrayLike | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
     ) -> npt.NDArray[Any]:
         """Encode documents: `encode` with the model's "document", "passage" or "corpus" prompt."""
         if prompt_name is None and prompt is None:
-            prompt_name = next((name for name in DOCUMENT_PROMPTS if name in self.prompts), None)
-            prompt = "" if prompt_name is None else None
+            prompt = self.document_prompt()
         return self.encode(
             inputs,
             prompt_name,
@@ -295,6 +335,7 @@ class Embedder:
             batch_size,
             show_progress_bar,
             precision=precision,
+            ranges=ranges,
             normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
         )
@@ -307,25 +348,37 @@ class Embedder:
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         *,
+        precision: OutputPrecision = "float32",
+        ranges: npt.ArrayLike | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
-    ) -> Iterator[npt.NDArray[np.float32]]:
+    ) -> Iterator[npt.NDArray[Any]]:
         """Yield the vectors of an iterable of any length, in order, in bounded memory.
 
-        :param inputs: any iterable of texts, read a few thousand ahead. The rest: see `encode`.
-        :returns: float32 arrays (n, dim); together one row for each text.
+        Each array is new and holds 4,096 rows, the last one the rest. Texts are read up to two arrays
+        ahead. Where the iterable raises, the vectors of all texts before that are yielded first.
+
+        :param inputs: any iterable of texts. The rest: see `encode`; int8 and uint8 need `ranges`.
+        :returns: arrays (n, dim); together one row for each text.
         """
-        prefix = self._prefix(prompt_name, prompt)
-        if truncate_dim is not None and not 0 < truncate_dim <= self.embedding_dimension:
-            raise ValueError(
-                f"truncate_dim must be from 1 to {self.embedding_dimension}, got {truncate_dim}"
+        if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable):
+            raise TypeError(
+                f"encode_stream takes an iterable of texts, not one {type(inputs).__name__}"
             )
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if isinstance(inputs, str):
-            raise TypeError("encode_stream takes an iterable of texts, not one text")
-        blocks = self._runner.stream(inputs, prefix, batch_size, bool(show_progress_bar))
-        return (_cut(block, bool(normalize_embeddings), truncate_dim) for block in blocks)
+        output = make_output(
+            self.head,
+            self.embedding_dimension,
+            "sentence_embedding",
+            precision,
+            ranges,
+            normalize_embeddings,
+            truncate_dim,
+        )
+        prefix = self.prompt_text(prompt_name, prompt)
+        _check_batch_size(batch_size)
+        return self._runner.stream(
+            inputs, prefix, output, batch_size=batch_size, progress=bool(show_progress_bar)
+        )
 
     def token_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
         """Return each text's token ids as the model sees them: truncated, special tokens included.
@@ -359,7 +412,11 @@ class Embedder:
 
         return score_pairs(left, right, self.artifact.manifest.similarity_fn_name)
 
-    def _prefix(self, prompt_name: str | None, prompt: str | None) -> str:
+    def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
+        """Return what `encode` puts before each text.
+
+        :raises ValueError: naming the prompts there are, if `prompt_name` is none of them.
+        """
         if prompt is not None:
             return prompt
         name = prompt_name if prompt_name is not None else self.default_prompt_name
@@ -371,8 +428,13 @@ class Embedder:
             )
         return self.prompts[name]
 
-    def _empty(self, truncate_dim: int | None) -> npt.NDArray[np.float32]:
-        return np.zeros((0, truncate_dim or self.embedding_dimension), np.float32)
+    def query_prompt(self) -> str:
+        """Return what `encode_query` puts before each text: the "query" prompt, or nothing."""
+        return self.prompts.get("query", "")
+
+    def document_prompt(self) -> str:
+        """Return what `encode_document` puts before each text: the first document prompt, or nothing."""
+        return next((self.prompts[name] for name in DOCUMENT_PROMPTS if name in self.prompts), "")
 
 
 def load_head(artifact: Artifact) -> Head:
@@ -389,11 +451,9 @@ def load_head(artifact: Artifact) -> Head:
     return Head(modes, tuple(dense), manifest.normalize)
 
 
-def _cut(
-    vectors: npt.NDArray[np.float32], normalizes: bool, dim: int | None
-) -> npt.NDArray[np.float32]:
-    cut = vectors if dim is None else np.ascontiguousarray(vectors[:, :dim])
-    return normalize(cut) if normalizes else cut
+def _check_batch_size(batch_size: int | None) -> None:
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def _as_list(texts: Iterable[str]) -> list[str]:

@@ -16,12 +16,15 @@ from onnxsim_embed.errors import ArtifactError
 Provider = str | tuple[str, Mapping[str, Any]]
 Device = str | Sequence[Provider]
 
+CPU_PROVIDER = "CPUExecutionProvider"
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+
 
 def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider]:
     """Turn a device into execution providers, first choice first.
 
     :param device: "auto" (CUDA where onnxruntime offers it, else the CPU), "cpu", "cuda", "cuda:1",
-        or onnxruntime's own list of provider names or (name, options) pairs.
+        "openvino", or onnxruntime's own list of provider names or (name, options) pairs.
     :param available: the providers that this onnxruntime was built with.
     :returns: providers for an InferenceSession.
     :raises ValueError: for an unknown device, or one that this onnxruntime does not offer.
@@ -37,6 +40,13 @@ def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider
         return list(device)
     if device == "cpu":
         return ["CPUExecutionProvider"]
+    if device == "openvino":
+        if "OpenVINOExecutionProvider" not in available:
+            raise ValueError(
+                f"device 'openvino' needs an onnxruntime with OpenVINO; this one offers {list(available)}: "
+                "pip uninstall onnxruntime && pip install onnxruntime-openvino, or use device='cpu'"
+            )
+        return [("OpenVINOExecutionProvider", {"device_type": "CPU"}), "CPUExecutionProvider"]
     if device == "auto":
         if "CUDAExecutionProvider" in available:
             return ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -44,7 +54,7 @@ def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:
         raise ValueError(
-            f"unknown device {device!r}; allowed are auto, cpu, cuda, cuda:N or a list of providers"
+            f"unknown device {device!r}; allowed are auto, cpu, cuda, cuda:N, openvino or a list of providers"
         )
     if "CUDAExecutionProvider" not in available:
         raise ValueError(
@@ -52,6 +62,12 @@ def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider
             "pip uninstall onnxruntime && pip install onnxruntime-gpu, or use device='cpu'"
         )
     return [("CUDAExecutionProvider", {"device_id": match[1] or "0"}), "CPUExecutionProvider"]
+
+
+def first_provider(device: Device) -> str:
+    """Return the name of the execution provider that a device asks for; see `resolve_providers`."""
+    first = resolve_providers(device, onnxruntime.get_available_providers())[0]
+    return first if isinstance(first, str) else first[0]
 
 
 class Session:
@@ -94,7 +110,7 @@ class Session:
     @property
     def runs_on_cpu(self) -> bool:
         """Whether batches of equal length on several threads pay (they do on the CPU only)."""
-        return self.provider != "CUDAExecutionProvider"
+        return self.provider not in GPU_PROVIDERS
 
     def run(
         self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64] | None = None

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from onnxsim_embed.batching import TOKEN_BUDGET, plan_batches
+from onnxsim_embed.batching import TOKEN_BUDGET, plan_batches, plan_padded_batches
 
 # No deadline and no database: machines differ, and a test run leaves nothing behind.
 quietly = settings(deadline=None, database=None)
@@ -65,3 +65,28 @@ def test_no_rows_give_no_batches():
 def test_limits_below_one_are_refused(budget, max_rows):
     with pytest.raises(ValueError, match="at least 1, got"):
         list(plan_batches(COUNTS, budget, max_rows))
+
+
+@quietly
+@given(some_counts(), st.integers(1, 100), st.none() | st.integers(1, 9))
+def test_padded_batches_hold_each_row_once_within_the_budget(counts, budget, max_rows):
+    batches = list(plan_padded_batches(counts, budget, max_rows))
+    rows = [row for batch in batches for row in batch.tolist()]
+    assert sorted(rows) == list(range(len(counts)))
+    longest = [int(counts[batch].max()) for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * counts[batch].max() <= budget
+        assert max_rows is None or len(batch) <= max_rows
+
+
+def test_padded_batches_mix_lengths():
+    assert [batch.tolist() for batch in plan_padded_batches(COUNTS, 60)] == [
+        [3], [8], [1, 4, 5, 0, 2, 6, 9, 7]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("budget", "rows"), [(0, None), (-1, 3), (5, 0)])
+def test_padded_batches_refuse_a_limit_below_one(budget, rows):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        list(plan_padded_batches(COUNTS, budget, rows))

@@ -12,6 +12,7 @@ from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.session import Session, resolve_providers
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
 IDS = np.array([[2, 9, 10, 3], [2, 11, 12, 3]], np.int64)
 
 
@@ -24,6 +25,7 @@ IDS = np.array([[2, 9, 10, 3], [2, 11, 12, 3]], np.int64)
         ("auto", [CUDA, CPU], [CUDA, CPU]),
         ("cuda", [CUDA, CPU], [(CUDA, {"device_id": "0"}), CPU]),
         ("cuda:1", [CUDA, CPU], [(CUDA, {"device_id": "1"}), CPU]),
+        ("openvino", [OPENVINO, CPU], [(OPENVINO, {"device_type": "CPU"}), CPU]),
         ([CPU], [CUDA, CPU], [CPU]),
         ([(CUDA, {"device_id": 3}), CPU], [CUDA, CPU], [(CUDA, {"device_id": 3}), CPU]),
     ],
@@ -34,7 +36,9 @@ def test_a_device_names_its_providers(device, available, expected):
 
 @pytest.mark.parametrize("device", ["gpu", "", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda 1"])
 def test_an_unknown_device_lists_those_allowed(device):
-    with pytest.raises(ValueError, match=r"unknown device .*; allowed are auto, cpu, cuda, cuda:N"):
+    with pytest.raises(
+        ValueError, match=r"unknown device .*; allowed are auto, cpu, cuda, cuda:N, openvino"
+    ):
         resolve_providers(device, [CUDA, CPU])
 
 
@@ -42,6 +46,11 @@ def test_an_unknown_device_lists_those_allowed(device):
 def test_cuda_that_is_not_offered_says_how_to_get_it(device):
     with pytest.raises(ValueError, match=rf"{device}.*offers .*{CPU}.*onnxruntime-gpu, or .*cpu"):
         resolve_providers(device, [CPU])
+
+
+def test_openvino_that_is_not_offered_says_how_to_get_it():
+    with pytest.raises(ValueError, match=rf"openvino.*offers .*{CPU}.*onnxruntime-openvino, or"):
+        resolve_providers("openvino", [CPU])
 
 
 @pytest.mark.parametrize(

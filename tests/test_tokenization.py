@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,3 +123,80 @@ def test_a_length_without_room_for_a_token_is_refused(tokenizer, length):
     with pytest.raises(ValueError, match="max_seq_length must be an integer above 2, got"):
         tokenizer.max_seq_length = length
     assert tokenizer.max_seq_length == 48
+
+
+# very long texts
+
+LONG = [
+    "water road " * 4000,
+    "water, road. " * 4000,
+    "water\n" * 4000,
+    "road" * 9000,  # one word
+    " " * 20_000 + "water",
+    "漢字" * 9000,
+    "water [MASK] " * 4000,
+    "[MASK]" * 4000,
+    "\x00" * 20_000 + "road",
+    "e\u0301 cole " * 4000,
+]
+
+
+@pytest.mark.parametrize("length", [3, 5, 48, 512])
+@pytest.mark.parametrize("lower", [False, True])
+def test_the_beginning_of_a_long_text_has_the_tokens_of_the_whole(path, length, lower):
+    tokenizer = Tokenizer(path, length, lower)
+    beginnings = tokenizer(LONG)
+    tokenizer._boundary = None  # read whole
+    whole = tokenizer(LONG)
+    np.testing.assert_array_equal(beginnings.ids, whole.ids)
+    np.testing.assert_array_equal(beginnings.truncated, whole.truncated)
+
+
+def test_only_as_much_of_a_long_text_is_read_as_fills_the_model(path, monkeypatch):
+    tokenizer = Tokenizer(path, 48)
+    read = []
+    encode = tokenizer._encode
+    monkeypatch.setattr(
+        tokenizer,
+        "_encode",
+        lambda texts, *rest: read.extend(map(len, texts)) or encode(texts, *rest),
+    )
+    tokenizer(["water road " * 1_000_000])
+    assert max(read) < 1000
+
+
+def test_another_tokenizer_reads_texts_whole(tmp_path):
+    table = tokenizer_json()
+    table["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(table), encoding="utf-8")
+    assert Tokenizer(file, 48)._boundary is None
+
+
+def test_padding_stands_on_the_right_up_to_a_multiple_of_eight(tokenizer):
+    tokens = tokenizer(["water road", "", "water " * 9])
+    ids, mask = tokens.pad(np.array([2, 0, 1]), 77)
+    assert ids.shape == mask.shape == (3, 16)
+    assert mask.sum(axis=1).tolist() == [11, 4, 2]
+    for row, count, expected in zip(ids, (11, 4, 2), (2, 0, 1), strict=True):
+        assert row[:count].tolist() == ids_of(tokens)[expected]
+        assert (row[count:] == 77).all()
+
+
+def test_the_librarys_threads_are_as_many_as_the_processors(path):
+    """In a process of its own: the library makes its threads once."""
+    code = """
+import os, sys
+os.environ.pop("RAYON_NUM_THREADS", None)
+from onnxsim_embed import machine, tokenization
+tokenization.available_cpus = lambda: 5
+before = len(os.listdir("/proc/self/task"))
+tokenization.Tokenizer(sys.argv[1], 48)(["water road"] * 500)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("the platform has no /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == 5
