@@ -11,6 +11,7 @@ _HOMES = {
     "Pairs": "similarity",
     "TopK": "similarity",
     "cos_sim": "similarity",
+    "encode_to_file": "encode_job",
     "similar_pairs": "similarity",
     "similarity_matrix": "similarity",
     "top_k": "similarity",
@@ -18,6 +19,7 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from onnxsim_embed.embedder import Embedder
+    from onnxsim_embed.encode_job import encode_to_file
     from onnxsim_embed.similarity import (
         Pairs,
         TopK,
@@ -33,6 +35,7 @@ __all__ = [
     "TopK",
     "__version__",
     "cos_sim",
+    "encode_to_file",
     "similar_pairs",
     "similarity_matrix",
     "top_k",

@@ -352,13 +352,16 @@ class Embedder:
         ranges: npt.ArrayLike | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
+        progress_start: int = 0,
     ) -> Iterator[npt.NDArray[Any]]:
         """Yield the vectors of an iterable of any length, in order, in bounded memory.
 
         Each array is new and holds 4,096 rows, the last one the rest. Texts are read up to two arrays
         ahead. Where the iterable raises, the vectors of all texts before that are yielded first.
 
-        :param inputs: any iterable of texts. The rest: see `encode`; int8 and uint8 need `ranges`.
+        :param inputs: any iterable of texts.
+        :param progress_start: texts that the progress bar counts as done before. The rest: see
+            `encode`; int8 and uint8 need `ranges`.
         :returns: arrays (n, dim); together one row for each text.
         """
         if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable):
@@ -377,7 +380,12 @@ class Embedder:
         prefix = self.prompt_text(prompt_name, prompt)
         _check_batch_size(batch_size)
         return self._runner.stream(
-            inputs, prefix, output, batch_size=batch_size, progress=bool(show_progress_bar)
+            inputs,
+            prefix,
+            output,
+            batch_size=batch_size,
+            progress=bool(show_progress_bar),
+            progress_start=progress_start,
         )
 
     def token_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:

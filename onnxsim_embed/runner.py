@@ -129,16 +129,18 @@ class Runner:
         *,
         batch_size: int | None = None,
         progress: bool = False,
+        progress_start: int = 0,
         into: npt.NDArray[Any] | None = None,
     ) -> Iterator[npt.NDArray[Any]]:
         """Yield the results of texts, in order, in arrays of WINDOW_TEXTS rows (the last: the rest).
 
+        :param progress_start: texts that the progress bar counts as done before.
         :param into: array (n, ...) for the results of all texts; what is yielded are parts of it.
         """
         started = time.perf_counter()
         report = EncodeReport(threads=self.threads, provider=self.session.provider)
         total = len(texts) if isinstance(texts, Sequence) else None
-        bar = _progress_bar(total) if progress else None
+        bar = _progress_bar(total, progress_start) if progress else None
         waiting: deque[_Window] = deque()
         try:
             failed: Exception | None = None
@@ -377,7 +379,7 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
         yield window
 
 
-def _progress_bar(total: int | None) -> Any:  # noqa: ANN401 - tqdm is untyped
+def _progress_bar(total: int | None, start: int) -> Any:  # noqa: ANN401 - tqdm is untyped
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=" texts", desc="Encoding", smoothing=0.1)
+    return tqdm(total=total, initial=start, unit=" texts", desc="Encoding", smoothing=0.1)

@@ -16,6 +16,8 @@ from onnxsim_embed.errors import ArtifactError
 Provider = str | tuple[str, Mapping[str, Any]]
 Device = str | Sequence[Provider]
 
+RUNTIME_VERSION: str = onnxruntime.__version__
+
 CPU_PROVIDER = "CPUExecutionProvider"
 GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 

@@ -1,4 +1,4 @@
-"""Texts in (csv, tsv, jsonl, parquet, txt, each also gzipped but parquet), vectors out (npy, parquet)."""
+"""Texts in (csv, tsv, jsonl, parquet, txt, each also gzipped but parquet), columns out (csv, tsv)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.artifact import atomic_file
@@ -188,13 +187,14 @@ def _txt_lines(stream: IO[str], path: str, column: str | None, _: str) -> Iterat
         yield line.rstrip("\r\n")
 
 
-def _arrow() -> None:
+def require_pyarrow() -> None:
+    """Raise MissingExtraError where pyarrow is not installed."""
     if importlib.util.find_spec("pyarrow") is None:
         raise MissingExtraError("reading and writing parquet", "parquet", "pyarrow")
 
 
 def _parquet_column(path: Path, column: str | None) -> Iterator[Any]:
-    _arrow()
+    require_pyarrow()
     import pyarrow
     from pyarrow import parquet
 
@@ -239,97 +239,6 @@ def read_scored_pairs(path: str | Path) -> tuple[list[str], list[str], list[floa
     if not scores:
         raise TableError(f"{path} holds no scored pairs")
     return left, right, scores
-
-
-def write_vectors(vectors: npt.NDArray[Any], path: str | Path) -> None:
-    """Write vectors as .npy, or as .parquet with a column `vector`.
-
-    :param vectors: array (n, dim).
-    :raises ValueError: for another ending.
-    """
-    path = Path(path)
-    with atomic_file(path) as work:
-        if path.suffix == ".npy":
-            with work.open("wb") as stream:
-                np.save(stream, vectors, allow_pickle=False)
-        elif path.suffix == ".parquet":
-            _write_parquet(vectors, work)
-        else:
-            raise ValueError(f"{path}: vectors are written as .npy or .parquet")
-
-
-def _write_parquet(vectors: npt.NDArray[Any], path: Path) -> None:
-    _arrow()
-    import pyarrow
-    from pyarrow import parquet
-
-    flat = pyarrow.array(np.ascontiguousarray(vectors).reshape(-1))
-    column = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    parquet.write_table(pyarrow.table({"vector": column}), path)
-
-
-def holds_vectors(path: str | Path, column: str | None = None) -> bool:
-    """Return whether a file holds vectors rather than texts: .npy, or parquet with a list column."""
-    path = Path(path)
-    if path.suffix != ".parquet":
-        return path.suffix == ".npy"
-    _arrow()
-    import pyarrow
-    from pyarrow import parquet
-
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        schema = parquet.read_schema(path)
-    except pyarrow.ArrowException as error:
-        raise TableError(f"{path} is not a readable parquet file: {error}") from None
-    name = column or "vector"
-    kinds = pyarrow.types
-    return name in schema.names and (
-        kinds.is_fixed_size_list(schema.field(name).type) or kinds.is_list(schema.field(name).type)
-    )
-
-
-def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any]:
-    """Read vectors from .npy (memory-mapped) or from a list column of .parquet.
-
-    :returns: array (n, dim).
-    :raises FileNotFoundError: if there is no such file.
-    :raises TableError: if the file is damaged or does not hold a table of numbers.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    if path.suffix == ".parquet":
-        rows = list(_parquet_column(path, column or "vector"))
-        if not rows:
-            return np.zeros((0, _list_width(path, column or "vector")), np.float32)
-        try:
-            return np.asarray(rows, np.float32)
-        except (ValueError, TypeError) as error:
-            raise TableError(
-                f"{path}: column {column or 'vector'!r} holds no vectors: {error}"
-            ) from None
-    try:
-        with path.open("rb") as stream:
-            if stream.read(6) != b"\x93NUMPY":
-                raise ValueError("it does not begin as one")
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise TableError(f"{path} is not a readable .npy file: {error}") from None
-    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
-        shape = getattr(vectors, "shape", "no array")
-        raise TableError(
-            f"{path} holds {shape} {getattr(vectors, 'dtype', '')}, not vectors of shape (n, dim)"
-        )
-    return vectors
-
-
-def _list_width(path: Path, column: str) -> int:
-    from pyarrow import parquet
-
-    kind = parquet.read_schema(path).field(column).type
-    return int(getattr(kind, "list_size", 0))
 
 
 def write_rows(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], path: str | Path) -> None:

@@ -189,7 +189,7 @@ class Tokenizer:
                 return [self._backend.encode(beginnings[0])]
             return list(self._backend.encode_batch_fast(list(beginnings)))
         except TypeError:
-            _name_invalid_text(texts, first_row)
+            name_invalid_text(texts, first_row)
             raise
 
 
@@ -226,7 +226,8 @@ def _bound_threads() -> None:
     os.environ.setdefault("RAYON_NUM_THREADS", str(available_cpus()))
 
 
-def _name_invalid_text(texts: Sequence[str], first_row: int) -> None:
+def name_invalid_text(texts: Sequence[str], first_row: int) -> None:
+    """Raise ValueError naming the first text that is not valid Unicode; for arguments see `check_texts`."""
     for row, text in enumerate(texts, start=first_row):
         try:
             text.encode("utf-8")

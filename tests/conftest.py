@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -340,3 +341,26 @@ def run(monkeypatch, capsys):
         return ended.value.code or 0, out, err
 
     return call
+
+
+@pytest.fixture
+def refuse(run):
+    """Call the program, expecting exit code 2 (or another) and one line; return the line."""
+
+    def call(*arguments, code=2):
+        got, out, err = run(*arguments)
+        assert (got, out) == (code, ""), err
+        assert err.startswith("onnxsim-embed: ")
+        assert err.count("\n") == 1
+        return err
+
+    return call
+
+
+@pytest.fixture
+def texts_csv(tmp_path):
+    path = tmp_path / "texts.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([["id", "text"], *enumerate(TEXTS)])
+    return path

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,29 +20,6 @@ from onnxsim_embed.similarity import closest_pairs, neighbours, similar_pairs, s
 
 COMMANDS = ["export", "verify", "eval", "info", "models", "encode", "similarity"]
 PROCESS = [sys.executable, "-c", "from onnxsim_embed.cli import main; main()"]
-
-
-@pytest.fixture
-def refuse(run):
-    """Call the program, expecting exit code 2 (or another) and one line; return the line."""
-
-    def call(*arguments, code=2):
-        got, out, err = run(*arguments)
-        assert (got, out) == (code, ""), err
-        assert err.startswith("onnxsim-embed: ")
-        assert err.count("\n") == 1
-        return err
-
-    return call
-
-
-@pytest.fixture
-def texts_csv(tmp_path):
-    path = tmp_path / "texts.csv"
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerows([["id", "text"], *enumerate(TEXTS)])
-    return path
 
 
 @pytest.fixture
@@ -206,63 +180,7 @@ def test_calibration_texts_are_taken_from_a_file(run, refuse, tmp_path, checkpoi
     assert (code, target.is_dir()) == (0, True), out
 
 
-# encode
-
-
-def test_encode_writes_the_vectors_of_the_api(run, tmp_path, artifact, texts_csv):
-    output = tmp_path / "vectors.npy"
-    code, out, err = run("encode", texts_csv, "--column", "text", "-m", artifact, "-o", output)
-    assert (code, err) == (0, "")
-    assert f"Encoded {len(TEXTS)} texts (11 distinct, " in out
-    assert "1 texts were longer than 48 tokens" in out
-    assert f"Wrote {output}: {len(TEXTS)} x 32 float32." in out
-    np.testing.assert_array_equal(np.load(output), Embedder(artifact).encode(TEXTS))
-
-
-def test_encode_takes_a_precision_threads_and_a_prompt(run, tmp_path, artifact, texts_csv):
-    code, out, _ = run("encode", texts_csv, "-m", artifact, "-o", tmp_path / "v.npy", "--precision",
-                       "fp32", "--threads", 1, "--prompt-name", "query")  # fmt: skip
-    assert code == 0
-    assert "1 threads, fp32" in out
-    expected = Embedder(artifact, precision="fp32").encode(TEXTS, prompt_name="query")
-    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
-
-
-def test_encode_writes_parquet(run, tmp_path, artifact, texts_csv):
-    from pyarrow import parquet
-
-    assert run("encode", texts_csv, "-m", artifact, "-o", tmp_path / "v.parquet")[0] == 0
-    table = parquet.read_table(tmp_path / "v.parquet")
-    vectors = np.array(table["vector"].to_pylist(), np.float32)
-    np.testing.assert_array_equal(vectors, Embedder(artifact).encode(TEXTS))
-
-
-@pytest.mark.parametrize(
-    ("data", "arguments"),
-    [
-        (b"a road\nthe sun\n", []),
-        (b'{"text": "a road"}\n{"text": "the sun"}\n', ["--format", "jsonl"]),
-    ],
-)
-def test_encode_reads_standard_input(run, tmp_path, artifact, monkeypatch, data, arguments):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    output = tmp_path / "v.npy"
-    assert run("encode", "-", "-m", artifact, "-o", output, *arguments)[0] == 0
-    expected = Embedder(artifact).encode(["a road", "the sun"])
-    np.testing.assert_array_equal(np.load(output), expected)
-
-
-def test_quiet_prints_nothing(run, tmp_path, artifact, texts_csv):
-    assert run("encode", texts_csv, "-q", "-m", artifact, "-o", tmp_path / "v.npy") == (0, "", "")
-
-
-def test_an_existing_output_is_replaced_only_by_force(run, refuse, tmp_path, artifact, texts_csv):
-    output = tmp_path / "v.npy"
-    output.write_text("mine")
-    assert "--force" in refuse("encode", texts_csv, "-m", artifact, "-o", output)
-    assert output.read_text() == "mine"
-    assert run("encode", texts_csv, "-m", artifact, "-o", output, "--force")[0] == 0
-    assert np.load(output).shape == (len(TEXTS), 32)
+# similarity
 
 
 @pytest.mark.parametrize("command", ["encode", "similarity"])
@@ -270,59 +188,6 @@ def test_an_output_that_cannot_be_written_is_named_first(refuse, tmp_path, comma
     output = tmp_path / "nowhere" / ("v.npy" if command == "encode" else "m.npz")
     message = refuse(command, tmp_path / "missing.csv", "-o", output)
     assert f"there is no directory {output.parent}" in message
-
-
-@pytest.mark.parametrize("force", [[], ["--force"]])
-def test_an_output_that_is_a_directory_is_refused_first(refuse, tmp_path, force):
-    (tmp_path / "v.npy").mkdir()
-    message = refuse("encode", tmp_path / "missing.csv", "-o", tmp_path / "v.npy", *force)
-    assert "v.npy" in message
-
-
-@pytest.mark.parametrize("name", ["v.csv", "v", "v.npz"])
-def test_vectors_are_written_as_npy_or_parquet(refuse, tmp_path, texts_csv, name):
-    assert ".npy or .parquet" in refuse("encode", texts_csv, "-o", tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "arguments", "code", "message"),
-    [
-        ("a.csv", b"id,title\n1,road\n", ["-c", "text"], 2, "no column 'text'; it has: id, title"),
-        ("a.csv", b"id,title\n1,road\n", [], 2, "choose one with --column: id, title"),
-        ("a.csv", b"", [], 1, "holds no texts"),
-        ("a.csv", b"text\ncaf\xe9\n", [], 1, "is not UTF-8"),
-        ("a.jsonl", b'{"text": null}\n', [], 1, "row 0 holds no text (null)"),
-        ("a.xyz", b"road\n", [], 2, "cannot read files of kind 'xyz'"),
-        ("a.txt", b"road\n", ["--format", "doc"], 2, "cannot read files of kind 'doc'"),
-    ],
-)
-def test_broken_input_is_one_line(
-    refuse, tmp_path, artifact, name, content, arguments, code, message
-):
-    (tmp_path / name).write_bytes(content)
-    arguments = [tmp_path / name, "-m", artifact, "-o", tmp_path / "v.npy", *arguments]
-    assert message in refuse("encode", *arguments, code=code)
-    assert names(tmp_path) == [name]
-
-
-def test_a_missing_input_is_one_line(refuse, tmp_path, artifact):
-    message = refuse("encode", tmp_path / "none.csv", "-m", artifact, "-o", tmp_path / "v.npy")
-    assert "there is no file" in message
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--precision", "fp64"], "precision 'fp64' is not in"),
-        (["--prompt-name", "x"], "prompt_name 'x'"),
-    ],
-)
-def test_a_wrong_setting_is_one_line(refuse, tmp_path, artifact, texts_csv, arguments, message):
-    arguments = [texts_csv, "-m", artifact, "-o", tmp_path / "v.npy", *arguments]
-    assert message in refuse("encode", *arguments)
-
-
-# similarity
 
 
 def test_similarity_of_vectors_writes_everything_the_api_gives(run, tmp_path, vectors_npy):
@@ -391,7 +256,7 @@ def test_duplicates_are_dropped_and_rows_keep_their_numbers(
 
 
 def test_vectors_of_parquet_are_compared(run, tmp_path, vectors_npy):
-    from onnxsim_embed.tables import write_vectors
+    from onnxsim_embed.vector_files import write_vectors
 
     write_vectors(np.load(vectors_npy), tmp_path / "v.parquet")
     assert run("similarity", tmp_path / "v.parquet", "-q") == run("similarity", vectors_npy, "-q")
@@ -473,34 +338,6 @@ def test_a_failure_shows_a_traceback_only_for_debugging(tmp_path):
     assert debug.returncode != 0
     assert "Traceback" in debug.stderr
     assert f"there is no file {missing[0]}" in debug.stderr
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
-def test_on_a_terminal_there_is_progress_and_an_interruption_leaves_nothing(tmp_path, artifact):
-    import fcntl
-    import struct
-    import termios
-
-    texts = tmp_path / "texts.txt"
-    texts.write_text("".join(f"project {number} in the village\n" for number in range(150_000)))
-    terminal, other_end = os.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    arguments = ["encode", str(texts), "-m", str(artifact), "-o", str(tmp_path / "v.npy")]
-    process = subprocess.Popen([*PROCESS, *arguments], stdout=subprocess.PIPE, stderr=other_end)
-    os.close(other_end)
-    shown = b""
-    while b"texts/s" not in shown:
-        shown += os.read(terminal, 4096)
-    process.send_signal(signal.SIGINT)
-    with suppress(OSError):  # what Linux raises at the end of a terminal
-        while read := os.read(terminal, 4096):
-            shown += read
-    os.close(terminal)
-    process.communicate(timeout=60)
-    assert b"Encoding" in shown
-    assert process.returncode == 130
-    assert b"Traceback" not in shown
-    assert names(tmp_path) == ["texts.txt"]
 
 
 def test_output_cut_short_by_a_reader_is_no_traceback():

@@ -1,4 +1,4 @@
-"""Texts in, vectors out: every kind of file, and one clear line for each way to be broken."""
+"""Texts in, columns out: every kind of file, and one clear line for each way to be broken."""
 
 from __future__ import annotations
 
@@ -14,15 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from onnxsim_embed.errors import MissingExtraError, TableError
-from onnxsim_embed.tables import (
-    holds_vectors,
-    iter_column,
-    iter_texts,
-    read_scored_pairs,
-    read_vectors,
-    write_rows,
-    write_vectors,
-)
+from onnxsim_embed.tables import iter_column, iter_texts, read_scored_pairs, write_rows
 
 TEXTS = [
     "a road",
@@ -36,7 +28,6 @@ TEXTS = [
     "back\\slash",
 ]
 LINES = [text.replace("\n", " ") for text in TEXTS]  # what a file of plain lines can hold
-VECTORS = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 
 
 def as_csv(delimiter=",", terminator="\n"):
@@ -268,8 +259,6 @@ def test_a_damaged_gzip_file_is_named(tmp_path, damage):
 def test_garbage_is_no_parquet(tmp_path, content):
     path = write(tmp_path / "a.parquet", content)
     assert "is not a readable parquet file" in failure(TableError, path)
-    with pytest.raises(TableError, match="is not a readable parquet file"):
-        holds_vectors(path)
 
 
 def test_parquet_without_rows_or_columns_that_fit(tmp_path):
@@ -284,14 +273,8 @@ def test_parquet_without_rows_or_columns_that_fit(tmp_path):
 
 def test_without_pyarrow_parquet_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for use in (
-        lambda: list(iter_texts(tmp_path / "a.parquet")),
-        lambda: holds_vectors(tmp_path / "a.parquet"),
-        lambda: write_vectors(VECTORS, tmp_path / "a.parquet"),
-    ):
-        with pytest.raises(MissingExtraError, match=r"pip install 'onnxsim-embed\[parquet\]'"):
-            use()
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(MissingExtraError, match=r"pip install 'onnxsim-embed\[parquet\]'"):
+        list(iter_texts(tmp_path / "a.parquet"))
 
 
 # scored pairs
@@ -328,106 +311,7 @@ def test_pairs_without_texts_or_score_are_named(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-# vectors
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, np.uint8])
-@pytest.mark.parametrize("ending", [".npy", ".parquet"])
-def test_vectors_are_read_as_they_were_written(tmp_path, ending, dtype):
-    vectors = (VECTORS * 20).clip(0 if dtype is np.uint8 else -100, 100).astype(dtype)
-    path = tmp_path / f"v{ending}"
-    write_vectors(vectors, path)
-    assert holds_vectors(path)
-    read = read_vectors(path)
-    assert read.dtype == (dtype if ending == ".npy" else np.float32)
-    np.testing.assert_array_equal(read, vectors.astype(read.dtype))
-
-
-@pytest.mark.parametrize("ending", [".npy", ".parquet"])
-def test_no_vectors_keep_their_width(tmp_path, ending):
-    write_vectors(np.zeros((0, 4), np.float32), tmp_path / f"v{ending}")
-    assert read_vectors(tmp_path / f"v{ending}").shape == (0, 4)
-
-
-def test_vectors_of_another_column_are_read(tmp_path):
-    path = tmp_path / "v.parquet"
-    parquet.write_table(pyarrow.table({"text": ["a"] * 5, "emb": VECTORS.tolist()}), path)
-    assert not holds_vectors(path)
-    assert holds_vectors(path, "emb")
-    np.testing.assert_array_equal(read_vectors(path, "emb"), VECTORS)
-
-
-def test_texts_are_no_vectors(tmp_path):
-    parquet.write_table(pyarrow.table({"text": ["a"], "vector": ["b"]}), tmp_path / "t.parquet")
-    assert not holds_vectors(tmp_path / "t.parquet")
-    assert not holds_vectors(tmp_path / "t.csv")
-    assert not holds_vectors("-")
-
-
-@pytest.mark.parametrize("rows", [[[1.0], [1.0, 2.0]], [[1.0], None], [["a"], ["b"]]])
-def test_parquet_rows_that_are_no_vectors_are_refused(tmp_path, rows):
-    path = tmp_path / "v.parquet"
-    parquet.write_table(pyarrow.table({"vector": rows}), path)
-    with pytest.raises(TableError, match="column 'vector' holds no vectors"):
-        read_vectors(path)
-
-
-def test_another_ending_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"written as .npy or .parquet"):
-        write_vectors(VECTORS, tmp_path / "v.csv")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"not numpy at all", b"\x80\x04K\x01."])
-def test_garbage_is_no_npy(tmp_path, content):
-    (tmp_path / "v.npy").write_bytes(content)
-    with pytest.raises(TableError, match=r"v\.npy is not a readable \.npy file") as caught:
-        read_vectors(tmp_path / "v.npy")
-    assert "allow_pickle" not in str(caught.value)  # advice that nobody should follow
-
-
-def test_a_truncated_npy_is_named(tmp_path):
-    write_vectors(VECTORS, tmp_path / "v.npy")
-    (tmp_path / "v.npy").write_bytes((tmp_path / "v.npy").read_bytes()[:-7])
-    with pytest.raises(TableError, match=r"v\.npy is not a readable"):
-        read_vectors(tmp_path / "v.npy")
-
-
-def test_pickled_objects_are_never_loaded(tmp_path):
-    np.save(tmp_path / "v.npy", np.array([["a", 1]], object), allow_pickle=True)
-    with pytest.raises(TableError, match=r"v\.npy is not a readable"):
-        read_vectors(tmp_path / "v.npy")
-
-
-@pytest.mark.parametrize(
-    "array",
-    [np.ones(3), np.ones((2, 3, 4)), np.float32(1), np.ones((2, 2), complex), np.array([["a"]])],
-)
-def test_an_array_that_is_no_table_of_numbers_is_refused(tmp_path, array):
-    np.save(tmp_path / "v.npy", array)
-    with pytest.raises(TableError, match=r"not vectors of shape \(n, dim\)"):
-        read_vectors(tmp_path / "v.npy")
-
-
-def test_an_archive_of_arrays_is_refused(tmp_path):
-    with (tmp_path / "v.npy").open("wb") as stream:
-        np.savez(stream, VECTORS)
-    with pytest.raises(TableError, match=r"v\.npy "):
-        read_vectors(tmp_path / "v.npy")
-
-
-@pytest.mark.parametrize("name", ["v.npy", "v.parquet"])
-def test_a_missing_file_of_vectors_is_named(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=name):
-        read_vectors(tmp_path / name)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    write_vectors(VECTORS, tmp_path / "v.npy")
-    with pytest.raises(ValueError, match="allow_pickle"):
-        write_vectors(np.array([[None]], object), tmp_path / "v.npy")
-    np.testing.assert_array_equal(read_vectors(tmp_path / "v.npy"), VECTORS)
-    assert [path.name for path in tmp_path.iterdir()] == ["v.npy"]
+# rows
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv"])

@@ -149,7 +149,7 @@ def _texts_and_vectors(
     threads: int | None,
     quiet: bool,
 ) -> tuple[list[str] | None, npt.NDArray[Any]]:
-    from onnxsim_embed.tables import holds_vectors, read_vectors
+    from onnxsim_embed.vector_files import holds_vectors, read_vectors
 
     if holds_vectors(file, column):
         return None, read_vectors(file, column)

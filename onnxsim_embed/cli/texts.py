@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -9,9 +10,12 @@ import typer
 from onnxsim_embed.cli.output import on_terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
     from onnxsim_embed.embedder import Embedder
+    from onnxsim_embed.runner import EncodeReport
 
 
 def encode_texts(
@@ -22,24 +26,37 @@ def encode_texts(
         texts, prompt_name=prompt_name, show_progress_bar=on_terminal() and not quiet
     )
     if not quiet:
-        report = embedder.last_report
-        typer.echo(
-            f"Encoded {report.texts:,} texts ({report.distinct:,} distinct, {report.tokens:,} tokens) in "
-            f"{report.seconds:.2f} s: {report.texts_per_second:,.0f} texts/s on {report.provider}, "
-            f"{report.threads} threads, {embedder.precision}."
-        )
-        if report.truncated:
-            typer.echo(
-                f"{report.truncated:,} texts were longer than {embedder.max_seq_length} tokens and were cut there."
-            )
+        print_report(embedder, embedder.last_report)
     return vectors
 
 
-def load(model: str, precision: str, threads: int | None) -> Embedder:
+def print_report(embedder: Embedder, report: EncodeReport) -> None:
+    """Print what was encoded, how fast, and where the time went."""
+    typer.echo(
+        f"Encoded {counted(report.texts, 'text')} ({report.distinct:,} distinct, "
+        f"{counted(report.tokens, 'token')}) in {report.seconds:.2f} s: {report.texts_per_second:,.0f} "
+        f"texts/s on {report.provider}, {counted(report.threads, 'thread')}, {embedder.precision}. "
+        f"Of that, tokenize {report.seconds_tokenize:.2f} s; summed over threads, run "
+        f"{report.seconds_run:.2f} s and pool {report.seconds_pool:.2f} s."
+    )
+    if report.truncated:
+        verb = "was" if report.truncated == 1 else "were"
+        typer.echo(
+            f"{counted(report.truncated, 'text')} {verb} longer than {embedder.max_seq_length} tokens "
+            f"and {verb} cut there."
+        )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: "1 text", "2,000 texts"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def load(model: str, precision: str, threads: int | None, device: str = "auto") -> Embedder:
     """Load a model."""
     from onnxsim_embed.embedder import Embedder
 
-    return Embedder.from_pretrained(model, precision=precision, threads=threads)
+    return Embedder.from_pretrained(model, precision=precision, threads=threads, device=device)
 
 
 def read_texts(file: str, column: str | None, kind: str | None) -> list[str]:
@@ -47,3 +64,11 @@ def read_texts(file: str, column: str | None, kind: str | None) -> list[str]:
     from onnxsim_embed.tables import iter_texts
 
     return list(iter_texts(file, column, kind=kind))
+
+
+def open_texts(file: str, column: str | None, kind: str | None) -> Iterator[str]:
+    """Return the texts of a file, of which the first is read now: a wrong file or column fails here."""
+    from onnxsim_embed.tables import iter_texts
+
+    texts = iter_texts(file, column, kind=kind)
+    return chain([next(texts)], texts)
