@@ -20,7 +20,7 @@ Encode = Callable[[list, int], object]
 
 
 def ours(precision: str, checkpoint: str, work: Path) -> Encode:
-    """This package, from the artifact that `work` names."""
+    """onnxsim-embed, from the artifact that `work` names."""
     from onnxsim_embed import Embedder
 
     model = Embedder.from_pretrained(work, precision=precision)
@@ -83,7 +83,7 @@ def _exported(kind: str, variant: str, checkpoint: str, work: Path) -> str:
 
 
 def fastembed(checkpoint: str, work: Path) -> Encode:
-    """fastembed on the fp32 ONNX file that sentence-transformers exported."""
+    """Fastembed on the fp32 ONNX file that sentence-transformers exported."""
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType
 

@@ -7,10 +7,15 @@ __version__ = "0.1.0"
 # Where each public name lives. Names are imported on first use, so that `import onnxsim_embed` costs
 # nothing and the similarity functions work without onnxruntime.
 _HOMES = {
+    "AsyncEmbedder": "serving",
+    "Duplicates": "mining",
     "Embedder": "embedder",
     "Pairs": "similarity",
     "TopK": "similarity",
+    "communities": "mining",
+    "components": "mining",
     "cos_sim": "similarity",
+    "deduplicate": "mining",
     "encode_to_file": "encode_job",
     "similar_pairs": "similarity",
     "similarity_matrix": "similarity",
@@ -20,6 +25,8 @@ _HOMES = {
 if TYPE_CHECKING:
     from onnxsim_embed.embedder import Embedder
     from onnxsim_embed.encode_job import encode_to_file
+    from onnxsim_embed.mining import Duplicates, communities, components, deduplicate
+    from onnxsim_embed.serving import AsyncEmbedder
     from onnxsim_embed.similarity import (
         Pairs,
         TopK,
@@ -30,11 +37,16 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AsyncEmbedder",
+    "Duplicates",
     "Embedder",
     "Pairs",
     "TopK",
     "__version__",
+    "communities",
+    "components",
     "cos_sim",
+    "deduplicate",
     "encode_to_file",
     "similar_pairs",
     "similarity_matrix",

@@ -1,183 +1,256 @@
-"""Blocks of cosine scores, and what is taken out of them. numpy and scipy only.
+"""Blocks of scores, and what is taken out of them. numpy and scipy only.
 
-A block is a strip: some rows of one set against all of the other (or, for one set with itself, against
-the rows from the strip's own on). Strips run side by side on threads that use one BLAS thread each:
-the product scales as well as with BLAS's own threads, and the comparison scales with it.
+Strips of rows run side by side on threads that use one BLAS thread each: products scale as well as with
+BLAS's own threads, and all else scales with them. A strip goes through its columns block by block, keeps
+the pairs that may count by their rough scores, and computes those exactly, each by itself: a score is
+the same bit for bit whatever the blocks, the threads and the kind of rough scores.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from onnxsim_embed.machine import available_cpus
+from onnxsim_embed.rough import (
+    INT8_COLUMNS,
+    Float32Rough,
+    Int8Rough,
+    Rough,
+    int8_serves,
+    rounding,
+)
+from onnxsim_embed.strips import STRIP_ROWS, map_strips, strips
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
-Triples = tuple[Int64, Int64, Float32]
-T = TypeVar("T")
+# Pairs scored at once: two gathered copies of so many 384-wide rows stay in a second-level cache.
+PAIRS = 256
 
-# A product's last bits depend on the shape of its block. Scores this close to the k-th best are
-# computed again row by row, so that equal vectors tie whatever the blocks.
-ROUNDING = np.float32(1e-6)
-
-# Columns of a strip are compared in so many groups' maxima to find a bound for its k best.
-GROUP = 64
+# Fewer pairs than these are not worth a trial of the two kinds of rough scores.
+TRIAL_PAIRS = 1 << 24
 
 
-def strips(rows: int, columns: int, block_bytes: int) -> list[slice]:
-    """Cut rows into strips of at most `block_bytes` of float32 scores.
+class Found(NamedTuple):
+    """Pairs of a strip, row by row, columns ascending.
+
+    :param counts: int64 array (rows,), pairs of each row.
+    :param columns: int64 array (pairs,).
+    :param scores: float32 array (pairs,).
+    """
+
+    counts: Int64
+    columns: Int64
+    scores: Float32
+
+
+def block_shape(block_bytes: int) -> tuple[int, int]:
+    """Return rows and columns of a block of at most so many bytes of scores, four each.
 
     :raises ValueError: if `block_bytes` is not positive.
     """
     if block_bytes < 1:
         raise ValueError(f"block_bytes must be positive, got {block_bytes}")
-    height = max(1, block_bytes // (4 * max(1, columns)))
-    return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
+    height = max(1, min(STRIP_ROWS, int((block_bytes / 4) ** 0.5)))
+    return height, max(1, block_bytes // (4 * height))
 
 
-def map_strips(function: Callable[[slice], T], parts: list[slice]) -> Iterator[T]:
-    """Yield `function` of each strip, in order, computed on as many threads as there are processors."""
-    callers = min(available_cpus(), len(parts))
-    if callers <= 1:
-        yield from map(function, parts)
-        return
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(callers) as workers:
-        rest = iter(parts)
-        waiting = [workers.submit(function, part) for part in islice(rest, callers + 1)]
-        try:
-            while waiting:  # few at a time: results wait in order, and memory is bounded
-                yield waiting.pop(0).result()
-                waiting += [workers.submit(function, part) for part in islice(rest, 1)]
-        finally:
-            for job in waiting:
-                job.cancel()
+def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> Float32:
+    """Return the score of each pair, computed by itself in float32.
+
+    :param rows: int64 array (pairs,), rows of `left`.
+    :param columns: int64 array (pairs,), rows of `right`.
+    :returns: float32 array (pairs,), from -1 to 1: rounding may pass them, a cosine never does.
+    """
+    scores = np.empty(len(rows), np.float32)
+    for first in range(0, len(rows), PAIRS):
+        part = slice(first, first + PAIRS)
+        a, b = left.take(rows[part], axis=0), right.take(columns[part], axis=0)
+        np.einsum("ij,ij->i", a, b, out=scores[part])
+    return np.clip(scores, np.float32(-1), np.float32(1), out=scores)
 
 
-def scores_above(
-    left: Float32, right: Float32, threshold: float, block_bytes: int, upper: bool
-) -> Triples:
-    """Return rows, columns and scores above a threshold, in row-major order.
+class Search:
+    """A comparison of two sets, or of one with itself.
 
     :param left: float32 unit vectors (n, dim).
     :param right: float32 unit vectors (m, dim).
-    :param upper: take only columns beyond the row (left and right are one set).
+    :param block_bytes: bytes of rough scores that a thread holds at a time.
+    :param rough: kind of rough scores; None tries both on a part and takes the faster.
     """
-    bound = np.float32(threshold)
 
-    def take(part: slice) -> Triples:
-        first = part.start if upper else 0
-        scores = left[part] @ right[first:].T
-        np.minimum(scores, np.float32(1), out=scores)  # rounding may pass 1, a cosine never does
-        above = scores > bound
-        if upper:  # only the strip's own square holds columns that are not beyond the row
-            square = above[:, : len(scores)]
-            square &= np.triu(np.ones(square.shape, np.bool_), 1)
-        counts = np.count_nonzero(above, axis=1)
-        found = np.flatnonzero(above)
-        rows = np.repeat(np.arange(len(scores)), counts)
-        columns = found - rows * scores.shape[1]
-        return rows + part.start, columns + first, scores.ravel()[found]
+    def __init__(
+        self, left: Float32, right: Float32, block_bytes: int, rough: Rough | None = None
+    ) -> None:
+        self.left = left
+        self.right = right
+        self._given = rough
+        self._height, self._width = block_shape(block_bytes)
 
-    parts = list(map_strips(take, strips(len(left), len(right), block_bytes)))
-    return (
-        np.concatenate([part[0] for part in parts] or [np.zeros(0, np.int64)]),
-        np.concatenate([part[1] for part in parts] or [np.zeros(0, np.int64)]),
-        np.concatenate([part[2] for part in parts] or [np.zeros(0, np.float32)]),
-    )
+    def above(self, threshold: float, *, upper: bool, rows: slice | None = None) -> Iterator[Found]:
+        """Yield the pairs above a threshold, strip by strip.
+
+        :param upper: take only columns beyond the row (left and right are one set).
+        :param rows: only these rows; None for all.
+        """
+        rough = self._given or self._faster(
+            lambda kind, part: self._above(kind, part, threshold, 0)
+        )
+
+        def take(part: slice) -> Found:
+            return self._above(rough, part, threshold, part.start if upper else None)
+
+        start, stop = (0, len(self.left)) if rows is None else (rows.start, rows.stop)
+        parts = [
+            slice(start + part.start, start + part.stop)
+            for part in strips(stop - start, self._height)
+        ]
+        yield from map_strips(take, parts)
+
+    def best(self, k: int, *, skip_self: bool) -> tuple[Float32, Int64]:
+        """Return scores and columns of the k best of each row, best first, ties by lower column.
+
+        :param k: from 1 to the number of right vectors (one less with `skip_self`).
+        :param skip_self: a row is none of its own best (left and right are one set).
+        """
+        scores = np.empty((len(self.left), k), np.float32)
+        indices = np.empty((len(self.left), k), np.int64)
+        rough = self._given or self._faster(lambda kind, part: self._best(kind, part, k, skip_self))
+
+        def take(part: slice) -> None:
+            scores[part], indices[part] = self._best(rough, part, k, skip_self)
+
+        for _ in map_strips(take, strips(len(self.left), self._height)):
+            pass
+        return scores, indices
+
+    def _faster(self, run: Callable[[Rough, slice], object]) -> Rough:
+        """Return the kind of rough scores that did two strips faster."""
+        plain = Float32Rough(self.left, self.right)
+        pairs = len(self.left) * len(self.right)
+        if pairs < TRIAL_PAIRS or not int8_serves(self.left.shape[1]):
+            return plain
+        whole = Int8Rough(self.left, self.right)
+        middle = len(self.left) // 2
+        parts = [slice(at, at + self._height) for at in (middle, 0)]
+        seconds = []
+        with threadpool_limits(1, "blas"):
+            for kind in (plain, whole):
+                run(kind, slice(0, 1))
+                started = time.perf_counter()
+                for part in parts:
+                    run(kind, slice(part.start, min(part.stop, len(self.left))))
+                seconds.append(time.perf_counter() - started)
+        return whole if seconds[1] < seconds[0] else plain
+
+    def _columns(self, rough: Rough, start: int) -> Iterator[slice]:
+        """Yield the blocks of columns from `start` on."""
+        total = len(self.right)
+        width = min(self._width, INT8_COLUMNS) if isinstance(rough, Int8Rough) else self._width
+        while start < total:
+            stop = min(start + width, total)
+            if isinstance(rough, Int8Rough):  # stored in blocks of their own
+                stop = min(stop, (start // INT8_COLUMNS + 1) * INT8_COLUMNS)
+            yield slice(start, stop)
+            start = stop
+
+    def _above(self, rough: Rough, part: slice, threshold: float, upper: int | None) -> Found:
+        """Return a strip's pairs; with `upper`, those beyond the row, from that column on."""
+        height = part.stop - part.start
+        limits = rough.limits(part, threshold)
+        rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for block in self._columns(rough, upper or 0):
+            found = np.flatnonzero(rough.block(part, block) > limits)
+            row = found // (block.stop - block.start)
+            rows.append(row)
+            columns.append(found - row * (block.stop - block.start) + block.start)
+        row, column = np.concatenate(rows), np.concatenate(columns)
+        if len(rough.apart):
+            known = ~np.isin(column, rough.apart)
+            near = np.argwhere(
+                self.left[part] @ self.right[rough.apart].T
+                > np.float32(threshold - rounding(self.left.shape[1]))
+            )
+            row = np.concatenate([row[known], near[:, 0]])
+            column = np.concatenate([column[known], rough.apart[near[:, 1]]])
+        if upper is not None and self.left is self.right:
+            beyond = column > row + part.start
+            row, column = row[beyond], column[beyond]
+        order = np.lexsort((column, row))
+        row, column = row[order], column[order]
+        scores = exact_scores(self.left, self.right, row + part.start, column)
+        above = scores > np.float32(threshold)
+        return Found(np.bincount(row[above], minlength=height), column[above], scores[above])
+
+    def _best(self, rough: Rough, part: slice, k: int, skip_self: bool) -> tuple[Float32, Int64]:
+        """Return scores and columns of a strip's k best."""
+        height = part.stop - part.start
+        own = np.arange(height)
+        bound: npt.NDArray[np.float64] = np.full(height, -np.inf)
+        rows, columns, values = [], [], []
+        for block in self._columns(rough, 0):
+            scores = rough.block(part, block)
+            whole = scores.dtype == np.int32
+            lowest = np.iinfo(np.int32).min if whole else np.finfo(np.float32).min
+            if skip_self:
+                mine = (own + part.start >= block.start) & (own + part.start < block.stop)
+                scores[own[mine], own[mine] + part.start - block.start] = lowest
+            apart = rough.apart[(rough.apart >= block.start) & (rough.apart < block.stop)]
+            scores[:, apart - block.start] = lowest
+            if scores.shape[1] >= k:
+                bound = np.maximum(bound, _kth_bound(scores, k))
+            found = np.flatnonzero(scores > np.maximum(rough.below(part, bound), lowest))
+            row = found // scores.shape[1]
+            rows.append(row)
+            columns.append(found - row * scores.shape[1] + block.start)
+            values.append(scores.ravel()[found])
+        row, column = np.concatenate(rows), np.concatenate(columns)
+        value = np.concatenate(values)
+        bound = _kth_of_rows(row, value, k, bound)
+        near = value > rough.below(part, bound)[row, 0]
+        row, column = row[near], column[near]
+        if len(rough.apart):
+            close = self.left[part] @ self.right[rough.apart].T
+            if skip_self:
+                close[own[:, None] + part.start == rough.apart] = -np.inf
+            least = rough.exact_below(part, bound) - np.float32(rounding(self.left.shape[1]))
+            more = np.argwhere((close >= least) & (close > -np.inf))
+            row = np.concatenate([row, more[:, 0]])
+            column = np.concatenate([column, rough.apart[more[:, 1]]])
+        exact = exact_scores(self.left, self.right, row + part.start, column)
+        order = np.lexsort((column, -exact, row))
+        counts = np.bincount(row, minlength=height)
+        chosen = order[(np.cumsum(counts) - counts)[:, None] + np.arange(k)]
+        return exact[chosen], column[chosen]
 
 
-def best_of_strips(
-    left: Float32, right: Float32, k: int, block_bytes: int, skip_self: bool
-) -> tuple[Float32, Int64]:
-    """Return scores and columns of the k best of each row, best first, ties by lower column.
-
-    :param k: from 1 to the number of right vectors (one less with `skip_self`).
-    :param skip_self: a row is none of its own best (left and right are one set).
-    """
-    scores = np.empty((len(left), k), np.float32)
-    indices = np.empty((len(left), k), np.int64)
-
-    def take(part: slice) -> None:
-        scores[part], indices[part] = _best(left, right, part, k, skip_self)
-
-    for _ in map_strips(take, strips(len(left), len(right), block_bytes)):
-        pass
-    return scores, indices
-
-
-def _best(
-    left: Float32, right: Float32, part: slice, k: int, skip_self: bool
-) -> tuple[Float32, Int64]:
-    rough = left[part] @ right.T
-    own = np.arange(part.start, part.stop)
-    if skip_self:
-        rough[own - part.start, own] = -np.inf
-    candidates = rough >= (_bound(rough, k) - ROUNDING)[:, None]
-    counts = np.count_nonzero(candidates, axis=1)
-    rows = np.repeat(np.arange(len(rough)), counts)
-    columns = np.flatnonzero(candidates) - rows * rough.shape[1]
-    exact = np.einsum("ij,ij->i", left[part][rows], right[columns])
-    np.minimum(exact, np.float32(1), out=exact)
-    order = np.lexsort((columns, -exact, rows))
-    starts = np.cumsum(counts) - counts
-    chosen = order[starts[:, None] + np.arange(k)]
-    return exact[chosen], columns[chosen]
-
-
-def _bound(scores: Float32, k: int) -> Float32:
-    """Return for each row a bound that at least k of its scores reach, and few more.
+def _kth_bound(scores: npt.NDArray[np.generic], k: int) -> npt.NDArray[np.float64]:
+    """Return for each row a value that at least k of its scores reach, and few more.
 
     The k-th largest of the maxima of groups of columns is one: k groups hold a score as large. Finding
     it costs one pass at the speed of memory, where a partition of every row costs ten.
     """
-    groups = scores.shape[1] // GROUP
-    if groups < 4 * k:
-        return -np.partition(-scores, k - 1, axis=1)[:, k - 1]
-    maxima = scores[:, : groups * GROUP].reshape(len(scores), GROUP, groups).max(axis=1)
-    return np.asarray(np.partition(maxima, groups - k, axis=1)[:, groups - k])
+    size = min(64, scores.shape[1] // (4 * k))
+    if size < 2:
+        size, groups = 1, scores.shape[1]
+    else:
+        groups = scores.shape[1] // size
+    maxima = scores[:, : groups * size].reshape(len(scores), size, groups).max(axis=1)
+    return np.asarray(np.partition(maxima, groups - k, axis=1)[:, groups - k], np.float64)
 
 
-def symmetric_matrix(upper: Triples, diagonal: Float32, size: int) -> sparse.csr_array:
-    """Build the canonical matrix of a set with itself from what lies above its diagonal.
-
-    Not by adding matrices: scipy drops scores of zero then, which a threshold below zero keeps.
-
-    :param upper: rows, columns and scores, row-major, column beyond row.
-    :param diagonal: float32 array (size,); NaN where there is no entry.
-    """
-    rows, columns, scores = upper
-    held = np.flatnonzero(~np.isnan(diagonal))
-    total = 2 * len(scores) + len(held)
-    index = np.int32 if max(size, total) <= np.iinfo(np.int32).max else np.int64
-    above = triples_to_csr(rows, columns, scores, (size, size))
-    below = above.T.tocsr()  # sorted, as `above` is
-    counts = np.diff(below.indptr) + np.diff(above.indptr) + ~np.isnan(diagonal)
-    pointers = np.zeros(size + 1, index)
-    np.cumsum(counts, out=pointers[1:])
-    indices, data = np.empty(total, index), np.empty(total, np.float32)
-    # Of each row: what lies below the diagonal, the diagonal, what lies above.
-    middle = pointers[:-1] + np.diff(below.indptr)
-    indices[middle[held]], data[middle[held]] = held, diagonal[held]
-    for part, starts in ((below, pointers[:-1]), (above, middle + ~np.isnan(diagonal))):
-        lengths = np.diff(part.indptr)
-        places = np.arange(part.nnz) + np.repeat(np.subtract(starts, part.indptr[:-1]), lengths)
-        indices[places], data[places] = part.indices, part.data
-    return sparse.csr_array((data, indices, pointers), shape=(size, size))
-
-
-def triples_to_csr(
-    rows: Int64, columns: Int64, scores: Float32, shape: tuple[int, int]
-) -> sparse.csr_array:
-    """Build a canonical matrix from row-major triples."""
-    index = np.int32 if max(*shape, len(scores)) <= np.iinfo(np.int32).max else np.int64
-    pointers = np.zeros(shape[0] + 1, index)
-    np.cumsum(np.bincount(rows, minlength=shape[0]), out=pointers[1:])
-    return sparse.csr_array((scores, columns.astype(index), pointers), shape=shape)
+def _kth_of_rows(
+    row: Int64, value: npt.NDArray[np.generic], k: int, bound: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return the k-th largest value of each row, or `bound` where there are fewer."""
+    order = np.lexsort((-value.astype(np.float64), row))
+    counts = np.bincount(row, minlength=len(bound))
+    enough = counts >= k
+    kth = (np.cumsum(counts) - counts + k - 1)[enough]
+    sharper = bound.copy()
+    sharper[enough] = np.maximum(bound[enough], value[order[kth]].astype(np.float64))
+    return sharper

@@ -253,7 +253,7 @@ class Embedder:
         given = sentences if inputs is None else inputs
         assert given is not None
         single = isinstance(given, str)
-        texts = [given] if isinstance(given, str) else _as_list(given)
+        texts = [given] if isinstance(given, str) else as_list(given)
         spread = precision in SPREAD and ranges is None  # needs all vectors at once
         output = make_output(
             self.head,
@@ -464,7 +464,11 @@ def _check_batch_size(batch_size: int | None) -> None:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
-def _as_list(texts: Iterable[str]) -> list[str]:
+def as_list(texts: Iterable[str]) -> list[str]:
+    """Return the texts as a list.
+
+    :raises TypeError: if they are no iterable of texts.
+    """
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
         raise TypeError(f"encode takes a text or an iterable of texts, got {type(texts).__name__}")
     return list(texts)

@@ -8,19 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.blocks import (
-    best_of_strips,
-    scores_above,
-    symmetric_matrix,
-    triples_to_csr,
-)
+from onnxsim_embed.blocks import Search
+from onnxsim_embed.csr import matrix_of, symmetric_matrix
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
-# Bytes of one block of scores: large enough for matrix products at full speed, small enough to read
-# again for the comparison before it leaves the last-level cache of a small server.
-BLOCK_BYTES = 32 << 20
+# Bytes of one thread's block of rough scores: large enough for matrix products at full speed, small
+# enough to read again for the comparison before it leaves the caches.
+BLOCK_BYTES = 8 << 20
 
 
 class TopK(NamedTuple):
@@ -90,13 +86,12 @@ def similarity_matrix(
     if other is not None:
         right = unit_vectors(other)
         _check_pair(left, right)
-        found = scores_above(left, right, threshold, block_bytes, upper=False)
-        return triples_to_csr(*found, (len(left), len(right)))
-    found = scores_above(left, left, threshold, block_bytes, upper=True)
+        return matrix_of(Search(left, right, block_bytes).above(threshold, upper=False), len(right))
+    above = matrix_of(Search(left, left, block_bytes).above(threshold, upper=True), len(left))
     # A row with itself: 1 for any direction, 0 for a zero row, whatever the rounding of a product.
     diagonal = np.any(left != 0, axis=1).astype(np.float32)
     diagonal[~(diagonal > threshold) | (not include_self)] = np.nan
-    return symmetric_matrix(found, diagonal, len(left))
+    return symmetric_matrix(above, diagonal)
 
 
 def similar_pairs(
@@ -118,10 +113,12 @@ def similar_pairs(
     left = unit_vectors(vectors)
     right = left if other is None else unit_vectors(other)
     _check_pair(left, right)
-    upper = other is None
-    rows, columns, scores = scores_above(left, right, threshold, block_bytes, upper)
-    order = np.lexsort((columns, rows, -scores))
-    return Pairs(rows[order], columns[order], scores[order])
+    found = matrix_of(
+        Search(left, right, block_bytes).above(threshold, upper=other is None), len(right)
+    )
+    rows = np.repeat(np.arange(len(left)), np.diff(found.indptr))
+    order = np.argsort(-found.data, kind="stable")  # pairs come row by row
+    return Pairs(rows[order], found.indices[order].astype(np.int64), found.data[order])
 
 
 def top_k(
@@ -268,4 +265,4 @@ def _top_k(left: Float32, right: Float32, k: int, block_bytes: int, skip_self: b
         raise ValueError(
             f"k must be from 1 to {most} (the number of vectors to choose from), got {k}"
         )
-    return TopK(*best_of_strips(left, right, k, block_bytes, skip_self))
+    return TopK(*Search(left, right, block_bytes).best(k, skip_self=skip_self))

@@ -55,7 +55,7 @@ def iter_column(
     path: str | Path, column: str | None = None, *, kind: str | None = None
 ) -> Iterator[Any]:
     """Yield the raw values of one column; see `iter_texts`."""
-    kind = kind or _kind(path)
+    kind = kind or kind_of(path)
     if kind not in KINDS:
         raise ValueError(
             f"{path}: cannot read files of kind {kind!r}; known are {', '.join(KINDS)}"
@@ -68,7 +68,7 @@ def iter_column(
         if empty:
             raise TableError(f"{path} holds no texts")
         return
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         reader = {
             "csv": _csv_column,
             "tsv": _csv_column,
@@ -91,7 +91,8 @@ def iter_column(
             raise TableError(f"{path} holds no texts")
 
 
-def _kind(path: str | Path) -> str:
+def kind_of(path: str | Path) -> str:
+    """Return a file's kind by its ending; txt for standard input."""
     if str(path) == "-":
         return "txt"
     suffixes = [suffix.lower() for suffix in Path(path).suffixes]
@@ -102,7 +103,8 @@ def _kind(path: str | Path) -> str:
 
 
 @contextmanager
-def _open_text(path: str | Path) -> Iterator[IO[str]]:
+def open_text(path: str | Path) -> Iterator[IO[str]]:
+    """Open a text file, gzipped or not, or standard input, as UTF-8."""
     if str(path) == "-":
         yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
         return
@@ -219,8 +221,8 @@ def read_scored_pairs(path: str | Path) -> tuple[list[str], list[str], list[floa
     left: list[str] = []
     right: list[str] = []
     scores: list[float] = []
-    with _open_text(path) as stream:
-        delimiter = "\t" if _kind(path) == "tsv" else ","
+    with open_text(path) as stream:
+        delimiter = "\t" if kind_of(path) == "tsv" else ","
         try:
             for number, row in enumerate(csv.reader(stream, delimiter=delimiter), start=1):
                 try:

@@ -18,7 +18,17 @@ from onnxsim_embed import Embedder, __version__, cli
 from onnxsim_embed.recipes import recipes
 from onnxsim_embed.similarity import closest_pairs, neighbours, similar_pairs, similarity_matrix
 
-COMMANDS = ["export", "verify", "eval", "info", "models", "encode", "similarity"]
+COMMANDS = [
+    "export",
+    "verify",
+    "eval",
+    "info",
+    "models",
+    "encode",
+    "similarity",
+    "dedupe",
+    "cluster",
+]
 PROCESS = [sys.executable, "-c", "from onnxsim_embed.cli import main; main()"]
 
 
@@ -183,7 +193,7 @@ def test_calibration_texts_are_taken_from_a_file(run, refuse, tmp_path, checkpoi
 # similarity
 
 
-@pytest.mark.parametrize("command", ["encode", "similarity"])
+@pytest.mark.parametrize("command", ["encode", "similarity", "dedupe", "cluster"])
 def test_an_output_that_cannot_be_written_is_named_first(refuse, tmp_path, command):
     output = tmp_path / "nowhere" / ("v.npy" if command == "encode" else "m.npz")
     message = refuse(command, tmp_path / "missing.csv", "-o", output)

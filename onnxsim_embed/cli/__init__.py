@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from onnxsim_embed import __version__
-from onnxsim_embed.cli import encode, export, models, similarity
+from onnxsim_embed.cli import encode, export, mining, models, similarity
 from onnxsim_embed.errors import MissingExtraError, OnnxsimEmbedError
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ app.command()(models.info)
 app.command()(models.models)
 app.command()(encode.encode)
 app.command()(similarity.similarity)
+app.command()(mining.dedupe)
+app.command()(mining.cluster)
 
 
 @app.callback()

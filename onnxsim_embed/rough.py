@@ -1,0 +1,199 @@
+"""Rough scores of blocks of pairs, with a proven bound of their error.
+
+A search for scores above a threshold, or for the k best, computes every pair roughly and the few that
+may count exactly. Rough scores come from matrix products: in float32, whose last bits depend on the
+shape of the block, or in int8, which processors with VNNI multiply several times faster.
+
+The int8 bound: with x = x' + e and y = y' + f (what is kept in int8, and what is lost), and |x| = 1,
+|x . y - x' . y'| = |x . f + e . y'| <= |f| + |e| (1 + |f|) by Cauchy-Schwarz. |e| and |f| are computed for
+each row; x' . y' is a product of whole numbers, hence free of error.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxsim_embed.machine import int8_suits
+from onnxsim_embed.strips import map_strips, strips
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+Scores = npt.NDArray[Any]
+
+# Columns share one int8 step. It suits all but a hundredth of them (those with an outstanding
+# component); the rest are compared in float32.
+SHARE_APART = 0.01
+
+# Columns multiplied at once in int8; with 256 rows, 2 MB of scores.
+INT8_COLUMNS = 2048
+
+
+class Rough(Protocol):
+    """Rough scores of rows with columns.
+
+    :param apart: columns whose rough scores say nothing; ascending.
+    """
+
+    apart: Int64
+
+    def block(self, rows: slice, columns: slice) -> Scores:
+        """Return rough scores, (rows, columns), in units of their own."""
+        ...
+
+    def limits(self, rows: slice, threshold: float) -> Scores:
+        """Return (rows, 1): where an exact score is above the threshold, the rough one is above this."""
+        ...
+
+    def below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Scores:
+        """Return (rows, 1): what a pair passes that scores no less than one of rough score `bound`."""
+        ...
+
+    def exact_below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Float32:
+        """Return (rows, 1): an exact score that pairs with rough score `bound`, (rows,), reach."""
+        ...
+
+
+def rounding(width: int) -> float:
+    """Return by how much two float32 computations of a cosine may differ (Higham, gamma_n, twice)."""
+    return width * 2.0**-23 + 1e-7
+
+
+class Float32Rough:
+    """Rough scores by float32 matrix products.
+
+    :param left: float32 unit vectors (n, dim).
+    :param right: float32 unit vectors (m, dim).
+    """
+
+    apart: Int64 = np.zeros(0, np.int64)
+
+    def __init__(self, left: Float32, right: Float32) -> None:
+        self._left = left
+        self._right = right
+        self._error = np.float32(rounding(left.shape[1]))
+
+    def block(self, rows: slice, columns: slice) -> Scores:
+        """See `Rough`."""
+        return self._left[rows] @ self._right[columns].T
+
+    def limits(self, rows: slice, threshold: float) -> Scores:
+        """See `Rough`."""
+        return np.full((rows.stop - rows.start, 1), threshold, np.float32) - self._error
+
+    def below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Scores:
+        """See `Rough`."""
+        return np.asarray(bound[:, None] - 2.5 * self._error, np.float32)
+
+    def exact_below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Float32:
+        """See `Rough`."""
+        return np.asarray(bound[:, None] - 1.5 * self._error, np.float32)
+
+
+class Int8Rough:
+    """Rough scores by int8 matrix products: uint8 rows with a step each, int8 columns with one step.
+
+    :param left: float32 unit vectors (n, dim).
+    :param right: float32 unit vectors (m, dim).
+    """
+
+    def __init__(self, left: Float32, right: Float32) -> None:
+        self._product = _product()
+        parts = strips(len(right), 1024)
+        largest = np.concatenate([*map_strips(lambda part: _largest(right[part]), parts), [0]])
+        usual = float(np.quantile(largest[:-1], 1 - SHARE_APART)) if len(right) else 0.0
+        self._steps = np.float32(127 / usual if usual > 0 else 1)
+        kept = np.empty(right.shape, np.int8)
+        lost = np.empty(len(right), np.float32)
+
+        def keep_right(part: slice) -> None:
+            whole = np.clip(np.rint(right[part] * self._steps), -127, 127)
+            kept[part] = whole
+            lost[part] = _norms(right[part] - whole / self._steps)
+
+        for _ in map_strips(keep_right, parts):
+            pass
+        self._lost = 1.1 * float(np.quantile(lost, 1 - SHARE_APART)) if len(right) else 0.0
+        self.apart = np.flatnonzero(lost > self._lost)
+        kept[self.apart] = 0
+        self._right = [
+            np.ascontiguousarray(kept[part].T) for part in strips(len(right), INT8_COLUMNS)
+        ]
+        self._left = np.empty(left.shape, np.uint8)
+        self._row_steps = np.empty(len(left), np.float64)
+        self._error = np.empty(len(left), np.float64)
+
+        def keep_left(part: slice) -> None:
+            top = _largest(left[part])[:, None]
+            steps = np.float32(127) / np.where(top > 0, top, np.float32(127))
+            whole = np.rint(left[part] * steps)
+            self._left[part] = whole + 128
+            self._row_steps[part] = steps[:, 0]
+            self._error[part] = self._lost + _norms(left[part] - whole / steps) * (1 + self._lost)
+
+        for _ in map_strips(keep_left, strips(len(left), 1024)):
+            pass
+        # The norms above, the steps and the exact scores are float32 themselves.
+        self._error = self._error * (1 + 1e-5) + rounding(left.shape[1]) + 1e-6
+        self._zero = np.array(128, np.uint8)
+
+    def block(self, rows: slice, columns: slice) -> Scores:
+        """See `Rough`. Columns start at a multiple of INT8_COLUMNS or end before the next."""
+        number, start = divmod(columns.start, INT8_COLUMNS)
+        right = self._right[number]
+        stop = min(columns.stop - number * INT8_COLUMNS, right.shape[1])
+        if (start, stop) != (0, right.shape[1]):
+            right = np.ascontiguousarray(right[:, start:stop])
+        feed = {"left": self._left[rows], "right": right, "zero": self._zero}
+        found: Scores = self._product.run(None, feed)[0]
+        return found
+
+    def limits(self, rows: slice, threshold: float) -> Scores:
+        """See `Rough`."""
+        return self._whole(rows, threshold - self._error[rows])
+
+    def below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Scores:
+        """See `Rough`."""
+        scale = self._row_steps[rows] * float(self._steps)
+        return self._whole(rows, bound / scale - 2 * self._error[rows])
+
+    def exact_below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Float32:
+        """See `Rough`."""
+        scale = self._row_steps[rows] * float(self._steps)
+        return np.asarray((bound / scale - self._error[rows])[:, None], np.float32)
+
+    def _whole(self, rows: slice, scores: npt.NDArray[np.float64]) -> Scores:
+        """Return the largest whole rough scores, int32 (rows, 1), that are surely below `scores`."""
+        whole = np.floor(scores * self._row_steps[rows] * float(self._steps)) - 1
+        limits = np.iinfo(np.int32)
+        return np.clip(whole, limits.min, limits.max).astype(np.int32)[:, None]
+
+
+def int8_serves(width: int) -> bool:
+    """Return whether `Int8Rough` is right on this machine, where products must not saturate."""
+    return width <= 1 << 15 and int8_suits()[0]
+
+
+@lru_cache(maxsize=1)
+def _product() -> Any:  # noqa: ANN401 - onnxruntime is untyped
+    """Return onnxruntime's product of uint8 (m, k) and int8 (k, n): int32 (m, n)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    graph = files("onnxsim_embed").joinpath("data/product.onnx").read_bytes()
+    return onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+
+
+def _largest(rows: Float32) -> Float32:
+    return np.maximum(rows.max(axis=1, initial=0), -rows.min(axis=1, initial=0))
+
+
+def _norms(rows: npt.NDArray[Any]) -> Float32:
+    return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float32))

@@ -1,0 +1,41 @@
+"""Strips of rows, worked on side by side by threads that use one BLAS thread each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
+
+from onnxsim_embed.machine import available_cpus
+
+T = TypeVar("T")
+
+# Rows of a strip: enough for matrix products at full speed.
+STRIP_ROWS = 256
+
+
+def strips(rows: int, height: int = STRIP_ROWS) -> list[slice]:
+    """Cut rows into strips."""
+    return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
+
+
+def map_strips(function: Callable[[slice], T], parts: list[slice]) -> Iterator[T]:
+    """Yield `function` of each strip, in order, computed on as many threads as there are processors."""
+    callers = min(available_cpus(), len(parts))
+    if callers <= 1:
+        with threadpool_limits(1, "blas"):
+            yield from map(function, parts)
+        return
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(callers) as workers:
+        rest = iter(parts)
+        waiting = [workers.submit(function, part) for part in islice(rest, callers + 1)]
+        try:
+            while waiting:  # few at a time: results wait in order, and memory is bounded
+                yield waiting.pop(0).result()
+                waiting += [workers.submit(function, part) for part in islice(rest, 1)]
+        finally:
+            for job in waiting:
+                job.cancel()
