@@ -193,9 +193,12 @@ def test_calibration_texts_are_taken_from_a_file(run, refuse, tmp_path, checkpoi
 # similarity
 
 
-@pytest.mark.parametrize("command", ["encode", "similarity", "dedupe", "cluster"])
-def test_an_output_that_cannot_be_written_is_named_first(refuse, tmp_path, command):
-    output = tmp_path / "nowhere" / ("v.npy" if command == "encode" else "m.npz")
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("encode", "v.npy"), ("similarity", "m.npz"), ("dedupe", "k.csv"), ("cluster", "c.csv")],
+)
+def test_an_output_that_cannot_be_written_is_named_first(refuse, tmp_path, command, name):
+    output = tmp_path / "nowhere" / name
     message = refuse(command, tmp_path / "missing.csv", "-o", output)
     assert f"there is no directory {output.parent}" in message
 
