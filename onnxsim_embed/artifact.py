@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.machine import int8_suits
+from onnxsim_embed.machine import CPU_PROVIDER, int8_suits
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Artifact:
         for name in self.manifest.files:
             self.file(name)
 
-    def choose_precision(self, precision: str, provider: str = "CPUExecutionProvider") -> str:
+    def choose_precision(self, precision: str, provider: str = CPU_PROVIDER) -> str:
         """Return the precision to load.
 
         :param precision: "auto" or a precision of the manifest.
@@ -204,7 +204,7 @@ class Artifact:
             have no kernels.
         """
         offered = self.manifest.precisions
-        on_cpu = provider == "CPUExecutionProvider"
+        on_cpu = provider == CPU_PROVIDER
         if precision == "auto":
             if "int8" not in offered or not on_cpu:
                 return "fp32"
@@ -265,6 +265,20 @@ def check_target(target: Path, force: bool) -> None:
         raise FileExistsError(
             f"{target} exists; replace it with --force, or choose another directory"
         )
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Refuse, before any work, a file that could not be written after it.
+
+    :raises FileExistsError: if it is a directory, or exists and is not to be replaced.
+    :raises FileNotFoundError: if its directory does not exist.
+    """
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a directory; choose another name")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists; replace it with --force, or choose another name")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
 
 
 @contextmanager

@@ -16,23 +16,19 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from onnxsim_embed.rough import (
-    INT8_COLUMNS,
-    Float32Rough,
-    Int8Rough,
-    Rough,
-    int8_serves,
-    rounding,
-)
+from onnxsim_embed.rough import Float32Rough, Int8Rough, Rough, int8_serves, rounding
 from onnxsim_embed.strips import STRIP_ROWS, map_strips, strips
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+
 # Pairs scored at once: two gathered copies of so many 384-wide rows stay in a second-level cache.
 PAIRS = 256
 
-# Fewer pairs than these are not worth a trial of the two kinds of rough scores.
+# Fewer pairs or strips than these are not worth a trial of the two kinds of rough scores, for which all
+# columns are turned into int8 and a strip is done twice.
 TRIAL_PAIRS = 1 << 24
+TRIAL_STRIPS = 24
 
 
 class Found(NamedTuple):
@@ -91,11 +87,10 @@ class Search:
         self._given = rough
         self._height, self._width = block_shape(block_bytes)
 
-    def above(self, threshold: float, *, upper: bool, rows: slice | None = None) -> Iterator[Found]:
+    def above(self, threshold: float, *, upper: bool) -> Iterator[Found]:
         """Yield the pairs above a threshold, strip by strip.
 
         :param upper: take only columns beyond the row (left and right are one set).
-        :param rows: only these rows; None for all.
         """
         rough = self._given or self._faster(
             lambda kind, part: self._above(kind, part, threshold, 0)
@@ -104,12 +99,7 @@ class Search:
         def take(part: slice) -> Found:
             return self._above(rough, part, threshold, part.start if upper else None)
 
-        start, stop = (0, len(self.left)) if rows is None else (rows.start, rows.stop)
-        parts = [
-            slice(start + part.start, start + part.stop)
-            for part in strips(stop - start, self._height)
-        ]
-        yield from map_strips(take, parts)
+        yield from map_strips(take, strips(len(self.left), self._height))
 
     def best(self, k: int, *, skip_self: bool) -> tuple[Float32, Int64]:
         """Return scores and columns of the k best of each row, best first, ties by lower column.
@@ -129,32 +119,32 @@ class Search:
         return scores, indices
 
     def _faster(self, run: Callable[[Rough, slice], object]) -> Rough:
-        """Return the kind of rough scores that did two strips faster."""
+        """Return the kind of rough scores that did a strip in the middle faster."""
         plain = Float32Rough(self.left, self.right)
         pairs = len(self.left) * len(self.right)
-        if pairs < TRIAL_PAIRS or not int8_serves(self.left.shape[1]):
+        if (
+            pairs < TRIAL_PAIRS
+            or len(self.left) < TRIAL_STRIPS * self._height
+            or not int8_serves(self.left.shape[1])
+        ):
             return plain
         whole = Int8Rough(self.left, self.right)
         middle = len(self.left) // 2
-        parts = [slice(at, at + self._height) for at in (middle, 0)]
         seconds = []
         with threadpool_limits(1, "blas"):
             for kind in (plain, whole):
                 run(kind, slice(0, 1))
                 started = time.perf_counter()
-                for part in parts:
-                    run(kind, slice(part.start, min(part.stop, len(self.left))))
+                run(kind, slice(middle, middle + self._height))
                 seconds.append(time.perf_counter() - started)
         return whole if seconds[1] < seconds[0] else plain
 
     def _columns(self, rough: Rough, start: int) -> Iterator[slice]:
-        """Yield the blocks of columns from `start` on."""
+        """Yield the blocks of columns from `start` on, none of which crosses the edge of a stored one."""
         total = len(self.right)
-        width = min(self._width, INT8_COLUMNS) if isinstance(rough, Int8Rough) else self._width
         while start < total:
-            stop = min(start + width, total)
-            if isinstance(rough, Int8Rough):  # stored in blocks of their own
-                stop = min(stop, (start // INT8_COLUMNS + 1) * INT8_COLUMNS)
+            edge = total if rough.stored is None else (start // rough.stored + 1) * rough.stored
+            stop = min(start + self._width, edge, total)
             yield slice(start, stop)
             start = stop
 

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from onnxsim_embed.artifact import MANIFEST, Artifact
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.machine import available_cpus
+from onnxsim_embed.machine import CPU_PROVIDER, available_cpus
 from onnxsim_embed.outputs import OutputValue, make_output
 from onnxsim_embed.pooling import Head, PoolingMode, load_dense
 from onnxsim_embed.runner import EncodeReport, Runner
-from onnxsim_embed.session import CPU_PROVIDER, Device, Session, first_provider
+from onnxsim_embed.session import Device, Session, first_provider
 from onnxsim_embed.tokenization import Tokenizer
 from onnxsim_embed.vectors import SPREAD, OutputPrecision, finish_vectors
 

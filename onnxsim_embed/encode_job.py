@@ -146,8 +146,6 @@ def encode_to_file(
         finally:
             if isinstance(blocks, Generator):
                 blocks.close()  # batches that wait for a thread are not run
-        if reader.error is not None:
-            raise reader.error
         kept.finish()
         report = embedder.last_report
         return EncodeResult(path, kept.rows, empty.shape[1], empty.dtype, found, report)
@@ -239,25 +237,19 @@ def _read_again(source: Iterator[str], kept: KeptRows, path: Path) -> _Hash:
 class _Reader:
     """Hands texts on, which the encoder reads ahead, and keeps each one's digest until its vector is there.
 
-    A failure of the input waits here, so that the texts before it are encoded first.
-
     :param source: texts.
     :param row: number of the first of them in the caller's own count.
     """
 
     def __init__(self, source: Iterator[str], row: int) -> None:
-        self.error: Exception | None = None
         self._source = source
         self._row = row
         self._digests: deque[bytes] = deque()
 
     def __iter__(self) -> Iterator[str]:
-        try:
-            for row, text in enumerate(self._source, self._row):
-                self._digests.append(_text_digest(text, row))
-                yield text
-        except Exception as error:  # whatever a caller's iterable may raise
-            self.error = error
+        for row, text in enumerate(self._source, self._row):
+            self._digests.append(_text_digest(text, row))
+            yield text
 
     def take(self, number: int) -> bytes:
         """Return the digests of the next texts, one after the other."""

@@ -58,7 +58,7 @@ class SimilarityJob:
             "row": np.repeat(self._rows(np.arange(len(self.vectors), dtype=np.int64)), k),
             "rank": np.tile(np.arange(1, k + 1), len(self.vectors)),
             "neighbour": self._rows(best.indices.ravel()),
-            "score": _digits(best.scores.ravel()),
+            "score": digits(best.scores.ravel()),
         }
         write_rows(self._with_texts(columns, "row", "neighbour"), path)
 
@@ -68,7 +68,7 @@ class SimilarityJob:
         columns: dict[str, Any] = {
             "left": self._rows(pairs.left),
             "right": self._rows(pairs.right),
-            "score": _digits(pairs.scores),
+            "score": digits(pairs.scores),
         }
         write_rows(self._with_texts(columns, "left", "right"), path)
         return len(pairs.scores)
@@ -102,9 +102,7 @@ class SimilarityJob:
     def _name(self, row: int) -> str:
         if self.texts is None:
             return f"row {row}"
-        text = " ".join(self.texts[row].split())
-        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-        return f"{row}: {text if len(text) <= 60 else text[:59] + '…'}"
+        return f"{row}: {shorten(self.texts[row])}"
 
     def _with_texts(self, columns: dict[str, Any], left: str, right: str) -> dict[str, Any]:
         if self.texts is not None:
@@ -113,6 +111,13 @@ class SimilarityJob:
         return columns
 
 
-def _digits(scores: npt.NDArray[np.float32]) -> list[str]:
+def digits(scores: npt.NDArray[np.float32]) -> list[str]:
     """Write float32 scores with as many digits as read back to the same value."""
     return [np.format_float_positional(score, trim="0") for score in scores]
+
+
+def shorten(text: str) -> str:
+    """Return a text as one line of at most 60 characters that a terminal can show."""
+    text = " ".join(text.split())
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact import atomic_file
+from onnxsim_embed.artifact import atomic_file, check_output
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.vector_files import NPY_HEADER, check_ending, npy_header, write_parquet
 
@@ -102,16 +102,11 @@ def check_target(path: Path, force: bool) -> None:
     :raises FileNotFoundError: if its directory does not exist.
     """
     check_ending(path)
-    if path.is_dir():
-        raise FileExistsError(f"{path} is a directory; choose another name")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
-    if force or not path.exists():
-        return
-    journal = Journal.read(partial_directory(path))
-    if journal is None:
-        raise FileExistsError(f"{path} exists; replace it with --force, or choose another name")
-    if not journal.replaces:
+    journal = None
+    if not force and path.is_file():
+        journal = Journal.read(partial_directory(path))
+    check_output(path, force or journal is not None)
+    if journal is not None and not journal.replaces:
         raise FileExistsError(
             f"{path} exists, and beside it {count_rows(journal.rows)} of an unfinished job: move the file "
             "away to finish that job, or start over with --force"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 
+CPU_PROVIDER = "CPUExecutionProvider"  # onnxruntime's name
+
 
 def available_cpus(root: Path = Path("/")) -> int:
     """Return how many processors this process may really use, at least 1.

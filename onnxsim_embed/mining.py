@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csgraph
 
-from onnxsim_embed.similarity import similarity_matrix, unit_vectors
+from onnxsim_embed.similarity import check_threshold, similarity_matrix, unit_vectors
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -55,8 +55,7 @@ def deduplicate(vectors: npt.ArrayLike, threshold: float = 0.95) -> Duplicates:
     :param threshold: from -1 to 1; at 1 nothing is above it and every row is kept.
     :raises ValueError: as `similarity_matrix`.
     """
-    if not -1 <= threshold <= 1:
-        raise ValueError(f"threshold must be from -1 to 1, got {threshold}")
+    check_threshold(threshold)
     unit = unit_vectors(vectors)
     first = np.arange(len(unit))
     scores = np.ones(len(unit), np.float32)

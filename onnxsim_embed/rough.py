@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.machine import int8_suits
+from onnxsim_embed.machine import CPU_PROVIDER, int8_suits
 from onnxsim_embed.strips import map_strips, strips
 
 Float32 = npt.NDArray[np.float32]
@@ -37,9 +37,12 @@ class Rough(Protocol):
     """Rough scores of rows with columns.
 
     :param apart: columns whose rough scores say nothing; ascending.
+    :param stored: columns are stored in blocks of so many, and `block` takes none that crosses an edge;
+        None: any block will do.
     """
 
     apart: Int64
+    stored: int | None
 
     def block(self, rows: slice, columns: slice) -> Scores:
         """Return rough scores, (rows, columns), in units of their own."""
@@ -71,6 +74,7 @@ class Float32Rough:
     """
 
     apart: Int64 = np.zeros(0, np.int64)
+    stored: int | None = None
 
     def __init__(self, left: Float32, right: Float32) -> None:
         self._left = left
@@ -101,11 +105,13 @@ class Int8Rough:
     :param right: float32 unit vectors (m, dim).
     """
 
+    stored: int | None = INT8_COLUMNS
+
     def __init__(self, left: Float32, right: Float32) -> None:
         self._product = _product()
         parts = strips(len(right), 1024)
-        largest = np.concatenate([*map_strips(lambda part: _largest(right[part]), parts), [0]])
-        usual = float(np.quantile(largest[:-1], 1 - SHARE_APART)) if len(right) else 0.0
+        largest = list(map_strips(lambda part: _largest(right[part]), parts))
+        usual = _usual(np.concatenate([np.zeros(0, np.float32), *largest]))
         self._steps = np.float32(127 / usual if usual > 0 else 1)
         kept = np.empty(right.shape, np.int8)
         lost = np.empty(len(right), np.float32)
@@ -117,7 +123,7 @@ class Int8Rough:
 
         for _ in map_strips(keep_right, parts):
             pass
-        self._lost = 1.1 * float(np.quantile(lost, 1 - SHARE_APART)) if len(right) else 0.0
+        self._lost = 1.1 * _usual(lost)
         self.apart = np.flatnonzero(lost > self._lost)
         kept[self.apart] = 0
         self._right = [
@@ -142,7 +148,7 @@ class Int8Rough:
         self._zero = np.array(128, np.uint8)
 
     def block(self, rows: slice, columns: slice) -> Scores:
-        """See `Rough`. Columns start at a multiple of INT8_COLUMNS or end before the next."""
+        """See `Rough`."""
         number, start = divmod(columns.start, INT8_COLUMNS)
         right = self._right[number]
         stop = min(columns.stop - number * INT8_COLUMNS, right.shape[1])
@@ -181,14 +187,15 @@ def int8_serves(width: int) -> bool:
 @lru_cache(maxsize=1)
 def _product() -> Any:  # noqa: ANN401 - onnxruntime is untyped
     """Return onnxruntime's product of uint8 (m, k) and int8 (k, n): int32 (m, n)."""
-    import onnxruntime
+    from onnxsim_embed.session import start_session
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     graph = files("onnxsim_embed").joinpath("data/product.onnx").read_bytes()
-    return onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"])
+    return start_session(graph, [CPU_PROVIDER])
+
+
+def _usual(values: Float32) -> float:
+    """Return what all but SHARE_APART of the values stay below."""
+    return float(np.quantile(values, 1 - SHARE_APART)) if len(values) else 0.0
 
 
 def _largest(rows: Float32) -> Float32:

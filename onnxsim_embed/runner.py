@@ -76,6 +76,17 @@ class EncodeReport:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What one call of `stream` asks for, and the report of it."""
+
+    prefix: str
+    output: Output
+    batch_size: int | None
+    into: npt.NDArray[Any] | None
+    report: EncodeReport
+
+
 @dataclass
 class _Window:
     """Texts on their way.
@@ -86,9 +97,9 @@ class _Window:
     :param jobs: the same where threads run them.
     """
 
+    call: _Call
     results: npt.NDArray[Any]
     first: npt.NDArray[np.int64] | None
-    report: EncodeReport
     work: list[Callable[[], int]] = field(default_factory=list)
     jobs: list[Future[int]] = field(default_factory=list)
 
@@ -110,7 +121,7 @@ class Runner:
         self.last_report = EncodeReport()
         self._make_session = make_session
         self._forget_threads()
-        _forget_after_fork(self)
+        _living().add(self)
 
     def _forget_threads(self) -> None:
         """Start without workers: at first, and in a forked child, which has none of its parent's threads."""
@@ -144,7 +155,8 @@ class Runner:
         waiting: deque[_Window] = deque()
         try:
             failed: Exception | None = None
-            for window in self._start_all(texts, prefix, output, batch_size, report, into):
+            call = _Call(prefix, output, batch_size, into, report)
+            for window in self._start_all(texts, call):
                 if isinstance(window, Exception):
                     failed = window
                     break
@@ -207,56 +219,41 @@ class Runner:
                 self._workers.shutdown()
             self.threads, self.token_budget, self._workers, self._lone_session = old
 
-    def _start_all(
-        self,
-        texts: Iterable[str],
-        prefix: str,
-        output: Output,
-        batch_size: int | None,
-        report: EncodeReport,
-        into: npt.NDArray[Any] | None,
-    ) -> Iterator[_Window | Exception]:
+    def _start_all(self, texts: Iterable[str], call: _Call) -> Iterator[_Window | Exception]:
         """Yield windows, started; at last the error that the source or one of its texts raised."""
         try:
             for window in _windows(texts):
-                yield self._start(window, prefix, output, batch_size, report, into)
+                yield self._start(window, call)
         except Exception as error:
-            if into is not None:  # nobody sees what came before
+            if call.into is not None:  # nobody sees what came before
                 raise
             yield error
 
-    def _start(
-        self,
-        texts: list[str],
-        prefix: str,
-        output: Output,
-        batch_size: int | None,
-        report: EncodeReport,
-        into: npt.NDArray[Any] | None,
-    ) -> _Window:
+    def _start(self, texts: list[str], call: _Call) -> _Window:
         """Tokenize a window and hand its batches to the threads."""
         started = time.perf_counter()
-        if prefix:
-            texts = [prefix + text if isinstance(text, str) else text for text in texts]
+        report, output = call.report, call.output
+        if call.prefix:
+            texts = [call.prefix + text if isinstance(text, str) else text for text in texts]
         tokens = self.tokenizer(texts, report.texts)
         first, rows = _first_occurrences(texts)
         counts = tokens.counts if first is None else tokens.counts[rows]
         results = (
             np.zeros((len(texts), *output.shape), output.dtype)
-            if into is None
-            else into[report.texts : report.texts + len(texts)]
+            if call.into is None
+            else call.into[report.texts : report.texts + len(texts)]
         )
         report.texts += len(texts)
         report.distinct += len(rows)
         report.tokens += int(counts.sum())
         report.truncated += int(tokens.truncated.sum())
         report.seconds_tokenize += time.perf_counter() - started
-        window = _Window(results, first, report)
+        window = _Window(call, results, first)
         plan = plan_batches if self.session.runs_on_cpu else plan_padded_batches
-        batches = [rows[batch] for batch in plan(counts, self.token_budget, batch_size)]
+        batches = [rows[batch] for batch in plan(counts, self.token_budget, call.batch_size)]
         lone = len(batches) == 1
         for batch in batches:
-            window.work.append(partial(self._run_batch, tokens, batch, window, output, lone))
+            window.work.append(partial(self._run_batch, tokens, batch, window, lone))
         if self.threads > 1 and len(batches) > 1:
             submit = self._pool().submit
             window.jobs = [submit(job) for job in window.work]
@@ -282,7 +279,6 @@ class Runner:
         tokens: Tokens,
         rows: npt.NDArray[np.int64],
         window: _Window,
-        output: Output,
         lone: bool,
     ) -> int:
         """Run one batch, write its results into the window, return its number of texts."""
@@ -290,11 +286,11 @@ class Runner:
         ids, mask = self._inputs(tokens, rows)
         hidden = self._run_lone(ids, mask) if lone else self.session.run(ids, mask)
         ran = time.perf_counter()
-        window.results[rows] = output.finish(hidden, mask)
+        window.results[rows] = window.call.output.finish(hidden, mask)
         pooled = time.perf_counter()
         with self._lock:
-            window.report.seconds_run += ran - started
-            window.report.seconds_pool += pooled - ran
+            window.call.report.seconds_run += ran - started
+            window.call.report.seconds_pool += pooled - ran
         return len(rows)
 
     def _inputs(
@@ -344,22 +340,18 @@ def _first_occurrences(
     return first, np.fromiter(seen.values(), np.int64, len(seen))
 
 
-_runners: weakref.WeakSet[Runner] = weakref.WeakSet()
-
-
-def _forget_after_fork(runner: Runner) -> None:
-    if not _runners and hasattr(os, "register_at_fork"):
-        _register_once()
-    _runners.add(runner)
-
-
 @lru_cache(maxsize=1)
-def _register_once() -> None:
+def _living() -> weakref.WeakSet[Runner]:
+    """Return the set of runners that are told after a fork."""
+    runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+
     def forget() -> None:
-        for runner in list(_runners):
+        for runner in list(runners):
             runner._forget_threads()
 
-    os.register_at_fork(after_in_child=forget)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget)
+    return runners
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:

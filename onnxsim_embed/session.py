@@ -12,13 +12,13 @@ import numpy.typing as npt
 import onnxruntime
 
 from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.machine import CPU_PROVIDER
 
 Provider = str | tuple[str, Mapping[str, Any]]
 Device = str | Sequence[Provider]
 
 RUNTIME_VERSION: str = onnxruntime.__version__
 
-CPU_PROVIDER = "CPUExecutionProvider"
 GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
@@ -32,7 +32,7 @@ def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider
     :raises ValueError: for an unknown device, or one that this onnxruntime does not offer.
     """
     if not isinstance(device, str):
-        names = [entry if isinstance(entry, str) else entry[0] for entry in device]
+        names = [_name(entry) for entry in device]
         missing = [name for name in names if name not in available]
         if missing or not names:
             raise ValueError(
@@ -41,18 +41,18 @@ def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider
             )
         return list(device)
     if device == "cpu":
-        return ["CPUExecutionProvider"]
+        return [CPU_PROVIDER]
     if device == "openvino":
         if "OpenVINOExecutionProvider" not in available:
             raise ValueError(
                 f"device 'openvino' needs an onnxruntime with OpenVINO; this one offers {list(available)}: "
                 "pip uninstall onnxruntime && pip install onnxruntime-openvino, or use device='cpu'"
             )
-        return [("OpenVINOExecutionProvider", {"device_type": "CPU"}), "CPUExecutionProvider"]
+        return [("OpenVINOExecutionProvider", {"device_type": "CPU"}), CPU_PROVIDER]
     if device == "auto":
         if "CUDAExecutionProvider" in available:
-            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        return ["CPUExecutionProvider"]
+            return ["CUDAExecutionProvider", CPU_PROVIDER]
+        return [CPU_PROVIDER]
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:
         raise ValueError(
@@ -63,13 +63,30 @@ def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider
             f"device {device!r} needs an onnxruntime with CUDA; this one offers {list(available)}: "
             "pip uninstall onnxruntime && pip install onnxruntime-gpu, or use device='cpu'"
         )
-    return [("CUDAExecutionProvider", {"device_id": match[1] or "0"}), "CPUExecutionProvider"]
+    return [("CUDAExecutionProvider", {"device_id": match[1] or "0"}), CPU_PROVIDER]
 
 
 def first_provider(device: Device) -> str:
     """Return the name of the execution provider that a device asks for; see `resolve_providers`."""
-    first = resolve_providers(device, onnxruntime.get_available_providers())[0]
-    return first if isinstance(first, str) else first[0]
+    return _name(resolve_providers(device, onnxruntime.get_available_providers())[0])
+
+
+def _name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def start_session(
+    model: str | bytes, providers: Sequence[Provider], intra_op_threads: int = 1
+) -> Any:  # noqa: ANN401 - onnxruntime is untyped
+    """Return onnxruntime's session of a file or of a model's bytes.
+
+    :param intra_op_threads: threads inside one call.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
 class Session:
@@ -84,16 +101,12 @@ class Session:
 
     def __init__(self, path: Path, device: Device = "auto", intra_op_threads: int = 1) -> None:
         providers = resolve_providers(device, onnxruntime.get_available_providers())
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = intra_op_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self._session = start_session(str(path), providers, intra_op_threads)
         except Exception as error:  # the library's exceptions share no base class
             raise ArtifactError(f"onnxruntime cannot load {path}: {error}") from error
         self.providers: list[str] = self._session.get_providers()
-        asked = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        asked = _name(providers[0])
         if device != "auto" and self.providers[0] != asked:
             raise ValueError(
                 f"device {device!r} was asked for, but the session runs on {self.providers[0]}; "

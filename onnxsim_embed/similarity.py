@@ -81,7 +81,7 @@ def similarity_matrix(
     :raises ValueError: for NaN or infinite values (naming the row), shapes that do not fit, or a
         threshold outside -1 to 1.
     """
-    _check_threshold(threshold)
+    check_threshold(threshold)
     left = unit_vectors(vectors)
     if other is not None:
         right = unit_vectors(other)
@@ -109,7 +109,7 @@ def similar_pairs(
     :param block_bytes: bytes of scores held at a time.
     :raises ValueError: as `similarity_matrix`.
     """
-    _check_threshold(threshold)
+    check_threshold(threshold)
     left = unit_vectors(vectors)
     right = left if other is None else unit_vectors(other)
     _check_pair(left, right)
@@ -252,7 +252,11 @@ def _check_pair(left: Float32, right: Float32) -> None:
         raise ValueError(f"vectors have different widths: {left.shape[1]} and {right.shape[1]}")
 
 
-def _check_threshold(threshold: float) -> None:
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that no cosine can pass or miss.
+
+    :raises ValueError: if it is not from -1 to 1.
+    """
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold must be from -1 to 1, got {threshold}")
 

@@ -138,25 +138,33 @@ def _choose_column(path: str, names: Sequence[str], column: str | None) -> str:
     raise ValueError(f"{path} has several columns; choose one with --column: {', '.join(names)}")
 
 
-def _csv_column(stream: IO[str], path: str, column: str | None, delimiter: str) -> Iterator[Any]:
+@contextmanager
+def long_cells() -> Iterator[None]:
+    """Let the csv module read cells of up to LONGEST_CELL characters for a while."""
     old = csv.field_size_limit(LONGEST_CELL)
     try:
-        reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-        names = reader.fieldnames
-        if not names:
-            return
-        name = _choose_column(path, names, column)
-        for row in reader:
-            if None in row:
-                raise TableError(
-                    f"{path}, line {reader.line_num} has more cells than the {len(names)} columns of "
-                    "the header: quote texts that hold the delimiter"
-                )
-            yield row[name]
-    except csv.Error as error:
-        raise TableError(f"{path}, line {reader.line_num}: {error}") from None
+        yield
     finally:
         csv.field_size_limit(old)
+
+
+def _csv_column(stream: IO[str], path: str, column: str | None, delimiter: str) -> Iterator[Any]:
+    with long_cells():
+        try:
+            reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
+            names = reader.fieldnames
+            if not names:
+                return
+            name = _choose_column(path, names, column)
+            for row in reader:
+                if None in row:
+                    raise TableError(
+                        f"{path}, line {reader.line_num} has more cells than the {len(names)} columns of "
+                        "the header: quote texts that hold the delimiter"
+                    )
+                yield row[name]
+        except csv.Error as error:
+            raise TableError(f"{path}, line {reader.line_num}: {error}") from None
 
 
 def _jsonl_column(stream: IO[str], path: str, column: str | None, _: str) -> Iterator[Any]:

@@ -8,10 +8,8 @@ import json
 
 import numpy as np
 import pytest
-import typer
 
-from onnxsim_embed import Embedder, cli
-from onnxsim_embed.cli import mining
+from onnxsim_embed import Embedder
 from onnxsim_embed.mining import communities, component_groups, deduplicate
 
 # Three groups (of rows 0 2 6, 1 4, 3 5 8) and a loner, at angles that no threshold below meets.
@@ -29,30 +27,6 @@ TEXTS = [
     "=1+1",
 ]
 KEPT = [0, 1, 3, 7]
-
-
-@pytest.fixture
-def run(run, monkeypatch):
-    """The program with only the two commands, whatever the others are."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(mining.dedupe)
-    app.command()(mining.cluster)
-    monkeypatch.setattr(cli, "app", app)
-    return run
-
-
-@pytest.fixture
-def refuse(run):
-    """Call the program, expecting an exit code and one line; return the line."""
-
-    def call(*arguments, code=2):
-        got, out, err = run(*arguments)
-        assert (got, out) == (code, ""), err
-        assert err.startswith("onnxsim-embed: ")
-        assert err.count("\n") == 1
-        return err
-
-    return call
 
 
 @pytest.fixture

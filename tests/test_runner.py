@@ -72,9 +72,8 @@ def test_one_thread_stays_one(artifact, monkeypatch, threads):
     assert made == [1]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_vector_is_the_same_from_either_session(artifact, monkeypatch, precision):
-    model = Embedder(artifact, precision=precision, threads=2)
+def assert_the_same_from_either_session(directory, precision, monkeypatch):
+    model = Embedder(directory, precision=precision, threads=2)
     expected = model.encode(LENGTHS)
     monkeypatch.setattr(runner, "LONE_SECONDS", 0.0)
     monkeypatch.setattr(runner, "LONE_CALLS", 0)
@@ -84,16 +83,15 @@ def test_a_vector_is_the_same_from_either_session(artifact, monkeypatch, precisi
     assert model._runner._lone_session is not None
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_vector_is_the_same_from_either_session(artifact, monkeypatch, precision):
+    assert_the_same_from_either_session(artifact, precision, monkeypatch)
+
+
 @pytest.mark.real
-def test_a_vector_of_minilm_is_the_same_from_either_session(real_artifact, monkeypatch):
-    for precision in PRECISIONS:
-        model = Embedder(real_artifact, precision=precision, threads=2)
-        expected = model.encode(LENGTHS)
-        monkeypatch.setattr(runner, "LONE_SECONDS", 0.0)
-        monkeypatch.setattr(runner, "LONE_CALLS", 0)
-        model.encode("x")
-        for text, vector in zip(LENGTHS, expected, strict=True):
-            np.testing.assert_array_equal(model.encode(text), vector)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_vector_of_minilm_is_the_same_from_either_session(real_artifact, monkeypatch, precision):
+    assert_the_same_from_either_session(real_artifact, precision, monkeypatch)
 
 
 def test_one_text_is_reported_like_many(model):

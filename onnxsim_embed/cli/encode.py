@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from onnxsim_embed.artifact import atomic_file
+from onnxsim_embed.artifact import atomic_file, check_output
 from onnxsim_embed.cli.options import (
     DEFAULT_MODEL,
     ColumnOption,
@@ -21,7 +21,7 @@ from onnxsim_embed.cli.options import (
     QuietOption,
     ThreadsOption,
 )
-from onnxsim_embed.cli.output import check_output, on_terminal
+from onnxsim_embed.cli.output import on_terminal
 from onnxsim_embed.cli.texts import counted, load, open_texts, print_report
 from onnxsim_embed.errors import OnnxsimEmbedError, TableError
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onnxsim_embed.artifact import atomic_file, check_output
 from onnxsim_embed.cli.options import (
     DEFAULT_MODEL,
     ColumnOption,
@@ -21,12 +19,9 @@ from onnxsim_embed.cli.options import (
     QuietOption,
     ThreadsOption,
 )
-from onnxsim_embed.cli.output import check_output
 from onnxsim_embed.cli.texts import counted, encode_texts, load, read_texts
-from onnxsim_embed.errors import OnnxsimEmbedError
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
 VectorsOption = Annotated[
@@ -73,11 +68,13 @@ def dedupe(
             raise ValueError(f"{output} is named for two outputs")
     started = time.perf_counter()
     texts = read_texts(file, column, file_format)
-    write = _row_writer(file, file_format, output.suffix[1:], len(texts))
+    from onnxsim_embed.row_files import row_writer
+
+    write = row_writer(file, file_format, output.suffix[1:], len(texts))
     found_vectors = _vectors(vectors, texts, model, precision, threads, quiet)
     import numpy as np
 
-    from onnxsim_embed.artifact import atomic_file
+    from onnxsim_embed.graph_files import digits
     from onnxsim_embed.mining import deduplicate
     from onnxsim_embed.tables import write_rows
 
@@ -91,7 +88,7 @@ def dedupe(
         columns: dict[str, Any] = {
             "row": rows,
             "kept": found.first[rows],
-            "score": [np.format_float_positional(score, trim="0") for score in found.scores[rows]],
+            "score": digits(found.scores[rows]),
             "text": [texts[row] for row in rows],
         }
         write_rows(columns, groups)
@@ -147,6 +144,7 @@ def cluster(
     found_vectors = _vectors(vectors, texts, model, precision, threads, quiet)
     import numpy as np
 
+    from onnxsim_embed.graph_files import shorten
     from onnxsim_embed.mining import communities, component_groups
     from onnxsim_embed.tables import write_rows
 
@@ -164,7 +162,7 @@ def cluster(
     if not quiet:
         typer.echo(f"{said}, in {time.perf_counter() - started:.2f} s.")
         for group in found[:show]:
-            typer.echo(f"{len(group):>7,} rows  {group[0]}: {_short(texts[group[0]])}")
+            typer.echo(f"{len(group):>7,} rows  {group[0]}: {shorten(texts[group[0]])}")
 
 
 def _check_table(path: Path, force: bool, what: str) -> None:
@@ -189,110 +187,3 @@ def _vectors(
     if len(vectors) != len(texts):
         raise ValueError(f"{path} holds {len(vectors):,} vectors for {len(texts):,} rows")
     return vectors
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-def _row_writer(file: str, kind: str | None, target: str, expected: int) -> Callable[..., None]:
-    """Read all rows of a file; return a function of a path and an array of rows that writes these.
-
-    :param kind: csv, tsv, jsonl, parquet or txt; None: by the file's ending.
-    :param target: the kind to write.
-    :param expected: rows that the file is known to have.
-    :raises ValueError: if a file of that kind cannot hold the rows.
-    """
-    from onnxsim_embed.tables import kind_of
-
-    kind = kind or kind_of(file)
-    if target == "parquet":
-        table = _arrow_table(file, kind)
-        from pyarrow import parquet
-
-        return lambda path, kept: parquet.write_table(table.take(kept), path)
-    names, rows, lines = _read_rows(file, kind)
-    if len(rows) != expected:
-        raise OnnxsimEmbedError(f"{file} has changed: {expected:,} rows, then {len(rows):,}")
-    if target in ("jsonl", "txt") and target != kind:
-        lines = _as_lines(file, names, rows, target)
-
-    def write(path: Path, kept: npt.NDArray[np.int64]) -> None:
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            if target in ("jsonl", "txt"):
-                stream.writelines(f"{lines[row]}\n" for row in kept)
-                return
-            delimiter = "\t" if target == "tsv" else ","
-            writer = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
-            writer.writerow(names)
-            writer.writerows([_cell(value) for value in rows[row]] for row in kept)
-
-    return write
-
-
-def _read_rows(file: str, kind: str) -> tuple[list[str], list[list[Any]], list[str]]:
-    """Return the names of columns, the cells of each row, and each row's line where it has one."""
-    if kind == "parquet":
-        table = _arrow_table(file, kind)
-        columns = [column.to_pylist() for column in table.columns]
-        return table.column_names, [list(row) for row in zip(*columns, strict=True)], []
-    from onnxsim_embed.tables import LONGEST_CELL, open_text
-
-    with open_text(file) as stream:
-        if kind in ("csv", "tsv"):
-            old = csv.field_size_limit(LONGEST_CELL)
-            try:
-                reader = csv.reader(stream, delimiter="\t" if kind == "tsv" else ",", strict=True)
-                names, *rows = [row for row in reader if row]
-            finally:
-                csv.field_size_limit(old)
-            return names, [row + [""] * (len(names) - len(row)) for row in rows], []
-        lines = [line.rstrip("\r\n") for line in stream]
-    if kind == "txt":
-        return ["text"], [[line] for line in lines], lines
-    lines = [line for line in lines if line.strip()]
-    values = [json.loads(line) for line in lines]
-    tables = [value if isinstance(value, dict) else {"text": value} for value in values]
-    names = list(dict.fromkeys(name for table in tables for name in table))
-    return names, [[table.get(name) for name in names] for table in tables], lines
-
-
-def _arrow_table(file: str, kind: str) -> Any:  # noqa: ANN401 - pyarrow is untyped
-    from onnxsim_embed.tables import require_pyarrow
-
-    require_pyarrow()
-    import pyarrow
-    from pyarrow import parquet
-
-    if kind == "parquet":
-        return parquet.read_table(file)
-    names, rows, _ = _read_rows(file, kind)
-    _check_names(file, names)
-    try:
-        return pyarrow.table([list(cells) for cells in zip(*rows, strict=True)], names=names)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{file} has a column of several types ({error}); write .jsonl") from None
-
-
-def _as_lines(file: str, names: list[str], rows: list[list[Any]], target: str) -> list[str]:
-    if target == "jsonl":
-        _check_names(file, names)
-        tables = [dict(zip(names, row, strict=True)) for row in rows]
-        return [json.dumps(table, ensure_ascii=False, default=str) for table in tables]
-    lines = [_cell(row[0]) for row in rows]
-    if len(names) > 1 or any(character in line for line in lines for character in "\r\n"):
-        raise ValueError(f"{file} has several columns or texts of several lines; write .csv")
-    return lines
-
-
-def _check_names(file: str, names: list[str]) -> None:
-    if len(set(names)) < len(names):
-        raise ValueError(f"{file} has two columns of one name; write .csv")
-
-
-def _cell(value: Any) -> str:  # noqa: ANN401
-    if isinstance(value, (dict, list, bool)):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return "" if value is None else str(value)

@@ -13,16 +13,6 @@ if TYPE_CHECKING:
     from onnxsim_embed.artifact import Manifest
 
 
-def check_output(path: Path, force: bool) -> None:
-    """Refuse, before any work, an output that could not be written after it."""
-    if path.is_dir():
-        raise FileExistsError(f"{path} is a directory; choose another name")
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists; replace it with --force, or choose another name")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
-
-
 def on_terminal() -> bool:
     """Return whether standard error is a terminal, where progress bars go."""
     return sys.stderr.isatty()

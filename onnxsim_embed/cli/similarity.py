@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onnxsim_embed.artifact import check_output
 from onnxsim_embed.cli.options import (
     DEFAULT_MODEL,
     ColumnOption,
@@ -18,7 +19,6 @@ from onnxsim_embed.cli.options import (
     QuietOption,
     ThreadsOption,
 )
-from onnxsim_embed.cli.output import check_output
 from onnxsim_embed.cli.texts import encode_texts, load, read_texts
 
 if TYPE_CHECKING:
