@@ -1,0 +1,152 @@
+"""Every measurement in one run: results/*.json, the tables of both READMEs, and the pictures.
+
+    python bench/run.py [--peers installed|all|none|NAMES] [--texts FILE --column C] [--vectors FILE.npy]
+
+`make bench` measures ours and what is installed in this environment, in minutes. `make bench-full` is
+`--peers all --make-environments`: every peer in an environment of its own under build/bench. With --out,
+nothing but that directory is written. `make bench-check` compares the ratios of a fresh run with results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.benchmark import install_size, report
+from onnxsim_embed.benchmark.corpus import Corpus, documentation, file_corpus
+from onnxsim_embed.benchmark.peers import SIMILARITY_SYSTEMS, TEXT_SYSTEMS, Environments, choose
+from onnxsim_embed.benchmark.similarity_bench import SimilarityBench, SimilarityPlan
+from onnxsim_embed.benchmark.text_bench import TextBench
+from onnxsim_embed.benchmark.text_plan import CASES, TextPlan
+from onnxsim_embed.machine import available_cpus
+from onnxsim_embed.tables import iter_texts
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+BUILD = ROOT / "build" / "bench"
+DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "README.md")
+MEASURED = ("text", "similarity", "install")
+
+# Kinds of texts, and how many: about equal shares of the time.
+COUNTS = {"short": 1000, "descriptions": 400, "long": 64}
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="all-MiniLM-L6-v2")
+    parser.add_argument("--only", default=",".join(MEASURED), help=f"of {', '.join(MEASURED)}")
+    parser.add_argument("--peers", default="installed", help="names, or installed, all, none")
+    parser.add_argument("--peer-python", help="interpreter of an environment with all peers")
+    parser.add_argument("--make-environments", action="store_true", help="one for each peer")
+    parser.add_argument("--texts", help="texts of your own, in place of documentation")
+    parser.add_argument("--column")
+    parser.add_argument("--checkpoint", type=Path, help="what peers load in place of --model")
+    parser.add_argument("--sts", type=Path, help="csv: text, text, score")
+    parser.add_argument("--vectors", type=Path, help=".npy; default: sentences of documentation")
+    parser.add_argument("--rows", type=int, default=10_000, help="vectors made of documentation")
+    parser.add_argument("--large", type=int, default=0, help="rows of the large top-k of ours")
+    parser.add_argument("--share", type=float, default=1.0, help="of the texts, for a trial")
+    parser.add_argument("--cases", default=",".join(CASES), help="of texts, beside throughput")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--patience", type=float, default=60)
+    parser.add_argument("--threads", type=int, default=available_cpus())
+    parser.add_argument("--out", type=Path, help="write here alone; default: bench/results")
+    parser.add_argument("--check", action="store_true", help="compare with results/, write nothing")
+    parser.add_argument("--report", action="store_true", help="only tables and pictures, from JSON")
+    return parser.parse_args()
+
+
+def say(message: str) -> None:
+    """Tell what happens."""
+    print(message, flush=True)
+
+
+def corpora(given: argparse.Namespace) -> tuple[Corpus, ...]:
+    """Return the texts."""
+    if given.texts:
+        texts = list(iter_texts(given.texts, given.column))
+        return (file_corpus(texts, Path(given.texts).name, int(600 * given.share)),)
+    return tuple(
+        documentation(kind, max(8, int(count * given.share))) for kind, count in COUNTS.items()
+    )
+
+
+def vectors(given: argparse.Namespace) -> tuple[np.ndarray, str]:
+    """Return the vectors whose similarities are measured, and where they come from."""
+    if given.vectors:
+        return np.load(given.vectors), given.vectors.name
+    sentences = documentation("short", given.rows)
+    say(f"encoding {len(sentences.texts)} sentences")
+    made = Embedder.from_pretrained(given.model, precision="fp32").encode(list(sentences.texts))
+    return made, f"sentences of the {sentences.source}"
+
+
+def measure(given: argparse.Namespace, directory: Path) -> None:
+    """Measure what is asked for and write the JSON."""
+    made = BUILD / "environments" if given.make_environments else None
+    environments = Environments(given.peer_python, made, say)
+    chosen, only = {}, given.only.split(",")
+    for systems in (TEXT_SYSTEMS, SIMILARITY_SYSTEMS):
+        names = "installed" if given.peers == "installed" else given.peers
+        known = [n for n in names.split(",") if n in (*systems, "installed", "all", "none")]
+        peers = choose(",".join(known) or "none", systems)
+        chosen[id(systems)] = tuple(environments.installed(systems) if peers is None else peers)
+    if "text" in only:
+        plan = TextPlan(
+            model=given.model,
+            corpora=corpora(given),
+            peers=chosen[id(TEXT_SYSTEMS)],
+            threads=given.threads,
+            rounds=given.rounds,
+            work=BUILD / "models",
+            cases=tuple(case for case in given.cases.split(",") if case),
+            patience=given.patience,
+            checkpoint=given.checkpoint,
+            sts=given.sts,
+        )
+        result = TextBench(plan, environments, say).run()
+        if "install" in only:
+            others = install_size.INSTALLS if given.peers == "all" else {}
+            ours = f"onnxsim-embed @ {ROOT.as_uri()}"
+            result["install"] = install_size.install_sizes(ours, others, say)
+        report.write_json(directory / "text.json", result)
+    if "similarity" in only:
+        values, source = vectors(given)
+        similarity = SimilarityPlan(
+            vectors=values,
+            source=source,
+            peers=chosen[id(SIMILARITY_SYSTEMS)],
+            threads=given.threads,
+            rounds=given.rounds,
+            work=BUILD / "similarity",
+            large=given.large,
+            patience=given.patience,
+        )
+        result = SimilarityBench(similarity, environments, say).run()
+        report.write_json(directory / "similarity.json", result)
+
+
+def main() -> None:
+    """Measure, write, report; or compare."""
+    given = options()
+    for name, known in (("only", MEASURED), ("cases", CASES)):
+        unknown = set(getattr(given, name).split(",")) - {*known, ""}
+        if unknown:
+            sys.exit(f"--{name} takes {', '.join(known)}, got {sorted(unknown)[0]!r}")
+    directory = BUILD / "check" if given.check else (given.out or RESULTS)
+    directory.mkdir(parents=True, exist_ok=True)
+    if not given.report:
+        measure(given, directory)
+    if given.check:
+        sys.exit(0 if report.compare(RESULTS, directory, say) else 1)
+    report.write_report(directory, DOCUMENTS if given.out is None else (), say)
+    say(f"written to {directory}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Under what conditions figures were made: the machine, its threads, and who else was at work."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onnxsim_embed.machine import available_cpus, cpu_flags, cpu_name
+
+STAT = Path("/proc/stat")
+
+# Other work up to this share of the processors counts as none: a desktop's own needs.
+QUIET_SHARE = 0.1
+
+# What decides how fast int8 and float32 products are.
+TELLING_FLAGS = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+)
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Return what a reader of figures needs to know of this machine."""
+    flags = cpu_flags()
+    return {
+        "processor": cpu_name(),
+        "instructions": [flag for flag in TELLING_FLAGS if flag in flags],
+        "processors": available_cpus(),
+        "threads": threads,
+        "system": f"{platform.system()} {platform.machine()}",
+        "virtual": "hypervisor" in flags,
+    }
+
+
+def _ticks() -> tuple[int, int]:
+    """Return busy and all ticks of all processors since the start of the machine."""
+    values = [int(word) for word in STAT.read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
+    return sum(values) - values[3] - values[4], sum(values)
+
+
+def busy_share(seconds: float = 1.0) -> float | None:
+    """Return the share of the processors that is at work while this process sleeps.
+
+    Time that a hypervisor gave to others counts as work. None where the system does not say.
+    """
+    try:
+        busy, total = _ticks()
+        time.sleep(seconds)
+        busy_then, total_then = _ticks()
+    except (OSError, ValueError, IndexError):
+        return None
+    return (busy_then - busy) / max(1, total_then - total)
+
+
+def wait_for_quiet(
+    patience: float, say: Callable[[str], None], share: Callable[[], float | None] = busy_share
+) -> dict[str, Any]:
+    """Wait until the machine does nothing else, at most so many seconds; return how it was.
+
+    :param patience: seconds.
+    :param share: how busy the machine is; replaced in tests.
+    :returns: `busy_share`, `load` (of one, five and fifteen minutes; includes earlier cases) and
+        `quiet`.
+    """
+    started, told = time.monotonic(), False
+    while (busy := share()) is not None and busy > QUIET_SHARE:
+        if time.monotonic() - started >= patience:
+            say(f"the machine is {busy:.0%} busy with other work: figures will be uncertain")
+            break
+        if not told:
+            say(f"the machine is {busy:.0%} busy with other work; waiting up to {patience:.0f} s")
+            told = True
+    load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    return {
+        "busy_share": busy if busy is None else round(busy, 3),
+        "load": load,
+        "quiet": busy is not None and busy <= QUIET_SHARE,
+    }

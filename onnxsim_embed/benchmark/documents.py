@@ -1,0 +1,73 @@
+"""Generated tables, put between the markers of documents: <!-- bench:NAME --> and <!-- /bench:NAME -->."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from onnxsim_embed.benchmark import similarity_tables as similar
+from onnxsim_embed.benchmark import text_tables as texts
+from onnxsim_embed.benchmark.tables import Result, joined, refused_table
+
+MARKED = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
+
+
+def blocks(text: Result | None, similarity: Result | None) -> dict[str, str]:
+    """Return the generated blocks by the names of their markers."""
+    found: dict[str, str] = {}
+    if text is not None:
+        found["speed"] = joined(texts.speed_table(text), texts.text_conditions(text))
+        found["latency"] = joined(
+            texts.latency_table(text), texts.start_table(text), texts.install_table(text)
+        )
+        found["detail"] = joined(
+            texts.fidelity_table(text), texts.stage_table(text), texts.text_growth_table(text)
+        )
+    if similarity is not None:
+        tables = [similar.similarity_table(similarity, task) for task in ("above", "best")]
+        found["similarity"] = joined(*tables, similar.similarity_conditions(similarity))
+        growth = [similar.growth_table(similarity, task) for task in ("above", "best")]
+        found["similarity-growth"] = joined(*growth)
+    found["refused"] = refused_table(text, similarity) or "Every system ran."
+    return found
+
+
+def fill(document: str, found: Mapping[str, str]) -> str:
+    """Return a document with each marked block replaced by the generated one, where there is one."""
+
+    def replace(match: re.Match[str]) -> str:
+        block = found.get(match[2])
+        return match[0] if block is None else f"{match[1]}{block}\n{match[3]}"
+
+    return MARKED.sub(replace, document)
+
+
+# What pictures show, for those who cannot see them.
+PICTURES = {
+    "speed": "Speed against fidelity, a point for each system",
+    "growth": "How time grows with the number of texts and of rows",
+    "stages": "Where the time goes",
+}
+
+
+def pictures(directory: Path, document: Path) -> dict[str, str]:
+    """Return the blocks that show a directory's pictures in a document."""
+    return {
+        f"picture-{name}": f"![{says}]({Path(os.path.relpath(path, document.parent)).as_posix()})"
+        for name, says in PICTURES.items()
+        if (path := directory / f"{name}.png").exists()
+    }
+
+
+def fill_files(paths: Sequence[Path], found: Mapping[str, str], directory: Path) -> None:
+    """Fill the marked blocks of files.
+
+    :param directory: where the pictures are.
+    """
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        filled = fill(text, {**found, **pictures(directory, path)})
+        if filled != text:
+            path.write_text(filled, encoding="utf-8")

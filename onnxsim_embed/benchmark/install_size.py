@@ -1,0 +1,64 @@
+"""What an installation takes on disk: measured in a fresh environment, without the model's own files."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxsim_embed.benchmark.peers import TORCH, make_environment
+
+# What a user installs to encode texts, as each project's documentation says it.
+INSTALLS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "sentence-transformers, PyTorch": (TORCH, ("sentence-transformers",)),
+    "sentence-transformers, ONNX": (TORCH, ("sentence-transformers[onnx]",)),
+    "sentence-transformers, OpenVINO": (TORCH, ("sentence-transformers[openvino]",)),
+    "fastembed": (("fastembed",),),
+}
+
+
+def directory_mb(directory: Path) -> float:
+    """Return the size of all files below a directory, 1e6 bytes; links count nothing."""
+    files = (path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(path.stat().st_size for path in files) / 1e6
+
+
+def packages(directory: Path) -> int:
+    """Return how many distributions an environment holds."""
+    return len({path.name for path in directory.rglob("*.dist-info")})
+
+
+def install_size(installs: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Install into a fresh environment, which is removed afterwards; return size and number of packages.
+
+    :param installs: what pip installs, call by call.
+    :returns: `mb` and `packages`, both beyond an empty environment, or `refused`, the reason.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name) / "environment"
+        make_environment(directory, ())
+        empty, few = directory_mb(directory), packages(directory)
+        reason = make_environment(directory, installs)
+        if reason:
+            return {"refused": reason}
+        return {"mb": directory_mb(directory) - empty, "packages": packages(directory) - few}
+
+
+def install_sizes(
+    ours: str, chosen: Mapping[str, Sequence[Sequence[str]]], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return the size of our installation and of others.
+
+    :param ours: what pip installs of ours: a directory or a requirement.
+    :param chosen: of INSTALLS.
+    """
+    sizes: dict[str, Any] = {}
+    for name, installs in ({"onnxsim-embed": ((ours,),)} | dict(chosen)).items():
+        say(f"install size: {name}")
+        try:
+            sizes[name] = install_size(installs)
+        except (OSError, subprocess.SubprocessError) as error:
+            sizes[name] = {"refused": str(error)}
+    return sizes

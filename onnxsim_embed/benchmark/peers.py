@@ -1,0 +1,220 @@
+"""The systems that are measured beside ours: what they are called, what they need, where they run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxsim_embed.benchmark.workers import shortened
+
+# PyTorch first and by version: without it, pip fetches a build with several GB of CUDA on some machines.
+TORCH = ("torch==2.13.0",)
+
+# What pip installs into each environment, call by call.
+ENVIRONMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "torch": (TORCH, ("sentence-transformers",)),
+    "st-onnx": (TORCH, ("sentence-transformers", "optimum-onnx[onnxruntime]")),
+    "st-openvino": (
+        TORCH,
+        ("sentence-transformers", "optimum-intel[openvino,nncf]", "nncf", "datasets"),
+    ),
+    "fastembed": (("fastembed",),),
+    "faiss": (("faiss-cpu", "scipy"),),
+    "sklearn": (("scikit-learn",),),
+    "sparse-dot-topn": (("sparse-dot-topn",),),
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A system.
+
+    :param title: for tables.
+    :param environment: a name of ENVIRONMENTS; "" for ours.
+    :param modules: what must be importable.
+    """
+
+    title: str
+    environment: str = ""
+    modules: tuple[str, ...] = ()
+
+    @property
+    def loads_checkpoint(self) -> bool:
+        """Whether it reads the checkpoint itself, not an ONNX file of it."""
+        return self.environment in ("torch", "st-onnx", "st-openvino")
+
+
+OURS = "ours-int8"
+TEXT_SYSTEMS = {
+    OURS: Peer("onnxsim-embed int8"),
+    "ours-fp32": Peer("onnxsim-embed fp32"),
+    "torch": Peer("PyTorch, pooling by hand", "torch", ("torch", "transformers")),
+    "st-torch": Peer("sentence-transformers, PyTorch", "torch", ("sentence_transformers",)),
+    "st-onnx": Peer(
+        "sentence-transformers, ONNX",
+        "st-onnx",
+        ("sentence_transformers", "optimum.onnxruntime", "onnxruntime"),
+    ),
+    "st-onnx-O3": Peer(
+        "sentence-transformers, ONNX O3",
+        "st-onnx",
+        ("sentence_transformers", "optimum.onnxruntime", "onnxruntime"),
+    ),
+    "st-onnx-qint8": Peer(
+        "sentence-transformers, ONNX qint8",
+        "st-onnx",
+        ("sentence_transformers", "optimum.onnxruntime", "onnxruntime"),
+    ),
+    "st-openvino": Peer(
+        "sentence-transformers, OpenVINO",
+        "st-openvino",
+        ("sentence_transformers", "optimum.intel", "openvino"),
+    ),
+    "st-openvino-static": Peer(
+        "sentence-transformers, OpenVINO static qint8",
+        "st-openvino",
+        ("sentence_transformers", "optimum.intel", "openvino", "nncf", "datasets"),
+    ),
+    "fastembed": Peer("fastembed", "fastembed", ("fastembed",)),
+    # Our run path around their file: what the file alone makes of it. Needs st-onnx before it.
+    "ours-dynamic": Peer("quantize_dynamic in our run path", "", ("onnx",)),
+}
+SIMILARITY_SYSTEMS = {
+    "ours": Peer("onnxsim-embed"),
+    "ours-float32": Peer("onnxsim-embed, int8 filter off"),
+    "notebook": Peer("torch cos_sim, mask, coo_matrix", "torch", ("torch", "scipy")),
+    "st-util": Peer("sentence-transformers semantic_search", "torch", ("sentence_transformers",)),
+    "faiss": Peer("faiss IndexFlatIP", "faiss", ("faiss", "scipy")),
+    "sklearn": Peer("scikit-learn radius_neighbors_graph", "sklearn", ("sklearn",)),
+    "sparse-dot-topn": Peer("sparse_dot_topn", "sparse-dot-topn", ("sparse_dot_topn",)),
+}
+
+# Which package's version belongs behind a title.
+TITLE_PACKAGES = {
+    "torch": "torch",
+    "st-torch": "sentence-transformers",
+    "st-onnx": "sentence-transformers",
+    "st-openvino": "sentence-transformers",
+    "fastembed": "fastembed",
+    "notebook": "torch",
+    "st-util": "sentence-transformers",
+    "faiss": "faiss-cpu",
+    "sklearn": "scikit-learn",
+    "sparse-dot-topn": "sparse-dot-topn",
+    "ours": "onnxsim-embed",
+    "ours-int8": "onnxsim-embed",
+}
+
+IMPORTABLE = (
+    "import importlib.util as u, sys\n"
+    "def there(name):\n"
+    "    try: return u.find_spec(name) is not None\n"
+    "    except ModuleNotFoundError: return False\n"
+    "print(' '.join(name for name in sys.argv[1:] if not there(name)))"
+)
+
+
+def choose(names: str, systems: dict[str, Peer]) -> list[str] | None:
+    """Return the peers that a comma-separated list names; None for "installed", which is for later.
+
+    :raises ValueError: naming what there is, for an unknown name.
+    """
+    if names == "installed":
+        return None
+    peers = [name for name, peer in systems.items() if peer.environment or peer.modules]
+    if names == "all":
+        return peers
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    if chosen == ["none"]:
+        return []
+    unknown = [name for name in chosen if name not in peers]
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]!r} is not among the peers: {', '.join(peers)}; or installed, all, none"
+        )
+    return [name for name in peers if name in chosen]
+
+
+def missing_modules(python: str, peer: Peer) -> list[str]:
+    """Return which of a peer's modules an interpreter cannot import."""
+    if not peer.modules:
+        return []
+    found = subprocess.run(
+        [python, "-c", IMPORTABLE, *peer.modules], capture_output=True, text=True, check=False
+    )
+    return found.stdout.split() if found.returncode == 0 else list(peer.modules)
+
+
+class Environments:
+    """Where systems run.
+
+    :param python: an interpreter with the peers; None for this process's own.
+    :param directory: where environments are made, one for each kind of peer; None to make none.
+    """
+
+    def __init__(
+        self, python: str | None, directory: Path | None, say: Callable[[str], None]
+    ) -> None:
+        self._python = python
+        self._directory = directory
+        self._say = say
+
+    def find(self, peer: Peer) -> tuple[str | None, str]:
+        """Return a peer's interpreter, or None and the reason why there is none."""
+        python, reason = sys.executable, ""
+        if peer.environment and self._python is not None:
+            python = self._python
+        elif peer.environment and self._directory is not None:
+            python, reason = self._make(peer.environment)
+        if reason:
+            return None, reason
+        missing = missing_modules(python, peer)
+        if missing:
+            return None, f"not installed: {', '.join(missing)}"
+        return python, ""
+
+    def installed(self, systems: dict[str, Peer]) -> list[str]:
+        """Return the peers that can be imported where peers run."""
+        python = self._python or sys.executable
+        peers = (name for name, peer in systems.items() if peer.environment)
+        return [name for name in peers if not missing_modules(python, systems[name])]
+
+    def _make(self, name: str) -> tuple[str, str]:
+        """Return the interpreter of an environment, made once, or a reason why it cannot be made."""
+        assert self._directory is not None
+        directory = self._directory / name
+        python, done = directory / "bin" / "python", directory / "complete"
+        if not done.exists():
+            self._say(f"making the environment {directory}")
+            reason = make_environment(directory, ENVIRONMENTS[name])
+            if reason:
+                return str(python), reason
+            done.touch()
+        return str(python), ""
+
+
+def make_environment(directory: Path, installs: Sequence[Sequence[str]]) -> str:
+    """Make a virtual environment and install packages; return what went wrong, or nothing."""
+    python = str(directory / "bin" / "python")
+    commands = [[sys.executable, "-m", "venv", "--clear", str(directory)]]
+    commands += [[python, "-m", "pip", "install", "-q", *packages] for packages in installs]
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+            errors = [line for line in said if line.startswith("ERROR")] or said
+            return shortened(f"{' '.join(command[-2:])}: {errors[-1]}")
+    return ""
+
+
+def title(name: str, systems: dict[str, Peer], versions: dict[str, str]) -> str:
+    """Return a system's title with the version of the package that makes it."""
+    package = TITLE_PACKAGES.get(name) or TITLE_PACKAGES.get("-".join(name.split("-")[:2]), "")
+    known = versions.get(package, "")
+    head, comma, rest = systems[name].title.partition(",")
+    if not known or name.startswith("ours"):
+        return systems[name].title
+    return f"{head} {'.'.join(known.split('+')[0].split('.')[:2])}{comma}{rest}"

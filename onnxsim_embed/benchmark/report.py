@@ -1,0 +1,80 @@
+"""Results written: JSON first, then tables and pictures made from it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxsim_embed.artifact import atomic_file
+from onnxsim_embed.benchmark.documents import blocks, fill_files
+from onnxsim_embed.benchmark.guard import falls
+
+NAMES = ("text", "similarity")
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as work:
+        work.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def read_results(directory: Path) -> dict[str, dict[str, Any] | None]:
+    """Return the results of a directory by their names; None for those that are not there."""
+    found: dict[str, dict[str, Any] | None] = {}
+    for name in NAMES:
+        path = directory / f"{name}.json"
+        found[name] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return found
+
+
+def write_report(directory: Path, documents: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Make tables and pictures from the results of a directory.
+
+    :param documents: files whose marked blocks are replaced.
+    """
+    results = read_results(directory)
+    text, similarity = results["text"], results["similarity"]
+    found = blocks(text, similarity)
+    report = "\n\n".join(f"## {name}\n{block}" for name, block in found.items() if block)
+    (directory / "tables.md").write_text(report + "\n", encoding="utf-8")
+    if importlib.util.find_spec("matplotlib") is None:
+        say("no pictures: pip install 'onnxsim-embed[plot]'")
+    else:
+        draw(directory, text, similarity)
+    fill_files(documents, found, directory)
+
+
+def draw(directory: Path, text: dict[str, Any] | None, similarity: dict[str, Any] | None) -> None:
+    """Draw the pictures of results into a directory."""
+    from onnxsim_embed.benchmark.pictures import draw_growth, draw_speed, draw_stages
+
+    if text is not None:
+        draw_speed(text, directory / "speed.png")
+        draw_stages(text, directory / "stages.png")
+    draw_growth(text, similarity, directory / "growth.png")
+
+
+def compare(committed: Path, fresh: Path, say: Callable[[str], None]) -> bool:
+    """Compare the ratios of fresh results with committed ones; say what fell; return whether none did."""
+    before, now = read_results(committed), read_results(fresh)
+    good, compared = True, 0
+    for name in NAMES:
+        old, new = before[name], now[name]
+        if old is None or new is None:
+            continue
+        if old["machine"]["processor"] != new["machine"]["processor"]:
+            say(f"{name}: another processor; its ratios are its own")
+        found, shared = falls(old, new)
+        compared += shared
+        for fall in found:
+            say(f"{name}: {fall}")
+            good = False
+    if not compared:
+        say(f"nothing to compare: {committed} and {fresh} share no ratio")
+        return False
+    say(f"{compared} ratios compared: {'none fell' if good else 'those above fell'}")
+    return good

@@ -1,0 +1,266 @@
+"""All-pairs similarity and top-k: time, memory and exactness beside other systems, and growth with n."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxsim_embed.benchmark.conditions import machine, wait_for_quiet
+from onnxsim_embed.benchmark.exactness import check_above, check_best
+from onnxsim_embed.benchmark.peers import SIMILARITY_SYSTEMS, Environments, title
+from onnxsim_embed.benchmark.workers import Crew, Request, Roof, Worker, ratio, rounded, spread
+from onnxsim_embed.similarity import unit_vectors
+
+FILE = "similarity_systems.py"
+
+# Numbers of rows to measure, besides all: how time grows.
+SIZES = (2_500, 5_000, 10_000)
+
+# Made for sparse rows: on dense ones it does the products one by one, for minutes beyond this.
+SPARSE_ROWS = 5_000
+
+# Noise of tiled vectors: each component, against a unit norm. Copies stay close neighbours, not equal.
+NOISE = 0.01
+
+CLOCK = (
+    "inside the process that holds the system, from the array of unit vectors to the system's own result: "
+    "a sparse matrix of all entries above the threshold, or scores and indices of the k best"
+)
+
+
+@dataclass(frozen=True)
+class SimilarityPlan:
+    """What to measure.
+
+    :param vectors: float array (n, dim).
+    :param source: where they come from, for whoever reads the figures.
+    :param peers: names of SIMILARITY_SYSTEMS beside ours.
+    :param large: rows of the large top-k of ours alone, made by tiling; 0: none.
+    :param work: a directory for vectors, logs and results.
+    :param patience: seconds to wait for a quiet machine before each case.
+    :param roof_seconds: for each matrix product, before each round.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    source: str
+    peers: tuple[str, ...]
+    threads: int
+    rounds: int
+    work: Path
+    threshold: float = 0.5
+    k: int = 10
+    large: int = 0
+    patience: float = 60
+    roof_seconds: float = 0.5
+
+
+def tiled(vectors: npt.NDArray[np.float32], rows: int) -> npt.NDArray[np.float32]:
+    """Return so many unit rows: the given ones again and again, each with noise of its own.
+
+    :param vectors: (n, dim) unit rows.
+    """
+    random = np.random.default_rng(0)
+    result = np.empty((rows, vectors.shape[1]), np.float32)
+    for start in range(0, rows, len(vectors)):
+        part = result[start : start + len(vectors)]
+        random.standard_normal(dtype=np.float32, out=part)
+        part *= np.float32(NOISE)
+        part += vectors[: len(part)]
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return result
+
+
+class SimilarityBench:
+    """One run of a plan.
+
+    :param say: told what happens.
+    """
+
+    def __init__(
+        self, plan: SimilarityPlan, environments: Environments, say: Callable[[str], None]
+    ) -> None:
+        self._plan = plan
+        self._environments = environments
+        self._say = say
+        self._unit = unit_vectors(plan.vectors)
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._pythons: dict[str, str] = {}
+        self._load: dict[str, Any] = {}
+        self._ratios: dict[str, float] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Measure; return what is written as JSON."""
+        plan, total = self._plan, len(self._unit)
+        plan.work.mkdir(parents=True, exist_ok=True)
+        file = plan.work / "vectors.npy"
+        np.save(file, self._unit)
+        roof = Roof(plan.threads, plan.work / "logs", plan.roof_seconds)
+        with Crew(FILE, plan.work / "logs", self._say) as crew:
+            try:
+                self._start(crew, file)
+                for rows in [*(size for size in SIZES if size < total), total]:
+                    self._measure(crew, "above", rows, roof)
+                    self._measure(crew, "best", rows, roof)
+                rates = roof.rates()
+            finally:
+                roof.close()
+            alive, refused = [worker.name for worker in crew.workers], crew.refused
+        large = self._large() if plan.large else None
+        return self._result({name: self._rows[name] for name in alive}, refused, rates, large)
+
+    def _settings(self, file: Path) -> dict[str, Any]:
+        return {"vectors": str(file.absolute()), "threads": self._plan.threads}
+
+    def _start(self, crew: Crew, file: Path) -> None:
+        for name in ["ours", "ours-float32", *self._plan.peers]:
+            python, reason = self._environments.find(SIMILARITY_SYSTEMS[name])
+            worker = crew.start(name, python, self._settings(file), reason)
+            about = None if worker is None else crew.ask(worker, {"about": True})
+            if python is not None and about is not None:
+                self._pythons[name] = python
+                versions = about["versions"]
+                self._rows[name] = {
+                    "title": title(name, SIMILARITY_SYSTEMS, versions),
+                    "versions": versions,
+                }
+
+    def _takes_part(self, name: str, task: str, rows: int) -> bool:
+        if name == "sparse-dot-topn" and rows > SPARSE_ROWS:
+            return False
+        return task in {"notebook": ("above",), "sklearn": ("above",), "st-util": ("best",),
+                        "sparse-dot-topn": ("best",)}.get(name, ("above", "best"))  # fmt: skip
+
+    def _measure(self, crew: Crew, task: str, rows: int, roof: Roof) -> None:
+        """Measure one task on the first rows, with every system that does it."""
+        plan, case = self._plan, f"{task}, {rows} rows"
+        self._say(case)
+        self._load[case] = wait_for_quiet(plan.patience, self._say)
+        request: Request = {"task": task, "rows": rows, "threshold": plan.threshold,
+                            "k": min(plan.k, rows)}  # fmt: skip
+        files: dict[str, Path] = {}
+        for worker in list(crew.workers):  # the warm-up, and what is checked
+            file = plan.work / f"{worker.name}-{task}.npz"
+            if not self._takes_part(worker.name, task, rows):
+                continue
+            if crew.ask(worker, request | {"save": str(file)}) is not None:
+                files[worker.name] = file
+        answers = crew.take_turns(
+            lambda name: request if name in files else None, plan.rounds, roof.measure
+        )
+        checks = self._check(task, rows, {name: files[name] for name in answers})
+        seconds = {name: [a["seconds"] for a in found] for name, found in answers.items()}
+        for name, found in answers.items():
+            cell = {
+                "seconds": spread(seconds[name]),
+                "ours_is": ratio(seconds[name], seconds["ours"]),
+                "entries": found[-1]["entries"],
+                **checks[name],
+            }
+            if rows == len(self._unit):
+                cell |= self._memory(name, request)
+            self._rows[name].setdefault(task, {})[str(rows)] = cell
+            if name != "ours":
+                self._ratios[f"{case}: ours over {name}"] = cell["ours_is"]["median"]
+
+    def _memory(self, name: str, request: Request) -> dict[str, float]:
+        """Return the memory of a task in a fresh process: what earlier ones freed would hide some."""
+        python, plan = self._pythons[name], self._plan
+        settings = self._settings(plan.work / "vectors.npy")
+        worker = Worker(name, python, FILE, settings, plan.work / "logs" / f"{name}-memory.log")
+        worker.ask(
+            request | {"rows": min(64, request["rows"])}
+        )  # loads what is loaded on first use
+        found = worker.ask(request)
+        worker.close()
+        above = found["peak_mb"] - found["before_mb"] - found["output_mb"]
+        return {"peak_mb": found["highest_mb"], "above_input_and_output_mb": max(0.0, above)}
+
+    def _check(self, task: str, rows: int, files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+        results = {}
+        for name, file in files.items():
+            with np.load(file) as arrays:
+                results[name] = dict(arrays)
+            file.unlink()
+        if task == "above":
+            return check_above(self._unit[:rows], self._plan.threshold, results)
+        return check_best(self._unit[:rows], min(self._plan.k, rows), results)
+
+    def _large(self) -> dict[str, Any]:
+        """Measure the k best of many rows, by ours alone, in a process that did nothing before."""
+        plan, base = self._plan, len(self._unit)
+        case = f"best, {plan.large} rows"
+        self._say(case)
+        self._load[case] = wait_for_quiet(plan.patience, self._say)
+        file, settings = plan.work / "large.npy", self._settings(plan.work / "large.npy")
+        np.save(file, tiled(self._unit, plan.large))
+        request = {"task": "best", "rows": plan.large, "k": plan.k}
+        with Crew(FILE, plan.work / "logs", self._say) as crew:
+            python, _ = self._environments.find(SIMILARITY_SYSTEMS["ours"])
+            worker = crew.start("ours", python, settings)
+            small = found = None
+            if worker is not None:
+                crew.ask(worker, request | {"rows": base})  # the warm-up
+                small = crew.ask(worker, request | {"rows": base})
+                found = crew.ask(worker, request) if small is not None else None
+            refused = crew.refused.get("ours")
+        file.unlink()
+        if found is None or small is None:
+            return {"rows": plan.large, "refused": refused}
+        per_pair = {rows: answer["seconds"] / rows**2 for rows, answer in
+                    ((base, small), (plan.large, found))}  # fmt: skip
+        cost = per_pair[plan.large] / per_pair[base]
+        self._ratios[f"cost per pair, {base} over {plan.large} rows"] = 1 / cost
+        return {
+            "rows": plan.large,
+            "seconds": found["seconds"],
+            "highest_mb": found["highest_mb"],
+            "seconds_base": small["seconds"],
+            "rows_base": base,
+            "cost_per_pair_to_base": cost,
+        }
+
+    def _result(
+        self,
+        rows: dict[str, dict[str, Any]],
+        refused: Mapping[str, str],
+        rates: Mapping[str, Any],
+        large: dict[str, Any] | None,
+    ) -> dict[str, Any]:
+        total, dim = self._unit.shape
+        # One set with itself above a threshold: half the square is enough.
+        operations = 2 * dim * total * (total - 1) / 2
+        shares = {}
+        for name in ("ours", "ours-float32"):
+            if name in rows:
+                taken = rows[name]["above"][str(total)]["seconds"]["median"]
+                shares[name] = operations / taken / 1e9 / rates["numpy"]["median"]
+                self._ratios[f"share of the float32 roofline, {total} rows: {name}"] = shares[name]
+        found: dict[str, Any] = rounded(
+            {
+                "clock": CLOCK,
+                "machine": machine(self._plan.threads),
+                "vectors": {
+                    "source": self._plan.source,
+                    "rows": total,
+                    "dim": dim,
+                    "sha256": hashlib.sha256(self._unit.tobytes()).hexdigest()[:16],
+                },
+                "threshold": self._plan.threshold,
+                "k": min(self._plan.k, total),
+                "rounds": self._plan.rounds,
+                "load": self._load,
+                "systems": rows,
+                "refused": dict(refused),
+                "products_1e9_per_second": dict(rates),
+                "share_of_float32_roofline": shares,
+                "large": large,
+                "ratios": self._ratios,
+            }
+        )
+        return found

@@ -1,0 +1,85 @@
+"""What a measurement of texts is about: the model, its checkpoint, the texts, the cases."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxsim_embed.artifact import Artifact
+from onnxsim_embed.benchmark.corpus import Corpus
+from onnxsim_embed.cache import locate_checkpoint
+from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.machine import cpu_flags
+from onnxsim_embed.tokenization import Tokenizer
+
+CASES = ("latency", "growth", "start")
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """What to measure.
+
+    :param model: recipe name, artifact, checkpoint directory or Hub id.
+    :param corpora: kinds of texts; latency and growth take the first, memory the last but one.
+    :param peers: names of TEXT_SYSTEMS beside ours.
+    :param cases: of CASES; throughput and fidelity are always measured.
+    :param work: a directory for peers' exports, logs and vectors; kept for the next time.
+    :param patience: seconds to wait for a quiet machine before each case.
+    :param checkpoint: what peers load; None: what the artifact was made from.
+    :param sts: sentence pairs with human scores.
+    :param roof_seconds: for each matrix product, before each round.
+    """
+
+    model: str
+    corpora: tuple[Corpus, ...]
+    peers: tuple[str, ...]
+    threads: int
+    rounds: int
+    work: Path
+    cases: tuple[str, ...] = CASES
+    patience: float = 60
+    checkpoint: Path | None = None
+    sts: Path | None = None
+    roof_seconds: float = 0.5
+
+
+def find_checkpoint(model: str, artifact: Artifact) -> Path | None:
+    """Return the checkpoint that peers load in place of an artifact, or None where it is not here."""
+    for name in (model, artifact.manifest.source):
+        try:
+            directory, _ = locate_checkpoint(name)
+        except CheckpointError:
+            continue
+        if list(directory.glob("*.safetensors")) or list(directory.glob("pytorch_model*.bin")):
+            return directory
+    return None
+
+
+def linear_operations(artifact: Artifact) -> int:
+    """Return the operations (a multiplication and an addition are two) of linear layers for a token."""
+    config = json.loads(artifact.file("config.json").read_text(encoding="utf-8"))
+    hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
+    return 2 * int(config["num_hidden_layers"]) * (4 * hidden * hidden + 2 * hidden * inner)
+
+
+def int8_kernels(flags: frozenset[str] | None = None) -> str:
+    """Return optimum's name for the int8 instructions of this machine."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return "arm64"
+    flags = cpu_flags() if flags is None else flags
+    found = [name for name in ("avx512_vnni", "avx512f") if name in flags]
+    return {"avx512_vnni": "avx512_vnni", "avx512f": "avx512"}[found[0]] if found else "avx2"
+
+
+def count_tokens(artifact: Artifact, corpus: Corpus) -> int:
+    """Return the tokens of a corpus as the model sees them, special ones included."""
+    manifest = artifact.manifest
+    tokenizer = Tokenizer(
+        artifact.file("tokenizer.json"),
+        manifest.max_seq_length,
+        manifest.do_lower_case,
+        manifest.pad_token_id,
+    )
+    return int(tokenizer(list(corpus.texts)).counts.sum())

@@ -1,0 +1,173 @@
+"""Tables of what was measured on texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnxsim_embed.benchmark.tables import (
+    Result,
+    bold,
+    machine_line,
+    number,
+    rates_line,
+    rounds_line,
+    table,
+    times,
+)
+
+# Ours, whose time is shown in stages.
+LEAD = ("ours-int8", "ours-fp32")
+
+
+def by_speed(result: Result, kind: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the systems, fastest first."""
+    rows = [item for item in result["systems"].items() if kind in item[1]["throughput"]]
+    return sorted(rows, key=lambda item: -item[1]["throughput"][kind]["texts_per_second"])
+
+
+def main_kind(result: Result) -> str:
+    """Return the kind of texts that a single column is about."""
+    kinds = list(result["corpora"])
+    return "descriptions" if "descriptions" in kinds else kinds[0]
+
+
+def cosines(cell: Mapping[str, Any]) -> str:
+    """Return mean and least cosine."""
+    return f"{cell['fidelity']['mean_cosine']:.5f} / {cell['fidelity']['min_cosine']:.4f}"
+
+
+def lead_title(result: Result) -> str:
+    """Return the short name of the system that others are compared with."""
+    return next(iter(result["systems"])).removeprefix("ours-")
+
+
+def speed_table(result: Result) -> str:
+    """Return texts a second of each kind, with the fidelity of the same runs beside them."""
+    main, kinds = main_kind(result), list(result["corpora"])
+    ranked = result.get("sts") is not None
+    header = ["texts to unit vectors", *(f"{kind}, texts/s" for kind in kinds)]
+    header += [f"{main}: {lead_title(result)} is", "mean / min cosine"]
+    header += ["STS Spearman"] if ranked else []
+    rows = []
+    for name, row in by_speed(result, main):
+        cells = row["throughput"]
+        line = [bold(name, row["title"])]
+        line += [number(cells[k]["texts_per_second"]) if k in cells else "" for k in kinds]
+        line += [times(cells[main]["lead_is"]), cosines(cells[main])]
+        line += [f"{row['sts_spearman']:.2f}" if "sts_spearman" in row else ""] if ranked else []
+        rows.append(line)
+    return table(header, rows)
+
+
+def fidelity_table(result: Result) -> str:
+    """Return mean and least cosine of every system on every kind of texts, and its batch sizes."""
+    kinds = list(result["corpora"])
+    header = ["mean / min cosine to the reference", *kinds, "batch sizes"]
+    rows = []
+    for name, row in by_speed(result, main_kind(result)):
+        cells = [row["throughput"].get(kind) for kind in kinds]
+        batches = ", ".join(str((cell or {}).get("batch") or "own") for cell in cells)
+        rows.append([bold(name, row["title"]), *(cosines(c) if c else "" for c in cells), batches])
+    return table(header, rows)
+
+
+def latency_table(result: Result) -> str:
+    """Return milliseconds of a call of one text and of a few."""
+    rows = [item for item in by_speed(result, main_kind(result)) if "latency_ms" in item[1]]
+    if not rows:
+        return ""
+    sizes = list(rows[0][1]["latency_ms"])
+    header = ["ms a call: p50 / p90 / p99", *(f"{s} text{'s' * (s != '1')}" for s in sizes)]
+    ordered = sorted(rows, key=lambda item: item[1]["latency_ms"][sizes[0]]["p50"])
+    lines = []
+    for name, row in ordered:
+        cells = [row["latency_ms"][size].values() for size in sizes]
+        lines.append([bold(name, row["title"]), *(" / ".join(map(number, c)) for c in cells)])
+    return table(header, lines)
+
+
+def start_table(result: Result) -> str:
+    """Return how long a fresh process takes to its first vector, and how much memory it ever holds."""
+    rows = [item for item in result["systems"].items() if "start_seconds" in item[1]]
+    if not rows:
+        return ""
+    header = ["a fresh process", "first vector after, s", "peak resident memory, MB"]
+    ordered = sorted(rows, key=lambda item: item[1]["start_seconds"]["median"])
+    lines = [
+        [bold(n, r["title"]), number(r["start_seconds"]["median"]), number(r["peak_mb"])]
+        for n, r in ordered
+    ]
+    return table(header, lines)
+
+
+def install_table(result: Result) -> str:
+    """Return the size of installations, without models."""
+    if not result.get("install"):
+        return ""
+    rows = [
+        [name, number(size.get("mb")), number(size.get("packages")), size.get("refused", "")]
+        for name, size in result["install"].items()
+    ]
+    if not any(row[3] for row in rows):
+        return table(["a fresh environment", "MB", "packages"], [row[:3] for row in rows])
+    return table(["a fresh environment", "MB", "packages", "cannot install"], rows)
+
+
+def stage_table(result: Result) -> str:
+    """Return where our time goes, and the share of the roofline."""
+    lines = []
+    for name in LEAD:
+        for kind, cell in result["systems"].get(name, {}).get("throughput", {}).items():
+            parts, whole = cell["stages"], cell["stages"]["all"]
+            shares = [f"{parts[part] / whole:.0%}" for part in ("tokenize", "run", "pool", "rest")]
+            roof = result["share_of_roofline"].get(name, {}).get(kind)
+            speed = number(cell["tokens_per_second"])
+            share = "" if roof is None else f"{roof:.0%}"
+            lines.append([result["systems"][name]["title"], kind, *shares, speed, share])
+    header = ["where time goes", "texts", "tokenize", "model", "pool", "rest", "tokens/s"]
+    return table([*header, "share of the roofline"], lines)
+
+
+def text_growth_table(result: Result) -> str:
+    """Return seconds by the number of texts."""
+    rows = {n: r for n, r in result["systems"].items() if r.get("growth_seconds")}
+    if not rows:
+        return ""
+    sizes = list(next(iter(rows.values()))["growth_seconds"])
+    lines = [
+        [bold(n, r["title"]), *(number(r["growth_seconds"].get(s)) for s in sizes)]
+        for n, r in rows.items()
+    ]
+    return table(["s a call", *(f"{int(s):,} text{'s' * (s != '1')}" for s in sizes)], lines)
+
+
+def text_conditions(result: Result) -> str:
+    """Return under what conditions texts were measured, in words."""
+    corpora = result["corpora"]
+    kinds = "; ".join(
+        f"{kind}: {c['texts']:,} texts of {c['tokens'] / c['texts']:.0f} tokens"
+        for kind, c in corpora.items()
+    )
+    first = next(iter(corpora.values()))
+    reference = next(iter(result["systems"].values()))["throughput"][main_kind(result)]["fidelity"][
+        "to"
+    ]
+    title = result["systems"][reference]["title"]
+    said = [
+        machine_line(result),
+        f"{result['model']['name']}, at most {result['model']['max_seq_length']} tokens a text.",
+        f"Texts from {first['source']}: {kinds}.",
+        f"{rounds_line(result)}; medians, and ratios as median (least to most).",
+        f"Cosines are to {title}.",
+        f"The clock runs {result['clock']}.",
+    ]
+    alone = result["systems"].get("ours-dynamic", {}).get("throughput", {}).get("descriptions", {})
+    if "session_is" in alone:
+        said.append(
+            "Inside the ONNX session alone, on the same batches, our int8 is "
+            f"{times(alone['session_is'])} times as fast as quantize_dynamic's."
+        )
+    rates = result["products_1e9_per_second"]
+    said.append(f"Matrix products here, 1e9 operations a second: {rates_line(rates)}.")
+    return " ".join(said)
