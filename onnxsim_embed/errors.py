@@ -17,6 +17,10 @@ class VerificationError(OnnxsimEmbedError):
     """An export does not reproduce its reference closely enough to be published."""
 
 
+class TrainingError(OnnxsimEmbedError):
+    """Fine-tuning cannot go on; the message says which checkpoint is kept."""
+
+
 class TableError(OnnxsimEmbedError):
     """A file of texts or vectors cannot be read or written."""
 

@@ -1,0 +1,110 @@
+"""finetune."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxsim_embed.cli.options import DEFAULT_MODEL, ForceOption, QuietOption
+from onnxsim_embed.cli.output import on_terminal, print_table
+
+
+def finetune(
+    file: Annotated[
+        Path,
+        typer.Argument(help="Pairs of texts that belong together: csv, tsv, jsonl or parquet."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="Recipe name, checkpoint directory or Hub id."),
+    ] = DEFAULT_MODEL,
+    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the pairs.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs in a step.")] = 64,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", help="Highest value, after a tenth of the steps.")
+    ] = 2e-5,
+    source_column: Annotated[
+        str | None, typer.Option("--source-column", help="Default: source_sentence.")
+    ] = None,
+    target_column: Annotated[
+        str | None, typer.Option("--target-column", help="Default: target_sentence.")
+    ] = None,
+    score_column: Annotated[
+        str | None,
+        typer.Option("--score-column", help="Numbers, higher for more alike. Default: score."),
+    ] = None,
+    negative_column: Annotated[
+        str | None,
+        typer.Option(
+            "--negative-column",
+            help="Texts that look like the target and are not. Default: a third column.",
+        ),
+    ] = None,
+    hard_negatives: Annotated[
+        int, typer.Option("--hard-negatives", help="Find so many of them for each pair.")
+    ] = 0,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option("--eval", help="Pairs to judge by; default: held out of the file."),
+    ] = None,
+    held_out: Annotated[
+        float,
+        typer.Option(
+            "--held-out",
+            help="Part of the pairs not learnt from: half chooses the checkpoint, half judges.",
+        ),
+    ] = 0.2,
+    patience: Annotated[
+        int, typer.Option("--patience", help="Stop after so many evaluations without a gain.")
+    ] = 3,
+    seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal models.")] = 0,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a model on pairs of texts, export it, and show what that changed on pairs it never saw.
+
+    After a kill the same command goes on.
+    """
+    from onnxsim_embed.finetune import finetune as run
+    from onnxsim_embed.finetune import read_pairs
+    from onnxsim_embed.finetune.report import report_table, summary, verdict
+
+    columns = {
+        "source_column": source_column,
+        "target_column": target_column,
+        "negative_column": negative_column,
+        "score_column": score_column,
+    }
+    started = time.perf_counter()
+    try:
+        result = run(
+            read_pairs(file, **columns),
+            output,
+            model=model,
+            evaluation=None if evaluation is None else read_pairs(evaluation, **columns),
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            hard_negatives=hard_negatives,
+            held_out=held_out,
+            patience=patience,
+            seed=seed,
+            force=force,
+            show_progress_bar=on_terminal() and not quiet,
+            on_stage=None if quiet else typer.echo,
+        )
+    except KeyboardInterrupt:
+        command = "the same command without --force" if force else "the same command"
+        typer.echo(f"onnxsim-embed: interrupted; {command} goes on", err=True)
+        raise typer.Exit(130) from None
+    if not quiet:
+        typer.echo(summary(result.report))
+        print_table(*report_table(result.report))
+        typer.echo(f"Wrote {output} in {time.perf_counter() - started:.0f} s.")
+    if result.worse or not quiet:
+        said = verdict(result.report)
+        typer.echo(typer.style(said, bold=True) if result.worse else said, err=quiet)

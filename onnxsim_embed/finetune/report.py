@@ -1,0 +1,159 @@
+"""What fine-tuning changed: report, table, verdict, and the picture of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxsim_embed.artifact import CARD, atomic_file
+from onnxsim_embed.finetune.retrieval import Measured
+
+# What the rows of the report are called, in order.
+MODELS = {
+    "before": "before, PyTorch",
+    "after": "after, PyTorch",
+    "fp32": "after, ONNX fp32",
+    "int8": "after, ONNX int8",
+}
+METRICS = {
+    "accuracy_at_1": "accuracy@1",
+    "mrr_at_10": "MRR@10",
+    "ndcg_at_10": "NDCG@10",
+    "spearman": "Spearman",
+}
+
+
+def make_report(
+    *,
+    source: str,
+    settings: Mapping[str, Any],
+    pairs: Mapping[str, int],
+    training: Mapping[str, Any],
+    searched: tuple[int, int],
+    measured: Mapping[str, Measured],
+    fidelity: Mapping[str, Mapping[str, float]],
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """Put together what report.json holds. No times in it: equal runs give equal reports.
+
+    :param searched: number of queries and of targets.
+    :param measured: by the keys of MODELS.
+    :param fidelity: cosine to the fine-tuned PyTorch model on the judged texts, by precision.
+    """
+    before, after = measured["before"], measured["after"]
+    return {
+        "model": source,
+        "settings": dict(settings),
+        "pairs": dict(pairs),
+        "training": dict(training),
+        "held_out": {
+            "queries": searched[0],
+            "targets": searched[1],
+            "models": {
+                name: measured[name].metrics.table() | dict(fidelity.get(name, {}))
+                for name in MODELS
+                if name in measured
+            },
+            "gained": int((after.first_right & ~before.first_right).sum()),
+            "lost": int((before.first_right & ~after.first_right).sum()),
+        },
+        "worse": after.metrics.main < before.metrics.main,
+        "versions": dict(versions),
+    }
+
+
+def report_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the held-out figures as a header and rows."""
+    models = report["held_out"]["models"]
+    metrics = [name for name in METRICS if models["before"][name] is not None]
+    header = ["held out", *(METRICS[name] for name in metrics), "cosine to PyTorch: mean", "least"]
+    rows = []
+    for name, values in models.items():
+        cosines = ["mean_cosine", "min_cosine"]
+        cells = [f"{values[key]:.4f}" for key in metrics]
+        cells += [f"{values[key]:.5f}" if key in values else "" for key in cosines]
+        rows.append([MODELS[name], *cells])
+    return header, rows
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """Return one sentence on what fine-tuning changed."""
+    held_out = report["held_out"]
+    before, after = held_out["models"]["before"], held_out["models"]["after"]
+    main = "spearman" if before["spearman"] is not None else "ndcg_at_10"
+    change = f"{METRICS[main]} from {before[main]:.4f} to {after[main]:.4f}"
+    if held_out["queries"]:
+        change += (
+            f"; of {held_out['queries']} sources {held_out['gained']} now find their target first that "
+            f"did not, {held_out['lost']} no longer do"
+        )
+    if report["worse"]:
+        return (
+            f"The model got worse on the held-out pairs: {change}. It is kept; more pairs, a lower "
+            "learning rate or fewer epochs may help."
+        )
+    return f"{'Better' if after[main] > before[main] else 'No change'}: {change}."
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """Return what training did, in one line."""
+    training = report["training"]
+    stopped = training["steps"] < training["planned"]
+    return (
+        f"{training['loss']}: {training['steps']} steps on {training['pairs']:,} pairs"
+        + (f" of {training['planned']} planned, stopped early" if stopped else "")
+        + f"; the checkpoint of step {training['best_step']} was the best on the validation pairs."
+    )
+
+
+def add_to_card(report: Mapping[str, Any], directory: Path) -> None:
+    """Add to an artifact's model card how the model was fine-tuned and what that changed."""
+    header, rows = report_table(report)
+    said = f"**{verdict(report)}**" if report["worse"] else verdict(report)
+    lines = [
+        "\n## Fine-tuned",
+        f"From `{report['model']}`. {summary(report)}\n",
+        said,
+        f"Judged on {report['pairs']['held_out']:,} pairs that training did not see, among "
+        f"{report['held_out']['targets']:,} targets.\n",
+        "| " + " | ".join(header) + " |",
+        "|---" * len(header) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        '\n`model.safetensors` holds the PyTorch weights: `SentenceTransformer("path/to/this/directory")`.',
+        "`report.json` has all figures, `loss.png` the course of the training.",
+    ]
+    with (directory / CARD).open("a", encoding="utf-8") as stream:
+        stream.write("\n".join(lines) + "\n")
+
+
+def draw_losses(report: Mapping[str, Any], path: Path) -> None:
+    """Draw the loss, and below it the metric on the validation pairs, by step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    training = report["training"]
+    loss, validation = (np.array(training["log"][k]).reshape(-1, 2) for k in ("loss", "validation"))
+    figure = Figure(figsize=(7, 5.6), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    upper.plot(*loss.T, color="#2a6f97", linewidth=1.4, marker="." if len(loss) < 40 else "")
+    upper.set_ylabel("training loss")
+    upper.set_ylim(bottom=0)
+    upper.set_title(training["loss"].split(",")[0], fontsize=11)
+    lower.plot(*validation.T, color="#b5651d", linewidth=1.4, marker="o", markersize=4)
+    lower.axvline(training["best_step"], color="grey", linewidth=1, linestyle=":")
+    lower.annotate(
+        "kept", (training["best_step"], 0.03), xycoords=("data", "axes fraction"), fontsize=9,
+        xytext=(3, 0), textcoords="offset points", color="grey",
+    )  # fmt: skip
+    scored = report["held_out"]["models"]["before"]["spearman"] is not None
+    lower.set_ylabel(f"{'Spearman' if scored else 'NDCG@10'}, validation pairs")
+    lower.set_xlabel("step")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    with atomic_file(path) as work:
+        figure.savefig(work, format="png")

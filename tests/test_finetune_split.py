@@ -1,0 +1,105 @@
+"""The split: whole, repeatable, and without a text on two sides."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxsim_embed.finetune.pairs import TextPairs, normalize
+from onnxsim_embed.finetune.split import MOST_JUDGED, split_pairs
+
+PAIRS = TextPairs([f"source {i}" for i in range(100)], [f"target {i}" for i in range(100)])
+
+
+def parts(split):
+    return split.train, split.validation, split.held_out
+
+
+def texts(pairs):
+    return {normalize(text) for text in (*pairs.sources, *pairs.targets)}
+
+
+def test_shares_are_as_asked():
+    assert list(map(len, parts(split_pairs(PAIRS, 0.2, 0)))) == [80, 10, 10]
+    assert list(map(len, parts(split_pairs(PAIRS, 0.5, 0)))) == [50, 25, 25]
+
+
+def test_of_very_many_pairs_only_so_many_are_judged():
+    numbers = range(5 * MOST_JUDGED)
+    many = TextPairs([f"s{i}" for i in numbers], [f"t{i}" for i in numbers])
+    assert len(split_pairs(many, 0.5, 0).held_out) == MOST_JUDGED
+
+
+def test_seeds_decide():
+    assert split_pairs(PAIRS, 0.2, 0) == split_pairs(PAIRS, 0.2, 0)
+    assert split_pairs(PAIRS, 0.2, 0) != split_pairs(PAIRS, 0.2, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 60), st.integers(40, 100)), min_size=10, max_size=80, unique=True
+    ),
+    st.integers(0, 3),
+)
+def test_no_text_is_on_two_sides_and_no_pair_is_lost(numbers, seed):
+    given_ = TextPairs([f"Text {a} " for a, _ in numbers], [f"text  {b}" for _, b in numbers])
+    try:
+        split = split_pairs(given_, 0.4, seed)
+    except ValueError:  # nearly all hang together
+        return
+    sides = [texts(part) for part in parts(split)]
+    assert not sides[0] & sides[1]
+    assert not sides[0] & sides[2]
+    assert not sides[1] & sides[2]
+    rows = [row for part in parts(split) for row in zip(part.sources, part.targets, strict=True)]
+    assert sorted(rows) == sorted(zip(given_.sources, given_.targets, strict=True))
+
+
+def test_case_and_spaces_do_not_hide_a_repeated_text():
+    doubled = TextPairs([f"Same  {i % 20}" for i in range(40)], [f"t{i}" for i in range(40)])
+    doubled.sources[::2] = [text.upper() for text in doubled.sources[::2]]
+    split = split_pairs(doubled, 0.3, 0)
+    assert not texts(split.train) & texts(split.held_out)
+    assert len(split.held_out) == 6
+
+
+def test_pairs_that_hang_together_cannot_be_split():
+    star = TextPairs([f"s{i}" for i in range(50)], ["one target"] * 50)
+    with pytest.raises(ValueError, match="no pairs can be validation: nearly all of the 50 hang"):
+        split_pairs(star, 0.2, 0)
+
+
+def test_a_file_to_judge_by_is_not_learnt_from():
+    judged = TextPairs(["SOURCE 7", "new"], ["target 8", "target 9"])
+    split = split_pairs(PAIRS, 0.2, 0, judged)
+    assert split.held_out == judged
+    assert split.dropped == 1
+    assert len(split.train) + len(split.validation) == 99
+    assert len(split.validation) == 10
+    assert "source 7" not in (*split.train.sources, *split.validation.sources)
+
+
+def test_with_a_file_to_judge_by_only_sources_count():
+    star = TextPairs([f"s{i // 2}" for i in range(60)], [f"answer {i % 2}" for i in range(60)])
+    split = split_pairs(star, 0.2, 0, TextPairs(["new"], ["answer 1"]))
+    assert len(split.validation) == 6
+    assert not set(split.validation.sources) & set(split.train.sources)
+
+
+def test_a_file_to_judge_by_that_leaves_nothing():
+    with pytest.raises(ValueError, match="only 5 pairs are left to learn from: 95 of 100"):
+        split_pairs(PAIRS, 0.2, 0, PAIRS.rows(range(95)))
+
+
+@pytest.mark.parametrize("share", [0, -1, 0.6, float("nan")])
+def test_impossible_shares(share):
+    with pytest.raises(ValueError, match=r"at most 0.5"):
+        split_pairs(PAIRS, share, 0)
+
+
+def test_rows_keep_their_scores_and_negatives():
+    scored = TextPairs(PAIRS.sources, PAIRS.targets, scores=list(range(100)))
+    held_out = split_pairs(scored, 0.2, 0).held_out
+    assert held_out.scores == [int(text.split()[1]) for text in held_out.sources]
