@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
+from onnxsim_embed import plot
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.plot import heatmap
 
@@ -26,6 +27,7 @@ def drawn(monkeypatch):
 
     def record_scores(axes, scores, **kwargs):
         seen["scores"] = np.array(scores)
+        seen["colors"] = kwargs["vmin"], kwargs["vmax"]
         return imshow(axes, scores, **kwargs)
 
     def record_labels(axes, ticks, labels=None, **kwargs):
@@ -111,6 +113,56 @@ def test_a_long_label_is_shortened(tmp_path, drawn):
     heatmap(scores_of(2), tmp_path / "map.png", labels=["rural school " * 9, "x"])
     assert drawn["labels"][0].endswith("…")
     assert len(drawn["labels"][0]) <= 28
+
+
+def test_a_wide_sign_takes_the_room_of_two(tmp_path, drawn):
+    heatmap(scores_of(3), tmp_path / "map.png", labels=["漢" * 14, "漢" * 15, "x" * 28])
+    assert drawn["labels"] == ["漢" * 14, "漢" * 13 + "…", "x" * 28]
+
+
+def test_of_many_rows_some_are_named(tmp_path, drawn):
+    heatmap(scores_of(200), tmp_path / "map.png", labels=[f"text {row}" for row in range(200)])
+    assert drawn["labels"] == [f"text {row}" for row in range(0, 200, 4)]
+
+
+def test_without_labels_rows_are_numbered_also_where_they_moved(tmp_path, drawn):
+    scores = scores_of(20)
+    heatmap(scores, tmp_path / "map.png", order=True)
+    rows = [int(label) for label in drawn["labels"]]
+    assert sorted(rows) == list(range(20)) != rows
+    np.testing.assert_array_equal(drawn["scores"], scores[np.ix_(rows, rows)])
+
+
+@pytest.mark.parametrize(
+    ("n", "low", "high", "colors"),
+    [
+        (5, 0.63, 0.82, (0.6, 1.0)),  # few rows: up to 1, with the values in the cells
+        (5, -0.04, 0.3, (-0.1, 1.0)),
+        (40, 0.11, 0.48, (0.1, 0.5)),  # many: what is not a row with itself gets all colors
+        (40, 0.5, 0.5, (0.4, 0.5)),
+        (2, 1.0, 1.0, (0.9, 1.0)),
+        (1, 1.0, 1.0, (0.0, 1.0)),
+    ],
+)
+def test_colors_are_for_the_scores_of_different_rows(tmp_path, drawn, n, low, high, colors):
+    scores = np.linspace(low, high, n * n, dtype=np.float32).reshape(n, n)
+    np.fill_diagonal(scores, 1)
+    heatmap(scores, tmp_path / "map.png")
+    assert drawn["colors"] == pytest.approx(colors)
+
+
+def test_values_are_in_the_cells_of_small_sets_without_a_minus_zero(tmp_path):
+    scores = np.array([[1, -0.001], [-0.001, 1]], np.float32)
+    heatmap(scores, tmp_path / "map.svg", labels=["a", "b"])
+    drawn = (tmp_path / "map.svg").read_text(encoding="utf-8")
+    assert drawn.count("<!-- 0.00 -->") == 2
+    heatmap(scores_of(17), tmp_path / "many.svg")
+    assert "<!-- 1.00 -->" not in (tmp_path / "many.svg").read_text(encoding="utf-8")
+
+
+def test_installed_fonts_fill_the_gaps_of_matplotlibs_own(monkeypatch):
+    monkeypatch.setattr(plot, "MORE_FONTS", ("No Such Font", "DejaVu Serif"))
+    assert plot._fonts.__wrapped__() == ["DejaVu Sans", "DejaVu Serif"]
 
 
 @pytest.mark.parametrize(
