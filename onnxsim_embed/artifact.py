@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.machine import CPU_PROVIDER, int8_suits
+from onnxsim_embed.machine import CPU_PROVIDER, GPU_PROVIDERS, int8_suits
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "onnxsim_embed.json"
 CARD = "README.md"
-MODEL_FILES = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
+MODEL_FILES = {
+    "fp32": "onnx/model.onnx",
+    "int8": "onnx/model_int8.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+}
 ENCODER_FILES = {"fp32": "onnx/encoder.onnx", "int8": "onnx/encoder_int8.onnx"}
-PRECISIONS = tuple(MODEL_FILES)
+PRECISIONS = ("fp32", "int8")  # those that an export makes unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,22 @@ class PrecisionEntry:
     """One precision.
 
     :param file: the portable ONNX file, which every reader takes.
-    :param encoder: the file for our own run path; its weights are those inside `file`.
+    :param encoder: the file for our own run path on the CPU, its weights those inside `file`; None
+        where that takes `file` too.
     :param method: how its numbers were made.
     :param operators: how often each operator occurs in `file`.
     :param layers: what quantization chose for each layer.
     :param calibration: the texts that quantization saw: source, number, tokens, sha256.
+    :param data: files beside `file` that hold weights of it (it may not exceed 2 GB).
     """
 
     file: str
-    encoder: str
+    encoder: str | None
     method: str
     operators: Mapping[str, int]
     layers: Sequence[Mapping[str, Any]] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    data: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,10 @@ class Manifest:
     :param dense: directories of Dense modules, in order, applied after pooling.
     :param normalize: whether the model ends in L2 normalization.
     :param files: every file but the manifest, by its path inside the artifact.
-    :param verification: the report of `verify`, by precision.
+    :param verification: the report of `verify`, by precision; one that is not among `precisions` was
+        made and left out, its "problems" say why.
+    :param via: how the fp32 file came about: "direct", "optimum" or "adopted".
+    :param matryoshka_dims: widths to which vectors may be cut, as the model was trained.
     """
 
     name: str
@@ -89,6 +99,8 @@ class Manifest:
     verification: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    via: str = "direct"
+    matryoshka_dims: tuple[int, ...] = ()
 
     def to_json(self) -> str:
         """Return the manifest as JSON with sorted keys; equal inputs give equal text."""
@@ -113,9 +125,11 @@ class Manifest:
                 raise ArtifactError(f"{where} has unknown keys {sorted(unknown)}")
             table["files"] = {path: FileEntry(**entry) for path, entry in table["files"].items()}
             table["precisions"] = {
-                name: PrecisionEntry(**entry) for name, entry in table["precisions"].items()
+                name: PrecisionEntry(**{**entry, "data": tuple(entry.get("data", ()))})
+                for name, entry in table["precisions"].items()
             }
-            for name in ("pooling", "dense"):
+            table.setdefault("matryoshka_dims", ())
+            for name in ("pooling", "dense", "matryoshka_dims"):
                 if isinstance(table[name], str):
                     raise TypeError(f"{name} is a text, not a list")
                 table[name] = tuple(table[name])
@@ -187,6 +201,16 @@ class Artifact:
             )
         return path
 
+    def open_file(self, precision: str) -> Path:
+        """Return the portable file of a precision after checking it and the weights beside it.
+
+        :raises ArtifactError: naming the file that is missing, truncated or changed.
+        """
+        entry = self.manifest.precisions[precision]
+        for name in entry.data:
+            self.file(name)
+        return self.file(entry.file)
+
     def check(self) -> None:
         """Check every file of the artifact.
 
@@ -200,12 +224,14 @@ class Artifact:
 
         :param precision: "auto" or a precision of the manifest.
         :param provider: the execution provider that is to run it.
-        :raises ValueError: naming those there are, or for int8 away from the CPU, where its operators
-            have no kernels.
+        :raises ValueError: naming those there are; for int8 away from the CPU, where its operators have
+            no kernels; for fp16 away from a GPU, where it is slower than fp32 and no more exact.
         """
         offered = self.manifest.precisions
-        on_cpu = provider == CPU_PROVIDER
+        on_cpu, on_gpu = provider == CPU_PROVIDER, provider in GPU_PROVIDERS
         if precision == "auto":
+            if on_gpu and "fp16" in offered:
+                return "fp16"
             if "int8" not in offered or not on_cpu:
                 return "fp32"
             suits, reason = int8_suits()
@@ -213,16 +239,28 @@ class Artifact:
                 logger.warning("using fp32: %s", reason)
             return "int8" if suits else "fp32"
         if precision not in offered:
-            raise ValueError(
-                f"precision {precision!r} is not in {self.directory}, which holds {', '.join(offered)}; "
-                f"add it with: onnxsim-embed export MODEL --precision {','.join([*offered, precision])} --force"
-            )
+            raise ValueError(self._no_precision(precision))
         if precision == "int8" and not on_cpu:
             raise ValueError(
                 f"precision 'int8' is for the CPU, and {provider} was asked for: "
                 "use precision='fp32', or device='cpu'"
             )
+        if precision == "fp16" and not on_gpu:
+            raise ValueError(
+                f"precision 'fp16' is for GPUs, and {provider} was chosen, which would compute it in "
+                "float32, only slower: use precision='auto', or device='cuda'"
+            )
         return precision
+
+    def _no_precision(self, precision: str) -> str:
+        offered = ", ".join(self.manifest.precisions)
+        told = f"precision {precision!r} is not in {self.directory}, which holds {offered}"
+        if problems := self.manifest.verification.get(precision, {}).get("problems"):
+            return f"{told}: its export left it out, as {'; '.join(problems)}"
+        if precision not in MODEL_FILES:
+            return f"{told}; known are auto, {', '.join(MODEL_FILES)}"
+        wanted = ",".join([*self.manifest.precisions, precision])
+        return f"{told}; add it with: onnxsim-embed export MODEL --precision {wanted} --force"
 
 
 def is_artifact(directory: Path) -> bool:

@@ -34,7 +34,8 @@ class Embedder:
     Any number of threads may call one Embedder at once. Use `from_pretrained` to make one from a name.
 
     :param artifact: an artifact directory, or an opened one.
-    :param precision: "auto", "fp32" or "int8".
+    :param precision: "fp32", "int8" (CPU), "fp16" (GPU) or "auto": the one of these that is fastest
+        here.
     :param device: "auto" (CUDA where onnxruntime offers it, else the CPU), "cpu", "cuda", "cuda:N",
         "openvino" or onnxruntime's own list of providers.
     :param threads: batches run at the same time; None for the processors this process may use.
@@ -81,10 +82,10 @@ class Embedder:
             manifest.do_lower_case,
             manifest.pad_token_id,
         )
-        entry = manifest.precisions[self.precision]
-        file = self.artifact.file(entry.file)  # holds the weights of the encoder too
-        if provider == CPU_PROVIDER:
-            file = self.artifact.file(entry.encoder)
+        encoder = manifest.precisions[self.precision].encoder
+        file = self.artifact.open_file(self.precision)  # holds the weights of the encoder too
+        if provider == CPU_PROVIDER and encoder is not None:
+            file = self.artifact.file(encoder)
         return Runner(tokenizer, partial(Session, file, device), threads)
 
     @classmethod
@@ -97,6 +98,8 @@ class Embedder:
         threads: int | None = None,
         pooling: str | None = None,
         revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
     ) -> Embedder:
         """Load a model by recipe name, artifact directory, checkpoint directory or Hub id.
 
@@ -104,24 +107,45 @@ class Embedder:
         overrides it), and loaded from there afterwards; the log says so.
 
         :param name_or_path: for example "all-MiniLM-L6-v2", "./my-model", "BAAI/bge-base-en-v1.5".
-        :param precision: "auto", "fp32" or "int8".
+        :param precision: "auto", "fp32", "int8" or "fp16".
         :param device: "auto", "cpu", "cuda", "cuda:N", "openvino" or a list of providers.
         :param threads: batches run at the same time; None for the processors this process may use.
         :param pooling: pooling mode of a checkpoint that states none.
         :param revision: revision of a Hub id.
+        :param token: access token for the Hub; None for the one that is logged in, False for none.
+        :param local_files_only: take a Hub id from the local cache, without the network.
         :raises CheckpointError: if the model cannot be found or exported.
         :raises ArtifactError: if an artifact is damaged.
         :raises MissingExtraError: if exporting needs a package that is not installed.
         """
-        from onnxsim_embed.cache import locate_artifact
+        from onnxsim_embed.cache import is_cached, locate_artifact
 
-        artifact = locate_artifact(name_or_path, pooling=pooling, revision=revision)
-        return cls(artifact, precision=precision, device=device, threads=threads)
+        locate = partial(
+            locate_artifact,
+            name_or_path,
+            pooling=pooling,
+            revision=revision,
+            token=token,
+            local_files_only=local_files_only,
+        )
+        make = partial(cls, precision=precision, device=device, threads=threads)
+        artifact = locate()
+        try:
+            return make(artifact)
+        except ArtifactError:
+            if not is_cached(artifact):
+                raise
+            return make(locate(anew=True))
 
     @property
     def embedding_dimension(self) -> int:
         """Width of a vector."""
         return self.artifact.manifest.dim
+
+    @property
+    def matryoshka_dims(self) -> tuple[int, ...]:
+        """Widths for `truncate_dim` that the model was trained for, widest first; none where not known."""
+        return self.artifact.manifest.matryoshka_dims
 
     def get_embedding_dimension(self) -> int:
         """Return the width of a vector (sentence-transformers' name)."""

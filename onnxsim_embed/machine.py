@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 
 CPU_PROVIDER = "CPUExecutionProvider"  # onnxruntime's name
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
 def available_cpus(root: Path = Path("/")) -> int:
@@ -38,27 +40,29 @@ def cgroup_cpus(root: Path = Path("/")) -> float | None:
 
     :param root: where /proc and /sys are.
     """
+    quotas = [_quota_v2(g) if unified else _quota_v1(g) for g, unified in _groups(root, "cpu")]
+    known = [quota for quota in quotas if quota is not None]
+    return min(known) if known else None
+
+
+def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """Yield the control groups that bind this process, and whether each is of version 2."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        return None
-    quotas = []
+        return
     for line in lines:
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        if not controllers:  # version 2
-            base, read = root / "sys/fs/cgroup", _quota_v2
-        elif "cpu" in controllers.split(","):
-            base, read = root / "sys/fs/cgroup" / controllers, _quota_v1
-            if not base.is_dir():
-                base = root / "sys/fs/cgroup/cpu"
-        else:
-            continue
+        base = root / "sys/fs/cgroup"
+        if controllers:  # version 1
+            if controller not in controllers.split(","):
+                continue
+            named = base / controllers
+            base = named if named.is_dir() else base / controller
         # Inside a container the path is often the host's, and only the mount point is there.
         parts = [part for part in path.split("/") if part and part != ".."]
         for depth in range(len(parts) + 1):
-            quotas.append(read(base.joinpath(*parts[:depth])))
-    known = [quota for quota in quotas if quota is not None]
-    return min(known) if known else None
+            yield base.joinpath(*parts[:depth]), not controllers
 
 
 def _quota_v2(group: Path) -> float | None:
@@ -76,6 +80,53 @@ def _quota_v1(group: Path) -> float | None:
         return quota / period if quota > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes that this process may still take, or None where it is not known.
+
+    The least of what the machine has free and what its control groups leave; caches of files count as
+    free.
+
+    :param root: where /proc and /sys are.
+    """
+    free = [_free_of_group(group, unified) for group, unified in _groups(root, "memory")]
+    free.append(_free_of_machine(root))
+    known = [value for value in free if value is not None]
+    return max(0, min(known)) if known else None
+
+
+def _free_of_machine(root: Path) -> int | None:
+    try:
+        for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:  # no Linux: half of what is built in
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _free_of_group(group: Path, unified: bool) -> int | None:
+    names = ("memory.max", "memory.current", "inactive_file")
+    if not unified:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    try:
+        most, used = ((group / name).read_text(encoding="utf-8").strip() for name in names[:2])
+        if most == "max":
+            return None
+        free = int(most) - int(used)
+    except (OSError, ValueError):
+        return None
+    try:
+        for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines():
+            if line.startswith(names[2] + " "):
+                free += int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass  # without it, caches count as used
+    return free
 
 
 # Processors on which u8 x s8 products are added up in 32 bits. Older x86 ones add pairs in 16 bits,

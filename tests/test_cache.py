@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 from onnxsim_embed import Embedder, export
 from onnxsim_embed.artifact import MANIFEST, is_artifact
 from onnxsim_embed.cache import cache_directory, locate_artifact, locate_checkpoint
-from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.errors import ArtifactError, CheckpointError
 from onnxsim_embed.recipes import Recipe, find_recipe, recipes
 
 
@@ -60,7 +61,9 @@ def hub(monkeypatch, tiny) -> list[tuple]:
     """A Hub that answers every request with the tiny checkpoint; holds the requests."""
     requests = []
 
-    def snapshot_download(repository, *, revision=None, allow_patterns=None):
+    def snapshot_download(
+        repository, *, revision=None, allow_patterns=None, token=None, local_files_only=False
+    ):
         requests.append((repository, revision, allow_patterns))
         return str(snapshot)
 
@@ -187,6 +190,66 @@ def test_a_kept_directory_without_a_manifest_is_made_anew(tiny, exports):
     assert len(exports) == 2
 
 
+@pytest.mark.parametrize("name", ["onnx/model.onnx", "onnx/encoder.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("how", ["cut", "changed", "missing"])
+def test_a_damaged_file_is_made_anew(tiny, exports, caplog, name, how):
+    before = Embedder.from_pretrained(tiny).encode("water")
+    path = locate_artifact(tiny).directory / name
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-1] + (b"" if how == "cut" else bytes([content[-1] ^ 1])))
+    assert np.array_equal(Embedder.from_pretrained(tiny).encode("water"), before)
+    assert len(exports) == 2
+    assert f"{path} is {'missing' if how == 'missing' else 'damaged'}" in caplog.text
+    assert "it will be made anew" in caplog.text
+    Embedder.from_pretrained(tiny)
+    assert len(exports) == 2
+
+
+def test_a_damaged_artifact_of_the_user_s_own_is_left_alone(tiny, tmp_path, exports):
+    directory = tmp_path / "own"
+    export.export_model(tiny, directory)
+    (directory / "onnx/model.onnx").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match="damaged"):
+        Embedder.from_pretrained(directory)
+    assert exports == [directory]
+
+
+def test_an_unfaithful_int8_is_left_out_once_and_the_reason_kept(tiny, monkeypatch, caplog):
+    from onnxsim_embed.export import build, export_model
+
+    asked = []
+
+    def export_both(*args, **options):
+        asked.append(args)
+        return export_model(*args, **options | {"precisions": ["fp32", "int8"]})
+
+    quantize = build.quantize_static
+
+    def corrupt(bert, seen, budget):
+        made = quantize(bert, seen, budget)
+        norm = replace(made.bert.norm, bias=made.bert.norm.bias + np.float32(3))
+        return replace(made, bert=replace(made.bert, norm=norm))
+
+    monkeypatch.setattr(build, "quantize_static", corrupt)
+    monkeypatch.setattr(export, "export_model", export_both)
+    for _ in range(2):
+        model = Embedder.from_pretrained(tiny)
+        assert model.precision == "fp32"
+    assert len(asked) == 1
+    assert "int8 is not faithful to fp32" in caplog.text
+    assert list(model.artifact.manifest.precisions) == ["fp32"]
+    assert not (model.artifact.directory / "onnx/model_int8.onnx").exists()
+    model.artifact.check()
+    with pytest.raises(
+        ValueError, match=r"'int8' is not in .*left it out, as int8 is not faithful"
+    ):
+        Embedder.from_pretrained(tiny, precision="int8")
+    assert len(asked) == 1
+
+
 # Where it is kept
 
 
@@ -267,12 +330,107 @@ def test_a_hub_id_is_fetched_with_patterns(hub):
     def fetched(path: str) -> bool:
         return any(fnmatch(path, pattern) for pattern in patterns)
 
-    for path in ("config.json", "tokenizer.json", "vocab.txt", "modules.json",
+    for path in ("config.json", "tokenizer.json", "vocab.txt", "modules.json", "merges.txt",
                  "1_Pooling/config.json", "model.safetensors", "2_Dense/model.safetensors",
+                 "0_Transformer/vocab.txt", "sentencepiece.bpe.model",
                  "model-00001-of-00002.safetensors", "model.safetensors.index.json"):  # fmt: skip
         assert fetched(path), path
     for path in ("onnx/model.onnx", "modeling.py", "tf_model.h5", "rust_model.ot", "x.msgpack"):
         assert not fetched(path), path
+
+
+def test_the_hub_is_asked_with_the_caller_s_token(monkeypatch, tiny):
+    asked = []
+
+    def snapshot_download(repository, **options):
+        asked.append((options["token"], options["local_files_only"]))
+        return str(tiny)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    locate_checkpoint("owner/name")
+    locate_checkpoint("owner/name", token="hf_secret")
+    Embedder.from_pretrained("owner/name", token=False, local_files_only=True)
+    export.export_model("owner/name", tiny.parent / "a", token="hf_secret", local_files_only=True)
+    assert asked == [(None, False), ("hf_secret", False), (False, True), ("hf_secret", True)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "rounds"),
+    [
+        ("model.safetensors", 1),
+        ("model-00001-of-00001.safetensors", 1),
+        ("pytorch_model.bin", 2),
+        ("pytorch_model-00001-of-00001.bin", 2),
+        ("onnx/model.onnx", 3),
+        ("onnx/model.onnx_data", 3),
+        (None, 3),
+    ],
+)
+def test_other_weights_than_safetensors_are_fetched_only_where_there_are_none(
+    monkeypatch, tmp_path, weights, rounds
+):
+    remote = ["config.json", "pytorch_model.bin", "onnx/model.onnx", "tf_model.h5", "modeling.py"]
+    if weights is not None:
+        remote = ["config.json", "pytorch_model.bin.index.json", "tf_model.h5", weights]
+    asked = []
+
+    def snapshot_download(repository, *, allow_patterns, **options):
+        asked.append(allow_patterns)
+        for name in remote:
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                (tmp_path / name).write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    locate_checkpoint("owner/name")
+    fetched = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    if weights is None:  # a pickle is no safetensors, yet there is no need of ONNX files beside it
+        assert fetched == {"config.json", "pytorch_model.bin"}
+        assert len(asked) == 2
+    else:
+        assert fetched == {"config.json", "pytorch_model.bin.index.json", weights}
+        assert len(asked) == rounds
+
+
+def test_a_dense_module_s_pickle_is_fetched_beside_the_encoder_s_safetensors(monkeypatch, tmp_path):
+    directory = write_checkpoint(tmp_path / "c", dense=True)
+    (directory / "2_Dense/model.safetensors").unlink()
+    asked = []
+
+    def snapshot_download(repository, *, allow_patterns, **options):
+        asked.append(allow_patterns)
+        if any(fnmatch("2_Dense/pytorch_model.bin", pattern) for pattern in allow_patterns):
+            (directory / "2_Dense/pytorch_model.bin").write_bytes(b"x")
+        return str(directory)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    locate_checkpoint("owner/name")
+    assert len(asked) == 2
+    assert (directory / "2_Dense/pytorch_model.bin").is_file()
+
+
+def test_offline_the_message_says_why(monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("nothing here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(CheckpointError) as online:
+        locate_checkpoint("owner/name")
+    assert "HF_HUB_OFFLINE" not in str(online.value)
+    with pytest.raises(CheckpointError, match=r"not in the local cache.*HF_HUB_OFFLINE"):
+        locate_checkpoint("owner/name", local_files_only=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"not in the local cache.*HF_HUB_OFFLINE"):
+        locate_checkpoint("owner/name")
+
+
+def test_hf_hub_offline_reaches_the_real_client(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"cannot get 'owner/name' .*not in the local cache"):
+        locate_checkpoint("owner/name")
 
 
 def test_a_fetched_model_keeps_its_name_source_and_revision(hub, kept):

@@ -569,3 +569,45 @@ def test_a_vanished_directory_is_one_clear_error(tiny):
     shutil.rmtree(tiny)
     with pytest.raises(CheckpointError, match="no weights"):
         found.tensors()
+
+
+@pytest.mark.parametrize(
+    ("kind", "pad", "positions", "length"),
+    [
+        ("roberta", 1, 514, 512),
+        ("xlm-roberta", 1, 514, 512),
+        ("mpnet", 1, 514, 512),
+        ("bert", 0, 512, 512),
+        ("distilbert", 0, 512, 512),
+        ("modernbert", 50283, 8192, 8192),
+    ],
+)
+def test_positions_after_the_padding_s_make_texts_shorter(tmp_path, kind, pad, positions, length):
+    config = bert_config(model_type=kind, pad_token_id=pad, max_position_embeddings=positions)
+    directory = write_checkpoint(tmp_path / "c", config=config, tensors={}, max_seq_length=10_000)
+    assert open_checkpoint(directory).max_seq_length == length
+
+
+def test_sharded_pickles_are_read_and_stay_inside(tmp_path):
+    import torch
+
+    directory = write_checkpoint(tmp_path / "c")
+    expected = open_checkpoint(directory).tensors()
+    raw = {name: torch.from_numpy(value) for name, value in bert_tensors(bert_config()).items()}
+    (directory / "model.safetensors").unlink()
+    shards = {"pytorch_model-00001-of-00002.bin": {}, "pytorch_model-00002-of-00002.bin": {}}
+    where = {}
+    for number, (name, value) in enumerate(raw.items()):
+        shard = list(shards)[number % 2]
+        shards[shard][name] = value
+        where[name] = shard
+    for shard, part in shards.items():
+        torch.save(part, directory / shard)
+    index = directory / "pytorch_model.bin.index.json"
+    write_json(index, {"weight_map": where})
+    tensors = open_checkpoint(directory).tensors()
+    assert tensors.keys() == expected.keys()
+    assert all(np.array_equal(tensors[name], expected[name]) for name in expected)
+    write_json(index, {"weight_map": {"a": "../outside.bin"}})
+    with pytest.raises(CheckpointError, match="outside its directory"):
+        open_checkpoint(directory).tensors()

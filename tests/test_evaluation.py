@@ -9,7 +9,7 @@ from conftest import TEXTS, write_checkpoint
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.artifact import MODEL_FILES
+from onnxsim_embed.artifact import MODEL_FILES, PRECISIONS
 from onnxsim_embed.evaluation import evaluate_sts
 
 LEFT = ["solar energy", "the water of the river", "a cat", "rural school", "data code", "x"]
@@ -210,7 +210,7 @@ def test_verify_below_the_bar_fails_with_the_numbers(run, artifact, texts_file):
     assert list(table(out)) == ["int8"]
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", *MODEL_FILES.values()])
+@pytest.mark.parametrize("name", ["tokenizer.json", *(MODEL_FILES[p] for p in PRECISIONS)])
 def test_verify_of_a_damaged_file_fails_naming_it(refuse, artifact, tmp_path, name):
     copy = shutil.copytree(artifact, tmp_path / "copy")
     content = bytearray((copy / name).read_bytes())

@@ -27,9 +27,9 @@ from conftest import (
 from safetensors.numpy import save_file
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.artifact import MANIFEST, MODEL_FILES, Artifact
+from onnxsim_embed.artifact import MANIFEST, MODEL_FILES, PRECISIONS, Artifact
 from onnxsim_embed.errors import CheckpointError, MissingExtraError, VerificationError
-from onnxsim_embed.export import build, export_model
+from onnxsim_embed.export import build, export_model, verify, verify_artifact, verify_recipe
 from onnxsim_embed.recipes import find_recipe
 
 FILES = {
@@ -107,7 +107,7 @@ def test_the_manifest_names_every_file_and_its_facts(exported, checkpoint):
 
 def test_both_precisions_are_there_and_close(artifact):
     opened = Artifact.open(artifact)
-    assert set(opened.manifest.precisions) == set(MODEL_FILES)
+    assert set(opened.manifest.precisions) == set(PRECISIONS)
     assert (artifact / MODEL_FILES["int8"]).is_file()
     opened.check()
     fp32, int8 = (Embedder(opened, precision=p).encode(TEXTS) for p in ("fp32", "int8"))
@@ -120,7 +120,7 @@ def test_fp32_is_always_written(checkpoint, tmp_path, precisions):
     assert list(artifact.manifest.precisions) == ["fp32"]
 
 
-@pytest.mark.parametrize("precisions", [["fp16"], ["int4", "fp32"], "int8"])
+@pytest.mark.parametrize("precisions", [["fp8"], ["int4", "fp32"], "int8"])
 def test_an_unknown_precision_names_those_there_are(checkpoint, tmp_path, precisions):
     with pytest.raises(ValueError, match=r"precision.* fp32, int8"):
         export_model(checkpoint, tmp_path / "a", precisions=precisions)
@@ -248,6 +248,20 @@ def test_vectors_equal_those_of_sentence_transformers(tmp_path, options):
     if "+" in options.get("pooling", ""):  # an order of concatenation that booleans may not say
         shutil.copyfile(directory / "model.safetensors", tmp_path / "a/model.safetensors")
         assert np.abs(reference_vectors(tmp_path / "a", TEXTS) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_what_the_installed_sentence_transformers_saves_is_exported(tmp_path, dense):
+    from sentence_transformers import SentenceTransformer
+
+    directory = write_checkpoint(tmp_path / "c", dense=dense, prompts={"query": "a dog "})
+    model = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
+    model.max_seq_length = 20  # an override, as users make them before they save
+    model.save_pretrained(str(tmp_path / "saved"))
+    artifact = export_model(tmp_path / "saved", tmp_path / "a", precisions=FP32)
+    assert artifact.manifest.max_seq_length == 20
+    assert artifact.manifest.prompts["query"] == "a dog "
+    assert np.abs(Embedder(artifact).encode(TEXTS) - model.encode(TEXTS)).max() < 1e-5
 
 
 def test_a_transformer_in_a_subfolder_is_exported(tmp_path, exported):
@@ -507,7 +521,7 @@ HANG = """
 import sys, time
 from pathlib import Path
 sys.modules["transformers"] = None  # the reference is numpy: PyTorch takes seconds to import
-from onnxsim_embed.export import build, export_model
+from onnxsim_embed.export import build, export_model, verify, verify_artifact, verify_recipe
 
 def hang(*args, **options):
     Path(sys.argv[3]).touch()
@@ -613,9 +627,147 @@ def test_a_missing_extra_is_one_line_with_the_pip_command(checkpoint, tmp_path, 
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("model_type", ["roberta", "mpnet", "xlm-roberta", None])
-def test_another_architecture_is_named(tmp_path, model_type):
+@pytest.mark.parametrize("model_type", ["roberta", "mpnet", "xlm-roberta"])
+@pytest.mark.parametrize("via", ["auto", "optimum"])
+def test_another_architecture_without_optimum_is_one_line_with_the_pip_command(
+    tmp_path, model_type, via, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "optimum", None)
     directory = write_checkpoint(tmp_path / "c", config=bert_config(model_type=model_type))
-    with pytest.raises(CheckpointError, match=f"architecture {model_type!r}"):
-        export_model(directory, tmp_path / "a", precisions=FP32)
+    with pytest.raises(MissingExtraError, match=rf"'{model_type}'.*onnxsim-embed\[optimum\]") as e:
+        export_model(directory, tmp_path / "a", precisions=FP32, via=via)
+    assert "\n" not in str(e.value)
     assert names(tmp_path) == ["c"]
+
+
+def test_a_configuration_without_an_architecture_is_named(tmp_path):
+    directory = write_checkpoint(tmp_path / "c", config=bert_config(model_type=None))
+    with pytest.raises(CheckpointError, match="architecture None"):
+        export_model(directory, tmp_path / "a", precisions=FP32)
+
+
+def test_only_bert_is_built_directly(tmp_path):
+    directory = write_checkpoint(tmp_path / "c", config=bert_config(model_type="mpnet"))
+    with pytest.raises(CheckpointError, match=r"architecture 'mpnet' .*--via optimum"):
+        export_model(directory, tmp_path / "a", precisions=FP32, via="direct")
+
+
+def test_an_unknown_way_names_those_there_are(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=r"'torch'.*auto, direct, optimum, adopt"):
+        export_model(checkpoint, tmp_path / "a", via="torch")
+
+
+# What the caller adds
+
+
+def test_a_prompt_of_the_caller_s_joins_those_of_the_checkpoint(checkpoint, tmp_path):
+    given = {"document": "the text of "}
+    artifact = export_model(checkpoint, tmp_path / "a", precisions=FP32, prompts=given)
+    assert artifact.manifest.prompts == {"query": "a dog ", **given}
+    model = Embedder(artifact)
+    assert np.array_equal(model.encode_document("water"), model.encode("the text of water"))
+
+
+def test_a_length_of_the_caller_s_wins(checkpoint, tmp_path):
+    artifact = export_model(checkpoint, tmp_path / "a", precisions=FP32, max_seq_length=60)
+    assert artifact.manifest.max_seq_length == 60
+    assert read(tmp_path / "a/sentence_bert_config.json")["max_seq_length"] == 60
+    assert len(Embedder(artifact).token_ids(["water " * 100])[0]) == 60
+
+
+@pytest.mark.parametrize("length", [2, 65, -1, 8.0, True])
+def test_a_length_that_the_model_does_not_have_is_refused(checkpoint, tmp_path, length):
+    with pytest.raises(ValueError, match=f"from 3 to 64 .*{length}"):
+        export_model(checkpoint, tmp_path / "a", precisions=FP32, max_seq_length=length)
+    assert names(tmp_path) == []
+
+
+def test_widths_to_be_cut_to_are_recorded(checkpoint, tmp_path):
+    artifact = export_model(checkpoint, tmp_path / "a", precisions=FP32, matryoshka_dims=[8, 16, 8])
+    assert artifact.manifest.matryoshka_dims == (16, 8)
+    assert Artifact.open(tmp_path / "a").manifest == artifact.manifest
+    assert Embedder(artifact).matryoshka_dims == (16, 8)
+
+
+@pytest.mark.parametrize("width", [0, 33, 8.0, True])
+def test_impossible_widths_are_refused(checkpoint, tmp_path, width):
+    with pytest.raises(ValueError, match=f"matryoshka_dims.*{width}"):
+        export_model(checkpoint, tmp_path / "a", precisions=FP32, matryoshka_dims=[width])
+    assert names(tmp_path) == []
+
+
+# fp16
+
+
+@pytest.fixture(scope="module")
+def halved(few_texts, checkpoint, tmp_path_factory) -> Path:
+    """The tiny checkpoint's artifact with fp16. Read-only."""
+    target = tmp_path_factory.mktemp("halved") / "tiny"
+    export_model(checkpoint, target, precisions=["fp32", "fp16"])
+    return target
+
+
+def test_fp16_is_half_the_size_and_close(halved):
+    manifest = Artifact.open(halved).manifest
+    sizes = {k: manifest.files[e.file].size for k, e in manifest.precisions.items()}
+    assert sizes["fp16"] < 0.7 * sizes["fp32"]
+    report = manifest.verification["fp16"]
+    assert report["problems"] == []
+    assert 0.9999 < report["min_cosine"] <= 1
+    assert report["batch_variant"] is None
+    assert "fp16" in (halved / "README.md").read_text()
+
+
+def test_fp16_keeps_the_interface_of_fp32(halved):
+    import onnx
+
+    full, half = (onnx.load(halved / MODEL_FILES[p]) for p in ("fp32", "fp16"))
+    for part in ("input", "output"):
+        ours, theirs = ([e.name for e in getattr(m.graph, part)] for m in (full, half))
+        assert ours == theirs
+    assert half.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in half.graph.initializer)
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_fp16_is_refused_on_the_cpu_with_the_next_step(halved, device):
+    with pytest.raises(ValueError, match=r"'fp16' is for GPUs.*precision='auto'"):
+        Embedder(halved, precision="fp16", device=device)
+
+
+def test_fp16_is_the_choice_on_cuda_and_never_on_the_cpu(halved):
+    opened = Artifact.open(halved)
+    assert opened.choose_precision("auto", "CUDAExecutionProvider") == "fp16"
+    assert opened.choose_precision("fp16", "CUDAExecutionProvider") == "fp16"
+    for provider in ("CPUExecutionProvider", "OpenVINOExecutionProvider"):
+        assert opened.choose_precision("auto", provider) == "fp32"
+
+
+def test_an_unfaithful_fp16_is_refused(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(verify.BARS, "fp16", (1.1, 1.1))
+    with pytest.raises(VerificationError, match="fp16 is not faithful to fp32"):
+        export_model(checkpoint, tmp_path / "a", precisions=["fp16"])
+    assert names(tmp_path) == []
+
+
+def test_verifying_an_artifact_with_fp16_reports_it(halved):
+    report = verify_artifact(Artifact.open(halved), texts=TEXTS[:6])
+    assert report["fp16"]["problems"] == []
+
+
+# Recipes
+
+
+def test_a_recipe_that_is_not_reproduced_is_reported(checkpoint, monkeypatch):
+    recipe = find_recipe("all-MiniLM-L6-v2")
+    monkeypatch.setattr(
+        "onnxsim_embed.cache.locate_checkpoint", lambda *a, **k: (checkpoint, recipe)
+    )
+    problems = verify_recipe(recipe)["problems"]
+    assert any("cosine_matrix published by" in problem for problem in problems)
+
+
+@pytest.mark.real
+def test_the_recipe_of_minilm_is_reproduced(real_checkpoint):
+    report = verify_recipe(find_recipe("all-MiniLM-L6-v2"))
+    assert (report["problems"], report["known_answers"]) == ([], 8)

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.session import Session, resolve_providers
+from onnxsim_embed.session import Session, openvino_options, resolve_providers
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"
@@ -51,6 +51,13 @@ def test_cuda_that_is_not_offered_says_how_to_get_it(device):
 def test_openvino_that_is_not_offered_says_how_to_get_it():
     with pytest.raises(ValueError, match=rf"openvino.*offers .*{CPU}.*onnxruntime-openvino, or"):
         resolve_providers("openvino", [CPU])
+
+
+def test_openvino_gets_the_processors_that_we_may_use(monkeypatch):
+    monkeypatch.setattr("onnxsim_embed.session.available_cpus", lambda: 3)
+    shared, lone = openvino_options(1), openvino_options(2)
+    assert (shared["num_of_threads"], shared["num_streams"]) == ("3", "3")  # one for each caller
+    assert (lone["num_of_threads"], lone["num_streams"]) == ("2", "1")
 
 
 @pytest.mark.parametrize(

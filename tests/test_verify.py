@@ -190,11 +190,23 @@ def test_the_published_prompt_applies(model, answer):
     assert check_known_answer(model, replace(answer, prompt_name="query"))
 
 
-@pytest.mark.parametrize("given", [{"prompt_name": "nonsense"}, {"max_length": 10_000}])
-def test_a_known_answer_that_cannot_be_run_leaves_the_model_as_it_was(model, answer, given):
+def test_a_model_shorter_than_the_published_one_still_answers_short_texts(model, answer):
     before = model.max_seq_length
-    with pytest.raises(ValueError, match=r"nonsense|10000"):
-        check_known_answer(model, replace(answer, **given))
+    assert check_known_answer(model, replace(answer, max_length=10_000)) == []
+    assert model.max_seq_length == before
+
+
+def test_token_counts_are_part_of_a_known_answer(model, answer):
+    counts = tuple(map(len, model.token_ids(answer.texts)))
+    assert check_known_answer(model, replace(answer, token_counts=counts)) == []
+    (problem,) = check_known_answer(model, replace(answer, token_counts=(99, *counts[1:])))
+    assert "token_counts" in problem
+
+
+def test_a_known_answer_that_cannot_be_run_leaves_the_model_as_it_was(model, answer):
+    before = model.max_seq_length
+    with pytest.raises(ValueError, match="nonsense"):
+        check_known_answer(model, replace(answer, prompt_name="nonsense", max_length=10))
     assert model.max_seq_length == before
 
 

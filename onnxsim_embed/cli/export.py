@@ -8,20 +8,33 @@ from typing import Annotated
 
 import typer
 
-from onnxsim_embed.cli.options import ColumnOption, ForceOption
+from onnxsim_embed.cli.options import ColumnOption, ForceOption, LocalOption, TokenOption
 from onnxsim_embed.cli.output import print_artifact, print_fidelity
 from onnxsim_embed.cli.texts import read_texts
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Recipe name, checkpoint directory or Hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="Recipe name, directory of a checkpoint or ONNX files, or Hub id.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Artifact directory to write; default: ./NAME-onnx."),
     ] = None,
     precision: Annotated[
-        str, typer.Option("--precision", help="Comma-separated: fp32,int8. fp32 is always written.")
+        str,
+        typer.Option(
+            "--precision",
+            help="Comma-separated: fp32,int8,fp16. fp32 is always written; fp16 is for GPUs.",
+        ),
     ] = "fp32,int8",
+    via: Annotated[
+        str,
+        typer.Option(
+            "--via",
+            help="direct (model_type bert), optimum (other architectures), adopt (the directory's own ONNX files), or auto.",
+        ),
+    ] = "auto",
     pooling: Annotated[
         str | None,
         typer.Option(
@@ -32,6 +45,23 @@ def export(
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")
     ] = None,
+    token: TokenOption = None,
+    local_files_only: LocalOption = False,
+    max_seq_length: Annotated[
+        int | None,
+        typer.Option("--max-seq-length", help="Tokens kept of a text; default: as the model says."),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="NAME=TEXT, put before texts; may be given several times."),
+    ] = None,
+    matryoshka_dims: Annotated[
+        str,
+        typer.Option(
+            "--matryoshka-dims",
+            help="Comma-separated widths to which the model was trained to be cut; recorded.",
+        ),
+    ] = "",
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -64,14 +94,37 @@ def export(
         model,
         output,
         precisions=names,
+        via=via,
         pooling=pooling,
+        prompts=_parse_prompts(prompt or []),
+        max_seq_length=max_seq_length,
+        matryoshka_dims=_parse_dims(matryoshka_dims),
         revision=revision,
+        token=token,
+        local_files_only=local_files_only,
         calibration=texts,
         bar=_parse_bar(bar),
         force=force,
     )
     print_artifact(artifact.directory, artifact.manifest)
     typer.echo(f"Exported to {output} in {time.perf_counter() - started:.1f} s.")
+
+
+def _parse_prompts(given: list[str]) -> dict[str, str]:
+    prompts = {}
+    for entry in given:
+        name, equals, text = entry.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--prompt takes NAME=TEXT such as 'query=query: ', got {entry!r}")
+        prompts[name] = text
+    return prompts
+
+
+def _parse_dims(given: str) -> list[int]:
+    parts = [part.strip() for part in given.split(",") if part.strip()]
+    if wrong := [part for part in parts if not part.isdecimal()]:
+        raise ValueError(f"--matryoshka-dims takes widths such as 256,128,64, got {wrong[0]!r}")
+    return [int(part) for part in parts]
 
 
 def _parse_bar(bar: str | None) -> tuple[float, float] | None:

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from onnxsim_embed.cli.options import DEFAULT_MODEL, ModelOption, ThreadsOption
+from onnxsim_embed.cli.options import (
+    DEFAULT_MODEL,
+    LocalOption,
+    ModelOption,
+    ThreadsOption,
+    TokenOption,
+)
 from onnxsim_embed.cli.output import print_artifact, print_fields, print_table
 
 
@@ -86,10 +92,23 @@ def info(
     )
 
 
-def models() -> None:
+def models(
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Export each model whose weights can be had, and run its published results on it.",
+        ),
+    ] = False,
+    token: TokenOption = None,
+    local_files_only: LocalOption = False,
+) -> None:
     """List the recipes: models whose facts are known."""
     from onnxsim_embed.recipes import recipes
 
+    if verify:
+        _verify_recipes(token, local_files_only)
+        return
     rows = [
         [
             r.name,
@@ -106,3 +125,33 @@ def models() -> None:
     print_table(
         ["model", "alias", "layers", "dim", "tokens", "pooling", "licence", "weights"], rows
     )
+
+
+def _verify_recipes(token: str | None, local_files_only: bool) -> None:
+    """Print for each recipe how its known answers went; fail if one is missed."""
+    from onnxsim_embed.errors import CheckpointError, VerificationError
+    from onnxsim_embed.export import verify_recipe
+    from onnxsim_embed.recipes import recipes
+
+    rows, absent, problems = [], [], []
+    for recipe in recipes():
+        try:
+            report = verify_recipe(recipe, token=token, local_files_only=local_files_only)
+        except CheckpointError as error:
+            rows.append([recipe.name, str(len(recipe.known_answers)), "no weights", ""])
+            absent.append((recipe.name, str(error)))
+            continue
+        result = "reproduced" if recipe.known_answers else "none are published"
+        if report["problems"]:
+            result = "MISSED"
+            problems += [f"{recipe.name}: {problem}" for problem in report["problems"]]
+        compared = f"{report['min_cosine']:.6f} ({report['reference']})"
+        rows.append([recipe.name, str(len(recipe.known_answers)), result, compared])
+    print_table(["model", "known answers", "result", "fp32 min cosine"], rows)
+    if absent:
+        typer.echo(
+            f"Not verified, as the weights are not to be had: {', '.join(n for n, _ in absent)}."
+        )
+        typer.echo(f"The first said: {absent[0][1]}")
+    if problems:
+        raise VerificationError("; ".join(problems))

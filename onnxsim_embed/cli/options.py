@@ -12,7 +12,7 @@ ModelOption = Annotated[
     str,
     typer.Option("--model", "-m", help="Recipe name, artifact, checkpoint directory or Hub id."),
 ]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32 or int8.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, fp32, int8 or fp16.")]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Default: every processor this process may use."),
@@ -26,5 +26,15 @@ FormatOption = Annotated[
     typer.Option(
         "--format", help="csv, tsv, jsonl, parquet or txt; default: by the file's ending."
     ),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token", envvar="HF_TOKEN", show_envvar=True, help="Access token of the Hugging Face Hub."
+    ),
+]
+LocalOption = Annotated[
+    bool,
+    typer.Option("--local-files-only", help="Take Hub models from the local cache; no network."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]

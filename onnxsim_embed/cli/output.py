@@ -27,19 +27,26 @@ def print_artifact(directory: Path, manifest: Manifest) -> None:
             "artifact": str(directory),
             "model": manifest.source + (f" @ {manifest.revision}" if manifest.revision else ""),
             "architecture": f"{manifest.architecture}, {manifest.layers} layers, {manifest.dim} dimensions",
+            "exported": WAYS.get(manifest.via, manifest.via),
             "pooling": " + ".join(manifest.pooling)
             + (", then L2 normalization" if manifest.normalize else ", not normalized"),
             "max tokens": str(manifest.max_seq_length),
             "prompts": ", ".join(f"{k}: {v!r}" for k, v in manifest.prompts.items()) or "none",
         }
     )
+    if manifest.matryoshka_dims:
+        typer.echo(f"may be cut to (truncate_dim): {', '.join(map(str, manifest.matryoshka_dims))}")
+    sizes = {name: _size(manifest, name) for name in manifest.precisions}
     files = [
-        [name, entry.file, f"{manifest.files[entry.file].size / 1e6:.1f} MB", entry.method]
+        [name, entry.file, f"{sizes[name] / 1e6:.1f} MB", entry.method]
         for name, entry in manifest.precisions.items()
     ]
     print_table(["precision", "file", "size", "made how"], files)
     if manifest.verification:
-        print_fidelity(manifest.verification)
+        print_fidelity(manifest.verification, sizes)
+    for name, report in manifest.verification.items():
+        if name not in manifest.precisions:
+            typer.echo(f"{name} was left out: {'; '.join(report['problems'])}.")
     if "int8" in manifest.precisions:
         suits, reason = int8_suits()
         typer.echo(
@@ -47,11 +54,30 @@ def print_artifact(directory: Path, manifest: Manifest) -> None:
         )
 
 
-def print_fidelity(report: Mapping[str, Any]) -> None:
-    """Print a verification report as a table."""
+# How an artifact's fp32 file came about, by the manifest's word for it.
+WAYS = {
+    "direct": "directly, the graph built from the weights",
+    "optimum": "through optimum, traced from PyTorch",
+    "adopted": "elsewhere: the source's own ONNX file, checked and copied",
+}
+
+
+def _size(manifest: Manifest, precision: str) -> int:
+    """Return the bytes of a precision's file and of the weights beside it."""
+    entry = manifest.precisions[precision]
+    return sum(manifest.files[name].size for name in (entry.file, *entry.data))
+
+
+def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:
+    """Print a verification report as a table, with the sizes of files where several are there."""
     from onnxsim_embed.export.card import FIDELITY_HEADER, fidelity_table
 
-    print_table(FIDELITY_HEADER, fidelity_table(report))
+    header, rows = FIDELITY_HEADER, fidelity_table(report)
+    if sizes and len(sizes) > 1:
+        cells = [f"{sizes[row[0]] / 1e6:.1f} MB" if row[0] in sizes else "-" for row in rows]
+        header = [header[0], "size", *header[1:]]
+        rows = [[row[0], cell, *row[1:]] for row, cell in zip(rows, cells, strict=True)]
+    print_table(header, rows)
 
 
 def print_fields(fields: dict[str, str]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -27,91 +27,190 @@ from onnxsim_embed.artifact import (
     list_files,
 )
 from onnxsim_embed.errors import VerificationError
+from onnxsim_embed.export.adopt import adopt
 from onnxsim_embed.export.bert import Bert, load_bert
 from onnxsim_embed.export.builder import operator_counts, share_constants
-from onnxsim_embed.export.calibrate import Activations, calibration_texts, collect_activations
+from onnxsim_embed.export.calibrate import calibration_texts, collect_activations
 from onnxsim_embed.export.card import write_card
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.configs import write_configs
 from onnxsim_embed.export.graph import build_encoder
+from onnxsim_embed.export.graph_encoder import GraphEncoder
+from onnxsim_embed.export.half import METHOD as HALF_METHOD
+from onnxsim_embed.export.half import write_half
 from onnxsim_embed.export.quantize import ERROR_BUDGET, METHOD, quantize_static
-from onnxsim_embed.export.verify import verify_fp32, verify_quantized
+from onnxsim_embed.export.reference import has_torch
+from onnxsim_embed.export.trace import trace
+from onnxsim_embed.export.verify import (
+    verify_adopted,
+    verify_fp32,
+    verify_half,
+    verify_quantized,
+)
+from onnxsim_embed.export.weights import Tensors, has_weights
 from onnxsim_embed.recipes import Recipe
 from onnxsim_embed.tokenization import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True)
+class Plan:
+    """What an export is asked for.
+
+    :param via: "direct", "optimum" or "adopted".
+    :param precisions: beside fp32.
+    :param recipe: whose known answers to check, or None.
+    :param calibration: texts for the ranges of int8, or None for those of the package.
+    :param bar: least mean and min cosine of int8 to fp32, or None for the default.
+    :param matryoshka_dims: widths to which vectors may be cut.
+    :param report_only: whether an unfaithful fp32 file is reported rather than an error.
+    :param leave_out: whether a precision that is not faithful is left out, rather than an error.
+    """
+
+    via: str
+    precisions: Sequence[str]
+    recipe: Recipe | None = None
+    calibration: Sequence[str] | None = None
+    bar: tuple[float, float] | None = None
+    matryoshka_dims: Sequence[int] = ()
+    leave_out: bool = False
+    report_only: bool = False
+
+
 # Where int8 misses the bar, the worst quarter of the linears stays float32, then the worst half.
 KEPT_SHARES = (0.0, 0.25, 0.5)
 
 
-def build_artifact(
-    checkpoint: Checkpoint,
-    work: Path,
-    int8: bool,
-    recipe: Recipe | None,
-    calibration: Sequence[str] | None,
-    bar: tuple[float, float] | None,
-) -> None:
+@dataclass(frozen=True)
+class DirectEncoder:
+    """BERT, built from its weights."""
+
+    bert: Bert
+    via: str = "direct"
+
+    @property
+    def hidden(self) -> int:
+        """Width of the hidden states."""
+        return self.bert.hidden
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self.bert.layers)
+
+    def write_fp32(self, work: Path) -> PrecisionEntry:
+        """Write the fp32 files."""
+        return _write_precision("fp32", self.bert, "float32 throughout", work)
+
+    def prepare_int8(
+        self, work: Path, token_ids: Sequence[npt.NDArray[np.int64]]
+    ) -> Callable[[float], PrecisionEntry]:
+        """Run the calibration texts; return what quantizes below a budget and writes the files."""
+        seen = collect_activations(self.bert, token_ids)
+
+        def write(budget: float) -> PrecisionEntry:
+            made = quantize_static(self.bert, seen, budget)
+            return replace(_write_precision("int8", made.bert, METHOD, work), layers=made.layers)
+
+        return write
+
+
+Encoder = DirectEncoder | GraphEncoder
+
+
+def build_artifact(checkpoint: Checkpoint, work: Path, plan: Plan) -> Manifest:
     """Write and verify an artifact.
 
     :param work: an empty directory.
-    :param int8: whether to quantize.
-    :param calibration: texts for the ranges of int8, or None for those of the package.
-    :param bar: least mean and min cosine of int8 to fp32, or None for the default.
+    :returns: what was written.
     :raises VerificationError: with the numbers, if a precision is not faithful.
     """
-    tensors = checkpoint.tensors()
-    bert = load_bert(checkpoint.config, tensors)
     (work / "onnx").mkdir()
-    manifest = _describe(checkpoint, bert, write_configs(checkpoint, bert.hidden, work))
-    entry = _write_precision("fp32", bert, "float32 throughout", work)
+    tensors = checkpoint.tensors() if plan.via == "direct" else {}
+    encoder = _make_encoder(checkpoint, tensors, work, plan.via)
+    dim = write_configs(checkpoint, encoder.hidden, work)
+    manifest = _describe(checkpoint, encoder, dim, plan.matryoshka_dims)
+    entry = encoder.write_fp32(work)
     manifest = _publish(replace(manifest, precisions={"fp32": entry}), work)
-    report = verify_fp32(checkpoint, tensors, recipe, Artifact(work, manifest))
-    _demand(report)
+    artifact = Artifact(work, manifest)
+    if plan.via == "adopted" and not (has_weights(checkpoint.transformer) and has_torch()):
+        report = verify_adopted(artifact, plan.recipe)
+    else:
+        report = verify_fp32(checkpoint, tensors, plan.recipe, artifact)
+    if report["problems"] and not plan.report_only:
+        _refuse(report)
     manifest = _publish(replace(manifest, verification={"fp32": report}), work)
-    if int8:
-        manifest = _add_int8(manifest, bert, calibration, bar, work)
-    _publish(manifest, work)
+    for precision, add in (("fp16", _add_fp16), ("int8", _add_int8)):
+        if precision in plan.precisions:
+            manifest = add(manifest, encoder, plan, work)
+    return _publish(manifest, work)
 
 
-def _add_int8(
-    manifest: Manifest,
-    bert: Bert,
-    calibration: Sequence[str] | None,
-    bar: tuple[float, float] | None,
-    work: Path,
-) -> Manifest:
-    token_ids, about = _calibration_tokens(manifest, calibration, work)
-    seen = collect_activations(bert, token_ids)
+def _make_encoder(checkpoint: Checkpoint, tensors: Tensors, work: Path, via: str) -> Encoder:
+    target = work / MODEL_FILES["fp32"]
+    if via == "direct":
+        return DirectEncoder(load_bert(checkpoint.config, tensors))
+    if via == "adopted":
+        return adopt(checkpoint, target)
+    traced = trace(checkpoint, target)
+    method = "float32, traced from PyTorch by optimum"
+    return GraphEncoder(traced.hidden, traced.layers, method, "optimum", traced.data)
+
+
+def _add_fp16(manifest: Manifest, encoder: Encoder, plan: Plan, work: Path) -> Manifest:
+    source, file = MODEL_FILES["fp32"], MODEL_FILES["fp16"]
+    model, data = write_half(work / source, work / file)
+    beside = tuple(f"onnx/{name}" for name in data)
+    entry = PrecisionEntry(file, None, HALF_METHOD, operator_counts(model), data=beside)
+    made = replace(manifest, precisions={**manifest.precisions, "fp16": entry})
+    made = _publish(made, work)
+    report = verify_half(Artifact(work, made))
+    return _settle(manifest, made, "fp16", report, plan, work)
+
+
+def _add_int8(manifest: Manifest, encoder: Encoder, plan: Plan, work: Path) -> Manifest:
+    token_ids, about = _calibration_tokens(manifest, plan.calibration, work)
+    write = encoder.prepare_int8(work, token_ids)
     budget = ERROR_BUDGET
     errors: list[float] = []
     for share in KEPT_SHARES:
         if share:
             budget = min(budget, float(np.quantile(errors, 1 - share, method="lower")))
-        entry = _write_int8(bert, seen, budget, about, work)
+        entry = replace(write(budget), calibration=about)
         errors = [chosen["error"] for layer in entry.layers for chosen in layer.values()]
         made = replace(manifest, precisions={**manifest.precisions, "int8": entry})
         made = _publish(made, work)
-        report = verify_quantized("int8", Artifact(work, made), bar)
+        report = verify_quantized("int8", Artifact(work, made), plan.bar)
         if not report["problems"]:
-            return replace(made, verification={**manifest.verification, "int8": report})
+            break
         logger.warning("%s", "; ".join(report["problems"]))
-    _demand(report)
-    raise AssertionError("unreachable")
+    return _settle(manifest, made, "int8", report, plan, work)
 
 
-def _demand(report: dict[str, Any]) -> None:
-    if report["problems"]:
-        raise VerificationError("; ".join(report["problems"]) + ". Nothing was written")
+def _settle(
+    before: Manifest,
+    made: Manifest,
+    precision: str,
+    report: dict[str, Any],
+    plan: Plan,
+    work: Path,
+) -> Manifest:
+    """Keep a precision that is faithful; refuse another, or leave it out where the plan says so."""
+    verification = {**before.verification, precision: report}
+    if not report["problems"]:
+        return replace(made, verification=verification)
+    if not plan.leave_out:
+        _refuse(report)
+    entry = made.precisions[precision]
+    for name in (entry.file, entry.encoder, *entry.data):
+        if name is not None:
+            (work / name).unlink()
+    return replace(before, verification=verification)
 
 
-def _write_int8(
-    bert: Bert, seen: dict[str, Activations], budget: float, about: dict[str, Any], work: Path
-) -> PrecisionEntry:
-    made = quantize_static(bert, seen, budget)
-    entry = _write_precision("int8", made.bert, METHOD, work)
-    return replace(entry, layers=made.layers, calibration=about)
+def _refuse(report: dict[str, Any]) -> NoReturn:
+    raise VerificationError("; ".join(report["problems"]) + ". Nothing was written")
 
 
 def _write_precision(precision: str, bert: Bert, method: str, work: Path) -> PrecisionEntry:
@@ -141,15 +240,22 @@ def _calibration_tokens(
     return np.split(tokens.ids, tokens.offsets[1:-1]), about
 
 
-def _describe(checkpoint: Checkpoint, bert: Bert, dim: int) -> Manifest:
-    tools = {name: version(name) for name in ("onnx", "onnxruntime", "tokenizers", "numpy")}
+def _describe(
+    checkpoint: Checkpoint, encoder: Encoder, dim: int, matryoshka_dims: Sequence[int]
+) -> Manifest:
+    if too_wide := [width for width in matryoshka_dims if width > dim]:
+        raise ValueError(f"matryoshka_dims: the model has {dim} dimensions, got {too_wide[0]}")
+    names = ["onnx", "onnxruntime", "tokenizers", "numpy"]
+    if encoder.via == "optimum":
+        names += ["torch", "transformers", "optimum-onnx"]
+    tools = {name: version(name) for name in names}
     return Manifest(
         name=checkpoint.name,
         source=checkpoint.source,
         revision=checkpoint.revision,
         architecture=checkpoint.architecture,
-        hidden_size=bert.hidden,
-        layers=len(bert.layers),
+        hidden_size=encoder.hidden,
+        layers=encoder.layers,
         dim=dim,
         max_seq_length=checkpoint.max_seq_length,
         do_lower_case=checkpoint.do_lower_case,
@@ -162,6 +268,8 @@ def _describe(checkpoint: Checkpoint, bert: Bert, dim: int) -> Manifest:
         similarity_fn_name=checkpoint.similarity_fn_name,
         precisions={},
         tools=tools | {"onnxsim-embed": __version__},
+        via=encoder.via,
+        matryoshka_dims=tuple(sorted(set(matryoshka_dims), reverse=True)),
     )
 
 

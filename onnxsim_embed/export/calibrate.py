@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,8 +90,28 @@ def collect_activations(
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    counts = np.array([len(ids) for ids in token_ids], np.int64)
     width = len(bert.layers) * (3 * bert.hidden + bert.layers[0].up.weight.shape[1])
+
+    def run(ids: npt.NDArray[np.int64]) -> list[Float32]:
+        values: list[Float32] = session.run(names, {"input_ids": ids})
+        return values
+
+    return observe(run, names, width, token_ids)
+
+
+def observe(
+    run: Callable[[npt.NDArray[np.int64]], Sequence[Float32]],
+    names: Sequence[str],
+    width: int,
+    token_ids: Sequence[npt.NDArray[np.int64]],
+) -> dict[str, Activations]:
+    """Run an encoder over texts and keep what some of its values are.
+
+    :param run: from input_ids (tokens, texts) to the values, each (tokens, texts, channels).
+    :param names: of the values.
+    :param width: channels of all values together.
+    """
+    counts = np.array([len(ids) for ids in token_ids], np.int64)
     rows = min(SAMPLE_ROWS, max(256, SAMPLE_BYTES // (4 * width)))
     # A vector is a mean over its text's tokens, so that a token weighs as much as its text is short;
     # the ends ([CLS], [SEP]) are of every text and unlike the rest.
@@ -102,7 +122,7 @@ def collect_activations(
     rng = np.random.default_rng(0)
     for batch in plan_batches(counts, CALIBRATION_TOKENS):
         ids = np.stack([token_ids[row] for row in batch], axis=1)
-        values = session.run(names, {"input_ids": ids})
+        values = run(ids)
         chosen = rng.random(ids.shape) < each / len(ids)
         chosen[0] = chosen[-1] = True
         if share < 1:

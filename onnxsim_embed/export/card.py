@@ -52,7 +52,8 @@ def fidelity_table(report: Mapping[str, Any]) -> list[list[str]]:
         cells = (
             f"{part[key]:.6f}" for key in ("min_cosine", "p1_cosine", "mean_cosine", "spearman")
         )
-        overlap, variant = f"{part['top10_overlap']:.3f}", str(part["batch_variant"])
+        overlap = f"{part['top10_overlap']:.3f}"
+        variant = "-" if part["batch_variant"] is None else str(part["batch_variant"])
         rows.append([precision, part["reference"], str(part["texts"]), *cells, overlap, variant])
     return rows
 

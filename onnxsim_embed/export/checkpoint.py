@@ -36,6 +36,17 @@ LEGACY_POOLING = {
     "pooling_mode_weightedmean_tokens": PoolingMode.WEIGHTED_MEAN,
     "pooling_mode_lasttoken": PoolingMode.LAST_TOKEN,
 }
+# Position ids of these architectures start after the padding's, so that so many fewer tokens fit.
+AFTER_PADDING = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "ibert",
+    "data2vec-text",
+)  # fmt: skip
+
+# What a tokenizer can be read from, here or by transformers.
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model",
+    "tokenizer.model",
+)  # fmt: skip
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
@@ -93,6 +104,8 @@ def open_checkpoint(
     recipe: Recipe | None = None,
     source: str | None = None,
     revision: str | None = None,
+    prompts: Mapping[str, str] | None = None,
+    max_seq_length: int | None = None,
 ) -> Checkpoint:
     """Read what a checkpoint directory says, without its weights.
 
@@ -102,8 +115,10 @@ def open_checkpoint(
     :param pooling: a mode that overrides what the checkpoint says.
     :param recipe: what is known of the model, used where the checkpoint says nothing.
     :param source: where the checkpoint came from, for the manifest.
+    :param prompts: texts by name, beside those of the checkpoint or in their place.
+    :param max_seq_length: tokens kept of a text, in place of what the checkpoint says.
     :raises CheckpointError: naming the file that is missing or says something impossible.
-    :raises ValueError: for an unknown `pooling`.
+    :raises ValueError: for an unknown `pooling`, or a length that the model does not have.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory")
@@ -120,13 +135,14 @@ def open_checkpoint(
             f"{directory} does not say how token vectors are pooled (no modules.json with a Pooling "
             "module); say it with --pooling mean or --pooling cls, as the model was trained"
         )
-    if not any((transformer / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    if not any((transformer / name).is_file() for name in TOKENIZER_FILES):
         raise CheckpointError(
             f"{transformer} has no tokenizer: neither tokenizer.json nor vocab.txt is there"
         )
     st_config = _transformer_config(transformer)
     st_main = _optional_json(directory / "config_sentence_transformers.json")
-    prompts = _read_prompts(st_main, directory, recipe)
+    stated = _read_prompts(st_main, directory, recipe)
+    longest = _max_seq_length(transformer, config, st_config, recipe, max_seq_length)
     return Checkpoint(
         directory=directory,
         transformer=transformer,
@@ -137,9 +153,9 @@ def open_checkpoint(
         pooling=modes,
         dense=modules.dense,
         normalize=normalize,
-        max_seq_length=_max_seq_length(transformer, config, st_config, recipe),
+        max_seq_length=longest,
         do_lower_case=bool(st_config.get("do_lower_case", False)),
-        prompts=prompts,
+        prompts=stated | dict(prompts or {}),
         default_prompt_name=st_main.get("default_prompt_name"),
         similarity_fn_name=str(st_main.get("similarity_fn_name") or "cosine"),
     )
@@ -236,8 +252,16 @@ def _max_seq_length(
     config: Mapping[str, Any],
     st_config: Mapping[str, Any],
     recipe: Recipe | None,
+    wanted: int | None,
 ) -> int:
-    positions = config.get("max_position_embeddings")
+    positions = _positions(config)
+    if wanted is not None:
+        most = LONGEST_SEQUENCE if positions is None else positions
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 3 <= wanted <= most:
+            raise ValueError(
+                f"max_seq_length must be an integer from 3 to {most} for this model, got {wanted!r}"
+            )
+        return wanted
     stated = st_config.get("max_seq_length")
     if stated is not None and (
         not isinstance(stated, int) or isinstance(stated, bool) or stated < 3
@@ -259,6 +283,16 @@ def _max_seq_length(
             "model_max_length in tokenizer_config.json nor max_position_embeddings in config.json"
         )
     return int(min(numbers))
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens the position embeddings are for, or None where there are none."""
+    for key in ("max_position_embeddings", "n_positions"):
+        count = config.get(key)
+        if isinstance(count, int) and count > 2:
+            after = config.get("model_type") in AFTER_PADDING
+            return count - (int(config.get("pad_token_id") or 0) + 1 if after else 0)
+    return None
 
 
 def read_dense(

@@ -11,8 +11,10 @@ from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import LEGACY_POOLING, Checkpoint, read_dense
 from onnxsim_embed.export.texts import read_json
 
-# The five tokens that a BERT tokenizer must know, as special_tokens_map.json calls them.
+# What special_tokens_map.json may name, and what BERT's tokenizers call it where nothing is said.
 SPECIAL_TOKENS = {
+    "bos_token": None,
+    "eos_token": None,
     "unk_token": "[UNK]",
     "sep_token": "[SEP]",
     "pad_token": "[PAD]",
@@ -34,6 +36,10 @@ STALE_KEYS = (
     "special_tokens_map_file",
     "tokenizer_file",
 )
+
+
+# Architectures whose vocab.txt is BERT's.
+WORDPIECE = ("bert", "distilbert", "electra")
 
 
 def write_configs(checkpoint: Checkpoint, hidden: int, work: Path) -> int:
@@ -130,23 +136,65 @@ def _write_tokenizer(checkpoint: Checkpoint, work: Path) -> None:
     )
     if (source / "tokenizer.json").is_file():
         tokenizer = read_json(source / "tokenizer.json")
-    else:
+    elif checkpoint.architecture in WORDPIECE and (source / "vocab.txt").is_file():
         tokenizer = _tokenizer_from_vocabulary(source / "vocab.txt", config)
+    else:
+        tokenizer = _tokenizer_from_transformers(checkpoint)
     tokenizer["truncation"] = tokenizer["padding"] = None
     _write_json(work / "tokenizer.json", tokenizer)
     _check_tokenizer(checkpoint, work / "tokenizer.json")
-    tokens = {key: _content(config.get(key)) or default for key, default in SPECIAL_TOKENS.items()}
+    vocabulary = tokenizer.get("model", {}).get("vocab")
+    tokens = _special_tokens(source, config, vocabulary)
     config = {key: value for key, value in config.items() if key not in STALE_KEYS}
     config |= tokens | {"model_max_length": checkpoint.max_seq_length}
-    config.setdefault("tokenizer_class", "BertTokenizer")
+    bert = checkpoint.architecture in WORDPIECE
+    config.setdefault("tokenizer_class", "BertTokenizer" if bert else "PreTrainedTokenizerFast")
     _write_json(work / "tokenizer_config.json", config)
     _write_json(work / "special_tokens_map.json", tokens)
-    vocabulary = tokenizer.get("model", {}).get("vocab")
     if (source / "vocab.txt").is_file():
         shutil.copyfile(source / "vocab.txt", work / "vocab.txt")
-    elif isinstance(vocabulary, dict):
+    elif isinstance(vocabulary, dict) and tokenizer["model"].get("type") == "WordPiece":
         words = sorted(vocabulary, key=vocabulary.__getitem__)
         (work / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+
+
+def _special_tokens(source: Path, config: dict[str, Any], vocabulary: Any) -> dict[str, str]:  # noqa: ANN401
+    """Return the special tokens that the checkpoint names, else BERT's own where it has them."""
+    named = source / "special_tokens_map.json"
+    stated = read_json(named) if named.is_file() else {}
+    tokens = {}
+    for key, default in SPECIAL_TOKENS.items():
+        token = _content(config.get(key)) or _content(stated.get(key))
+        if token is None and isinstance(vocabulary, dict) and default in vocabulary:
+            token = default
+        if token is not None:
+            tokens[key] = token
+    return tokens
+
+
+def _tokenizer_from_transformers(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Build tokenizer.json's content from the older files of an architecture (sentencepiece, BPE)."""
+    from onnxsim_embed.export.reference import has_torch
+
+    where = checkpoint.transformer
+    if not has_torch():
+        raise CheckpointError(
+            f"{where} has no tokenizer.json, and making one of the tokenizer of "
+            f"{checkpoint.architecture!r} needs transformers: pip install 'onnxsim-embed[optimum]'"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, use_fast=True, local_files_only=True, trust_remote_code=False
+        )
+        content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # transformers' and the tokenizers library's share no base class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{where} has no tokenizer.json, and transformers cannot make one: {reason}"
+        ) from error
+    return content
 
 
 def _check_tokenizer(checkpoint: Checkpoint, written: Path) -> None:

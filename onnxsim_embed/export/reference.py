@@ -31,7 +31,10 @@ def torch_reference(checkpoint: Checkpoint) -> Hidden:
     showed = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     model = AutoModel.from_pretrained(
-        checkpoint.transformer, dtype=torch.float32, local_files_only=True
+        checkpoint.transformer,
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     if showed:
         logging.enable_progress_bar()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnxsim_embed.artifact import Artifact
 from onnxsim_embed.batching import TOKEN_BUDGET
 from onnxsim_embed.embedder import Embedder
+from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.reference import (
     has_torch,
@@ -27,12 +28,15 @@ Float32 = npt.NDArray[np.float32]
 Report = dict[str, Any]
 
 # The least mean and min cosine to the reference that is published, by precision.
-BARS = {"fp32": (0.999999, 0.99999), "int8": (0.995, 0.98)}
+BARS = {"fp32": (0.999999, 0.99999), "int8": (0.995, 0.98), "fp16": (0.9999, 0.999)}
 
 # The portable file of a precision computes the same as the run-path file but for rounding (a mask,
 # other matrix shapes), and int8 steps can fall either way on that.
-PORTABLE_BARS = {"fp32": BARS["fp32"][1], "int8": 0.999}
+PORTABLE_BARS = {"fp32": BARS["fp32"][1], "int8": 0.999, "fp16": 0.999}
 PORTABLE_STEP = 10
+
+# Texts in a padded batch: enough for lengths to differ, few enough for a small machine.
+PADDED_TEXTS = 16
 
 # Every fourth verification text goes through the reference of fp32: it runs text by text, and shows a
 # wrong graph with one text as well as with two hundred.
@@ -118,20 +122,26 @@ def check_known_answer(model: Embedder, answer: KnownAnswer) -> list[str]:
     """
     length = model.max_seq_length
     try:
-        if answer.max_length is not None:
-            model.max_seq_length = answer.max_length
-        vectors = model.encode(answer.texts, prompt_name=answer.prompt_name).astype(np.float64)
+        if answer.max_length is not None:  # a model that was made shorter still answers short texts
+            model.max_seq_length = min(answer.max_length, length)
+        vectors = model.encode(
+            answer.texts, prompt_name=answer.prompt_name, normalize_embeddings=answer.normalize
+        ).astype(np.float64)
+        prefix = model.prompt_text(answer.prompt_name)
+        counts = [len(ids) for ids in model.token_ids([prefix + text for text in answer.texts])]
     finally:
         model.max_seq_length = length
     unit = _unit(vectors)
     got = {
+        "token_counts": np.array(counts),
         "cosine_matrix": unit @ unit.T,
         "cosine_of_first_to_rest": unit[0] @ unit[1:].T,
-        "norms": np.linalg.norm(vectors, axis=1),
     }
-    if answer.vector_head is not None:
+    if not (answer.normalize is False and model.head.normalizes):
+        got["norms"] = np.linalg.norm(vectors, axis=1)
+    if answer.vector_head is not None and "norms" in got:
         got["vector_head"] = vectors[: len(answer.vector_head), : len(answer.vector_head[0])]
-    if answer.vector_tail is not None:
+    if answer.vector_tail is not None and "norms" in got:
         got["vector_tail"] = vectors[: len(answer.vector_tail), -len(answer.vector_tail[0]) :]
     problems = []
     for name, value in got.items():
@@ -166,6 +176,8 @@ def verify_fp32(
     model = Embedder(artifact, precision="fp32", device="cpu")
     vectors = model.encode(chosen, prompt="")
     torch = has_torch()
+    if not torch and checkpoint.architecture != "bert":
+        raise MissingExtraError("verifying against PyTorch", "optimum", "torch")
     hidden = torch_reference(checkpoint) if torch else numpy_reference(checkpoint.config, tensors)
     reference = reference_vectors(hidden, model.head, model.token_ids(chosen))
     report = _judge("fp32", "PyTorch" if torch else "numpy BERT", reference, vectors, None)
@@ -196,6 +208,65 @@ def verify_quantized(
     _add_invariance(report, model, chosen, vectors)
     _add_portable(report, artifact, precision, model, chosen, vectors)
     return report
+
+
+def verify_half(artifact: Artifact, texts: Sequence[str] | None = None) -> Report:
+    """Compare the fp16 file, on the CPU and in padded batches as a GPU runs them, with the fp32 file.
+
+    :param texts: texts to compare on; None for those of the package.
+    :returns: the report; "batch_variant" is None, as padded batches differ by rounding.
+    """
+    chosen = verification_texts() if texts is None else list(texts)
+    model = Embedder(artifact, precision="fp32", device="cpu")
+    session = Session(artifact.open_file("fp16"), "cpu")
+    ids = model.token_ids(chosen)
+    vectors = padded_vectors(session, model, ids)
+    report = _judge("fp16", "fp32", model.encode(chosen, prompt=""), vectors, None)
+    report["batch_variant"] = None
+    some = range(0, len(ids), PORTABLE_STEP)
+    alone = np.concatenate([padded_vectors(session, model, [ids[i]]) for i in some])
+    _demand_equal(report, "fp16", vectors[list(some)], alone, "of a text alone and in company")
+    return report
+
+
+def verify_adopted(
+    artifact: Artifact, recipe: Recipe | None, texts: Sequence[str] | None = None
+) -> Report:
+    """Check an fp32 file that came without weights: against itself, padded, and published results.
+
+    :returns: the report; its "problems" is empty if the file computes what a text's company and
+        padding do not change.
+    """
+    chosen = verification_texts() if texts is None else list(texts)
+    model = Embedder(artifact, precision="fp32", device="cpu")
+    vectors = model.encode(chosen, prompt="")
+    session = Session(artifact.open_file("fp32"), "cpu")
+    padded = padded_vectors(session, model, model.token_ids(chosen))
+    report = _judge("fp32", "itself, padded", padded, vectors, None)
+    _add_invariance(report, model, chosen, vectors)
+    if recipe is not None:
+        _add_known_answers(report, model, recipe)
+    return report
+
+
+def padded_vectors(
+    session: Session, model: Embedder, token_ids: Sequence[npt.NDArray[np.int64]]
+) -> Float32:
+    """Return the vectors of a portable file in padded batches, float32 array (n, dim).
+
+    :param model: whose pooling follows.
+    :param token_ids: int64 arrays (t,).
+    """
+    pad_id = model.artifact.manifest.pad_token_id
+    vectors = []
+    for start in range(0, len(token_ids), PADDED_TEXTS):
+        ids = token_ids[start : start + PADDED_TEXTS]
+        padded = np.full((len(ids), max(map(len, ids))), pad_id, np.int64)
+        mask = np.zeros_like(padded)
+        for row, tokens in enumerate(ids):
+            padded[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+        vectors.append(model.head(session.run(padded, mask), mask))
+    return np.concatenate(vectors)
 
 
 def count_variant(model: Embedder, texts: Sequence[str], vectors: Float32) -> int:
@@ -238,19 +309,19 @@ def _add_portable(
     vectors: Float32,
 ) -> None:
     """Check that the portable file, padded and masked, gives what the run-path file gives."""
-    session = Session(artifact.file(artifact.manifest.precisions[precision].file), "cpu")
+    session = Session(artifact.open_file(precision), "cpu")
     some = range(0, len(texts), PORTABLE_STEP)
-    ids = model.token_ids([texts[i] for i in some])
-    padded = np.full((len(ids), max(map(len, ids))), artifact.manifest.pad_token_id, np.int64)
-    mask = np.zeros_like(padded)
-    for row, tokens in enumerate(ids):
-        padded[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-    other = model.head(session.run(padded, mask), mask)
-    least = float(_cosines(vectors[list(some)], other).min())
+    other = padded_vectors(session, model, model.token_ids([texts[i] for i in some]))
+    _demand_equal(report, precision, vectors[list(some)], other, "of run path and padded batches")
+
+
+def _demand_equal(report: Report, precision: str, a: Float32, b: Float32, what: str) -> None:
+    least = float(_cosines(a, b).min())
     report["portable_min_cosine"] = round(least, 6)
     if not least >= PORTABLE_BARS[precision]:
         report["problems"].append(
-            f"the portable {precision} file differs from the run-path file: min cosine {least:.5f}"
+            f"{precision} vectors {what} differ: min cosine {least:.5f} (at least "
+            f"{PORTABLE_BARS[precision]})"
         )
 
 

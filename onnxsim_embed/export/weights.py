@@ -14,36 +14,53 @@ from onnxsim_embed.export.texts import read_json
 Tensors = dict[str, npt.NDArray[np.float32]]
 
 
+# What holds a module's weights, first choice first: one file, or the index of several.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def has_weights(directory: Path) -> bool:
+    """Return whether a directory holds weights in a form that is read."""
+    return any((directory / name).is_file() for name in WEIGHT_FILES)
+
+
 def read_tensors(directory: Path) -> Tensors:
-    """Read `model.safetensors`, its shards, or `pytorch_model.bin` (through PyTorch) as float32.
+    """Read `model.safetensors` or `pytorch_model.bin` (through PyTorch), or their shards, as float32.
 
     Names lose the prefixes that heads and wrappers add, and TensorFlow's old gamma and beta become
     weight and bias.
 
     :raises CheckpointError: naming the file and the tensor.
     """
-    index = directory / "model.safetensors.index.json"
-    if (directory / "model.safetensors").is_file():
-        raw = read_safetensors(directory / "model.safetensors")
-    elif index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index} has no weight_map from tensors to files")
-        shards = {str(name) for name in weight_map.values()}
-        if any(Path(name).name != name for name in shards):
-            raise CheckpointError(f"{index} names files outside its directory")
-        raw = {}
-        for name in sorted(shards):
-            raw.update(read_safetensors(directory / name))
-    elif (directory / "pytorch_model.bin").is_file():
-        raw = read_pickle(directory / "pytorch_model.bin")
-    else:
+    found = next((name for name in WEIGHT_FILES if (directory / name).is_file()), None)
+    if found is None:
         raise CheckpointError(
-            f"{directory} has no weights: none of model.safetensors, model.safetensors.index.json "
-            "and pytorch_model.bin is there"
+            f"{directory} has no weights: none of {', '.join(WEIGHT_FILES)} is there"
         )
+    read = read_safetensors if ".safetensors" in found else read_pickle
+    files = [found]
+    if found.endswith(".index.json"):
+        files = _shards(directory / found)
+    raw: Tensors = {}
+    for name in files:
+        raw.update(read(directory / name))
     check_finite(raw, directory)
     return {_plain_name(name): value for name, value in raw.items()}
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the files that an index names, all of its own directory."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} has no weight_map from tensors to files")
+    shards = {str(name) for name in weight_map.values()}
+    if any(Path(name).name != name for name in shards):
+        raise CheckpointError(f"{index} names files outside its directory")
+    return sorted(shards)
 
 
 def check_finite(tensors: Tensors, directory: Path) -> None:
