@@ -11,26 +11,37 @@ _HOMES = {
     "Duplicates": "mining",
     "Embedder": "embedder",
     "Pairs": "similarity",
+    "SimilarityGraph": "graph_store",
     "TopK": "similarity",
+    "VectorIndex": "search",
     "communities": "mining",
     "components": "mining",
     "cos_sim": "similarity",
     "deduplicate": "mining",
     "encode_to_file": "encode_job",
+    "estimate_similarity": "similarity",
+    "neighbours": "similarity",
+    "open_graph": "graph_store",
     "similar_pairs": "similarity",
     "similarity_matrix": "similarity",
     "top_k": "similarity",
+    "write_graph": "graph_job",
 }
 
 if TYPE_CHECKING:
     from onnxsim_embed.embedder import Embedder
     from onnxsim_embed.encode_job import encode_to_file
+    from onnxsim_embed.graph_job import write_graph
+    from onnxsim_embed.graph_store import SimilarityGraph, open_graph
     from onnxsim_embed.mining import Duplicates, communities, components, deduplicate
+    from onnxsim_embed.search import VectorIndex
     from onnxsim_embed.serving import AsyncEmbedder
     from onnxsim_embed.similarity import (
         Pairs,
         TopK,
         cos_sim,
+        estimate_similarity,
+        neighbours,
         similar_pairs,
         similarity_matrix,
         top_k,
@@ -41,16 +52,22 @@ __all__ = [
     "Duplicates",
     "Embedder",
     "Pairs",
+    "SimilarityGraph",
     "TopK",
+    "VectorIndex",
     "__version__",
     "communities",
     "components",
     "cos_sim",
     "deduplicate",
     "encode_to_file",
+    "estimate_similarity",
+    "neighbours",
+    "open_graph",
     "similar_pairs",
     "similarity_matrix",
     "top_k",
+    "write_graph",
 ]
 
 

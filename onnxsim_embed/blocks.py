@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from onnxsim_embed.rough import Float32Rough, Int8Rough, Rough, int8_serves, rounding
-from onnxsim_embed.strips import STRIP_ROWS, map_strips, strips
+from onnxsim_embed.strips import LEAST_STRIP_ROWS, map_strips, strip_height, strips
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
+Scores = npt.NDArray[Any]
 
 # Pairs scored at once: two gathered copies of so many 384-wide rows stay in a second-level cache.
 PAIRS = 256
@@ -44,29 +45,49 @@ class Found(NamedTuple):
     scores: Float32
 
 
-def block_shape(block_bytes: int) -> tuple[int, int]:
+class Best(NamedTuple):
+    """The k best of each row of a strip, best first, equal scores by lower column.
+
+    :param scores: float32 array (rows, k).
+    :param columns: int64 array (rows, k).
+    """
+
+    scores: Float32
+    columns: Int64
+
+
+def block_shape(block_bytes: int, rows: int) -> tuple[int, int]:
     """Return rows and columns of a block of at most so many bytes of scores, four each.
 
+    :param rows: rows of the whole comparison.
     :raises ValueError: if `block_bytes` is not positive.
     """
     if block_bytes < 1:
         raise ValueError(f"block_bytes must be positive, got {block_bytes}")
-    height = max(1, min(STRIP_ROWS, int((block_bytes / 4) ** 0.5)))
+    height = max(1, min(strip_height(rows), int((block_bytes / 4) ** 0.5)))
     return height, max(1, block_bytes // (4 * height))
 
 
 def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> Float32:
     """Return the score of each pair, computed by itself in float32.
 
+    Fastest where pairs come by rising column, so that rows of `right` are read in order and repeats
+    come from a cache.
+
     :param rows: int64 array (pairs,), rows of `left`.
     :param columns: int64 array (pairs,), rows of `right`.
     :returns: float32 array (pairs,), from -1 to 1: rounding may pass them, a cosine never does.
     """
     scores = np.empty(len(rows), np.float32)
+    shape = (min(PAIRS, len(rows)), left.shape[1])
+    a, b = np.empty(shape, np.float32), np.empty(shape, np.float32)
     for first in range(0, len(rows), PAIRS):
-        part = slice(first, first + PAIRS)
-        a, b = left.take(rows[part], axis=0), right.take(columns[part], axis=0)
-        np.einsum("ij,ij->i", a, b, out=scores[part])
+        out = scores[first : first + PAIRS]
+        x, y = a[: len(out)], b[: len(out)]
+        left.take(rows[first : first + PAIRS], axis=0, out=x, mode="clip")
+        right.take(columns[first : first + PAIRS], axis=0, out=y, mode="clip")
+        # A row times a column, pair by pair: BLAS's dot product, of which nothing depends on the rest.
+        np.matmul(x[:, None, :], y[:, :, None], out=out[:, None, None])
     return np.clip(scores, np.float32(-1), np.float32(1), out=scores)
 
 
@@ -76,7 +97,7 @@ class Search:
     :param left: float32 unit vectors (n, dim).
     :param right: float32 unit vectors (m, dim).
     :param block_bytes: bytes of rough scores that a thread holds at a time.
-    :param rough: kind of rough scores; None tries both on a part and takes the faster.
+    :param rough: rough scores; None tries both kinds on a part and takes the faster.
     """
 
     def __init__(
@@ -84,47 +105,58 @@ class Search:
     ) -> None:
         self.left = left
         self.right = right
-        self._given = rough
-        self._height, self._width = block_shape(block_bytes)
+        self._rough = rough
+        self._height, self._width = block_shape(block_bytes, len(left))
 
-    def above(self, threshold: float, *, upper: bool) -> Iterator[Found]:
+    @property
+    def kind(self) -> type[Rough] | None:
+        """The kind of rough scores, once it is chosen."""
+        return None if self._rough is None else type(self._rough)
+
+    def above(self, threshold: float, *, upper: bool, rows: slice | None = None) -> Iterator[Found]:
         """Yield the pairs above a threshold, strip by strip.
 
         :param upper: take only columns beyond the row (left and right are one set).
+        :param rows: rows to compare; None for all.
         """
-        rough = self._given or self._faster(
-            lambda kind, part: self._above(kind, part, threshold, 0)
-        )
+        rough = self._chosen(lambda kind, part: self._above(kind, part, threshold, 0))
 
         def take(part: slice) -> Found:
             return self._above(rough, part, threshold, part.start if upper else None)
 
-        yield from map_strips(take, strips(len(self.left), self._height))
+        yield from map_strips(take, self._strips(rows))
 
-    def best(self, k: int, *, skip_self: bool) -> tuple[Float32, Int64]:
-        """Return scores and columns of the k best of each row, best first, ties by lower column.
+    def best(self, k: int, *, skip_self: bool, rows: slice | None = None) -> Iterator[Best]:
+        """Yield the k best of each row, strip by strip.
 
         :param k: from 1 to the number of right vectors (one less with `skip_self`).
         :param skip_self: a row is none of its own best (left and right are one set).
+        :param rows: rows to compare; None for all.
         """
-        scores = np.empty((len(self.left), k), np.float32)
-        indices = np.empty((len(self.left), k), np.int64)
-        rough = self._given or self._faster(lambda kind, part: self._best(kind, part, k, skip_self))
+        rough = self._chosen(lambda kind, part: self._best(kind, part, k, skip_self))
 
-        def take(part: slice) -> None:
-            scores[part], indices[part] = self._best(rough, part, k, skip_self)
+        def take(part: slice) -> Best:
+            return self._best(rough, part, k, skip_self)
 
-        for _ in map_strips(take, strips(len(self.left), self._height)):
-            pass
-        return scores, indices
+        yield from map_strips(take, self._strips(rows))
+
+    def _strips(self, rows: slice | None) -> list[slice]:
+        start, stop = (0, len(self.left)) if rows is None else (rows.start, rows.stop)
+        parts = strips(stop - start, self._height)
+        return [slice(part.start + start, part.stop + start) for part in parts]
+
+    def _chosen(self, run: Callable[[Rough, slice], object]) -> Rough:
+        """Return the rough scores given or chosen before, else the kind that does a strip in the middle faster."""
+        if self._rough is None:
+            self._rough = self._faster(run)
+        return self._rough
 
     def _faster(self, run: Callable[[Rough, slice], object]) -> Rough:
-        """Return the kind of rough scores that did a strip in the middle faster."""
         plain = Float32Rough(self.left, self.right)
         pairs = len(self.left) * len(self.right)
         if (
             pairs < TRIAL_PAIRS
-            or len(self.left) < TRIAL_STRIPS * self._height
+            or len(self.left) < TRIAL_STRIPS * LEAST_STRIP_ROWS
             or not int8_serves(self.left.shape[1])
         ):
             return plain
@@ -135,7 +167,7 @@ class Search:
             for kind in (plain, whole):
                 run(kind, slice(0, 1))
                 started = time.perf_counter()
-                run(kind, slice(middle, middle + self._height))
+                run(kind, slice(middle, middle + LEAST_STRIP_ROWS))
                 seconds.append(time.perf_counter() - started)
         return whole if seconds[1] < seconds[0] else plain
 
@@ -152,62 +184,68 @@ class Search:
         """Return a strip's pairs; with `upper`, those beyond the row, from that column on."""
         height = part.stop - part.start
         limits = rough.limits(part, threshold)
-        rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        found = [(np.zeros(0, np.int16), np.zeros(0, np.int64), np.zeros(0, np.float32))]
+
+        def keep(row: Int64, column: Int64) -> None:
+            if upper is not None and self.left is self.right:
+                beyond = column > row + part.start
+                row, column = row[beyond], column[beyond]
+            scores = exact_scores(self.left, self.right, row + part.start, column)
+            above = scores > np.float32(threshold)
+            found.append((row[above].astype(np.int16), column[above], scores[above]))
+
+        is_apart = np.zeros(len(self.right), np.bool_)
+        is_apart[rough.apart] = True
         for block in self._columns(rough, upper or 0):
-            found = np.flatnonzero(rough.block(part, block) > limits)
-            row = found // (block.stop - block.start)
-            rows.append(row)
-            columns.append(found - row * (block.stop - block.start) + block.start)
-        row, column = np.concatenate(rows), np.concatenate(columns)
+            width = block.stop - block.start
+            places = np.flatnonzero(rough.block(part, block) > limits)
+            row = places // width
+            column = places - row * width
+            by_column = _order(column, width)
+            row, column = row[by_column], column[by_column] + block.start
+            if len(rough.apart):
+                known = ~is_apart[column]
+                row, column = row[known], column[known]
+            keep(row, column)
         if len(rough.apart):
-            known = ~np.isin(column, rough.apart)
             near = np.argwhere(
                 self.left[part] @ self.right[rough.apart].T
                 > np.float32(threshold - rounding(self.left.shape[1]))
             )
-            row = np.concatenate([row[known], near[:, 0]])
-            column = np.concatenate([column[known], rough.apart[near[:, 1]]])
-        if upper is not None and self.left is self.right:
-            beyond = column > row + part.start
-            row, column = row[beyond], column[beyond]
-        order = np.lexsort((column, row))
-        row, column = row[order], column[order]
-        scores = exact_scores(self.left, self.right, row + part.start, column)
-        above = scores > np.float32(threshold)
-        return Found(np.bincount(row[above], minlength=height), column[above], scores[above])
+            keep(near[:, 0], rough.apart[near[:, 1]])
+        row, column, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        # Blocks come with rising columns, and so do the pairs of each row, but for the columns apart.
+        order = np.lexsort((column, row)) if len(rough.apart) else np.argsort(row, kind="stable")
+        return Found(np.bincount(row, minlength=height), column[order], scores[order])
 
-    def _best(self, rough: Rough, part: slice, k: int, skip_self: bool) -> tuple[Float32, Int64]:
-        """Return scores and columns of a strip's k best."""
+    def _best(self, rough: Rough, part: slice, k: int, skip_self: bool) -> Best:
+        """Return a strip's k best."""
         height = part.stop - part.start
         own = np.arange(height)
-        bound: npt.NDArray[np.float64] = np.full(height, -np.inf)
+        bounds = _Bounds(height, k)
         rows, columns, values = [], [], []
         for block in self._columns(rough, 0):
             scores = rough.block(part, block)
-            whole = scores.dtype == np.int32
-            lowest = np.iinfo(np.int32).min if whole else np.finfo(np.float32).min
+            lowest = _lowest(scores.dtype)
             if skip_self:
                 mine = (own + part.start >= block.start) & (own + part.start < block.stop)
                 scores[own[mine], own[mine] + part.start - block.start] = lowest
             apart = rough.apart[(rough.apart >= block.start) & (rough.apart < block.stop)]
             scores[:, apart - block.start] = lowest
-            if scores.shape[1] >= k:
-                bound = np.maximum(bound, _kth_bound(scores, k))
-            found = np.flatnonzero(scores > np.maximum(rough.below(part, bound), lowest))
-            row = found // scores.shape[1]
+            maxima = bounds.add(scores)
+            limits = np.maximum(rough.below(part, bounds.kth), lowest)
+            row, column = _above_limits(scores, maxima, _group_size(scores.shape[1], k), limits)
             rows.append(row)
-            columns.append(found - row * scores.shape[1] + block.start)
-            values.append(scores.ravel()[found])
+            columns.append(column + block.start)
+            values.append(scores[row, column])
         row, column = np.concatenate(rows), np.concatenate(columns)
-        value = np.concatenate(values)
-        bound = _kth_of_rows(row, value, k, bound)
-        near = value > rough.below(part, bound)[row, 0]
+        near = np.concatenate(values) > rough.below(part, bounds.kth)[row, 0]
         row, column = row[near], column[near]
         if len(rough.apart):
             close = self.left[part] @ self.right[rough.apart].T
             if skip_self:
                 close[own[:, None] + part.start == rough.apart] = -np.inf
-            least = rough.exact_below(part, bound) - np.float32(rounding(self.left.shape[1]))
+            least = rough.exact_below(part, bounds.kth) - np.float32(rounding(self.left.shape[1]))
             more = np.argwhere((close >= least) & (close > -np.inf))
             row = np.concatenate([row, more[:, 0]])
             column = np.concatenate([column, rough.apart[more[:, 1]]])
@@ -215,32 +253,72 @@ class Search:
         order = np.lexsort((column, -exact, row))
         counts = np.bincount(row, minlength=height)
         chosen = order[(np.cumsum(counts) - counts)[:, None] + np.arange(k)]
-        return exact[chosen], column[chosen]
+        return Best(exact[chosen], column[chosen])
 
 
-def _kth_bound(scores: npt.NDArray[np.generic], k: int) -> npt.NDArray[np.float64]:
-    """Return for each row a value that at least k of its scores reach, and few more.
+class _Bounds:
+    """For each row a value that at least k of its scores so far reach, and few more.
 
-    The k-th largest of the maxima of groups of columns is one: k groups hold a score as large. Finding
-    it costs one pass at the speed of memory, where a partition of every row costs ten.
+    Columns go into groups; the k-th largest of the groups' maxima is such a value, as k groups hold a score
+    as large. Finding it costs one pass at the speed of memory, where a partition of every row costs ten.
+
+    :param rows: rows of a block.
     """
-    size = min(64, scores.shape[1] // (4 * k))
-    if size < 2:
-        size, groups = 1, scores.shape[1]
-    else:
-        groups = scores.shape[1] // size
-    maxima = scores[:, : groups * size].reshape(len(scores), size, groups).max(axis=1)
-    return np.asarray(np.partition(maxima, groups - k, axis=1)[:, groups - k], np.float64)
+
+    def __init__(self, rows: int, k: int) -> None:
+        self.kth: npt.NDArray[np.float64] = np.full(rows, -np.inf)
+        self._k = k
+        self._largest: Scores | None = None
+
+    def add(self, scores: Scores) -> Scores:
+        """Take in a block of scores, (rows, columns), and return its groups' maxima, (rows, groups).
+
+        Group g holds the columns g, g + groups, g + 2 groups, and so on; those left over are in none.
+        """
+        rows, columns = scores.shape
+        size = _group_size(columns, self._k)
+        groups = columns // size
+        maxima = scores[:, : groups * size].reshape(rows, size, groups).max(axis=1)
+        known = maxima if self._largest is None else np.hstack([self._largest, maxima])
+        if known.shape[1] > self._k:
+            known = np.partition(known, known.shape[1] - self._k, axis=1)[:, -self._k :]
+        self._largest = known
+        if known.shape[1] == self._k:
+            self.kth = known.min(axis=1).astype(np.float64)
+        return maxima
 
 
-def _kth_of_rows(
-    row: Int64, value: npt.NDArray[np.generic], k: int, bound: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Return the k-th largest value of each row, or `bound` where there are fewer."""
-    order = np.lexsort((-value.astype(np.float64), row))
-    counts = np.bincount(row, minlength=len(bound))
-    enough = counts >= k
-    kth = (np.cumsum(counts) - counts + k - 1)[enough]
-    sharper = bound.copy()
-    sharper[enough] = np.maximum(bound[enough], value[order[kth]].astype(np.float64))
-    return sharper
+def _group_size(columns: int, k: int) -> int:
+    """Return how many columns to put into a group, so that there are several times k groups."""
+    return 1 << max(0, min(64, columns // (4 * k)).bit_length() - 1)
+
+
+def _above_limits(scores: Scores, maxima: Scores, size: int, limits: Scores) -> tuple[Int64, Int64]:
+    """Return rows and columns of scores above a limit of each row, columns of a row in any order.
+
+    :param maxima: of the groups of columns that `_Bounds.add` makes: few reach a limit, and only these
+        are looked into.
+    :param size: columns of a group.
+    :param limits: (rows, 1).
+    """
+    groups = maxima.shape[1]
+    row, group = np.nonzero(maxima > limits)
+    columns = group[:, None] + groups * np.arange(size)
+    hit, place = np.nonzero(scores[row[:, None], columns] > limits[row])
+    over_row, over_column = np.nonzero(scores[:, groups * size :] > limits)
+    return (
+        np.concatenate([row[hit], over_row]),
+        np.concatenate([columns[hit, place], over_column + groups * size]),
+    )
+
+
+def _lowest(dtype: np.dtype[Any]) -> float:
+    """Return what no score is below."""
+    return np.iinfo(dtype).min if dtype.kind == "i" else float(np.finfo(dtype).min)
+
+
+def _order(values: Int64, stop: int) -> Int64:
+    """Return the stable order of whole numbers from 0 up to `stop`."""
+    # numpy sorts numbers of 16 bits by their digits, ten times faster than others.
+    narrow = values.astype(np.uint16) if stop <= 1 << 16 else values
+    return np.argsort(narrow, kind="stable")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from numbers import Integral
@@ -76,17 +77,22 @@ class Embedder:
 
     def _make_runner(self, device: Device, provider: str, threads: int) -> Runner:
         manifest = self.artifact.manifest
-        tokenizer = Tokenizer(
-            self.artifact.file("tokenizer.json"),
-            manifest.max_seq_length,
-            manifest.do_lower_case,
-            manifest.pad_token_id,
-        )
-        encoder = manifest.precisions[self.precision].encoder
+        with ThreadPoolExecutor(1) as checker:  # digests are computed while the tokenizer loads
+            file = checker.submit(self._model_file, provider)
+            tokenizer = Tokenizer(
+                self.artifact.file("tokenizer.json"),
+                manifest.max_seq_length,
+                manifest.do_lower_case,
+                manifest.pad_token_id,
+            )
+        return Runner(tokenizer, partial(Session, file.result(), device), threads)
+
+    def _model_file(self, provider: str) -> Path:
+        encoder = self.artifact.manifest.precisions[self.precision].encoder
         file = self.artifact.open_file(self.precision)  # holds the weights of the encoder too
         if provider == CPU_PROVIDER and encoder is not None:
             file = self.artifact.file(encoder)
-        return Runner(tokenizer, partial(Session, file, device), threads)
+        return file
 
     @classmethod
     def from_pretrained(

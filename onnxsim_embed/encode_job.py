@@ -191,7 +191,11 @@ def _identity(embedder: Embedder) -> Settings:
         manifest.normalize,
         manifest.do_lower_case,
     ]
-    weights = [manifest.files[name].sha256 for name in (entry.encoder, entry.file)]
+    weights = [
+        manifest.files[name].sha256
+        for name in (entry.encoder, entry.file, *entry.data)
+        if name is not None
+    ]
     return {
         "precision": embedder.precision,
         "model": f"{manifest.name} {_digest(json.dumps(parts).encode())}",

@@ -12,9 +12,13 @@ import numpy.typing as npt
 from scipy import sparse
 
 from onnxsim_embed.artifact import atomic_file
+from onnxsim_embed.budget import Estimate
+from onnxsim_embed.graph_job import write_graph
+from onnxsim_embed.graph_store import SimilarityGraph
 from onnxsim_embed.similarity import (
     closest_pairs,
     cos_sim,
+    estimate_similarity,
     neighbours,
     similar_pairs,
     similarity_matrix,
@@ -33,16 +37,23 @@ class SimilarityJob:
     :param texts: the texts of all rows, where they are known.
     :param kept: int64 array (n,), the row of each vector in the input, or None for all rows.
     :param rows: rows of the input.
+    :param max_memory: most bytes to use; None for three quarters of what is free.
     """
 
     vectors: npt.NDArray[Any]
     texts: list[str] | None
     kept: npt.NDArray[np.int64] | None
     rows: int
+    max_memory: int | None = None
+    show_progress_bar: bool = False
+
+    def estimate(self, threshold: float) -> Estimate:
+        """Return what the matrix would take, from a sample."""
+        return estimate_similarity(self.vectors, threshold)
 
     def write_matrix(self, path: Path, threshold: float) -> int:
         """Write the sparse matrix (rows x rows of the input) as .npz; return its number of entries."""
-        matrix = similarity_matrix(self.vectors, threshold)
+        matrix = similarity_matrix(self.vectors, threshold, **self._options())
         if self.kept is not None:
             entries = matrix.tocoo()
             row, column = (self._rows(part.astype(np.int64)) for part in entries.coords)
@@ -51,9 +62,22 @@ class SimilarityJob:
             sparse.save_npz(stream, matrix, compressed=False)
         return int(matrix.nnz)
 
+    def write_graph(
+        self, path: Path, threshold: float, k: int | None, force: bool
+    ) -> SimilarityGraph:
+        """Write a directory of parts: the k best of each row, or without k all scores above a threshold."""
+        return write_graph(
+            self.vectors,
+            path,
+            threshold=threshold if k is None else None,
+            k=k,
+            force=force,
+            **self._options(),
+        )
+
     def write_neighbours(self, path: Path, k: int) -> None:
         """Write row, rank, neighbour and score of the k closest rows of each row."""
-        best = neighbours(self.vectors, k)
+        best = neighbours(self.vectors, k, **self._options())
         columns: dict[str, Any] = {
             "row": np.repeat(self._rows(np.arange(len(self.vectors), dtype=np.int64)), k),
             "rank": np.tile(np.arange(1, k + 1), len(self.vectors)),
@@ -64,7 +88,7 @@ class SimilarityJob:
 
     def write_pairs(self, path: Path, threshold: float) -> int:
         """Write left, right and score of each pair above a threshold, best first; return their number."""
-        pairs = similar_pairs(self.vectors, threshold)
+        pairs = similar_pairs(self.vectors, threshold, **self._options())
         columns: dict[str, Any] = {
             "left": self._rows(pairs.left),
             "right": self._rows(pairs.right),
@@ -91,10 +115,13 @@ class SimilarityJob:
 
     def closest(self, count: int) -> Iterator[str]:
         """Yield a line for each of the `count` closest pairs."""
-        pairs = closest_pairs(self.vectors, count) if count else ()
+        pairs = closest_pairs(self.vectors, count, max_memory=self.max_memory) if count else ()
         for left, right, score in zip(*pairs, strict=True):
             a, b = self._rows(left), self._rows(right)
             yield f"{score:.4f}  {self._name(int(a))}  ~  {self._name(int(b))}"
+
+    def _options(self) -> dict[str, Any]:
+        return {"max_memory": self.max_memory, "show_progress_bar": self.show_progress_bar}
 
     def _rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return rows if self.kept is None else self.kept[rows]

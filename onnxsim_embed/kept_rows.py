@@ -202,7 +202,7 @@ class KeptRows:
         :raises TableError: if they cannot be written.
         """
         rows = self.rows + len(block)
-        with _naming(self._path):
+        with naming(self._path):
             self._write(block.tobytes())
             Journal(self._settings, self._replaces, rows, texts).write(self._directory)
         self.rows, self.texts = rows, texts
@@ -212,7 +212,7 @@ class KeptRows:
 
         :raises TableError: if it cannot be written; the rows are kept.
         """
-        with _naming(self._path):
+        with naming(self._path):
             self._stream.seek(0)
             self._write(npy_header(self.rows, self._width, self._dtype))
             self._stream.close()
@@ -247,7 +247,7 @@ def _refuse_other_settings(found: Journal, settings: Settings, path: Path) -> No
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Name the file that an operating system's error is about."""
     try:
         yield

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.blocks import Search
+from onnxsim_embed.budget import Budget, Estimate, Limit, Progress, estimate_entries, refuse_result
 from onnxsim_embed.csr import matrix_of, symmetric_matrix
+from onnxsim_embed.panels import AllPairs
+from onnxsim_embed.units import Float32, UnitRows, check_widths, unit_vectors
 
-Float32 = npt.NDArray[np.float32]
+__all__ = [
+    "Pairs",
+    "TopK",
+    "check_threshold",
+    "closest_pairs",
+    "cos_sim",
+    "estimate_similarity",
+    "neighbours",
+    "score_all",
+    "score_pairs",
+    "similar_pairs",
+    "similarity_matrix",
+    "top_k",
+    "unit_vectors",
+]
+
 Int64 = npt.NDArray[np.int64]
 
 # Bytes of one thread's block of rough scores: large enough for matrix products at full speed, small
@@ -54,7 +71,7 @@ def cos_sim(a: npt.ArrayLike, b: npt.ArrayLike) -> Float32:
         unit_vectors(np.atleast_2d(np.asarray(a))),
         unit_vectors(np.atleast_2d(np.asarray(b))),
     )
-    _check_pair(left, right)
+    check_widths(left.shape[1], right.shape[1])
     return np.clip(left @ right.T, np.float32(-1), np.float32(1))
 
 
@@ -64,6 +81,8 @@ def similarity_matrix(
     *,
     other: npt.ArrayLike | None = None,
     include_self: bool = True,
+    max_memory: int | None = None,
+    show_progress_bar: bool = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> sparse.csr_array:
     """Return every cosine above a threshold as a sparse matrix.
@@ -71,26 +90,30 @@ def similarity_matrix(
     The result equals `dense > threshold` on the dense matrix without ever holding it. Comparing one
     set with itself computes half of it, and the matrix is symmetric to the bit.
 
-    :param vectors: (n, dim), of any norm.
+    :param vectors: (n, dim), of any norm; a memory-mapped array that memory does not hold is read in
+        parts.
     :param threshold: entries strictly above it are kept; from -1 to 1.
     :param other: (m, dim), a second set; None compares `vectors` with themselves.
     :param include_self: keep the diagonal (of one set only).
-    :param block_bytes: bytes of scores held at a time.
+    :param max_memory: most bytes to use beyond the input; None for three quarters of what is free.
+    :param show_progress_bar: show one on standard error.
+    :param block_bytes: bytes of scores held at a time by each thread.
     :returns: float32 csr_array (n, n) or (n, m), sorted indices, no duplicates; `scipy.sparse.save_npz`
         writes it and `load_npz` reads it.
     :raises ValueError: for NaN or infinite values (naming the row), shapes that do not fit, or a
         threshold outside -1 to 1.
+    :raises MemoryError: if the result does not fit; early where a sample of the rows shows it.
+        `write_graph` takes any size.
     """
     check_threshold(threshold)
-    left = unit_vectors(vectors)
-    if other is not None:
-        right = unit_vectors(other)
-        _check_pair(left, right)
-        return matrix_of(Search(left, right, block_bytes).above(threshold, upper=False), len(right))
-    above = matrix_of(Search(left, left, block_bytes).above(threshold, upper=True), len(left))
-    # A row with itself: 1 for any direction, 0 for a zero row, whatever the rounding of a product.
-    diagonal = np.any(left != 0, axis=1).astype(np.float32)
-    diagonal[~(diagonal > threshold) | (not include_self)] = np.nan
+    work = _Work(vectors, other, max_memory, block_bytes)
+    alone = other is None
+    above = work.above(threshold, upper=alone, entries=2 if alone else 1, bar=show_progress_bar)
+    if not alone:
+        return above
+    diagonal = work.left.diagonal(threshold)
+    if not include_self:
+        diagonal[:] = np.nan
     return symmetric_matrix(above, diagonal)
 
 
@@ -99,6 +122,8 @@ def similar_pairs(
     threshold: float = 0.8,
     *,
     other: npt.ArrayLike | None = None,
+    max_memory: int | None = None,
+    show_progress_bar: bool = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> Pairs:
     """Return every pair with a cosine above a threshold, best first.
@@ -106,19 +131,31 @@ def similar_pairs(
     :param vectors: (n, dim), of any norm.
     :param threshold: pairs strictly above it are returned; from -1 to 1.
     :param other: (m, dim), a second set; None pairs `vectors` with themselves, each pair once.
-    :param block_bytes: bytes of scores held at a time.
+    :param max_memory: as for `similarity_matrix`, as are the rest.
+    :raises ValueError: as `similarity_matrix`.
+    :raises MemoryError: as `similarity_matrix`.
+    """
+    check_threshold(threshold)
+    work = _Work(vectors, other, max_memory, block_bytes)
+    found = work.above(threshold, upper=other is None, entries=2, bar=show_progress_bar)
+    rows = np.repeat(np.arange(work.left.rows), np.diff(found.indptr))
+    order = np.argsort(-found.data, kind="stable")  # pairs come row by row
+    return Pairs(rows[order], found.indices[order].astype(np.int64), found.data[order])
+
+
+def estimate_similarity(
+    vectors: npt.ArrayLike, threshold: float = 0.5, *, other: npt.ArrayLike | None = None
+) -> Estimate:
+    """Return how large `similarity_matrix` would be and how long it would take, from a sample of rows.
+
+    :param vectors: (n, dim).
+    :param threshold: as for `similarity_matrix`.
+    :param other: (m, dim), a second set; None for `vectors` with themselves.
     :raises ValueError: as `similarity_matrix`.
     """
     check_threshold(threshold)
-    left = unit_vectors(vectors)
-    right = left if other is None else unit_vectors(other)
-    _check_pair(left, right)
-    found = matrix_of(
-        Search(left, right, block_bytes).above(threshold, upper=other is None), len(right)
-    )
-    rows = np.repeat(np.arange(len(left)), np.diff(found.indptr))
-    order = np.argsort(-found.data, kind="stable")  # pairs come row by row
-    return Pairs(rows[order], found.indices[order].astype(np.int64), found.data[order])
+    work = _Work(vectors, other, None, BLOCK_BYTES)
+    return estimate_entries(work.left, work.right, threshold)
 
 
 def top_k(
@@ -126,6 +163,8 @@ def top_k(
     vectors: npt.ArrayLike,
     k: int = 10,
     *,
+    max_memory: int | None = None,
+    show_progress_bar: bool = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> TopK:
     """Return the k vectors closest to each query.
@@ -133,42 +172,56 @@ def top_k(
     :param queries: (n, dim) or (dim,).
     :param vectors: (m, dim), the set to search.
     :param k: how many; at most m.
-    :param block_bytes: bytes of scores held at a time.
+    :param max_memory: as for `similarity_matrix`, as are the rest.
     :returns: arrays (n, k), best first, equal scores by lower index.
     :raises ValueError: if k is below 1 or above m, or for values and shapes as `similarity_matrix`.
+    :raises MemoryError: if the result does not fit.
     """
-    left, right = unit_vectors(np.atleast_2d(np.asarray(queries))), unit_vectors(vectors)
-    _check_pair(left, right)
-    return _top_k(left, right, k, block_bytes, skip_self=False)
+    work = _Work(np.atleast_2d(np.asarray(queries)), vectors, max_memory, block_bytes)
+    return work.best(k, skip_self=False, bar=show_progress_bar)
 
 
-def neighbours(vectors: npt.ArrayLike, k: int = 10, *, block_bytes: int = BLOCK_BYTES) -> TopK:
+def neighbours(
+    vectors: npt.ArrayLike,
+    k: int = 10,
+    *,
+    max_memory: int | None = None,
+    show_progress_bar: bool = False,
+    block_bytes: int = BLOCK_BYTES,
+) -> TopK:
     """Return the k closest other rows of each row of one set.
 
     :param vectors: (n, dim).
     :param k: how many; at most n - 1.
+    :param max_memory: as for `similarity_matrix`, as are the rest.
     :returns: arrays (n, k), best first, equal scores by lower index.
+    :raises ValueError: as `top_k`.
+    :raises MemoryError: as `top_k`.
     """
-    unit = unit_vectors(vectors)
-    return _top_k(unit, unit, k, block_bytes, skip_self=True)
+    work = _Work(vectors, None, max_memory, block_bytes)
+    return work.best(k, skip_self=True, bar=show_progress_bar)
 
 
-def closest_pairs(vectors: npt.ArrayLike, count: int = 10) -> Pairs:
+def closest_pairs(
+    vectors: npt.ArrayLike, count: int = 10, *, max_memory: int | None = None
+) -> Pairs:
     """Return the `count` closest pairs of one set, or all pairs where there are fewer.
 
     :param vectors: (n, dim).
     :param count: how many pairs.
+    :param max_memory: as for `similarity_matrix`.
     """
-    unit = unit_vectors(vectors)
-    k = min(count, len(unit) - 1)
+    work = _Work(vectors, None, max_memory, BLOCK_BYTES)
+    size = work.left.rows
+    k = min(count, size - 1)
     if k < 1:
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
     # A pair among the best `count` of all is among the best `count` of each of its rows.
-    best = _top_k(unit, unit, k, BLOCK_BYTES, skip_self=True)
-    left = np.repeat(np.arange(len(unit)), k)
+    best = work.best(k, skip_self=True)
+    left = np.repeat(np.arange(size), k)
     right, scores = best.indices.ravel(), best.scores.ravel()
     low, high = np.minimum(left, right), np.maximum(left, right)
-    _, first = np.unique(low * len(unit) + high, return_index=True)
+    _, first = np.unique(low * size + high, return_index=True)
     low, high, scores = low[first], high[first], scores[first]
     order = np.lexsort((high, low, -scores))[:count]
     return Pairs(low[order], high[order], scores[order])
@@ -184,7 +237,7 @@ def score_all(a: npt.ArrayLike, b: npt.ArrayLike, measure: str) -> Float32:
     if measure == "cosine":
         return cos_sim(a, b)
     left, right = (np.atleast_2d(np.asarray(x, np.float32)) for x in (a, b))
-    _check_pair(left, right)
+    check_widths(left.shape[1], right.shape[1])
     if measure == "dot":
         return left @ right.T
     from scipy.spatial.distance import cdist
@@ -222,36 +275,6 @@ def _metric(measure: str) -> Literal["euclidean", "cityblock"]:
     return names[measure]
 
 
-def unit_vectors(vectors: npt.ArrayLike) -> Float32:
-    """Return vectors as float32 rows of L2 norm 1; zero rows stay zero.
-
-    :param vectors: (n, dim), float16, float32, float64 or integers.
-    :raises ValueError: naming the first row with NaN or infinity, or the shape if it is not 2-D.
-    """
-    array = np.asarray(vectors)
-    if array.ndim != 2:
-        raise ValueError(f"vectors must have shape (n, dim), got {array.shape}")
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"vectors must be numbers, got dtype {array.dtype}")
-    # As float64 while it matters: what is beyond float32 there has a direction nevertheless.
-    wide: npt.NDArray[Any] = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
-    # The largest component first: the square of a huge or tiny one leaves float32's range.
-    largest = np.abs(wide).max(axis=1, keepdims=True, initial=0)
-    if not np.isfinite(largest).all():
-        row = int(np.flatnonzero(~np.isfinite(largest[:, 0]))[0])
-        raise ValueError(f"vectors hold NaN or infinity, first in row {row}")
-    wide /= np.where(largest > 0, largest, np.float32(1))
-    values: Float32 = wide.astype(np.float32, copy=False)
-    norms = np.sqrt(np.einsum("ij,ij->i", values, values))[:, None]
-    values /= np.where(norms > 0, norms, np.float32(1))
-    return values
-
-
-def _check_pair(left: Float32, right: Float32) -> None:
-    if left.shape[1] != right.shape[1]:
-        raise ValueError(f"vectors have different widths: {left.shape[1]} and {right.shape[1]}")
-
-
 def check_threshold(threshold: float) -> None:
     """Refuse a threshold that no cosine can pass or miss.
 
@@ -261,12 +284,57 @@ def check_threshold(threshold: float) -> None:
         raise ValueError(f"threshold must be from -1 to 1, got {threshold}")
 
 
-def _top_k(left: Float32, right: Float32, k: int, block_bytes: int, skip_self: bool) -> TopK:
-    most = len(right) - skip_self
-    if most < 1:
-        raise ValueError(f"there are no vectors to choose {k} from")
-    if not 1 <= k <= most:
-        raise ValueError(
-            f"k must be from 1 to {most} (the number of vectors to choose from), got {k}"
-        )
-    return TopK(*Search(left, right, block_bytes).best(k, skip_self=skip_self))
+class _Work:
+    """Two sets, or one with itself, and the memory for comparing them.
+
+    :param vectors: (n, dim).
+    :param other: (m, dim), or None.
+    """
+
+    def __init__(
+        self,
+        vectors: npt.ArrayLike,
+        other: npt.ArrayLike | None,
+        max_memory: int | None,
+        block_bytes: int,
+    ) -> None:
+        self._budget = Budget(max_memory)
+        self.left = UnitRows(vectors, self._budget.for_vectors)
+        self.right = self.left
+        if other is not None:
+            self.right = UnitRows(other, self._budget.for_vectors)
+            check_widths(self.left.width, self.right.width)
+        self._pairs = AllPairs(self.left, self.right, block_bytes)
+
+    def above(self, threshold: float, *, upper: bool, entries: int, bar: bool) -> sparse.csr_array:
+        """Return the pairs above a threshold.
+
+        :param entries: entries of the result that a pair makes.
+        """
+        most = self._budget.entries(self.left, self.right)
+        refuse_result(self.left, self.right, threshold, most)
+        limit = Limit(most // entries, threshold)
+        found = self._pairs.above(threshold, upper=upper, seen=limit)
+        with Progress(self.left.rows, bar, upper) as progress:
+            return matrix_of((progress.count(part) for part in found), self.right.rows)
+
+    def best(self, k: int, *, skip_self: bool, bar: bool = False) -> TopK:
+        """Return the k best of each row."""
+        most = self.right.rows - skip_self
+        if most < 1:
+            raise ValueError(f"there are no vectors to choose {k} from")
+        if not 1 <= k <= most:
+            raise ValueError(
+                f"k must be from 1 to {most} (the number of vectors to choose from), got {k}"
+            )
+        self._budget.check_best(self.left, self.right, k)
+        scores = np.empty((self.left.rows, k), np.float32)
+        indices = np.empty(scores.shape, np.int64)
+        done = 0
+        with Progress(self.left.rows, bar, upper=False) as progress:
+            for part in self._pairs.best(k, skip_self=skip_self):
+                rows = slice(done, done + len(part.scores))
+                scores[rows], indices[rows] = part.scores, part.columns
+                done = rows.stop
+                progress.add(len(part.scores))
+        return TopK(scores, indices)

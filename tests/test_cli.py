@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -278,7 +280,7 @@ def test_vectors_of_parquet_are_compared(run, tmp_path, vectors_npy):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "m.txt"], "m.txt: takes one .npz (matrix) and one .csv or .tsv (neighbours)"),
+        (["-o", "m.txt"], "m.txt: takes one .npz (matrix), one .csv or .tsv (neighbours)"),
         (["-o", "a.npz", "-o", "b.npz"], "takes one .npz"),
         (["--top-k", 3], "--top-k K and -o neighbours.csv"),
         (["-o", "n.csv"], "--top-k K and -o neighbours.csv"),
@@ -369,3 +371,63 @@ def test_the_script_is_installed():
     )
     assert script.load() is cli.main
     assert Path(cli.__file__).parent.name == "cli"
+
+
+# Exports of other kinds
+
+
+def test_sizes_and_fidelity_stand_in_one_table(run, checkpoint, tmp_path, few_texts):
+    code, out, err = run(
+        "export", checkpoint, "-o", tmp_path / "a", "--precision", "fp32,int8,fp16",
+        "--matryoshka-dims", "16, 8", "--prompt", "query=find: ", "--max-seq-length", "32",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    header = next(line for line in out.splitlines() if "min cosine" in line)
+    assert header.split()[:2] == ["precision", "size"]
+    for precision in ("fp32", "int8", "fp16"):
+        assert re.search(rf"^{precision} +\d+\.\d MB +(PyTorch|fp32) ", out, re.MULTILINE)
+    for fact in ("directly", "(truncate_dim): 16, 8", "query: 'find: '", "max tokens    32"):
+        assert fact in out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--prompt", "query", "NAME=TEXT"),
+        ("--prompt", "=x", "NAME=TEXT"),
+        ("--matryoshka-dims", "16,x", "such as 256,128,64, got 'x'"),
+        ("--via", "magic", "known are auto, direct, optimum, adopt"),
+        ("--precision", "fp8", "known are fp32, int8, fp16"),
+    ],
+)
+def test_a_wrong_option_of_export_says_what_is_allowed(
+    refuse, checkpoint, tmp_path, option, value, message
+):
+    assert message in refuse("export", checkpoint, "-o", tmp_path / "a", option, value)
+
+
+def test_models_verify_says_what_went_how(run, monkeypatch, checkpoint):
+    from onnxsim_embed import recipes
+    from onnxsim_embed.errors import CheckpointError
+
+    real = recipes.find_recipe("all-MiniLM-L6-v2")
+    ours = [replace(real, name=name) for name in ("absent", "broken", "fine")]
+    report = {"min_cosine": 1.0, "reference": "PyTorch", "problems": []}
+
+    def verify_recipe(recipe, **options):
+        if recipe.name == "absent":
+            raise CheckpointError("cannot get it")
+        return report | {"problems": ["norms are off"] if recipe.name == "broken" else []}
+
+    monkeypatch.setattr(recipes, "recipes", lambda: tuple(ours))
+    monkeypatch.setattr("onnxsim_embed.export.verify_recipe", verify_recipe)
+    code, out, err = run("models", "--verify")
+    assert code == 1
+    assert err == "onnxsim-embed: broken: norms are off\n"
+    rows = {line.split()[0]: line for line in out.splitlines() if line}
+    assert "no weights" in rows["absent"]
+    assert "MISSED" in rows["broken"]
+    assert "reproduced" in rows["fine"]
+    assert "not to be had: absent.\nThe first said: cannot get it" in out
+    monkeypatch.setattr(recipes, "recipes", lambda: (ours[0], ours[2]))
+    assert run("models", "--verify")[0] == 0

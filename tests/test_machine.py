@@ -5,10 +5,17 @@ import os
 from dataclasses import replace
 
 import pytest
+from test_cpus import tree
 
 from onnxsim_embed import Embedder, machine
 from onnxsim_embed.artifact import Artifact
-from onnxsim_embed.machine import available_cpus, cpu_flags, cpu_name, int8_suits
+from onnxsim_embed.machine import (
+    available_cpus,
+    available_memory,
+    cpu_flags,
+    cpu_name,
+    int8_suits,
+)
 
 OLD_X86 = frozenset(["fpu", "sse4_2", "avx", "avx2", "fma"])
 
@@ -113,6 +120,97 @@ def test_processors_are_those_of_the_process(monkeypatch):
     for count, expected in ((8, 8), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
         assert available_cpus() == expected
+
+
+# Memory
+
+
+MEMINFO = {"proc/meminfo": "MemTotal:  16000 kB\nMemFree:  1000 kB\nMemAvailable:    8000 kB\n"}
+MACHINE = 8000 * 1024
+NO_LIMIT = "9223372036854771712\n"  # what version 1 says for none
+
+
+def group(path, most, used, cached=0, unified=True):
+    """The files of a control group; None leaves one out."""
+    base = "sys/fs/cgroup" if unified else "sys/fs/cgroup/memory"
+    names = (
+        ("memory.max", "memory.current", "inactive_file")
+        if unified
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
+    other = "active_file 77\ninactive_file_not 77\nfile 77\n"
+    stat = None if cached is None else f"{other}{names[2]} {cached}\n{other}"
+    texts = {names[0]: most, names[1]: used, "memory.stat": stat}
+    return {f"{base}{path}/{name}": str(text) for name, text in texts.items() if text is not None}
+
+
+def v1(path, *values):
+    return group(path, *values, unified=False)
+
+
+V2 = MEMINFO | {"proc/self/cgroup": "0::/docker/abc\n"}
+V1 = MEMINFO | {"proc/self/cgroup": "3:cpu,cpuacct:/x\n2:memory:/docker/abc\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        (MEMINFO, MACHINE),
+        (V2, MACHINE),
+        (V2 | group("/docker/abc", "max\n", 5000), MACHINE),
+        (V2 | group("/docker/abc", 9000, 5000), 4000),
+        (V2 | group("/docker/abc", 9000, 5000, 3000), 7000),
+        (V2 | group("/docker/abc", 9000, 5000, None), 4000),  # without memory.stat
+        (V2 | group("", 9000, 5000), 4000),  # inside the container only the mount point is there
+        (V2 | group("/docker", 9000, 8000) | group("/docker/abc", 9000, 5000), 1000),
+        (V2 | group("/docker", "max", 1) | group("/docker/abc", 9000, 5000), 4000),
+        (V2 | group("/docker/abc", MACHINE * 2, 5000), MACHINE),
+        (V2 | group("/docker/abc", 9000, 9500), 0),
+        (V2 | group("/docker/abc", None, 5000), MACHINE),
+        (V2 | group("/docker/abc", 9000, None), MACHINE),
+        (V2 | group("/docker/abc", "", 5000), MACHINE),
+        (V2 | group("/docker/abc", "garbage", 5000), MACHINE),
+        (V2 | group("/docker/abc", 9000, 5000, "garbage"), 4000),
+        (V2 | group("/elsewhere", 9000, 5000), MACHINE),
+        (V1, MACHINE),
+        (V1 | v1("/docker/abc", 9000, 5000, 3000), 7000),
+        (V1 | v1("/docker/abc", 9000, 5000, None), 4000),
+        (V1 | v1("/docker/abc", NO_LIMIT, 5000), MACHINE),
+        (V1 | v1("", 9000, 5000) | v1("/docker/abc", NO_LIMIT, 5000), 4000),
+        (V1 | v1("/docker", 9000, 8000) | v1("/docker/abc", 9000, 5000), 1000),
+        (V1 | v1("/x", 9000, 5000), MACHINE),  # the group of another controller
+        (V1 | group("/docker/abc", 9000, 5000), MACHINE),  # files of version 2
+        (
+            MEMINFO
+            | {"proc/self/cgroup": "2:memory:/abc\n0::/abc\n"}
+            | v1("/abc", 9000, 5000)
+            | group("/abc", 9000, 6000),
+            3000,
+        ),
+        (MEMINFO | {"proc/self/cgroup": "nonsense\n\n:\n"}, MACHINE),
+    ],
+)
+def test_free_memory_is_what_the_machine_and_its_groups_leave(tmp_path, files, free):
+    assert available_memory(tree(tmp_path, files)) == free
+
+
+@pytest.mark.parametrize(
+    "files", [{}, {"proc/meminfo": "MemTotal: 16000 kB\nMemFree: 1000 kB\n"},
+              {"proc/meminfo": "MemAvailable:\n"}, {"proc/meminfo": "MemAvailable: much\n"}]
+)  # fmt: skip
+def test_where_free_memory_is_not_known_it_is_half_of_all(tmp_path, monkeypatch, files):
+    built_in = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", built_in.__getitem__, raising=False)
+    root = tree(tmp_path, files)
+    assert available_memory(root) == 2_048_000
+    monkeypatch.delattr(os, "sysconf")
+    assert available_memory(root) is None
+    limited = {"proc/self/cgroup": "0::/\n"} | group("", 9000, 5000)
+    assert available_memory(tree(tmp_path, limited)) == 4000
+
+
+def test_this_machine_has_some_memory():
+    assert 1 << 20 < available_memory() < 1 << 50
 
 
 # The choice

@@ -151,13 +151,14 @@ def test_similarity_needs_no_onnxruntime():
     code = """
 import numpy as np
 from onnxsim_embed import Pairs, TopK, cos_sim, similar_pairs, similarity_matrix, top_k
+from onnxsim_embed import SimilarityGraph, estimate_similarity, neighbours, open_graph, write_graph
 print(cos_sim(np.eye(2), np.eye(2)).tolist())
 """
     printed = only_core(code, without=("onnxruntime", "tokenizers", "huggingface_hub"))
     assert printed == "[[1.0, 0.0], [0.0, 1.0]]\n"
 
 
-@pytest.mark.parametrize("extra", ["export", "plot", "parquet", "minilm"])
+@pytest.mark.parametrize("extra", ["export", "plot", "parquet", "minilm", "finetune", "optimum"])
 def test_extras_that_messages_name_exist(extra):
     assert extra in distribution("onnxsim-embed").metadata.get_all("Provides-Extra")
 
@@ -183,9 +184,18 @@ except ImportError as error:
 
 
 def test_every_public_name_is_there():
-    assert {"Embedder", "similarity_matrix", "top_k", "similar_pairs", "cos_sim"} <= set(
-        onnxsim_embed.__all__
-    )
+    assert {
+        "Embedder",
+        "SimilarityGraph",
+        "cos_sim",
+        "estimate_similarity",
+        "neighbours",
+        "open_graph",
+        "similar_pairs",
+        "similarity_matrix",
+        "top_k",
+        "write_graph",
+    } <= set(onnxsim_embed.__all__)
     assert sorted(onnxsim_embed.__all__) == dir(onnxsim_embed)
     for name in onnxsim_embed.__all__:
         value = getattr(onnxsim_embed, name)

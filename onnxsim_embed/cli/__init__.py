@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from onnxsim_embed import __version__
-from onnxsim_embed.cli import encode, export, mining, models, similarity
+from onnxsim_embed.cli import (
+    bench,
+    encode,
+    export,
+    finetune,
+    heatmap,
+    mining,
+    models,
+    search,
+    similarity,
+)
 from onnxsim_embed.errors import MissingExtraError, OnnxsimEmbedError
 
 app = typer.Typer(
@@ -24,13 +34,17 @@ app = typer.Typer(
 )
 app.command()(export.export)
 app.command()(export.verify)
+app.command()(finetune.finetune)
 app.command(name="eval")(models.evaluate)
 app.command()(models.info)
 app.command()(models.models)
 app.command()(encode.encode)
 app.command()(similarity.similarity)
+app.command()(search.search)
+app.command()(heatmap.heatmap)
 app.command()(mining.dedupe)
 app.command()(mining.cluster)
+app.command()(bench.bench)
 
 
 @app.callback()
@@ -46,7 +60,9 @@ def _global(
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING, format="%(message)s", stream=sys.stderr
     )
-    for noisy in ("matplotlib", "urllib3", "httpx", "httpcore", "filelock", "huggingface_hub"):
+    for noisy in (
+        "matplotlib", "urllib3", "httpx", "httpcore", "filelock", "huggingface_hub", "fsspec", "datasets",
+    ):  # fmt: skip
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -19,11 +19,14 @@ from onnxsim_embed.cli.options import (
     QuietOption,
     ThreadsOption,
 )
-from onnxsim_embed.cli.texts import encode_texts, load, read_texts
+from onnxsim_embed.cli.output import on_terminal
+from onnxsim_embed.cli.texts import counted, encode_texts, load, read_texts
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from onnxsim_embed.graph_files import SimilarityJob
 
 
 def similarity(
@@ -38,7 +41,7 @@ def similarity(
         typer.Option(
             "--output",
             "-o",
-            help="matrix.npz: sparse, all scores above --threshold. neighbours.csv: needs --top-k. May be given twice.",
+            help="matrix.npz: sparse, all scores above --threshold. neighbours.csv: needs --top-k. DIRECTORY: either, of any size, part by part; goes on after a stop. May be given twice.",
         ),
     ] = None,
     threshold: Annotated[
@@ -48,7 +51,10 @@ def similarity(
     top_k: Annotated[
         int | None,
         typer.Option(
-            "--top-k", "-k", min=1, help="Closest rows of each row, for -o neighbours.csv."
+            "--top-k",
+            "-k",
+            min=1,
+            help="Closest rows of each row, for -o neighbours.csv or DIRECTORY.",
         ),
     ] = None,
     pairs: Annotated[
@@ -70,6 +76,19 @@ def similarity(
             help="Only the first of equal texts (or vectors) takes part; rows keep their numbers.",
         ),
     ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Only say, from a sample of rows, how many scores are above --threshold and what they take.",
+        ),
+    ] = False,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory", help="Such as 4GB or 500MB; default: three quarters of what is free."
+        ),
+    ] = None,
     column: ColumnOption = None,
     model: ModelOption = DEFAULT_MODEL,
     precision: PrecisionOption = "auto",
@@ -79,35 +98,63 @@ def similarity(
     quiet: QuietOption = False,
 ) -> None:
     """Compare all texts (or vectors) of a file with each other, exactly."""
-    matrix_file, neighbours_file = _similarity_outputs(output or [], top_k)
-    outputs = [path for path in (matrix_file, neighbours_file, pairs, heatmap) if path is not None]
-    _check_similarity_outputs(outputs, pairs, heatmap, force)
+    named = _similarity_outputs(output or [], top_k, drop_duplicates)
+    files = [path for kind, path in named.items() if kind != "graph"]
+    files += [path for path in (pairs, heatmap) if path is not None]
+    _check_similarity_outputs(files, pairs, heatmap, force)
+    from onnxsim_embed.budget import Budget, parse_bytes
+    from onnxsim_embed.graph_files import SimilarityJob
+    from onnxsim_embed.graph_job import check_graph_target
+
+    if "graph" in named:
+        check_graph_target(named["graph"], force)
+    most = None if max_memory is None else Budget(parse_bytes(max_memory)).most
     started = time.perf_counter()
     texts, vectors = _texts_and_vectors(file, column, file_format, model, precision, threads, quiet)
-    from onnxsim_embed.graph_files import SimilarityJob
-
     kept = _first_of_equals(texts if texts is not None else vectors) if drop_duplicates else None
-    job = SimilarityJob(vectors if kept is None else vectors[kept], texts, kept, len(vectors))
+    job = SimilarityJob(
+        vectors if kept is None else vectors[kept],
+        texts,
+        kept,
+        len(vectors),
+        max_memory=most,
+        show_progress_bar=on_terminal() and not quiet,
+    )
+    if estimate:
+        typer.echo(f"Above {threshold}: {job.estimate(threshold)}.")
+        return
     said = [f"Compared {len(job.vectors):,} rows"]
     if kept is not None:
         said[0] += f" ({len(vectors) - len(kept):,} duplicates left out)"
-    if matrix_file is not None:
-        said.append(
-            f"{job.write_matrix(matrix_file, threshold):,} scores above {threshold} -> {matrix_file}"
-        )
-    if neighbours_file is not None and top_k is not None:
-        job.write_neighbours(neighbours_file, top_k)
-        said.append(f"{top_k} neighbours each -> {neighbours_file}")
+    said += _write(job, named, threshold, top_k, force)
     if pairs is not None:
         said.append(f"{job.write_pairs(pairs, threshold):,} pairs above {threshold} -> {pairs}")
     if heatmap is not None:
         job.draw(heatmap)
         said.append(f"heatmap -> {heatmap}")
-    closest = list(job.closest(show if show is not None else (0 if outputs else 10)))
+    written = len(said) > 1
+    closest = list(job.closest(show if show is not None else (0 if written else 10)))
     if not quiet:
         typer.echo(", ".join(said) + f", in {time.perf_counter() - started:.2f} s.")
     for line in closest:
         typer.echo(line)
+
+
+def _write(
+    job: SimilarityJob, named: dict[str, Path], threshold: float, top_k: int | None, force: bool
+) -> list[str]:
+    """Write what -o names, and return what to say of it."""
+    said = []
+    if path := named.get("graph"):
+        made = job.write_graph(path, threshold, top_k, force)
+        what = f"scores above {threshold}" if top_k is None else f"scores, {top_k} of each row"
+        said.append(f"{made.nnz:,} {what} in {counted(len(made.parts), 'part')} -> {path}")
+    if path := named.get("matrix"):
+        said.append(f"{job.write_matrix(path, threshold):,} scores above {threshold} -> {path}")
+    if (path := named.get("neighbours")) and top_k is not None:
+        job.write_neighbours(path, top_k)
+        said.append(f"{top_k} neighbours each -> {path}")
+    return said
 
 
 def _check_similarity_outputs(
@@ -126,18 +173,30 @@ def _check_similarity_outputs(
         check_format(heatmap)
 
 
-def _similarity_outputs(outputs: list[Path], top_k: int | None) -> tuple[Path | None, Path | None]:
+def _similarity_outputs(
+    outputs: list[Path], top_k: int | None, drop_duplicates: bool
+) -> dict[str, Path]:
+    """Tell by their endings what outputs are: a matrix, neighbours, or the directory of a graph."""
+    kinds = {".npz": "matrix", ".csv": "neighbours", ".tsv": "neighbours", "": "graph"}
     by_kind: dict[str, Path] = {}
     for path in outputs:
-        kind = {".npz": "matrix", ".csv": "neighbours", ".tsv": "neighbours"}.get(path.suffix)
+        kind = "graph" if path.is_dir() else kinds.get(path.suffix)
         if kind is None or kind in by_kind:
             raise ValueError(
-                f"-o {path}: takes one .npz (matrix) and one .csv or .tsv (neighbours)"
+                f"-o {path}: takes one .npz (matrix), one .csv or .tsv (neighbours) and one name without "
+                "an ending (a directory of parts)"
             )
         by_kind[kind] = path
-    if ("neighbours" in by_kind) != (top_k is not None):
+    if "neighbours" in by_kind and top_k is None:
         raise ValueError("neighbours need both: --top-k K and -o neighbours.csv")
-    return by_kind.get("matrix"), by_kind.get("neighbours")
+    if top_k is not None and not {"neighbours", "graph"} & set(by_kind):
+        raise ValueError("give both: --top-k K and -o neighbours.csv (or -o DIRECTORY)")
+    if "graph" in by_kind and drop_duplicates:
+        raise ValueError(
+            f"-o {by_kind['graph']}: --drop-duplicates cannot be used with a directory of parts; drop "
+            "them before, with: onnxsim-embed dedupe FILE -o FILE"
+        )
+    return by_kind
 
 
 def _texts_and_vectors(

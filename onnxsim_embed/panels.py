@@ -1,0 +1,122 @@
+"""Comparisons of sets that memory need not hold: panel by panel, with the results of one go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxsim_embed.blocks import Best, Found, Search
+from onnxsim_embed.rough import Rough
+from onnxsim_embed.units import Float32, UnitRows
+
+Int64 = npt.NDArray[np.int64]
+
+
+class AllPairs:
+    """A comparison of two sets, or of one with itself.
+
+    :param left: the rows.
+    :param right: the columns; the same object for a set with itself.
+    :param block_bytes: bytes of rough scores that a thread holds at a time.
+    """
+
+    def __init__(self, left: UnitRows, right: UnitRows, block_bytes: int) -> None:
+        self.left = left
+        self.right = right
+        self._block_bytes = block_bytes
+        self._kind: type[Rough] | None = None
+        whole = left.whole and right.whole
+        self._search = (
+            Search(left.load(slice(0, left.rows)), right.load(slice(0, right.rows)), block_bytes)
+            if whole
+            else None
+        )
+        if self._search is not None and left is right:
+            self._search.right = self._search.left
+
+    def above(
+        self,
+        threshold: float,
+        *,
+        upper: bool,
+        rows: slice | None = None,
+        seen: Callable[[Found], object] = lambda part: None,
+    ) -> Iterator[Found]:
+        """Yield the pairs above a threshold, strip by strip.
+
+        :param upper: take only columns beyond the row (left and right are one set).
+        :param rows: rows to compare; None for all.
+        :param seen: called with pairs when they are found, which is before the strip is whole.
+        """
+        rows = rows or slice(0, self.left.rows)
+        if self._search is not None:
+            for part in self._search.above(threshold, upper=upper, rows=rows):
+                seen(part)
+                yield part
+            return
+        for panel in self.left.panels(rows.start, rows.stop):
+            strips: list[list[Found]] = []
+            for start, search in self._searches(panel, panel.start if upper else 0):
+                found = search.above(threshold, upper=upper and search.left is search.right)
+                for number, part in enumerate(found):
+                    seen(part)
+                    if number == len(strips):
+                        strips.append([])
+                    strips[number].append(part._replace(columns=part.columns + start))
+            yield from map(_side_by_side, strips)
+
+    def best(self, k: int, *, skip_self: bool, rows: slice | None = None) -> Iterator[Best]:
+        """Yield the k best of each row, strip by strip; see `Search.best`."""
+        rows = rows or slice(0, self.left.rows)
+        if self._search is not None:
+            yield from self._search.best(k, skip_self=skip_self, rows=rows)
+            return
+        for panel in self.left.panels(rows.start, rows.stop):
+            scores = np.empty((panel.stop - panel.start, 0), np.float32)
+            columns = np.empty(scores.shape, np.int64)
+            for start, search in self._searches(panel, 0):
+                own = skip_self and search.left is search.right
+                most = min(k, len(search.right) - own)
+                if most:
+                    found = list(search.best(most, skip_self=own))
+                    more = np.concatenate([part.scores for part in found])
+                    places = np.concatenate([part.columns for part in found]) + start
+                    scores, columns = _better(
+                        np.hstack([scores, more]), np.hstack([columns, places]), k
+                    )
+            yield Best(scores, columns)
+
+    def _searches(self, panel: slice, start: int) -> Iterator[tuple[int, Search]]:
+        """Yield the first column and a search for each panel of columns, from `start` on."""
+        left = self.left.load(panel)
+        if self.left is self.right:
+            columns = [*self.right.panels(start, panel.start), panel]
+            columns += self.right.panels(panel.stop)
+        else:
+            columns = list(self.right.panels(start)) or [slice(0, 0)]
+        for part in columns:
+            same = self.left is self.right and part == panel
+            right = left if same else self.right.load(part)
+            search = Search(
+                left, right, self._block_bytes, self._kind(left, right) if self._kind else None
+            )
+            yield part.start, search
+            self._kind = self._kind or search.kind
+
+
+def _side_by_side(parts: list[Found]) -> Found:
+    """Return the pairs of a strip with several panels, whose columns rise from one to the next."""
+    height = len(parts[0].counts)
+    row = np.concatenate([np.repeat(np.arange(height), part.counts) for part in parts])
+    order = np.argsort(row, kind="stable")
+    columns = np.concatenate([part.columns for part in parts])[order]
+    scores = np.concatenate([part.scores for part in parts])[order]
+    return Found(np.bincount(row, minlength=height), columns, scores)
+
+
+def _better(scores: Float32, columns: Int64, k: int) -> tuple[Float32, Int64]:
+    """Return the k best of each row, or all where there are fewer; ties by lower column."""
+    order = np.lexsort((columns, -scores), axis=-1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(columns, order, axis=1)
