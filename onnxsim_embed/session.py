@@ -77,7 +77,7 @@ def openvino_options(intra_op_threads: int) -> dict[str, str]:
     """Return OpenVINO's options for the CPU. It keeps threads of its own, by default all of the host.
 
     :param intra_op_threads: threads inside one call; with 1, one stream for each processor, as many
-        callers share the session (measured: 1.5 times as fast as its default on two cores).
+        callers share the session (measured: 1.2 to 1.5 times as fast as its default on two cores).
     """
     threads = available_cpus() if intra_op_threads == 1 else intra_op_threads
     streams = threads if intra_op_threads == 1 else 1

@@ -1,0 +1,93 @@
+"""What the adapters share, and what they say where their library is missing."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import importlib
+import pickle
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.integrations import loading
+from onnxsim_embed.integrations.loading import LazyModel, ModelSettings
+
+
+@pytest.fixture
+def settings(artifact):
+    return ModelSettings(str(artifact), precision="fp32", threads=2)
+
+
+def test_a_model_is_loaded_as_its_settings_say(settings):
+    lazy = LazyModel(settings)
+    model = lazy.get()
+    assert (model.precision, model.threads, model.provider) == ("fp32", 2, "CPUExecutionProvider")
+    assert lazy.get() is model
+
+
+def test_threads_that_ask_at_once_share_one_model(settings, monkeypatch):
+    loads, both = [], threading.Barrier(4)
+    real = Embedder.from_pretrained
+    monkeypatch.setattr(
+        loading.Embedder, "from_pretrained", lambda *a, **o: loads.append(a) or real(*a, **o)
+    )
+
+    def ask(_):
+        both.wait()
+        return LazyModel(settings).get()
+
+    with ThreadPoolExecutor(4) as workers:
+        models = list(workers.map(ask, range(4)))
+    assert len(loads) == 1
+    assert all(model is models[0] for model in models)
+
+
+def test_a_model_that_nobody_uses_is_let_go(settings):
+    lazy = LazyModel(settings)
+    lazy.get()
+    assert settings in loading._living
+    del lazy
+    gc.collect()
+    assert settings not in loading._living
+
+
+def test_other_settings_are_another_model(settings, artifact):
+    other = LazyModel(ModelSettings(str(artifact), precision="int8", threads=2))
+    assert other.get() is not LazyModel(settings).get()
+
+
+def test_pickles_and_copies_hold_the_settings_alone(settings):
+    lazy = LazyModel(settings)
+    lazy.get()
+    for again in (pickle.loads(pickle.dumps(lazy)), copy.deepcopy(lazy)):
+        assert again.settings == settings
+        assert again._model is None
+        np.testing.assert_array_equal(again.get().encode("x"), lazy.get().encode("x"))
+
+
+@pytest.mark.parametrize(
+    ("module", "library", "package"),
+    [
+        ("langchain", "langchain_core", "langchain-core"),
+        ("llama_index", "llama_index", "llama-index-core"),
+        ("haystack", "haystack", "haystack-ai"),
+        ("sklearn", "sklearn", "scikit-learn"),
+    ],
+)
+def test_without_its_library_one_line_names_the_extra(monkeypatch, module, library, package):
+    ours = f"onnxsim_embed.integrations.{module}"
+    for name in [*sys.modules]:
+        if name == ours or name.partition(".")[0] == library:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtraError) as caught:
+        importlib.import_module(ours)
+    extra = module.replace("_", "-")
+    assert f"needs the package '{package}', which is not installed" in str(caught.value)
+    assert str(caught.value).endswith(f"pip install 'onnxsim-embed[{extra}]'")
