@@ -26,10 +26,11 @@ Scores = npt.NDArray[Any]
 # Pairs scored at once: two gathered copies of so many 384-wide rows stay in a second-level cache.
 PAIRS = 256
 
-# Fewer pairs or strips than these are not worth a trial of the two kinds of rough scores, for which all
-# columns are turned into int8 and a strip is done twice.
+# Fewer pairs or strips than these are not worth a trial of the two kinds of rough scores, which does a
+# strip's first columns with each.
 TRIAL_PAIRS = 1 << 24
 TRIAL_STRIPS = 24
+TRIAL_COLUMNS = 8192
 
 
 class Found(NamedTuple):
@@ -91,6 +92,9 @@ def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> 
     return np.clip(scores, np.float32(-1), np.float32(1), out=scores)
 
 
+Trial = Callable[["Search", Rough], object]
+
+
 class Search:
     """A comparison of two sets, or of one with itself.
 
@@ -119,7 +123,7 @@ class Search:
         :param upper: take only columns beyond the row (left and right are one set).
         :param rows: rows to compare; None for all.
         """
-        rough = self._chosen(lambda kind, part: self._above(kind, part, threshold, 0))
+        rough = self._chosen(lambda part, kind: part._above(kind, part.rows, threshold, None))
 
         def take(part: slice) -> Found:
             return self._above(rough, part, threshold, part.start if upper else None)
@@ -133,7 +137,7 @@ class Search:
         :param skip_self: a row is none of its own best (left and right are one set).
         :param rows: rows to compare; None for all.
         """
-        rough = self._chosen(lambda kind, part: self._best(kind, part, k, skip_self))
+        rough = self._chosen(lambda part, kind: part._best(kind, part.rows, k, False), 4 * k)
 
         def take(part: slice) -> Best:
             return self._best(rough, part, k, skip_self)
@@ -145,31 +149,45 @@ class Search:
         parts = strips(stop - start, self._height)
         return [slice(part.start + start, part.stop + start) for part in parts]
 
-    def _chosen(self, run: Callable[[Rough, slice], object]) -> Rough:
-        """Return the rough scores given or chosen before, else the kind that does a strip in the middle faster."""
+    @property
+    def rows(self) -> slice:
+        """All rows."""
+        return slice(0, len(self.left))
+
+    def _chosen(self, run: Trial, least_columns: int = 1) -> Rough:
+        """Return the rough scores given or chosen before, else of the kind that does a part faster.
+
+        :param run: does a part with a kind of rough scores.
+        :param least_columns: columns without which a part says nothing.
+        """
         if self._rough is None:
-            self._rough = self._faster(run)
+            whole = self._int8_is_faster(run) if least_columns <= TRIAL_COLUMNS else False
+            self._rough = (Int8Rough if whole else Float32Rough)(self.left, self.right)
         return self._rough
 
-    def _faster(self, run: Callable[[Rough, slice], object]) -> Rough:
-        plain = Float32Rough(self.left, self.right)
-        pairs = len(self.left) * len(self.right)
+    def _int8_is_faster(self, run: Trial) -> bool:
+        rows, columns = len(self.left), len(self.right)
         if (
-            pairs < TRIAL_PAIRS
-            or len(self.left) < TRIAL_STRIPS * LEAST_STRIP_ROWS
+            rows * columns < TRIAL_PAIRS
+            or rows < TRIAL_STRIPS * LEAST_STRIP_ROWS
             or not int8_serves(self.left.shape[1])
         ):
-            return plain
-        whole = Int8Rough(self.left, self.right)
-        middle = len(self.left) // 2
+            return False
+        middle = rows // 2
+        part = Search(
+            self.left[middle : middle + LEAST_STRIP_ROWS],
+            self.right[:TRIAL_COLUMNS],
+            4 * self._height * self._width,
+        )
         seconds = []
         with threadpool_limits(1, "blas"):
-            for kind in (plain, whole):
-                run(kind, slice(0, 1))
+            for kind in (Float32Rough, Int8Rough):
+                rough = kind(part.left, part.right)
+                rough.block(slice(0, 1), slice(0, 1))
                 started = time.perf_counter()
-                run(kind, slice(middle, middle + LEAST_STRIP_ROWS))
+                run(part, rough)
                 seconds.append(time.perf_counter() - started)
-        return whole if seconds[1] < seconds[0] else plain
+        return seconds[1] < seconds[0]
 
     def _columns(self, rough: Rough, start: int) -> Iterator[slice]:
         """Yield the blocks of columns from `start` on, none of which crosses the edge of a stored one."""
