@@ -185,6 +185,8 @@ class Artifact:
         if entry is None:
             raise ArtifactError(f"{self.directory / MANIFEST} does not list {name!r}")
         path = self.directory / name
+        if (real := outside(path, self.directory)) is not None:
+            raise ArtifactError(f"{path} is a link to {real}, outside the artifact")
         try:
             size = path.stat().st_size
         except OSError as error:
@@ -261,6 +263,14 @@ class Artifact:
             return f"{told}; known are auto, {', '.join(MODEL_FILES)}"
         wanted = ",".join([*self.manifest.precisions, precision])
         return f"{told}; add it with: onnxsim-embed export MODEL --precision {wanted} --force"
+
+
+def outside(path: Path, directory: Path) -> Path | None:
+    """Return where a path leads if that is not inside the directory; the Hub's cache is made of links."""
+    real, home = path.resolve(), directory.resolve()
+    if home.parent.name == "snapshots":
+        home = home.parent.parent
+    return None if real.is_relative_to(home) else real
 
 
 def is_artifact(directory: Path) -> bool:

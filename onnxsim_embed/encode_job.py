@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed import __version__
+from onnxsim_embed.artifact import Manifest
 from onnxsim_embed.embedder import Embedder
 from onnxsim_embed.kept_rows import KeptRows, Settings, check_target, count_rows, locked
+from onnxsim_embed.origins import VectorOrigin
 from onnxsim_embed.runner import EncodeReport
 from onnxsim_embed.session import RUNTIME_VERSION
 from onnxsim_embed.tokenization import check_texts, name_invalid_text
@@ -68,7 +70,8 @@ def encode_to_file(
     directory beside the file; after a kill, a full disk or a broken text the same call with the same
     texts does the rest. The file comes into being at the end, whole, with the bytes that a call
     without a stop would have given it (on the same kind of processor). To be sure of that, the texts
-    of the kept rows are read again and compared.
+    of the kept rows are read again and compared. With it goes what made it (see `origins`): beside a
+    .npy as vectors.npy.json, in the metadata of a .parquet.
 
     :param texts: any iterable of texts, from the first one on. When it raises, the vectors of the
         texts before are kept, and the error passes.
@@ -146,7 +149,16 @@ def encode_to_file(
         finally:
             if isinstance(blocks, Generator):
                 blocks.close()  # batches that wait for a thread are not run
-        kept.finish()
+        kept.finish(
+            origin_of(
+                embedder,
+                prompt=prompt,
+                normalize=bool(normalize_embeddings),
+                truncate_dim=truncate_dim,
+                dtype=precision,
+                ranges=limits,
+            )
+        )
         report = embedder.last_report
         return EncodeResult(path, kept.rows, empty.shape[1], empty.dtype, found, report)
 
@@ -178,29 +190,73 @@ def _checked_ranges(ranges: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return limits
 
 
+def origin_of(
+    embedder: Embedder,
+    *,
+    prompt: str | None = None,
+    normalize: bool = False,
+    truncate_dim: int | None = None,
+    dtype: str = "float32",
+    ranges: npt.NDArray[np.float32] | None = None,
+) -> VectorOrigin:
+    """Describe the vectors that a model makes, to be kept with them or compared with those of a file.
+
+    :param prompt: text put before each text.
+    :param normalize: whether vectors are normalized on request; a model may do it anyway.
+    :param ranges: float32 array (2, dim), as for `Embedder.encode`. The rest: see there.
+    """
+    manifest = embedder.artifact.manifest
+    precise = "fp32" if "fp32" in manifest.precisions else embedder.precision
+    parts = [_head_parts(manifest), _weight_parts(manifest, precise)]
+    cut = truncate_dim if truncate_dim and truncate_dim < manifest.dim else None
+    return VectorOrigin(
+        model=manifest.name,
+        model_digest=_digest(json.dumps(parts).encode()),
+        weights_digest=_digest(json.dumps(_weight_parts(manifest, embedder.precision)).encode()),
+        precision=embedder.precision,
+        pooling="+".join(manifest.pooling),
+        normalize=normalize or (manifest.normalize and cut is None),
+        prompt=prompt or None,
+        max_seq_length=int(embedder.max_seq_length),
+        dim=manifest.dim,
+        truncate_dim=cut,
+        dtype=dtype,
+        ranges=None if ranges is None else _digest(ranges.tobytes()),
+        provider=embedder.provider,
+        onnxsim_embed=__version__,
+        onnxruntime=RUNTIME_VERSION,
+    )
+
+
 def _identity(embedder: Embedder) -> Settings:
     """Return the precision, and digests of every file and setting of the model that vectors depend on."""
     manifest = embedder.artifact.manifest
-    entry = manifest.precisions[embedder.precision]
+    weights = _weight_parts(manifest, embedder.precision)
+    return {
+        "precision": embedder.precision,
+        "model": f"{manifest.name} {_digest(json.dumps(_head_parts(manifest)).encode())}",
+        "weights": _digest(json.dumps(weights).encode()),
+    }
+
+
+def _head_parts(manifest: Manifest) -> list[Any]:
+    """Return digests and settings of the tokenizer and of all that comes after the encoder."""
     files = ["tokenizer.json"]
     for path in manifest.dense:
         files += [f"{path}/config.json", f"{path}/model.safetensors"]
-    parts = [
+    return [
         [manifest.files[name].sha256 for name in files],
         manifest.pooling,
         manifest.normalize,
         manifest.do_lower_case,
     ]
-    weights = [
-        manifest.files[name].sha256
-        for name in (entry.encoder, entry.file, *entry.data)
-        if name is not None
-    ]
-    return {
-        "precision": embedder.precision,
-        "model": f"{manifest.name} {_digest(json.dumps(parts).encode())}",
-        "weights": _digest(json.dumps(weights).encode()),
-    }
+
+
+def _weight_parts(manifest: Manifest, precision: str) -> list[str]:
+    """Return the digests of the files of a precision."""
+    entry = manifest.precisions[precision]
+    names = (entry.encoder, entry.file, *entry.data)
+    return [manifest.files[name].sha256 for name in names if name is not None]
 
 
 def _digest(data: bytes) -> str:

@@ -12,11 +12,14 @@ rows. Of the k best of each row every part holds whole rows.
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +35,12 @@ FORMAT_VERSION = 1
 INDEX = "index.json"
 DIAGONAL = "diagonal.npy"
 
+# More than what stands before the numbers of an array, in eights of bytes.
+MEMBER_HEADER = 128
+
 # What numpy, scipy and zipfile raise for a damaged file.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError,
-          zipfile.BadZipFile, zlib.error)  # fmt: skip
+          SyntaxError, TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ class SimilarityGraph:
             path = self.directory / part.file
             try:
                 with path.open("rb") as stream:  # numpy leaves a damaged file open
+                    _check_arrays(stream, 8 * (part.rows + part.entries + MEMBER_HEADER))
+                    stream.seek(0)
                     matrix = sparse.csr_array(sparse.load_npz(stream))
                 matrix.check_format(full_check=True)  # an index out of bounds would crash scipy
             except DAMAGE as error:
@@ -123,7 +131,8 @@ class SimilarityGraph:
     def _diagonal(self) -> npt.NDArray[np.float32]:
         path = self.directory / DIAGONAL
         try:
-            scores = np.asarray(np.load(path, allow_pickle=False))
+            with np.errstate(over="ignore"):  # mapped: a shape beyond the file takes no memory
+                scores = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
         except DAMAGE as error:
             raise TableError(f"{path} is damaged: {error}; make the graph again") from None
         if scores.shape != (self.rows,) or scores.dtype != np.dtype(np.float32):
@@ -154,6 +163,23 @@ def open_graph(directory: str | Path) -> SimilarityGraph:
             f"{path} is damaged, or of another version of onnxsim-embed ({error}); make the graph again"
         ) from None
     return graph
+
+
+def _check_arrays(stream: IO[bytes], most: int) -> None:
+    """Refuse a part whose arrays are larger than they can be, before memory is taken for them.
+
+    :param most: bytes of the largest.
+    :raises ValueError: naming the array.
+    """
+    with zipfile.ZipFile(stream) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as member:
+                version = np.lib.format.read_magic(member)
+                old = version == (1, 0)
+                read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0  # fmt: skip
+                shape, _, dtype = read(member)
+            if entry.file_size > most or math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError(f"{entry.filename} is larger than the part")
 
 
 def part_file(number: int) -> str:

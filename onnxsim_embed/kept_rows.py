@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from onnxsim_embed.artifact import atomic_file, check_output
 from onnxsim_embed.errors import TableError
+from onnxsim_embed.origins import VectorOrigin, check_sidecar, write_sidecar
 from onnxsim_embed.vector_files import NPY_HEADER, check_ending, npy_header, write_parquet
 
 FORMAT_VERSION = 1
@@ -60,8 +61,10 @@ class Journal:
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
             journal = cls(**table)
-            if not isinstance(journal.settings, dict) or journal.rows < 1:
+            if not isinstance(journal.settings, dict) or type(journal.rows) is not int:
                 raise ValueError("it names no settings, or no rows")
+            if not 0 < journal.rows < 1 << 62 or not isinstance(journal.texts, str):
+                raise ValueError("it names no rows, or no digest of their texts")
         except (ValueError, TypeError, RecursionError) as error:
             raise TableError(
                 f"{path} is damaged ({error}), so its rows cannot be used: start over with --force"
@@ -106,6 +109,7 @@ def check_target(path: Path, force: bool) -> None:
     if not force and path.is_file():
         journal = Journal.read(partial_directory(path))
     check_output(path, force or journal is not None)
+    check_sidecar(path, force)
     if journal is not None and not journal.replaces:
         raise FileExistsError(
             f"{path} exists, and beside it {count_rows(journal.rows)} of an unfinished job: move the file "
@@ -207,9 +211,10 @@ class KeptRows:
             Journal(self._settings, self._replaces, rows, texts).write(self._directory)
         self.rows, self.texts = rows, texts
 
-    def finish(self) -> None:
+    def finish(self, origin: VectorOrigin | None = None) -> None:
         """Turn the rows into the file, which takes the place of one that exists.
 
+        :param origin: what made the rows, to be kept with them.
         :raises TableError: if it cannot be written; the rows are kept.
         """
         with naming(self._path):
@@ -221,9 +226,11 @@ class KeptRows:
                 vectors = np.load(finished, mmap_mode="r")
                 finished = self._directory / "rows.parquet"
                 with finished.open("wb") as stream:
-                    write_parquet(vectors, stream)
+                    write_parquet(vectors, stream, origin)
                     stream.flush()
                     os.fsync(stream.fileno())
+            # First the description: beside an older file it is seen to be that of another.
+            write_sidecar(self._path, finished, origin)
             os.replace(finished, self._path)
             (self._directory / JOURNAL).unlink(missing_ok=True)
 

@@ -103,8 +103,9 @@ class Tokenizer:
         _bound_threads()
         try:
             self._backend = BackendTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise ArtifactError(f"{path} is not a readable tokenizer: {error}") from error
+        except BaseException as error:
+            raise _named(error, f"{path} is not a readable tokenizer") from error
+        self._path = path
         self._backend.no_padding()
         self._do_lower_case = do_lower_case
         self._boundary = _boundary(self._backend)
@@ -191,6 +192,15 @@ class Tokenizer:
         except TypeError:
             name_invalid_text(texts, first_row)
             raise
+        except BaseException as error:
+            raise _named(error, f"{self._path} is damaged: it cannot encode a text") from error
+
+
+def _named(error: BaseException, what: str) -> BaseException:
+    """Return what to raise in place of an error of the library: bare Exception, or a panic, which is none."""
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return ArtifactError(f"{what}: {error}")
+    return error
 
 
 def _is_cut(encoding: Encoding) -> bool:

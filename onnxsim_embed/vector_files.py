@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy.typing as npt
 
 from onnxsim_embed.artifact import atomic_file
 from onnxsim_embed.errors import TableError
+from onnxsim_embed.origins import METADATA_KEY, VectorOrigin, write_sidecar
 from onnxsim_embed.tables import require_pyarrow
 
 # Bytes before the numbers of a .npy file. numpy leaves room for any number of rows, and so comes to
@@ -22,6 +25,10 @@ GROUP_ROWS = 16384
 
 # Number formats that parquet gives back as they were written; all others are read as float32.
 KEPT_FORMATS = (np.float16, np.int8, np.uint8)
+
+# What numpy raises for a damaged .npy file, whose header it reads as Python's literals.
+NPY_DAMAGE = (OSError, ValueError, EOFError, TypeError, SyntaxError, TokenError, OverflowError,
+              MemoryError, RecursionError)  # fmt: skip
 
 
 def check_ending(path: Path) -> None:
@@ -36,31 +43,40 @@ def check_ending(path: Path) -> None:
         require_pyarrow()
 
 
-def write_vectors(vectors: npt.NDArray[Any], path: str | Path) -> None:
+def write_vectors(
+    vectors: npt.NDArray[Any], path: str | Path, origin: VectorOrigin | None = None
+) -> None:
     """Write vectors as .npy, or as .parquet with a column `vector`.
 
     :param vectors: array (n, dim).
+    :param origin: what made them, to be kept with them (see `origins`).
     :raises ValueError: for another ending.
     """
     path = Path(path)
     check_ending(path)
-    with atomic_file(path) as work, work.open("wb") as stream:
-        if path.suffix == ".npy":
-            np.save(stream, vectors, allow_pickle=False)
-        else:
-            write_parquet(vectors, stream)
+    with atomic_file(path) as work:
+        with work.open("wb") as stream:
+            if path.suffix == ".npy":
+                np.save(stream, vectors, allow_pickle=False)
+            else:
+                write_parquet(vectors, stream, origin)
+        write_sidecar(path, work, origin)
 
 
-def write_parquet(vectors: npt.NDArray[Any], stream: IO[bytes]) -> None:
+def write_parquet(
+    vectors: npt.NDArray[Any], stream: IO[bytes], origin: VectorOrigin | None = None
+) -> None:
     """Write vectors, which may be memory-mapped, as parquet in groups of rows.
 
     :param vectors: array (n, dim).
+    :param origin: what made them, for the metadata.
     """
     import pyarrow
     from pyarrow import parquet
 
     kind = pyarrow.list_(pyarrow.from_numpy_dtype(vectors.dtype), vectors.shape[1])
-    schema = pyarrow.schema([("vector", kind)])
+    told = None if origin is None else {METADATA_KEY: json.dumps(origin.to_table()).encode()}
+    schema = pyarrow.schema([("vector", kind)], metadata=told)
     with parquet.ParquetWriter(stream, schema) as writer:
         for start in range(0, len(vectors), GROUP_ROWS):
             flat = pyarrow.array(np.ascontiguousarray(vectors[start : start + GROUP_ROWS]).ravel())
@@ -115,8 +131,9 @@ def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any
         with path.open("rb") as stream:
             if stream.read(6) != b"\x93NUMPY":
                 raise ValueError("it does not begin as one")
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with np.errstate(over="ignore"):  # of a shape beyond all bounds, which numpy then refuses
+            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except NPY_DAMAGE as error:
         raise TableError(f"{path} is not a readable .npy file: {error}") from None
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         shape = getattr(vectors, "shape", "no array")

@@ -128,7 +128,9 @@ def test_the_report_says_what_the_run_did(run, refuse, tmp_path, artifact, texts
         assert table[f"{unit}_per_second"] == pytest.approx(table[unit] / table["seconds"])
     assert "report.json exists" in refuse(*arguments, "-o", tmp_path / "w.npy")
     assert "named for two outputs" in refuse(*arguments[:-1], output, "-o", output, "--force")
-    assert names(tmp_path) == ["report.json", "texts.csv", "v.npy"]
+    beside = tmp_path / "v.npy.json"  # the sidecar
+    assert "two outputs" in refuse(*arguments[:-1], beside, "-o", output, "--force")
+    assert names(tmp_path) == ["report.json", "texts.csv", "v.npy", "v.npy.json"]
 
 
 def test_encode_writes_parquet(run, tmp_path, artifact, texts_csv):
@@ -333,7 +335,7 @@ def test_a_damaged_journal_is_one_line(run, refuse, tmp_path, half_done):
     (tmp_path / ".v.npy.partial/job.json").write_text('{"settings": {"mod')
     assert "job.json is damaged" in refuse(*half_done, code=1)
     assert run(*half_done, "--force")[0] == 0
-    assert names(tmp_path) == ["lines.jsonl", "v.npy"]
+    assert names(tmp_path) == ["lines.jsonl", "v.npy", "v.npy.json"]
 
 
 def test_after_force_the_way_on_is_without_it(run, refuse, tmp_path, artifact):
@@ -399,7 +401,8 @@ def test_a_killed_run_is_continued_and_no_byte_differs(
     assert (code, err) == (0, "")
     assert out.startswith("Found 32 rows done.\nEncoded 40 texts (")
     assert output.read_bytes() == whole[name]
-    assert names(tmp_path) == ["lines.txt", name]
+    beside = [] if name == "v.parquet" else ["v.npy.json"]
+    assert names(tmp_path) == ["lines.txt", name, *beside]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs signals")

@@ -8,9 +8,11 @@ import re
 
 import numpy as np
 import pytest
-from conftest import TEXTS
+from conftest import TEXTS, write_checkpoint
 
 from onnxsim_embed import Embedder, top_k
+from onnxsim_embed.encode_job import encode_to_file
+from onnxsim_embed.export import export_model
 
 QUERY = "water for the village"
 
@@ -198,3 +200,52 @@ def test_an_output_is_not_replaced_unasked(search, files, tmp_path):
     assert "--force" in err
     assert output.read_text(encoding="utf-8") == "mine"
     assert search(QUERY, "-o", output, "--force")[0] == 0
+
+
+# vectors that say what made them
+
+
+@pytest.fixture
+def described(artifact, tmp_path):
+    """Vectors of TEXTS that say what made them."""
+    path = tmp_path / "described.npy"
+    encode_to_file(Embedder(artifact, precision="fp32"), TEXTS, path, truncate_dim=16)
+    return path
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A model of the same width and tokenizer."""
+    home = tmp_path_factory.mktemp("other")
+    export_model(write_checkpoint(home / "c", seed=9), home / "tiny", precisions=["fp32"])
+    return home / "tiny"
+
+
+def test_vectors_are_searched_with_the_precision_and_width_that_made_them(run, artifact, described):
+    model = Embedder(artifact, precision="fp32")
+    best = top_k(model.encode_query([QUERY], truncate_dim=16), np.load(described), 1)
+    code, out, err = run("search", QUERY, "--in", described, "-m", artifact, "-k", 1, "-q")
+    assert (code, err) == (0, "")
+    assert out.split() == ["1", f"{best.scores[0, 0]:.4f}", str(best.indices[0, 0])]
+
+
+def test_vectors_of_another_model_are_refused(run, refuse, other, described):
+    line = refuse("search", QUERY, "--in", described, "-m", other)
+    assert f"{described} holds vectors of another model than {other} (" in line
+    assert "model digest" in line
+    assert line.endswith("or --any-model to search nevertheless\n")
+    told = ("search", QUERY, "--in", described, "-m", other, "--truncate-dim", 16, "--any-model")
+    assert run(*told)[0] == 0
+
+
+def test_vectors_of_another_width_are_refused(refuse, artifact, described):
+    line = refuse("search", QUERY, "--in", described, "-m", artifact, "--truncate-dim", 8)
+    assert "width 16, not 8" in line
+
+
+def test_a_description_of_other_vectors_is_a_warning(run, caplog, other, described):
+    np.save(described, np.load(described)[::-1])
+    arguments = ("search", QUERY, "--in", described, "-m", other, "--truncate-dim", 16, "-q")
+    code, out, _ = run(*arguments)
+    assert (code, len(out.splitlines())) == (0, 10)
+    assert "describes other vectors" in caplog.text

@@ -15,6 +15,7 @@ from onnxsim_embed import Embedder, encode_job, runner
 from onnxsim_embed.encode_job import check_format, encode_to_file
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.kept_rows import partial_directory
+from onnxsim_embed.origins import sidecar
 from onnxsim_embed.vector_files import read_vectors
 
 ROWS = [f"{text} {number}" for number, text in enumerate(TEXTS * 2)]  # 24
@@ -54,6 +55,11 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
+def finished(path):
+    """The names that a finished file has."""
+    return [path.name, f"{path.name}.json"] if path.suffix == ".npy" else [path.name]
+
+
 @pytest.fixture(params=[".npy", ".parquet"])
 def path(request, tmp_path):
     return tmp_path / f"v{request.param}"
@@ -67,7 +73,7 @@ def whole(embedder, tmp_path_factory):
         patch.setattr(runner, "WINDOW_TEXTS", 5)
         for ending in (".npy", ".parquet"):
             encode_to_file(embedder, ROWS, directory / f"v{ending}")
-    return {path.suffix: path.read_bytes() for path in directory.iterdir()}
+    return {path.suffix: path.read_bytes() for path in directory.iterdir()}  # .json: the sidecar
 
 
 # what is written
@@ -81,7 +87,7 @@ def test_the_file_holds_the_vectors_of_encode(artifact, path, precision):
     np.testing.assert_array_equal(read_vectors(path), expected, strict=True)
     assert (result.path, result.rows, result.dim, result.dtype) == (path, 24, 32, np.float32)
     assert (result.rows_found, result.report.texts) == (0, 24)
-    assert names(path.parent) == [path.name]
+    assert names(path.parent) == finished(path)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8", "uint8", "binary", "ubinary"])
@@ -136,8 +142,10 @@ def test_a_stop_changes_no_byte(embedder, path, whole, row):
     assert names(path.parent) == [f".{path.name}.partial"]
     result = encode_to_file(embedder, ROWS, path)
     assert path.read_bytes() == whole[path.suffix]
+    if path.suffix == ".npy":
+        assert sidecar(path).read_bytes() == whole[".json"]
     assert (result.rows_found, result.report.texts) == (row, 24 - row)
-    assert names(path.parent) == [path.name]
+    assert names(path.parent) == finished(path)
 
 
 def test_many_stops_change_no_byte(embedder, path, whole):
@@ -400,4 +408,4 @@ def test_a_relative_path_stays_the_same_file(embedder, tmp_path, monkeypatch):
         yield from ROWS[10:]
 
     encode_to_file(embedder, lines(), "v.npy")
-    assert names(tmp_path) == ["elsewhere", "v.npy"]
+    assert names(tmp_path) == ["elsewhere", "v.npy", "v.npy.json"]

@@ -11,6 +11,7 @@ import typer
 from onnxsim_embed import __version__
 from onnxsim_embed.cli import (
     bench,
+    doctor,
     encode,
     export,
     finetune,
@@ -38,6 +39,7 @@ app.command()(finetune.finetune)
 app.command(name="eval")(models.evaluate)
 app.command()(models.info)
 app.command()(models.models)
+app.command()(doctor.doctor)
 app.command()(encode.encode)
 app.command()(similarity.similarity)
 app.command()(search.search)

@@ -151,8 +151,9 @@ def _naming_kept_rows(force: bool, quiet: bool) -> Iterator[Callable[[int], None
 
 def _check_report(report: Path, output: Path, force: bool) -> None:
     from onnxsim_embed.kept_rows import Journal, partial_directory
+    from onnxsim_embed.origins import sidecar
 
-    if report.absolute() == output.absolute():
+    if report.absolute() in (output.absolute(), sidecar(output.absolute())):
         raise ValueError(f"{report} is named for two outputs")
     # Where rows are kept, --force would drop them: a report of the earlier run is replaced unasked.
     check_output(report, force or Journal.read(partial_directory(output)) is not None)

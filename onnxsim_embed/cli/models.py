@@ -14,7 +14,7 @@ from onnxsim_embed.cli.options import (
     ThreadsOption,
     TokenOption,
 )
-from onnxsim_embed.cli.output import print_artifact, print_fields, print_table
+from onnxsim_embed.cli.output import print_artifact, print_fields, print_table, print_vectors
 
 
 def evaluate(
@@ -52,14 +52,17 @@ def evaluate(
 
 def info(
     model: Annotated[
-        str, typer.Argument(help="Artifact directory, or the name of a model.")
+        str, typer.Argument(help="Artifact directory, name of a model, or file of vectors.")
     ] = DEFAULT_MODEL,
 ) -> None:
-    """Say what an artifact or a recipe is."""
+    """Say what an artifact, a recipe or a file of vectors is."""
     from onnxsim_embed.artifact import Artifact, is_artifact
     from onnxsim_embed.errors import CheckpointError
     from onnxsim_embed.recipes import find_recipe
 
+    if Path(model).suffix in (".npy", ".parquet") and not Path(model).is_dir():
+        print_vectors(model)
+        return
     if is_artifact(Path(model)):
         artifact = Artifact.open(Path(model))
         artifact.check()

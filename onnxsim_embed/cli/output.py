@@ -80,6 +80,33 @@ def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = 
     print_table(header, rows)
 
 
+def print_vectors(file: str) -> None:
+    """Print what a file of vectors holds and what made it."""
+    from onnxsim_embed.graph_files import shorten
+    from onnxsim_embed.origins import read_origin
+    from onnxsim_embed.vector_files import read_vectors
+
+    vectors = read_vectors(file)
+    fields = {"vectors": file, "rows": f"{len(vectors):,}"}
+    fields["components"] = f"{vectors.shape[1]:,} {vectors.dtype}"
+    origin = read_origin(file)
+    if origin is None:
+        print_fields(fields | {"made by": "unknown: the file does not say"})
+        return
+    cut = "" if origin.truncate_dim is None else f", cut to {origin.truncate_dim}"
+    scaled = "L2 norm 1" if origin.normalize else "not normalized"
+    fields |= {
+        "model": f"{origin.model} {origin.model_digest}",
+        "precision": f"{origin.precision} {origin.weights_digest}, on {origin.provider}",
+        "pooling": f"{origin.pooling}; {scaled}",
+        "dimensions": f"{origin.dim}{cut}; as {origin.dtype}",
+        "max tokens": str(origin.max_seq_length),
+        "prompt": "none" if origin.prompt is None else repr(origin.prompt),
+        "made by": f"onnxsim-embed {origin.onnxsim_embed}, onnxruntime {origin.onnxruntime}",
+    }
+    print_fields({name: shorten(value) for name, value in fields.items()} | {"vectors": file})
+
+
 def print_fields(fields: dict[str, str]) -> None:
     """Print names and values, aligned."""
     width = max(map(len, fields))

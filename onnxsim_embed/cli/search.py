@@ -69,6 +69,12 @@ def search(
         int | None,
         typer.Option("--truncate-dim", help="Components that the vectors were cut to."),
     ] = None,
+    any_model: Annotated[
+        bool,
+        typer.Option(
+            "--any-model", help="Search vectors even if another model made them than --model."
+        ),
+    ] = False,
     force: ForceOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
 ) -> None:
@@ -85,14 +91,18 @@ def search(
     if not asked:
         raise ValueError("search needs a query, or --queries FILE")
     vectors, known = _given(where, texts, column)
-    embedder = load(model, precision, threads)
     if vectors is None:
+        embedder = load(model, precision, threads)
         known = known or []
         vectors = embedder.encode_document(
             known, show_progress_bar=on_terminal() and not quiet, truncate_dim=truncate_dim
         )
         if not quiet:
             print_report(embedder, embedder.last_report)
+    else:
+        embedder, truncate_dim = _load_for(
+            where, model, precision, threads, truncate_dim, any_model
+        )
     _check_widths(vectors, where, embedder, model, truncate_dim)
     from onnxsim_embed.search import VectorIndex
 
@@ -149,6 +159,36 @@ def _given(
             "give the file that was encoded"
         )
     return vectors, known
+
+
+def _load_for(
+    where: str,
+    model: str,
+    precision: str,
+    threads: int | None,
+    truncate_dim: int | None,
+    any_model: bool,
+) -> tuple[Embedder, int | None]:
+    """Load the model of a file of vectors, and return the width to cut to as well.
+
+    :raises ValueError: if the file says that another model made it.
+    """
+    from onnxsim_embed.encode_job import origin_of
+    from onnxsim_embed.origins import differences, read_origin
+
+    origin = read_origin(where)
+    if origin is None or any_model:
+        return load(model, precision, threads), truncate_dim
+    if precision == "auto" and origin.precision == "fp32":
+        precision = "fp32"  # what made the vectors, and not what is fastest
+    truncate_dim = truncate_dim or origin.truncate_dim
+    embedder = load(model, precision, threads)
+    if told := differences(origin, origin_of(embedder, truncate_dim=truncate_dim)):
+        raise ValueError(
+            f"{where} holds vectors of another model than {model} ({', '.join(told)}): give the --model "
+            f"that made them (see: onnxsim-embed info {where}), or --any-model to search nevertheless"
+        )
+    return embedder, truncate_dim
 
 
 def _check_widths(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from onnxsim_embed.artifact import outside
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.graph_encoder import GraphEncoder, hidden_size
@@ -64,8 +65,5 @@ def adopt(checkpoint: Checkpoint, target: Path) -> GraphEncoder:
 
 def _check_link(path: Path, directory: Path) -> None:
     """Refuse a link that leads out of the directory, but for the Hub's cache, which is made of them."""
-    real, home = path.resolve(), directory.resolve()
-    if home.parent.name == "snapshots":
-        home = home.parent.parent
-    if not real.is_relative_to(home):
+    if (real := outside(path, directory)) is not None:
         raise CheckpointError(f"{path} is a link to {real}, outside {directory}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxsim_embed.artifact import outside
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.texts import read_json
 from onnxsim_embed.export.weights import (
@@ -122,6 +123,7 @@ def open_checkpoint(
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory")
+    _check_links(directory)
     modules = _read_modules(directory)
     transformer = directory / modules.transformer
     config = read_json(transformer / "config.json")
@@ -159,6 +161,13 @@ def open_checkpoint(
         default_prompt_name=st_main.get("default_prompt_name"),
         similarity_fn_name=str(st_main.get("similarity_fn_name") or "cosine"),
     )
+
+
+def _check_links(directory: Path) -> None:
+    """Refuse a link that leads out of the directory, at the top of it or in one of its modules."""
+    for path in (*directory.glob("*"), *directory.glob("*/*")):
+        if path.is_symlink() and (real := outside(path, directory)) is not None:
+            raise CheckpointError(f"{path} is a link to {real}, outside {directory}")
 
 
 def _read_prompts(

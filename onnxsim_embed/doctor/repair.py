@@ -1,0 +1,90 @@
+"""Writes what can be mended: JSON files only, all other keys as they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from onnxsim_embed.artifact import (
+    MANIFEST,
+    Artifact,
+    FileEntry,
+    atomic_directory,
+    atomic_file,
+    is_artifact,
+    sha256,
+)
+from onnxsim_embed.doctor.place import Finding, check_inside, read_json
+from onnxsim_embed.errors import ArtifactError
+
+
+def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
+    """Write the changes of findings, each file whole or not at all, an artifact as a whole.
+
+    An artifact's manifest gets the digests of the files that were changed.
+
+    :returns: the files that were written.
+    :raises ArtifactError: if one leads out of the directory, or is not what an artifact's manifest says.
+    """
+    directory = Path(directory)
+    names = list(dict.fromkeys(f.file for f in findings if f.change is not None))
+    if not names:
+        return []
+    for name in names:
+        try:
+            check_inside(directory, name)
+            check_inside(directory, str(Path(name).parent))
+        except ValueError as error:
+            raise ArtifactError(f"{directory / name} is not written: {error}") from None
+    contents = {name: _changed(directory, name, findings) for name in names}
+    if not is_artifact(directory):
+        for name, content in contents.items():
+            _write(directory / name, content)
+        return names
+    artifact = Artifact.open(directory)
+    manifest = artifact.manifest
+    for name in names:
+        if name in manifest.files and (directory / name).exists():
+            artifact.file(name)  # to renew the digest of a damaged file would hide the damage
+    with atomic_directory(directory) as work:
+        shutil.copytree(directory, work, copy_function=_link_or_copy, dirs_exist_ok=True)
+        files = dict(manifest.files)
+        for name, content in contents.items():
+            _write(work / name, content)
+            files[name] = FileEntry(sha256(work / name), (work / name).stat().st_size)
+        ordered = {name: files[name] for name in sorted(files)}
+        with atomic_file(work / MANIFEST) as new:
+            new.write_text(replace(manifest, files=ordered).to_json(), encoding="utf-8")
+    return names
+
+
+def _changed(directory: Path, name: str, findings: Sequence[Finding]) -> Any:  # noqa: ANN401
+    content = None
+    if (directory / name).is_file():
+        content = read_json(directory, name, object)
+    for finding in findings:
+        if finding.file == name and finding.change is not None:
+            content = finding.change(content)
+    return content
+
+
+def _write(path: Path, content: Any) -> None:  # noqa: ANN401
+    """Write a JSON file in place of one that may be linked from elsewhere, which stays as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as work:
+        work.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Give a file a second name, where the file system can, so that large weights are not copied."""
+    try:
+        if Path(source).is_symlink():
+            raise OSError("a second name of a link would be a link")
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
