@@ -32,6 +32,9 @@ USUAL_SHARE = 0.75
 # an estimate from 256 of them is right within a tenth or so.
 SAMPLE_ROWS = 256
 
+# Rows that show whether a result is far too large; they are looked at before every long comparison.
+FEW_ROWS = 64
+
 # Pairs below which no sample is worth its while.
 SMALL = 1 << 24
 
@@ -160,7 +163,7 @@ def refuse_result(left: UnitRows, right: UnitRows, threshold: float, most: int) 
     pairs = left.rows * right.rows
     if pairs <= most or pairs < SMALL:
         return
-    counts, _ = _sample(left, right, threshold)
+    counts, _ = _sample(left, right, threshold, FEW_ROWS)
     doubt = 3 * float(counts.std()) / len(counts) ** 0.5
     if (float(counts.mean()) - doubt) * left.rows > most:
         expected = estimate_entries(left, right, threshold)
@@ -185,12 +188,12 @@ def estimate_entries(left: UnitRows, right: UnitRows, threshold: float) -> Estim
 
 
 def _sample(
-    left: UnitRows, right: UnitRows, threshold: float
+    left: UnitRows, right: UnitRows, threshold: float, size: int = SAMPLE_ROWS
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], float]:
     """Return the entries of some rows, and the seconds that these took on one thread."""
     chosen = np.arange(left.rows)
-    if left.rows > SAMPLE_ROWS:
-        chosen = np.sort(np.random.default_rng(0).choice(left.rows, SAMPLE_ROWS, replace=False))
+    if left.rows > size:
+        chosen = np.sort(np.random.default_rng(0).choice(left.rows, size, replace=False))
     rows = left.take(chosen)
     counts = np.zeros(len(rows), np.int64)
     seconds = 0.0

@@ -147,7 +147,9 @@ print(cos_sim(np.eye(2), np.eye(2)).tolist())
     assert printed == "[[1.0, 0.0], [0.0, 1.0]]\n"
 
 
-@pytest.mark.parametrize("extra", ["export", "plot", "parquet", "minilm", "finetune", "optimum", "sklearn"])
+@pytest.mark.parametrize(
+    "extra", ["export", "plot", "parquet", "minilm", "finetune", "optimum", "sklearn"]
+)
 def test_extras_that_messages_name_exist(extra):
     assert extra in distribution("onnxsim-embed").metadata.get_all("Provides-Extra")
 
