@@ -62,7 +62,7 @@ def draw_speed(result: Result, path: Path) -> None:
     speeds, errors = [point[0] for point in points], [point[1] for point in points]
     low, high = min(speeds) * 0.8, max(speeds) * 1.25
     axes.set_xlim(low, high)
-    axes.set_ylim(max(errors) * 4, LEAST_ERROR / 3)  # better is up, and right
+    axes.set_ylim(max(errors) * 4, LEAST_ERROR / 8)  # better is up, and right
     ticks = nice_ticks(low, high)
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.set_xticks([], minor=True)
