@@ -6,11 +6,17 @@ import csv
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tqdm
 from safetensors.numpy import save_file
+
+# tqdm's lock is shared with forked children: one that is killed while it holds it stops this process for ever.
+tqdm.tqdm.set_lock(threading.RLock())
+tqdm.tqdm.monitor_interval = 0
 
 # The threads of PyTorch spin while they wait: beside other work, tiny models run ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
