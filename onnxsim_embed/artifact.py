@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.machine import CPU_PROVIDER, GPU_PROVIDERS, int8_suits
@@ -366,6 +366,15 @@ def atomic_file(target: Path) -> Iterator[Path]:
         os.replace(work, target)
     finally:
         work.unlink(missing_ok=True)
+
+
+@contextmanager
+def durable_file(target: Path) -> Iterator[BinaryIO]:
+    """Give a stream whose bytes are on the disk as `target` when the block ends well; else nothing changes."""
+    with atomic_file(target) as work, work.open("wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _umask() -> int:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.artifact import atomic_file
+from onnxsim_embed.artifact import durable_file
 from onnxsim_embed.blocks import Best, Found
 from onnxsim_embed.budget import Budget, Limit, Progress
 from onnxsim_embed.csr import matrix_of
@@ -207,7 +205,7 @@ class _Job:
                 if pointers is None:
                     rows = min(self._journal["part_rows"], size - first)
                     matrix = self._fitting(pairs, first, rows, budget, progress)
-                    with naming(self._target), _new_file(path) as stream:
+                    with naming(self._target), durable_file(path) as stream:
                         sparse.save_npz(stream, matrix, compressed=False)
                     pointers = matrix.indptr
                 parts.append(Part(path.name, first, len(pointers) - 1, int(pointers[-1])))
@@ -257,7 +255,7 @@ class _Job:
         diagonal = rows.diagonal(self._settings["threshold"])
         if not self._settings["include_self"]:
             diagonal[:] = np.nan
-        with naming(self._target), _new_file(self._parts / DIAGONAL) as stream:
+        with naming(self._target), durable_file(self._parts / DIAGONAL) as stream:
             np.save(stream, diagonal, allow_pickle=False)
 
 
@@ -299,15 +297,6 @@ def _by_column(best: Best) -> Found:
     )
 
 
-@contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """Give a stream whose bytes are a file, on the disk, when the block ends well."""
-    with atomic_file(path) as work, work.open("wb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
 def _write_json(table: Mapping[str, Any], path: Path) -> None:
-    with _new_file(path) as stream:
+    with durable_file(path) as stream:
         stream.write(json.dumps(table, indent=2).encode())

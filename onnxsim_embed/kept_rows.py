@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact import atomic_file, check_output
+from onnxsim_embed.artifact import check_output, durable_file
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.origins import VectorOrigin, check_sidecar, write_sidecar
 from onnxsim_embed.vector_files import NPY_HEADER, check_ending, npy_header, write_parquet
@@ -78,13 +78,8 @@ class Journal:
 
     def write(self, directory: Path) -> None:
         """Write the journal, whole or not at all."""
-        with (
-            atomic_file(directory / JOURNAL) as work,
-            work.open("w", encoding="utf-8") as stream,
-        ):
-            json.dump(asdict(self), stream, indent=2, ensure_ascii=False)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with durable_file(directory / JOURNAL) as stream:
+            stream.write(json.dumps(asdict(self), indent=2, ensure_ascii=False).encode())
 
 
 def count_rows(number: int) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact import atomic_file
+from onnxsim_embed.artifact import durable_file
 from onnxsim_embed.errors import TableError
 
 logger = logging.getLogger(__name__)
@@ -149,10 +149,8 @@ def write_sidecar(path: Path, finished: Path, origin: VectorOrigin | None) -> No
         return
     vectors = np.load(finished, mmap_mode="r", allow_pickle=False)
     table = origin.to_table() | {"file": _describe(finished, vectors)}
-    with atomic_file(sidecar(path)) as work, work.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(table, indent=2, ensure_ascii=False) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    with durable_file(sidecar(path)) as stream:
+        stream.write((json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_origin(path: str | Path) -> VectorOrigin | None:

@@ -16,6 +16,7 @@ from onnxsim_embed.artifact import (
     atomic_directory,
     atomic_file,
     check_target,
+    durable_file,
     is_artifact,
     list_files,
     sha256,
@@ -337,10 +338,21 @@ def test_a_file_appears_whole(tmp_path):
     assert names(tmp_path) == ["vectors.npy"]
 
 
-def half_write(path: Path, error: type[BaseException], written: bool) -> None:
-    with atomic_file(path) as work:
+def test_a_durable_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "job.json"
+    with durable_file(path) as stream:
+        stream.write(b"new")
+        assert not path.exists()
+    with pytest.raises(RuntimeError):
+        half_write(path, RuntimeError, True, durable_file)
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["job.json"]
+
+
+def half_write(path: Path, error: type[BaseException], written: bool, kind=atomic_file) -> None:
+    with kind(path) as work:
         if written:
-            work.write_text("half")
+            work.write(b"half") if kind is durable_file else work.write_text("half")
         raise error
 
 
