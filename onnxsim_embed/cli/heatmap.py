@@ -19,7 +19,7 @@ from onnxsim_embed.cli.options import (
     QuietOption,
     ThreadsOption,
 )
-from onnxsim_embed.cli.texts import counted, encode_texts, load, open_texts
+from onnxsim_embed.cli.texts import counted, encode_texts, load, open_texts, read_labels
 
 
 def heatmap(
@@ -65,12 +65,9 @@ def heatmap(
     most = (limit or HEATMAP_ROWS) + 1  # one more than fits tells that there are more
     if holds_vectors(file):
         vectors = read_vectors(file)
-        labels = None if texts is None else list(open_texts(texts, column, file_format))
-        if labels is not None and len(labels) != len(vectors):
-            raise ValueError(
-                f"{texts} holds {counted(len(labels), 'text')} for {len(vectors):,} vectors of {file}; "
-                "give the file that was encoded"
-            )
+        labels = None
+        if texts is not None:
+            labels = read_labels(texts, column, file_format, vectors, file)
         _check_rows(len(vectors), limit, HEATMAP_ROWS, file)
         vectors = vectors[:limit]
     else:

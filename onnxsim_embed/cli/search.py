@@ -19,7 +19,7 @@ from onnxsim_embed.cli.options import (
     ThreadsOption,
 )
 from onnxsim_embed.cli.output import on_terminal
-from onnxsim_embed.cli.texts import counted, load, print_report, read_texts
+from onnxsim_embed.cli.texts import counted, load, print_report, read_labels, read_texts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -152,13 +152,7 @@ def _given(
         )
     if not len(vectors):
         raise ValueError(f"{where} holds no vectors")
-    known = None if texts is None else read_texts(texts, column, None)
-    if known is not None and len(known) != len(vectors):
-        raise ValueError(
-            f"{texts} holds {counted(len(known), 'text')} for {len(vectors):,} vectors of {where}; "
-            "give the file that was encoded"
-        )
-    return vectors, known
+    return vectors, None if texts is None else read_labels(texts, column, None, vectors, where)
 
 
 def _load_for(

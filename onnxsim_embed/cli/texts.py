@@ -66,6 +66,23 @@ def read_texts(file: str, column: str | None, kind: str | None) -> list[str]:
     return list(iter_texts(file, column, kind=kind))
 
 
+def read_labels(
+    file: str, column: str | None, kind: str | None, vectors: npt.NDArray[Any], where: str
+) -> list[str]:
+    """Read the texts of a file of vectors.
+
+    :param where: that file.
+    :raises ValueError: if there are more or fewer texts than vectors.
+    """
+    texts = read_texts(file, column, kind)
+    if len(texts) != len(vectors):
+        raise ValueError(
+            f"{file} holds {counted(len(texts), 'text')} for {len(vectors):,} vectors of {where}; "
+            "give the file that was encoded"
+        )
+    return texts
+
+
 def open_texts(file: str, column: str | None, kind: str | None) -> Iterator[str]:
     """Return the texts of a file, of which the first is read now: a wrong file or column fails here."""
     from onnxsim_embed.tables import iter_texts
