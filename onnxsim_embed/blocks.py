@@ -205,26 +205,20 @@ class Search:
         found = [(np.zeros(0, np.int16), np.zeros(0, np.int64), np.zeros(0, np.float32))]
 
         def keep(row: Int64, column: Int64) -> None:
-            if upper is not None and self.left is self.right:
+            if upper is not None:
                 beyond = column > row + part.start
                 row, column = row[beyond], column[beyond]
             scores = exact_scores(self.left, self.right, row + part.start, column)
             above = scores > np.float32(threshold)
             found.append((row[above].astype(np.int16), column[above], scores[above]))
 
-        is_apart = np.zeros(len(self.right), np.bool_)
-        is_apart[rough.apart] = True
         for block in self._columns(rough, upper or 0):
             width = block.stop - block.start
-            places = np.flatnonzero(rough.block(part, block) > limits)
+            places = np.flatnonzero(_scores(rough, part, block) > limits)
             row = places // width
             column = places - row * width
             by_column = _order(column, width)
-            row, column = row[by_column], column[by_column] + block.start
-            if len(rough.apart):
-                known = ~is_apart[column]
-                row, column = row[known], column[known]
-            keep(row, column)
+            keep(row[by_column], column[by_column] + block.start)
         if len(rough.apart):
             near = np.argwhere(
                 self.left[part] @ self.right[rough.apart].T
@@ -240,16 +234,14 @@ class Search:
         """Return a strip's k best."""
         height = part.stop - part.start
         own = np.arange(height)
-        bounds = _Bounds(height, k)
+        bounds = Bounds(height, k)
         rows, columns, values = [], [], []
         for block in self._columns(rough, 0):
-            scores = rough.block(part, block)
+            scores = _scores(rough, part, block)
             lowest = _lowest(scores.dtype)
             if skip_self:
                 mine = (own + part.start >= block.start) & (own + part.start < block.stop)
                 scores[own[mine], own[mine] + part.start - block.start] = lowest
-            apart = rough.apart[(rough.apart >= block.start) & (rough.apart < block.stop)]
-            scores[:, apart - block.start] = lowest
             maxima = bounds.add(scores)
             limits = np.maximum(rough.below(part, bounds.kth), lowest)
             row, column = _above_limits(scores, maxima, _group_size(scores.shape[1], k), limits)
@@ -268,13 +260,23 @@ class Search:
             row = np.concatenate([row, more[:, 0]])
             column = np.concatenate([column, rough.apart[more[:, 1]]])
         exact = exact_scores(self.left, self.right, row + part.start, column)
-        order = np.lexsort((column, -exact, row))
-        counts = np.bincount(row, minlength=height)
-        chosen = order[(np.cumsum(counts) - counts)[:, None] + np.arange(k)]
-        return Best(exact[chosen], column[chosen])
+        return k_best(row, column, exact, height, k)
 
 
-class _Bounds:
+def k_best(row: Int64, column: Int64, scores: Float32, rows: int, k: int) -> Best:
+    """Return the k best of each row from pairs in any order, of which each row has at least k.
+
+    :param row: int64 array (pairs,), from 0 up to `rows`.
+    :param column: int64 array (pairs,).
+    :param scores: float32 array (pairs,).
+    """
+    order = np.lexsort((column, -scores, row))
+    counts = np.bincount(row, minlength=rows)
+    chosen = order[(np.cumsum(counts) - counts)[:, None] + np.arange(k)]
+    return Best(scores[chosen], column[chosen])
+
+
+class Bounds:
     """For each row a value that at least k of its scores so far reach, and few more.
 
     Columns go into groups; the k-th largest of the groups' maxima is such a value, as k groups hold a score
@@ -314,7 +316,7 @@ def _group_size(columns: int, k: int) -> int:
 def _above_limits(scores: Scores, maxima: Scores, size: int, limits: Scores) -> tuple[Int64, Int64]:
     """Return rows and columns of scores above a limit of each row, columns of a row in any order.
 
-    :param maxima: of the groups of columns that `_Bounds.add` makes: few reach a limit, and only these
+    :param maxima: of the groups of columns that `Bounds.add` makes: few reach a limit, and only these
         are looked into.
     :param size: columns of a group.
     :param limits: (rows, 1).
@@ -328,6 +330,14 @@ def _above_limits(scores: Scores, maxima: Scores, size: int, limits: Scores) -> 
         np.concatenate([row[hit], over_row]),
         np.concatenate([columns[hit, place], over_column + groups * size]),
     )
+
+
+def _scores(rough: Rough, rows: slice, columns: slice) -> Scores:
+    """Return a block of rough scores, of which those that say nothing are the lowest."""
+    scores = rough.block(rows, columns)
+    first, last = np.searchsorted(rough.apart, (columns.start, columns.stop))
+    scores[:, rough.apart[first:last] - columns.start] = _lowest(scores.dtype)
+    return scores
 
 
 def _lowest(dtype: np.dtype[Any]) -> float:

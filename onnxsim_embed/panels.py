@@ -27,14 +27,10 @@ class AllPairs:
         self.right = right
         self._block_bytes = block_bytes
         self._kind: type[Rough] | None = None
-        whole = left.whole and right.whole
-        self._search = (
-            Search(left.load(slice(0, left.rows)), right.load(slice(0, right.rows)), block_bytes)
-            if whole
-            else None
-        )
-        if self._search is not None and left is right:
-            self._search.right = self._search.left
+        self._search: Search | None = None
+        if left.whole and right.whole:
+            rows, columns = (part.load(slice(0, part.rows)) for part in (left, right))
+            self._search = Search(rows, columns, block_bytes)
 
     def above(
         self,

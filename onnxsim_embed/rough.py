@@ -11,7 +11,7 @@ each row; x' . y' is a product of whole numbers, hence free of error.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -111,7 +111,7 @@ class Int8Rough:
     stored: int | None = INT8_COLUMNS
 
     def __init__(self, left: Float32, right: Float32) -> None:
-        self._product = _product()
+        self._product = product()
         parts = strips(len(right), 1024)
         largest = list(map_strips(lambda part: _largest(right[part]), parts))
         usual = _usual(np.concatenate([np.zeros(0, np.float32), *largest]))
@@ -137,12 +137,10 @@ class Int8Rough:
         self._error = np.empty(len(left), np.float64)
 
         def keep_left(part: slice) -> None:
-            top = _largest(left[part])[:, None]
-            steps = np.float32(127) / np.where(top > 0, top, np.float32(127))
-            whole = np.rint(left[part] * steps)
+            whole, steps, row_lost = quantize_rows(left[part])
             self._left[part] = whole + 128
-            self._row_steps[part] = steps[:, 0]
-            self._error[part] = self._lost + _norms(left[part] - whole / steps) * (1 + self._lost)
+            self._row_steps[part] = 1 / steps[:, 0].astype(np.float64)
+            self._error[part] = self._lost + row_lost * (1 + self._lost)
 
         for _ in map_strips(keep_left, strips(len(left), 1024)):
             pass
@@ -187,13 +185,31 @@ def int8_serves(width: int) -> bool:
     return width <= 1 << 15 and int8_suits()[0]
 
 
-@lru_cache(maxsize=1)
-def _product() -> Any:  # noqa: ANN401 - onnxruntime is untyped
-    """Return onnxruntime's product of uint8 (m, k) and int8 (k, n): int32 (m, n)."""
+@cache
+def product(threads: int = 1, process: int = 0) -> Any:  # noqa: ANN401 - onnxruntime is untyped
+    """Return onnxruntime's product of uint8 (m, k) and int8 (k, n): int32 (m, n).
+
+    :param threads: threads inside one call.
+    :param process: number of this process, where there are several: a forked child has none of its
+        parent's threads.
+    """
     from onnxsim_embed.session import start_session
 
     graph = files("onnxsim_embed").joinpath("data/product.onnx").read_bytes()
-    return start_session(graph, [CPU_PROVIDER])
+    return start_session(graph, [CPU_PROVIDER], threads, spin=False)
+
+
+def quantize_rows(rows: Float32, most: int = 127) -> tuple[Float32, Float32, Float32]:
+    """Round each row to whole numbers by a step of its own.
+
+    :param rows: float32 array (n, dim).
+    :param most: what the largest component of a row becomes.
+    :returns: the whole numbers, float32 (n, dim); the steps, (n, 1); the norms of what is lost, (n,).
+    """
+    top = _largest(rows)[:, None]
+    steps = np.asarray(np.where(top > 0, top, np.float32(1)) / most, np.float32)
+    whole = np.rint(rows / steps)
+    return whole, steps, _norms(rows - whole * steps)
 
 
 def _usual(values: Float32) -> float:

@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.blocks import Found, exact_scores
+from onnxsim_embed.blocks import Bounds, Found, exact_scores, k_best
 from onnxsim_embed.csr import matrix_of
-from onnxsim_embed.machine import CPU_PROVIDER, available_cpus, int8_suits
-from onnxsim_embed.rough import rounding
+from onnxsim_embed.machine import available_cpus, int8_suits
+from onnxsim_embed.rough import product, quantize_rows, rounding
 from onnxsim_embed.similarity import TopK, check_threshold, similarity_matrix, top_k
 from onnxsim_embed.strips import map_strips, strips
 from onnxsim_embed.units import check_vectors, unit_vectors
@@ -155,11 +153,9 @@ class VectorIndex:
     def _keep(self, part: slice) -> None:
         """Turn a strip of the vectors into int8."""
         unit = unit_vectors(self.vectors[part], first_row=part.start)
-        steps = _steps(unit, 127)
-        whole = np.rint(unit / steps)
+        whole, steps, self._lost[part] = quantize_rows(unit)
         self._whole[part] = whole + 128
         self._steps[part] = steps[:, 0]
-        self._lost[part] = _norms(unit - whole * steps)
 
     def _unit_queries(self, queries: npt.NDArray[Any]) -> Float32:
         try:
@@ -175,9 +171,8 @@ class VectorIndex:
 
     def _ready(self, unit: Float32) -> _Queries:
         """Turn unit vectors of queries into int8."""
-        steps = _steps(unit, self._most)
-        whole = np.rint(unit / steps)
-        lost = _norms(unit - whole * steps)[:, None].astype(np.float64) * (1 + self._most_lost)
+        whole, steps, norms = quantize_rows(unit, self._most)
+        lost = norms[:, None].astype(np.float64) * (1 + self._most_lost)
         # The norms, the steps, the rough scores and the exact ones are float32 themselves.
         error = (lost * (1 + 1e-5) + rounding(self.width) + 2e-6).astype(np.float32)
         return _Queries(np.ascontiguousarray(whole.T.astype(np.int8)), steps, error)
@@ -203,19 +198,16 @@ class VectorIndex:
         counting = near.high >= _floor(kth, ready.error)[near.query, 0]
         near = _Near(*(part[counting] for part in near))
         exact = self._exact(unit, near)
-        order = np.lexsort((near.row, -exact, near.query))
-        counts = np.bincount(near.query, minlength=len(unit))
-        chosen = order[(np.cumsum(counts) - counts)[:, None] + np.arange(k)]
-        return TopK(exact[chosen], near.row[chosen])
+        return TopK(*k_best(near.query, near.row, exact, len(unit), k))
 
     def _near(self, ready: _Queries, floor: Callable[[Float32], Float32]) -> _Near:
         """Return the pairs of each strip that reach the floor, which a strip's low scores set."""
         # Threads inside a call, which wake faster than Python's.
-        product = _product(self._threads, os.getpid())
+        session = product(self._threads, os.getpid())
 
         def take(part: slice) -> _Near:
             feed = {"left": self._whole[part], "right": ready.whole, "zero": self._zero}
-            scores: Float32 = product.run(None, feed)[0].T.astype(np.float32, order="C")
+            scores: Float32 = session.run(None, feed)[0].T.astype(np.float32, order="C")
             scores *= self._steps[part]
             scores *= ready.steps
             lost = self._lost[part]
@@ -238,18 +230,10 @@ class VectorIndex:
 
 
 def _reached(low: Float32, k: int) -> Float32:
-    """Return for each query a score, (q, 1), that at least k of its rows reach, and few more.
-
-    The k-th largest of the largest scores of groups of rows is one: k groups hold a score as large. It
-    costs a pass at the speed of memory, where a partition of all costs ten.
-    """
-    queries, rows = low.shape
-    if rows < k:
-        return np.full((queries, 1), -np.inf, np.float32)
-    size = max(1, min(64, rows // (4 * k)))
-    groups = rows // size
-    largest = low[:, : groups * size].reshape(queries, size, groups).max(axis=1)
-    return np.partition(largest, groups - k, axis=1)[:, [groups - k]]
+    """Return for each query a score, (q, 1), that at least k of its rows reach, and few more."""
+    bounds = Bounds(len(low), k)
+    bounds.add(low)
+    return bounds.kth[:, None].astype(np.float32)
 
 
 def _floor(kth: Float32, error: Float32) -> Float32:
@@ -257,25 +241,3 @@ def _floor(kth: Float32, error: Float32) -> Float32:
     # Exact scores end at -1 and 1, where rounding would pass them: those beyond are equal.
     sure = np.minimum(kth - error, np.float32(1))
     return np.where(sure > -1, sure - error, np.float32(-np.inf))
-
-
-def _steps(unit: Float32, most: int) -> Float32:
-    """Return what a unit of each row stands for, (rows, 1), where its largest component becomes `most`."""
-    largest = np.abs(unit).max(axis=1, keepdims=True, initial=0)
-    return np.asarray(np.where(largest > 0, largest, np.float32(1)) / most, np.float32)
-
-
-def _norms(rows: npt.NDArray[Any]) -> Float32:
-    return np.sqrt(np.einsum("ij,ij->i", rows, rows))
-
-
-@cache
-def _product(threads: int, process: int) -> Any:  # noqa: ANN401 - onnxruntime is untyped
-    """Return onnxruntime's product of uint8 (m, k) and int8 (k, n): int32 (m, n).
-
-    :param process: number of this process: a forked child has none of its parent's threads.
-    """
-    from onnxsim_embed.session import start_session
-
-    graph = files("onnxsim_embed").joinpath("data/product.onnx").read_bytes()
-    return start_session(graph, [CPU_PROVIDER], threads, spin=False)
