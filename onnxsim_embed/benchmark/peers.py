@@ -48,6 +48,8 @@ class Peer:
 
 
 OURS = "ours-int8"
+ST_ONNX = ("sentence_transformers", "optimum.onnxruntime", "onnxruntime")
+ST_OPENVINO = ("sentence_transformers", "optimum.intel", "openvino")
 TEXT_SYSTEMS = {
     OURS: Peer("onnxsim-embed int8"),
     "ours-fp32": Peer("onnxsim-embed fp32"),
@@ -56,27 +58,27 @@ TEXT_SYSTEMS = {
     "st-onnx": Peer(
         "sentence-transformers, ONNX",
         "st-onnx",
-        ("sentence_transformers", "optimum.onnxruntime", "onnxruntime"),
+        ST_ONNX,
     ),
     "st-onnx-O3": Peer(
         "sentence-transformers, ONNX O3",
         "st-onnx",
-        ("sentence_transformers", "optimum.onnxruntime", "onnxruntime"),
+        ST_ONNX,
     ),
     "st-onnx-qint8": Peer(
         "sentence-transformers, ONNX qint8",
         "st-onnx",
-        ("sentence_transformers", "optimum.onnxruntime", "onnxruntime"),
+        ST_ONNX,
     ),
     "st-openvino": Peer(
         "sentence-transformers, OpenVINO",
         "st-openvino",
-        ("sentence_transformers", "optimum.intel", "openvino"),
+        ST_OPENVINO,
     ),
     "st-openvino-static": Peer(
         "sentence-transformers, OpenVINO static qint8",
         "st-openvino",
-        ("sentence_transformers", "optimum.intel", "openvino", "nncf", "datasets"),
+        (*ST_OPENVINO, "nncf", "datasets"),
     ),
     "fastembed": Peer("fastembed", "fastembed", ("fastembed",)),
     # Our run path around their file: what the file alone makes of it. Needs st-onnx before it.

@@ -17,6 +17,7 @@ from onnxsim_embed.export import quantize_graph
 from onnxsim_embed.export.builder import operator_counts
 from onnxsim_embed.export.calibrate import Activations, observe
 from onnxsim_embed.export.onnx_files import load_graph, save_graph
+from onnxsim_embed.export.quantize import METHOD
 from onnxsim_embed.machine import CPU_PROVIDER
 from onnxsim_embed.session import Session, start_session
 
@@ -55,7 +56,7 @@ class GraphEncoder:
             notes = quantize_graph.quantize_graph(model, seen, budget)
             file = MODEL_FILES["int8"]
             data = save_graph(model, work / file)
-            entry = PrecisionEntry(file, None, quantize_graph.METHOD, operator_counts(model))
+            entry = PrecisionEntry(file, None, METHOD, operator_counts(model))
             return replace(entry, layers=notes, data=_beside(file, data))
 
         return write

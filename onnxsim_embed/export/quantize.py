@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,9 @@ from onnxsim_embed.export.ranges import (
 )
 from onnxsim_embed.export.rounding import round_table, round_weight
 from onnxsim_embed.machine import available_cpus
+
+if TYPE_CHECKING:
+    from onnxsim_embed.export.quantize_graph import InputSplit
 
 Float32 = npt.NDArray[np.float32]
 
@@ -124,7 +127,7 @@ def _quantize_layer(
         shift = heads.shift
         made = dict(zip(made, _smoothed([query, key, value], heads, attention.rows), strict=True))
     # What the shifts add to the residual, the linear that is added to it takes back.
-    output = replace(output, bias=_bias(output) - shift)
+    output = replace(output, bias=bias_of(output) - shift)
     made["output"] = output
     if joined.error <= budget:
         (made["output"],) = _smoothed([output], joined, context.rows)
@@ -134,14 +137,16 @@ def _quantize_layer(
     if rise.error <= budget:
         up_shift = rise.shift
         (made["up"],) = _smoothed([up], rise, up_input.rows)
-    down = replace(down, bias=_bias(down) - up_shift)
+    down = replace(down, bias=bias_of(down) - up_shift)
     made["down"] = down
     if split.error <= budget:
         how = InputQuantization(split.range.scale, split.range.zero_point)
         inputs = np.zeros((len(up_output.rows), len(down.weight)), np.float32)
         seen_by_down = split.apply(up_output.rows, activation)
         inputs[:, : seen_by_down.shape[1]] = seen_by_down
-        made["down"] = StaticLinear(*round_weight(down.weight, inputs), bias=_bias(down), input=how)
+        made["down"] = StaticLinear(
+            *round_weight(down.weight, inputs), bias=bias_of(down), input=how
+        )
     norm = replace(layer.attention_norm, bias=layer.attention_norm.bias + up_shift)
     fits: dict[str, Smoothing | Split] = {
         "query, key, value": heads,
@@ -158,7 +163,7 @@ def _smoothed(linears: Sequence[Linear], fit: Smoothing, rows: Float32) -> list[
     joined = np.concatenate([linear.weight for linear in linears], axis=1)
     weight = np.asarray(joined / fit.multiplier[:, None], np.float32)
     values, scales = round_weight(weight, fit.apply(rows))
-    bias = np.concatenate([_bias(linear) for linear in linears]) - fit.shift @ joined
+    bias = np.concatenate([bias_of(linear) for linear in linears]) - fit.shift @ joined
     ends = np.cumsum([linear.weight.shape[1] for linear in linears])[:-1]
     pieces = zip(
         np.split(values, ends, 1), np.split(scales, ends), np.split(bias, ends), strict=True
@@ -177,7 +182,7 @@ def _with_copies(up: Linear, down: Linear, split: Split) -> tuple[Linear, Linear
                 [up.weight, up.weight[:, columns], np.zeros((width, padding), np.float32)], 1
             ),
             np.concatenate(
-                [_bias(up), _bias(up)[columns] - split.offsets, np.zeros(padding, np.float32)]
+                [bias_of(up), bias_of(up)[columns] - split.offsets, np.zeros(padding, np.float32)]
             ),
         ),
         Linear(
@@ -190,20 +195,26 @@ def _with_copies(up: Linear, down: Linear, split: Split) -> tuple[Linear, Linear
 
 
 def _note(fits: Mapping[str, Smoothing | Split], budget: float) -> dict[str, Any]:
-    note: dict[str, Any] = {}
-    for name, fit in fits.items():
-        chosen: dict[str, Any] = {"error": float(f"{fit.error:.3g}")}
-        if isinstance(fit, Split):
-            chosen |= {"range": round(fit.range.top, 3), "copies": len(fit.columns)}
-        elif fit.exponent:
-            chosen["exponent"] = fit.exponent
-        if not fit.error <= budget:
-            chosen["kept"] = "float32"
-        note[name] = chosen
-    return note
+    return {name: describe_fit(fit, fit.error <= budget) for name, fit in fits.items()}
 
 
-def _bias(linear: Linear) -> Float32:
+def describe_fit(fit: Smoothing | Split | InputSplit, used: bool) -> dict[str, Any]:
+    """Return what the manifest says of a choice: its error, and what it consists of.
+
+    :param used: whether the linears became int8.
+    """
+    chosen: dict[str, Any] = {"error": float(f"{fit.error:.3g}")}
+    if not isinstance(fit, Smoothing):
+        chosen |= {"range": round(fit.range.top, 3), "copies": len(fit.columns)}
+    elif fit.exponent:
+        chosen["exponent"] = fit.exponent
+    if not used:
+        chosen["kept"] = "float32"
+    return chosen
+
+
+def bias_of(linear: Linear) -> Float32:
+    """Return a linear's bias, zeros where it has none, float32 array (out_features,)."""
     if linear.bias is None:
         return np.zeros(linear.weight.shape[1], np.float32)
     return linear.bias

@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from onnxsim_embed.export.bert import Linear
 from onnxsim_embed.export.builder import MICROSOFT
 from onnxsim_embed.export.calibrate import Activations
+from onnxsim_embed.export.quantize import bias_of, describe_fit
 from onnxsim_embed.export.ranges import (
     COLUMNS_PER_COPY,
     COPY_HEADROOM,
@@ -39,8 +40,6 @@ from onnxsim_embed.export.rounding import round_table, round_weight
 from onnxsim_embed.machine import available_cpus
 
 Float32 = npt.NDArray[np.float32]
-
-METHOD = "static: int8 weights per output channel, one fixed uint8 range for each input"
 
 # Weights smaller than this gain nothing.
 LEAST_WEIGHT = 256
@@ -162,7 +161,7 @@ def quantize_graph(
     for (_, linears), (chosen, made) in zip(groups.items(), fits, strict=True):
         if made:
             _replace(rewrite, linears, chosen, made)
-        notes.append({linears[0].name: _note(chosen, bool(made))})
+        notes.append({linears[0].name: describe_fit(chosen, bool(made))})
     _quantize_words(model, rewrite)
     _apply(model, rewrite)
     return tuple(notes)
@@ -184,7 +183,7 @@ def _fit(
     inputs = fit.apply(seen.rows)
     made = []
     for entry in linears:
-        bias = np.zeros(entry.weight.shape[1], np.float32) if entry.bias is None else entry.bias
+        bias = bias_of(entry)
         if isinstance(fit, Smoothing):
             weight = np.asarray(entry.weight / fit.multiplier[:, None], np.float32)
         else:
@@ -205,6 +204,14 @@ def fit_input_split(seen: Activations, weights: Sequence[Float32]) -> InputSplit
     low = min(0.0, float(seen.low.min()))
     top = max(float(seen.high.max()) * COPY_HEADROOM, -low / 16, 1e-6)
 
+    def measured(made: InputSplit, final: bool = False) -> InputSplit:
+        stacked = [np.concatenate([weight, weight[made.columns]]) for weight in weights]
+        targets = [
+            target + made.low * weight[made.columns].sum(axis=0)
+            for target, weight in zip(exact, weights, strict=True)
+        ]
+        return replace(made, error=output_error(made.apply(rows), targets, stacked, final=final))
+
     def trial(bound: float) -> InputSplit | None:
         span = Range.of(low, bound)
         made = InputSplit(0.0, span, np.zeros(0, np.int64), np.zeros(0, np.float32))
@@ -214,23 +221,12 @@ def fit_input_split(seen: Activations, weights: Sequence[Float32]) -> InputSplit
         )
         if len(columns) > max(1, len(rows[0]) // COLUMNS_PER_COPY):
             return None
-        made = replace(made, columns=columns, offsets=offsets)
-        stacked = [np.concatenate([weight, weight[columns]]) for weight in weights]
-        targets = [
-            target + made.low * weight[columns].sum(axis=0)
-            for target, weight in zip(exact, weights, strict=True)
-        ]
-        return replace(made, error=output_error(made.apply(rows), targets, stacked))
+        return measured(replace(made, columns=columns, offsets=offsets))
 
     trials = [trial(float(bound)) for bound in np.geomspace(top / 8, top, RANGE_STEPS)]
-    made = min((t for t in trials if t is not None), key=lambda t: t.error)
-    stacked = [np.concatenate([weight, weight[made.columns]]) for weight in weights]
-    targets = [
-        target + made.low * weight[made.columns].sum(axis=0)
-        for target, weight in zip(exact, weights, strict=True)
-    ]
+    best = min((t for t in trials if t is not None), key=lambda t: t.error)
     # Comparable with a smoothing's error: rounded as the export rounds.
-    return replace(made, error=output_error(made.apply(rows), targets, stacked, final=True))
+    return measured(best, final=True)
 
 
 def _replace(
@@ -319,14 +315,3 @@ def _all_inputs(node: onnx.NodeProto) -> list[str]:
             names += [name for part in inner.node for name in _all_inputs(part)]
             names += [entry.name for entry in inner.output]
     return names
-
-
-def _note(fit: Smoothing | InputSplit, kept: bool) -> dict[str, Any]:
-    note: dict[str, Any] = {"error": float(f"{fit.error:.3g}")}
-    if isinstance(fit, InputSplit):
-        note |= {"range": round(fit.range.top, 3), "copies": len(fit.columns)}
-    elif fit.exponent:
-        note["exponent"] = fit.exponent
-    if not kept:
-        note["kept"] = "float32"
-    return note

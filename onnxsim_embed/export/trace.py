@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,12 +62,11 @@ def trace(checkpoint: Checkpoint, target: Path) -> Traced:
     with _quiet():
         model = _load_model(checkpoint)
         _trace(model, kind, raw)
-    check_inputs(load_graph(raw), f"the traced {kind} model")
-    put_hidden_first(load_graph(raw), f"the traced {kind} model")
+    traced = load_graph(raw)
+    check_inputs(traced, f"the traced {kind} model")
+    put_hidden_first(traced, f"the traced {kind} model")
     data = simplify(raw, target)
-    for path in work.iterdir():
-        path.unlink()
-    work.rmdir()
+    shutil.rmtree(work)
     config = model.config
     return Traced(int(config.hidden_size), int(config.num_hidden_layers), data)
 
