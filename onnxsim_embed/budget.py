@@ -14,6 +14,7 @@ import numpy as np
 from onnxsim_embed.blocks import Found, Search
 from onnxsim_embed.machine import available_cpus, available_memory
 from onnxsim_embed.panels import AllPairs
+from onnxsim_embed.progress import progress_bar
 from onnxsim_embed.units import COMPONENT_BYTES, UnitRows
 
 # Bytes of an entry of the result: a float32 score and an int32 column.
@@ -219,10 +220,8 @@ class Progress:
         self._done = 0
         self._bar: Any = None
         if show:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=self._pairs(rows), unit=" pairs", unit_scale=True, desc="Comparing"
+            self._bar = progress_bar(
+                desc="Comparing", unit=" pairs", total=self._pairs(rows), unit_scale=True
             )
 
     def __enter__(self) -> Progress:

@@ -24,6 +24,7 @@ from onnxsim_embed.batching import (
     plan_padded_batches,
 )
 from onnxsim_embed.outputs import Mask, Output
+from onnxsim_embed.progress import progress_bar
 from onnxsim_embed.session import Session
 from onnxsim_embed.tokenization import Tokenizer, Tokens
 
@@ -151,7 +152,15 @@ class Runner:
         started = time.perf_counter()
         report = EncodeReport(threads=self.threads, provider=self.session.provider)
         total = len(texts) if isinstance(texts, Sequence) else None
-        bar = _progress_bar(total, progress_start) if progress else None
+        bar = None
+        if progress:
+            bar = progress_bar(
+                desc="Encoding",
+                unit=" texts",
+                total=total,
+                initial=progress_start,
+                smoothing=0.1,
+            )
         waiting: deque[_Window] = deque()
         try:
             failed: Exception | None = None
@@ -369,9 +378,3 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
         raise
     if window:
         yield window
-
-
-def _progress_bar(total: int | None, start: int) -> Any:  # noqa: ANN401 - tqdm is untyped
-    from tqdm import tqdm
-
-    return tqdm(total=total, initial=start, unit=" texts", desc="Encoding", smoothing=0.1)

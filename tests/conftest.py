@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tqdm
 from safetensors.numpy import save_file
 
-# tqdm's lock is shared with forked children: one that is killed while it holds it stops this process for ever.
-tqdm.tqdm.set_lock(threading.RLock())
-tqdm.tqdm.monitor_interval = 0
+# A shell starts `make test &` with SIGINT ignored, which the programs that tests start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The threads of PyTorch spin while they wait: beside other work, tiny models run ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -507,6 +508,13 @@ def test_an_interruption_stops_the_work(artifact, monkeypatch, threads):
     time.sleep(0.4)
     assert time.process_time() - spent < 0.1
     assert model.encode("a road").shape == (32,)
+    # Bars of other threads do not wait for a lock that the interrupted one took.
+    other = threading.Thread(
+        target=model.encode, args=(texts[:3],), kwargs={"show_progress_bar": True}, daemon=True
+    )
+    other.start()
+    other.join(timeout=30)
+    assert not other.is_alive()
 
 
 # what it says of itself

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from sentence_transformers.evaluation import SentenceEvaluator
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from onnxsim_embed.errors import TrainingError
 from onnxsim_embed.finetune.retrieval import Encode, Task, measure
+from onnxsim_embed.progress import progress_bar
 
 
 class HeldOut(SentenceEvaluator):  # type: ignore[misc]
@@ -94,11 +94,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Show the bar, from the step of the checkpoint that training goes on from."""
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
+        self.bar = progress_bar(
             desc="Training",
             unit="step",
+            total=state.max_steps,
+            initial=state.global_step,
             disable=not self.shown,
         )
 

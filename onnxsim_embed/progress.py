@@ -1,0 +1,44 @@
+"""Progress bars."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+
+def progress_bar(
+    *,
+    desc: str,
+    unit: str,
+    total: float | None,
+    initial: int = 0,
+    unit_scale: bool = False,
+    smoothing: float = 0.3,
+    disable: bool = False,
+) -> Any:  # noqa: ANN401 - tqdm is untyped
+    """Return a progress bar on standard error; see tqdm for the parameters."""
+    return _bar_class()(
+        desc=desc,
+        unit=unit,
+        total=total,
+        initial=initial,
+        unit_scale=unit_scale,
+        smoothing=smoothing,
+        disable=disable,
+    )
+
+
+@cache
+def _bar_class() -> Any:  # noqa: ANN401
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm is untyped
+        def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> bool:
+            # tqdm's own keeps the lock that all bars share when writing is interrupted (Ctrl-C, a closed
+            # stream): bars of other threads would wait for ever.
+            if nolock or lock_args:
+                return bool(super().refresh(nolock, lock_args))
+            with self.get_lock():
+                return bool(super().refresh(nolock=True))
+
+    return Bar
