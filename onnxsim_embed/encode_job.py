@@ -110,7 +110,7 @@ def encode_to_file(
         truncate_dim=truncate_dim,
     )
     settings: Settings = {
-        **_identity(embedder),
+        **identity(embedder),
         "prompt": repr(prompt),
         "max_seq_length": embedder.max_seq_length,
         "dtype": precision,
@@ -228,7 +228,7 @@ def origin_of(
     )
 
 
-def _identity(embedder: Embedder) -> Settings:
+def identity(embedder: Embedder) -> Settings:
     """Return the precision, and digests of every file and setting of the model that vectors depend on."""
     manifest = embedder.artifact.manifest
     weights = _weight_parts(manifest, embedder.precision)

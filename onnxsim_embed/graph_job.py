@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import operator
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ PART_PAIRS = 1 << 31
 # Bytes of the vectors that are read at a time for their digest.
 DIGEST_BYTES = 64 << 20
 
-_ADVICE = "raise the threshold or max_memory, or ask for the best of each row (k, --top-k)"
+ADVICE = "raise the threshold or max_memory, or ask for the best of each row (k, --top-k)"
 
 
 def write_graph(
@@ -90,29 +92,66 @@ def write_graph(
             print(first, block.nnz)
     """
     target = Path(directory).absolute()
-    if (threshold is None) == (k is None):
-        raise ValueError("a graph needs one of threshold and k")
-    if threshold is not None:
-        check_threshold(threshold)
+    check_wanted(threshold, k)
     check_graph_target(target, force)
     array = np.asarray(vectors)
     check_vectors(array)
-    if k is not None:
-        _check_k(k, len(array) - 1)
-    settings = {
-        "format_version": FORMAT_VERSION,
-        "rows": len(array),
-        "threshold": None if threshold is None else float(threshold),
-        "k": None if k is None else operator.index(k),
-        "include_self": include_self and k is None,
-        "vectors": digest(array),
-    }
+    settings = graph_settings(len(array), threshold, k, include_self, partial(digest, array))
     budget = Budget(max_memory)
     with locked(target) as work:
-        job = _Job(work, target, settings, force)
+        job = GraphJob(work, target, settings, force)
         rows = UnitRows(array, budget.for_vectors)
-        job.finish(job.run(AllPairs(rows, rows, block_bytes), budget, show_progress_bar))
+        parts = _write_parts(job, AllPairs(rows, rows, block_bytes), budget, show_progress_bar)
+        job.finish(parts, rows.diagonal(job.threshold) if k is None else None)
     return open_graph(target)
+
+
+def _write_parts(job: GraphJob, pairs: AllPairs, budget: Budget, show: bool) -> list[Part]:
+    """Write the parts that are missing; return all."""
+    size = pairs.left.rows
+    if job.journal is None:
+        rows = min(PART_PAIRS // max(1, size), size)
+        job.begin(max(1, min(rows, budget.rows(pairs, job.threshold, job.k))))
+    elif "columns" in job.journal:
+        raise ValueError(
+            f"{job.target} is half done by --engine ray: finish it there, or start over with --force"
+        )
+    parts: list[Part] = []
+    first = 0
+    with Progress(size, show, upper=job.k is None) as progress:
+        while first < size:
+            path = job.parts / part_file(len(parts))
+            pointers = row_pointers(path, size - first)
+            if pointers is None:
+                rows = min(job.part_rows, size - first)
+                matrix = _fitting(job, pairs, first, rows, budget, progress)
+                with naming(job.target):
+                    write_part(path, matrix)
+                pointers = matrix.indptr
+            parts.append(Part(path.name, first, len(pointers) - 1, int(pointers[-1])))
+            first += parts[-1].rows
+            progress.move(first)
+    return parts
+
+
+def _fitting(
+    job: GraphJob, pairs: AllPairs, first: int, rows: int, budget: Budget, progress: Progress
+) -> sparse.csr_array:
+    """Return the matrix of some rows from `first` on: of fewer where rows find more than usual."""
+    while True:
+        try:
+            part = slice(first, first + rows)
+            if job.k is None:
+                limit = Limit(budget.entries(pairs.left, pairs.right), job.threshold, ADVICE)
+                found = pairs.above(job.threshold, upper=True, rows=part, seen=limit)
+            else:
+                found = map(by_column, pairs.best(job.k, skip_self=True, rows=part))
+            return matrix_of(map(progress.count, found), pairs.right.rows)
+        except MemoryError:
+            if rows == 1:
+                raise
+        rows = (rows + 1) // 2
+        progress.move(first)
 
 
 def check_graph_target(target: Path, force: bool) -> None:
@@ -135,6 +174,41 @@ def check_graph_target(target: Path, force: bool) -> None:
         raise FileNotFoundError(f"cannot write {target}: there is no directory {target.parent}")
 
 
+def check_wanted(threshold: float | None, k: int | None) -> None:
+    """Refuse both or none of a threshold and k, and a threshold that is none.
+
+    :raises ValueError: saying what is wrong.
+    """
+    if (threshold is None) == (k is None):
+        raise ValueError("a graph needs one of threshold and k")
+    if threshold is not None:
+        check_threshold(threshold)
+
+
+def graph_settings(
+    rows: int,
+    threshold: float | None,
+    k: int | None,
+    include_self: bool,
+    vectors: Callable[[], str],
+) -> dict[str, Any]:
+    """Return what a graph depends on, as its index says it.
+
+    :param vectors: returns their digest.
+    :raises ValueError: if there are not k other rows.
+    """
+    if k is not None:
+        _check_k(k, rows - 1)
+    return {
+        "format_version": FORMAT_VERSION,
+        "rows": rows,
+        "threshold": None if threshold is None else float(threshold),
+        "k": None if k is None else operator.index(k),
+        "include_self": include_self and k is None,
+        "vectors": vectors(),
+    }
+
+
 def _check_k(k: int, most: int) -> None:
     if most < 1:
         raise ValueError(f"there are no other rows to choose {k} from")
@@ -151,7 +225,7 @@ def digest(array: npt.NDArray[Any]) -> str:
     return found.hexdigest()[:16]
 
 
-class _Job:
+class GraphJob:
     """A graph in the making.
 
     :param work: the hidden directory.
@@ -164,16 +238,16 @@ class _Job:
 
     def __init__(self, work: Path, target: Path, settings: Mapping[str, Any], force: bool) -> None:
         self._work = work
-        self._target = target
+        self.target = target
         self._settings = settings
-        self._parts = work / PARTS
-        self._journal = None if force else _read_journal(work)
-        if self._journal is None:
+        self.parts = work / PARTS
+        self.journal = None if force else _read_journal(work)
+        if self.journal is None:
             (work / JOURNAL).unlink(missing_ok=True)
-            shutil.rmtree(self._parts, ignore_errors=True)
-            self._parts.mkdir()
+            shutil.rmtree(self.parts, ignore_errors=True)
+            self.parts.mkdir()
             return
-        found = self._journal
+        found = self.journal
         differing = ", ".join(
             f"{name}: {found.get(name)}, now {value}"
             for name, value in settings.items()
@@ -184,79 +258,60 @@ class _Job:
                 f"{target} is half done with other settings ({differing}): finish that job, or start "
                 "over with --force"
             )
-        for path in self._parts.glob(".*.partial"):  # a write that was cut short
+        for path in self.parts.glob(".*.partial"):  # a write that was cut short
             path.unlink()
 
-    def run(self, pairs: AllPairs, budget: Budget, show: bool) -> list[Part]:
-        """Write the parts that are missing; return all."""
-        size, k = pairs.left.rows, self._settings["k"]
-        if self._journal is None:
-            rows = min(PART_PAIRS // max(1, size), size)
-            rows = min(rows, budget.rows(pairs, self._settings["threshold"], k))
-            self._journal = {"part_rows": max(1, rows), "replaces": self._target.exists()}
-            with naming(self._target):
-                _write_json({**self._settings, **self._journal}, self._work / JOURNAL)
-        parts: list[Part] = []
-        first = 0
-        with Progress(size, show, upper=k is None) as progress:
-            while first < size:
-                path = self._parts / part_file(len(parts))
-                pointers = _pointers(path, size - first)
-                if pointers is None:
-                    rows = min(self._journal["part_rows"], size - first)
-                    matrix = self._fitting(pairs, first, rows, budget, progress)
-                    with naming(self._target), durable_file(path) as stream:
-                        sparse.save_npz(stream, matrix, compressed=False)
-                    pointers = matrix.indptr
-                parts.append(Part(path.name, first, len(pointers) - 1, int(pointers[-1])))
-                first += parts[-1].rows
-                progress.move(first)
-        if k is None:
-            self._write_diagonal(pairs.left)
-        return parts
+    @property
+    def threshold(self) -> float:
+        """The threshold; NaN for the k best."""
+        value = self._settings["threshold"]
+        return math.nan if value is None else float(value)
 
-    def finish(self, parts: list[Part]) -> None:
-        """Write the index, and put the directory in its place."""
+    @property
+    def k(self) -> int | None:
+        """How many of each row; None above a threshold."""
+        return self._settings["k"]
+
+    @property
+    def part_rows(self) -> int:
+        """Rows of a part, once the job has begun."""
+        assert self.journal is not None
+        return int(self.journal["part_rows"])
+
+    def begin(self, part_rows: int, **plan: int) -> None:
+        """Write the journal of a job without one.
+
+        :param plan: what else has to stay the same when the job goes on.
+        """
+        self.journal = {"part_rows": part_rows, "replaces": self.target.exists(), **plan}
+        with naming(self.target):
+            _write_json({**self._settings, **self.journal}, self._work / JOURNAL)
+
+    def finish(self, parts: list[Part], diagonal: npt.NDArray[np.float32] | None) -> None:
+        """Write the index, and put the directory in its place.
+
+        :param diagonal: float32 array (rows,), NaN where there is no entry; None for the k best.
+        """
         table = {**self._settings, "parts": [asdict(part) for part in parts]}
-        with naming(self._target):
-            _write_json(table, self._parts / INDEX)
+        with naming(self.target):
+            if diagonal is not None:
+                if not self._settings["include_self"]:
+                    diagonal[:] = np.nan
+                with durable_file(self.parts / DIAGONAL) as stream:
+                    np.save(stream, diagonal, allow_pickle=False)
+            _write_json(table, self.parts / INDEX)
             old = self._work / "old"
             shutil.rmtree(old, ignore_errors=True)
-            if self._journal and self._journal["replaces"] and self._target.exists():
-                self._target.rename(old)
-            self._parts.rename(self._target)
+            if self.journal and self.journal["replaces"] and self.target.exists():
+                self.target.rename(old)
+            self.parts.rename(self.target)
         (self._work / JOURNAL).unlink()
 
-    def _fitting(
-        self, pairs: AllPairs, first: int, rows: int, budget: Budget, progress: Progress
-    ) -> sparse.csr_array:
-        """Return the matrix of some rows from `first` on: of fewer where rows find more than usual."""
-        while True:
-            try:
-                return self._compare(pairs, slice(first, first + rows), budget, progress)
-            except MemoryError:
-                if rows == 1:
-                    raise
-            rows = (rows + 1) // 2
-            progress.move(first)
 
-    def _compare(
-        self, pairs: AllPairs, rows: slice, budget: Budget, progress: Progress
-    ) -> sparse.csr_array:
-        threshold, k = self._settings["threshold"], self._settings["k"]
-        if k is None:
-            limit = Limit(budget.entries(pairs.left, pairs.right), threshold, _ADVICE)
-            found = pairs.above(threshold, upper=True, rows=rows, seen=limit)
-        else:
-            found = map(_by_column, pairs.best(k, skip_self=True, rows=rows))
-        return matrix_of(map(progress.count, found), pairs.right.rows)
-
-    def _write_diagonal(self, rows: UnitRows) -> None:
-        diagonal = rows.diagonal(self._settings["threshold"])
-        if not self._settings["include_self"]:
-            diagonal[:] = np.nan
-        with naming(self._target), durable_file(self._parts / DIAGONAL) as stream:
-            np.save(stream, diagonal, allow_pickle=False)
+def write_part(path: Path, matrix: sparse.csr_array) -> None:
+    """Write a part, whole or not at all."""
+    with durable_file(path) as stream:
+        sparse.save_npz(stream, matrix, compressed=False)
 
 
 def _read_journal(work: Path) -> dict[str, Any] | None:
@@ -277,7 +332,7 @@ def _read_journal(work: Path) -> dict[str, Any] | None:
     return table
 
 
-def _pointers(path: Path, most: int) -> npt.NDArray[Any] | None:
+def row_pointers(path: Path, most: int) -> npt.NDArray[Any] | None:
     """Return where the rows of a part begin; None where it is missing, damaged or has too many rows."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as table:
@@ -287,7 +342,8 @@ def _pointers(path: Path, most: int) -> npt.NDArray[Any] | None:
     return pointers if 1 <= len(pointers) - 1 <= most else None
 
 
-def _by_column(best: Best) -> Found:
+def by_column(best: Best) -> Found:
+    """Return the k best of each row as pairs, columns ascending."""
     order = np.argsort(best.columns, axis=1)
     rows, k = best.columns.shape
     return Found(

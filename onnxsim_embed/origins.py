@@ -158,11 +158,15 @@ def read_origin(path: str | Path) -> VectorOrigin | None:
 
     A description that is damaged, or was made for another file, is left aside with a warning.
 
-    :param path: .npy or .parquet.
+    :param path: .npy, .parquet or a directory of parts.
     :raises FileNotFoundError: if there is no such file.
     :raises TableError: if it is not a readable file of its kind.
     """
     path = Path(path)
+    if path.is_dir():
+        from onnxsim_embed.vector_store import open_vectors
+
+        return open_vectors(path).origin
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
@@ -211,6 +215,14 @@ def _parse(data: bytes) -> tuple[VectorOrigin, Any]:
         table = json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    return parse_origin(table), table.get("file")
+
+
+def parse_origin(table: Any) -> VectorOrigin:  # noqa: ANN401 - from JSON
+    """Return what `VectorOrigin.to_table` gave.
+
+    :raises ValueError: if it is none.
+    """
     if not isinstance(table, dict) or table.get("format_version") != FORMAT_VERSION:
         raise ValueError("it is no description of vectors, or one of another version")
     stated = table.get("origin")
@@ -218,7 +230,7 @@ def _parse(data: bytes) -> tuple[VectorOrigin, Any]:
         raise ValueError("it does not name what a description of vectors names")
     if wrong := [name for name, value in stated.items() if type(value) not in KINDS[name]]:
         raise ValueError(f"{wrong[0]} cannot be {stated[wrong[0]]!r:.60}")
-    return VectorOrigin(**stated), table.get("file")
+    return VectorOrigin(**stated)
 
 
 def _read_metadata(path: Path) -> bytes | None:

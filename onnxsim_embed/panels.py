@@ -38,61 +38,77 @@ class AllPairs:
         *,
         upper: bool,
         rows: slice | None = None,
+        columns: slice | None = None,
         seen: Callable[[Found], object] = lambda part: None,
     ) -> Iterator[Found]:
         """Yield the pairs above a threshold, strip by strip.
 
         :param upper: take only columns beyond the row (left and right are one set).
         :param rows: rows to compare; None for all.
+        :param columns: columns to compare them with, whole panels of them; None for all.
         :param seen: called with pairs when they are found, which is before the strip is whole.
         """
         rows = rows or slice(0, self.left.rows)
-        if self._search is not None:
+        if self._search is not None and columns is None:
             for part in self._search.above(threshold, upper=upper, rows=rows):
                 seen(part)
                 yield part
             return
+        columns = columns or slice(0, self.right.rows)
         for panel in self.left.panels(rows.start, rows.stop):
             strips: list[list[Found]] = []
-            for start, search in self._searches(panel, panel.start if upper else 0):
+            first = max(columns.start, panel.start) if upper else columns.start
+            for start, search in self._searches(panel, slice(first, columns.stop)):
                 found = search.above(threshold, upper=upper and search.left is search.right)
                 for number, part in enumerate(found):
                     seen(part)
                     if number == len(strips):
                         strips.append([])
                     strips[number].append(part._replace(columns=part.columns + start))
-            yield from map(_side_by_side, strips)
+            yield from map(side_by_side, strips)
 
-    def best(self, k: int, *, skip_self: bool, rows: slice | None = None) -> Iterator[Best]:
-        """Yield the k best of each row, strip by strip; see `Search.best`."""
+    def best(
+        self,
+        k: int,
+        *,
+        skip_self: bool,
+        rows: slice | None = None,
+        columns: slice | None = None,
+    ) -> Iterator[Best]:
+        """Yield the k best of each row, or all where there are fewer, strip by strip; see `Search.best`.
+
+        :param columns: as for `above`.
+        """
         rows = rows or slice(0, self.left.rows)
-        if self._search is not None:
+        if self._search is not None and columns is None:
             yield from self._search.best(k, skip_self=skip_self, rows=rows)
             return
+        columns = columns or slice(0, self.right.rows)
         for panel in self.left.panels(rows.start, rows.stop):
             scores = np.empty((panel.stop - panel.start, 0), np.float32)
-            columns = np.empty(scores.shape, np.int64)
-            for start, search in self._searches(panel, 0):
+            places = np.empty(scores.shape, np.int64)
+            for start, search in self._searches(panel, columns):
                 own = skip_self and search.left is search.right
                 most = min(k, len(search.right) - own)
                 if most:
                     found = list(search.best(most, skip_self=own))
                     more = np.concatenate([part.scores for part in found])
-                    places = np.concatenate([part.columns for part in found]) + start
-                    scores, columns = _better(
-                        np.hstack([scores, more]), np.hstack([columns, places]), k
+                    others = np.concatenate([part.columns for part in found]) + start
+                    scores, places = keep_best(
+                        np.hstack([scores, more]), np.hstack([places, others]), k
                     )
-            yield Best(scores, columns)
+            yield Best(scores, places)
 
-    def _searches(self, panel: slice, start: int) -> Iterator[tuple[int, Search]]:
-        """Yield the first column and a search for each panel of columns, from `start` on."""
+    def _searches(self, panel: slice, columns: slice) -> Iterator[tuple[int, Search]]:
+        """Yield the first column and a search for each panel of some columns."""
         left = self.left.load(panel)
-        if self.left is self.right:
-            columns = [*self.right.panels(start, panel.start), panel]
-            columns += self.right.panels(panel.stop)
+        start, stop = columns.start, columns.stop
+        if self.left is self.right and start <= panel.start < stop:
+            parts = [*self.right.panels(start, panel.start), panel]
+            parts += self.right.panels(panel.stop, stop)
         else:
-            columns = list(self.right.panels(start)) or [slice(0, 0)]
-        for part in columns:
+            parts = list(self.right.panels(start, stop)) or [slice(0, 0)]
+        for part in parts:
             same = self.left is self.right and part == panel
             right = left if same else self.right.load(part)
             search = Search(
@@ -102,7 +118,7 @@ class AllPairs:
             self._kind = self._kind or search.kind
 
 
-def _side_by_side(parts: list[Found]) -> Found:
+def side_by_side(parts: list[Found]) -> Found:
     """Return the pairs of a strip with several panels, whose columns rise from one to the next."""
     height = len(parts[0].counts)
     row = np.concatenate([np.repeat(np.arange(height), part.counts) for part in parts])
@@ -112,7 +128,7 @@ def _side_by_side(parts: list[Found]) -> Found:
     return Found(np.bincount(row, minlength=height), columns, scores)
 
 
-def _better(scores: Float32, columns: Int64, k: int) -> tuple[Float32, Int64]:
+def keep_best(scores: Float32, columns: Int64, k: int) -> tuple[Float32, Int64]:
     """Return the k best of each row, or all where there are fewer; ties by lower column."""
     order = np.lexsort((columns, -scores), axis=-1)[:, :k]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(columns, order, axis=1)

@@ -52,9 +52,16 @@ def iter_texts(
 
 
 def iter_column(
-    path: str | Path, column: str | None = None, *, kind: str | None = None
+    path: str | Path,
+    column: str | None = None,
+    *,
+    kind: str | None = None,
+    source: IO[bytes] | None = None,
 ) -> Iterator[Any]:
-    """Yield the raw values of one column; see `iter_texts`."""
+    """Yield the raw values of one column; see `iter_texts`.
+
+    :param source: what to read instead of the file, which then only names it; parquet needs to seek.
+    """
     kind = kind or kind_of(path)
     if kind not in KINDS:
         raise ValueError(
@@ -62,13 +69,13 @@ def iter_column(
         )
     if kind == "parquet":
         empty = True
-        for value in _parquet_column(Path(path), column):
+        for value in _parquet_column(path, column, source):
             empty = False
             yield value
         if empty:
             raise TableError(f"{path} holds no texts")
         return
-    with open_text(path) as stream:
+    with open_text(path, source) as stream:
         reader = {
             "csv": _csv_column,
             "tsv": _csv_column,
@@ -103,18 +110,23 @@ def kind_of(path: str | Path) -> str:
 
 
 @contextmanager
-def open_text(path: str | Path) -> Iterator[IO[str]]:
-    """Open a text file, gzipped or not, or standard input, as UTF-8."""
+def open_text(path: str | Path, source: IO[bytes] | None = None) -> Iterator[IO[str]]:
+    """Open a text file, gzipped or not, or standard input, as UTF-8.
+
+    :param source: what to read instead of the file.
+    """
     if str(path) == "-":
         yield io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
         return
-    path = Path(path)
-    _check_file(path)
-    if path.suffix.lower() == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as stream:
+    if source is None:
+        _check_file(Path(path))
+        with Path(path).open("rb") as opened, open_text(path, opened) as stream:
+            yield stream
+    elif str(path).lower().endswith(".gz"):
+        with gzip.open(source, "rt", encoding="utf-8-sig", newline="") as stream:
             yield stream
     else:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as stream:
             yield stream
 
 
@@ -203,14 +215,17 @@ def require_pyarrow() -> None:
         raise MissingExtraError("reading and writing parquet", "parquet", "pyarrow")
 
 
-def _parquet_column(path: Path, column: str | None) -> Iterator[Any]:
+def _parquet_column(
+    path: str | Path, column: str | None, source: IO[bytes] | None
+) -> Iterator[Any]:
     require_pyarrow()
     import pyarrow
     from pyarrow import parquet
 
-    _check_file(path)
+    if source is None:
+        _check_file(Path(path))
     try:
-        with parquet.ParquetFile(path) as table:
+        with parquet.ParquetFile(source or path) as table:
             name = _choose_column(str(path), table.schema_arrow.names, column)
             for batch in table.iter_batches(columns=[name], batch_size=4096):
                 yield from batch.column(0).to_pylist()

@@ -96,8 +96,13 @@ def npy_header(rows: int, width: int, dtype: np.dtype[Any]) -> bytes:
 
 
 def holds_vectors(path: str | Path, column: str | None = None) -> bool:
-    """Return whether a file holds vectors rather than texts: .npy, or parquet with a list column."""
+    """Return whether a file holds vectors rather than texts: .npy, or parquet with a list column.
+
+    So does a directory that `onnxsim_embed.ray` wrote.
+    """
     path = Path(path)
+    if path.is_dir():
+        return True
     if path.suffix != ".parquet":
         return path.suffix == ".npy"
     require_pyarrow()
@@ -115,7 +120,7 @@ def holds_vectors(path: str | Path, column: str | None = None) -> bool:
 
 
 def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any]:
-    """Read vectors from .npy (memory-mapped) or from a list column of .parquet.
+    """Read vectors from .npy (memory-mapped), from a list column of .parquet, or from a directory of parts.
 
     :returns: array (n, dim).
     :raises FileNotFoundError: if there is no such file.
@@ -125,6 +130,10 @@ def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
+    if path.is_dir():
+        from onnxsim_embed.vector_store import open_vectors
+
+        return open_vectors(path).read()
     if path.suffix == ".parquet":
         return _read_parquet(path, column or "vector")
     try:

@@ -14,14 +14,18 @@ import typer
 from onnxsim_embed.artifact import atomic_file, check_output
 from onnxsim_embed.cli.options import (
     DEFAULT_MODEL,
+    AddressOption,
     ColumnOption,
+    EngineOption,
     FormatOption,
     ModelOption,
     PrecisionOption,
     QuietOption,
     ThreadsOption,
+    on_ray,
 )
 from onnxsim_embed.cli.output import on_terminal
+from onnxsim_embed.cli.ray import encode_on_ray, refuse_with_engine, refuse_without_engine
 from onnxsim_embed.cli.texts import counted, load, open_texts, print_report
 from onnxsim_embed.errors import OnnxsimEmbedError, TableError
 
@@ -34,9 +38,18 @@ if TYPE_CHECKING:
 def encode(
     file: Annotated[
         str,
-        typer.Argument(help="csv, tsv, jsonl, parquet or txt (also .gz); - for standard input."),
+        typer.Argument(
+            help="csv, tsv, jsonl, parquet or txt (also .gz); - for standard input. With --engine ray also a directory, a pattern or a URI."
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="vectors.npy or vectors.parquet.")],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            help="vectors.npy or vectors.parquet. With --engine ray a directory or URI.",
+        ),
+    ],
     column: ColumnOption = None,
     model: ModelOption = DEFAULT_MODEL,
     precision: PrecisionOption = "auto",
@@ -77,6 +90,22 @@ def encode(
         ),
     ] = None,
     file_format: FormatOption = None,
+    engine: EngineOption = None,
+    address: AddressOption = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            "--id-column",
+            help="With --engine ray: names of the rows; default: their numbers, from 0.",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="With --engine ray: stop at a row without a usable text, instead of reporting it.",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Start over, and replace outputs that exist.")
     ] = False,
@@ -86,13 +115,41 @@ def encode(
 
     Files may be of any size. After a stop, the same command does the rest.
     """
+    if on_ray(engine):
+        refuse_with_engine(
+            device=device not in ("auto", "cpu"),
+            dtype=dtype != "float32",
+            ranges=ranges,
+            report=report,
+        )
+        encode_on_ray(
+            file,
+            output,
+            model,
+            column=column,
+            id_column=id_column,
+            kind=file_format,
+            precision=precision,
+            prompt_name=prompt_name,
+            max_seq_length=max_seq_length,
+            normalize_embeddings=normalize,
+            truncate_dim=truncate_dim,
+            on_error="raise" if strict else "skip",
+            actor_threads=threads,
+            address=address,
+            force=force,
+            quiet=quiet,
+        )
+        return
+    refuse_without_engine(id_column=id_column, strict=strict)
+    target = Path(output)
     from onnxsim_embed.encode_job import check_format, encode_to_file
     from onnxsim_embed.kept_rows import check_target
     from onnxsim_embed.vector_files import read_vectors
 
-    check_target(output, force)
+    check_target(target, force)
     if report is not None:
-        _check_report(report, output, force)
+        _check_report(report, target, force)
     check_format(dtype, ranges is not None)
     limits = None if ranges is None else read_vectors(ranges)
     texts = open_texts(file, column, file_format)
@@ -103,7 +160,7 @@ def encode(
         result = encode_to_file(
             embedder,
             texts,
-            output,
+            target,
             prompt_name=prompt_name,
             show_progress_bar=on_terminal() and not quiet,
             precision=cast("OutputPrecision", dtype),
@@ -118,7 +175,7 @@ def encode(
     if not quiet:
         if result.report.texts:
             print_report(embedder, result.report)
-        typer.echo(f"Wrote {output}: {result.rows:,} x {result.dim} {result.dtype}.")
+        typer.echo(f"Wrote {target}: {result.rows:,} x {result.dim} {result.dtype}.")
 
 
 @contextmanager

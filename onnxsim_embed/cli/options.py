@@ -38,3 +38,28 @@ LocalOption = Annotated[
     typer.Option("--local-files-only", help="Take Hub models from the local cache; no network."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine", help="ray: run on a Ray cluster, or as one on this machine; writes a directory."
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        envvar="RAY_ADDRESS",
+        show_envvar=True,
+        help="With --engine ray: the cluster, host:port or auto; default: start one on this machine.",
+    ),
+]
+
+
+def on_ray(engine: str | None) -> bool:
+    """Return whether Ray is to run a command.
+
+    :raises ValueError: for another engine.
+    """
+    if engine not in (None, "ray"):
+        raise ValueError(f"unknown engine {engine!r}; known is ray")
+    return engine == "ray"

@@ -11,15 +11,19 @@ import typer
 from onnxsim_embed.artifact import check_output
 from onnxsim_embed.cli.options import (
     DEFAULT_MODEL,
+    AddressOption,
     ColumnOption,
+    EngineOption,
     ForceOption,
     FormatOption,
     ModelOption,
     PrecisionOption,
     QuietOption,
     ThreadsOption,
+    on_ray,
 )
 from onnxsim_embed.cli.output import on_terminal
+from onnxsim_embed.cli.ray import compare_on_ray, refuse_with_engine
 from onnxsim_embed.cli.texts import counted, encode_texts, load, read_texts
 
 if TYPE_CHECKING:
@@ -33,7 +37,7 @@ def similarity(
     file: Annotated[
         str,
         typer.Argument(
-            help="A file of texts, or vectors (.npy, or .parquet with a column vector)."
+            help="A file of texts, or vectors: .npy, .parquet with a column vector, or a directory that encode --engine ray wrote."
         ),
     ],
     output: Annotated[
@@ -94,11 +98,33 @@ def similarity(
     precision: PrecisionOption = "auto",
     threads: ThreadsOption = None,
     file_format: FormatOption = None,
+    engine: EngineOption = None,
+    address: AddressOption = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compare all texts (or vectors) of a file with each other, exactly."""
     named = _similarity_outputs(output or [], top_k, drop_duplicates)
+    if on_ray(engine):
+        refuse_with_engine(
+            pairs=pairs, heatmap=heatmap, show=show, drop_duplicates=drop_duplicates,
+            estimate=estimate, threads=threads,
+        )  # fmt: skip
+        if list(named) != ["graph"]:
+            raise ValueError("--engine ray writes a directory: give -o a name without an ending")
+        from onnxsim_embed.budget import parse_bytes
+
+        compare_on_ray(
+            file,
+            named["graph"],
+            threshold=threshold if top_k is None else None,
+            k=top_k,
+            max_memory=None if max_memory is None else parse_bytes(max_memory),
+            address=address,
+            force=force,
+            quiet=quiet,
+        )
+        return
     files = [path for kind, path in named.items() if kind != "graph"]
     files += [path for path in (pairs, heatmap) if path is not None]
     _check_similarity_outputs(files, pairs, heatmap, force)
