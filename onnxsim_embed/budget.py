@@ -15,7 +15,7 @@ from onnxsim_embed.blocks import Found, Search
 from onnxsim_embed.machine import available_cpus, available_memory
 from onnxsim_embed.panels import AllPairs
 from onnxsim_embed.progress import progress_bar
-from onnxsim_embed.units import COMPONENT_BYTES, UnitRows
+from onnxsim_embed.units import COMPONENT_BYTES, Float32, UnitRows
 
 # Bytes of an entry of the result: a float32 score and an int32 column.
 ENTRY_BYTES = 8
@@ -41,22 +41,25 @@ SMALL = 1 << 24
 
 
 class Estimate(NamedTuple):
-    """What `similarity_matrix` would take.
+    """What `similarity_matrix`, or the k best of each row, would take.
 
-    :param entries: scores above the threshold, the diagonal included.
-    :param result_bytes: bytes of the matrix, in memory and as .npz.
+    :param entries: scores: those above the threshold, the diagonal included, or k of each row.
+    :param result_bytes: bytes of the result, in memory and as a file.
     :param peak_bytes: bytes at the peak, beyond the input.
     :param seconds: on this machine, if nothing else runs.
+    :param exact: whether the number of scores is known, not estimated.
     """
 
     entries: int
     result_bytes: int
     peak_bytes: int
     seconds: float
+    exact: bool = False
 
     def __str__(self) -> str:
+        number = f"{self.entries:,}" if self.exact else f"about {_about(self.entries)}"
         return (
-            f"about {_about(self.entries)} scores, {in_units(self.result_bytes)} "
+            f"{number} scores, {in_units(self.result_bytes)} "
             f"({in_units(self.peak_bytes)} at the peak), {in_time(self.seconds)}"
         )
 
@@ -188,14 +191,40 @@ def estimate_entries(left: UnitRows, right: UnitRows, threshold: float) -> Estim
     )
 
 
+def estimate_best(left: UnitRows, right: UnitRows, k: int) -> Estimate:
+    """Return what the k best of each row take; the time is that of a sample of rows."""
+    rows = _sample_rows(left, SAMPLE_ROWS)
+    seconds = 0.0
+    for panel in right.panels():
+        search = Search(rows, right.load(panel), 8 << 20)
+        started = time.perf_counter()
+        for _ in search.best(min(k, panel.stop - panel.start), skip_self=False):
+            pass
+        seconds += time.perf_counter() - started
+    entries = left.rows * k
+    threads = min(available_cpus(), max(1, left.rows // SAMPLE_ROWS))
+    return Estimate(
+        entries,
+        entries * (ENTRY_BYTES + 4),
+        entries * BEST_BYTES + _loaded(left, right),
+        seconds * left.rows / max(1, len(rows)) / threads,
+        exact=True,
+    )
+
+
+def _sample_rows(left: UnitRows, size: int) -> Float32:
+    """Return the unit vectors of some rows, of all where there are few; the same ones every time."""
+    chosen = np.arange(left.rows)
+    if left.rows > size:
+        chosen = np.sort(np.random.default_rng(0).choice(left.rows, size, replace=False))
+    return left.take(chosen)
+
+
 def _sample(
     left: UnitRows, right: UnitRows, threshold: float, size: int = SAMPLE_ROWS
 ) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], float]:
     """Return the entries of some rows, and the seconds that these took on one thread."""
-    chosen = np.arange(left.rows)
-    if left.rows > size:
-        chosen = np.sort(np.random.default_rng(0).choice(left.rows, size, replace=False))
-    rows = left.take(chosen)
+    rows = _sample_rows(left, size)
     counts = np.zeros(len(rows), np.int64)
     seconds = 0.0
     for panel in right.panels():

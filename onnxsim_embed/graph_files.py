@@ -47,9 +47,9 @@ class SimilarityJob:
     max_memory: int | None = None
     show_progress_bar: bool = False
 
-    def estimate(self, threshold: float) -> Estimate:
-        """Return what the matrix would take, from a sample."""
-        return estimate_similarity(self.vectors, threshold)
+    def estimate(self, threshold: float, k: int | None) -> Estimate:
+        """Return what the matrix, or the k best of each row, would take, from a sample."""
+        return estimate_similarity(self.vectors, threshold, k=k)
 
     def write_matrix(self, path: Path, threshold: float) -> int:
         """Write the sparse matrix (rows x rows of the input) as .npz; return its number of entries."""

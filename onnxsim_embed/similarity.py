@@ -8,7 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.budget import Budget, Estimate, Limit, Progress, estimate_entries, refuse_result
+from onnxsim_embed.budget import (
+    Budget,
+    Estimate,
+    Limit,
+    Progress,
+    estimate_best,
+    estimate_entries,
+    refuse_result,
+)
 from onnxsim_embed.csr import matrix_of, symmetric_matrix
 from onnxsim_embed.panels import AllPairs
 from onnxsim_embed.units import Float32, UnitRows, check_widths, unit_vectors
@@ -144,17 +152,25 @@ def similar_pairs(
 
 
 def estimate_similarity(
-    vectors: npt.ArrayLike, threshold: float = 0.5, *, other: npt.ArrayLike | None = None
+    vectors: npt.ArrayLike,
+    threshold: float = 0.5,
+    *,
+    other: npt.ArrayLike | None = None,
+    k: int | None = None,
 ) -> Estimate:
     """Return how large `similarity_matrix` would be and how long it would take, from a sample of rows.
 
     :param vectors: (n, dim).
     :param threshold: as for `similarity_matrix`.
     :param other: (m, dim), a second set; None for `vectors` with themselves.
-    :raises ValueError: as `similarity_matrix`.
+    :param k: estimate `top_k` or `neighbours` instead, so many of each row.
+    :raises ValueError: as `similarity_matrix` or `top_k`.
     """
     check_threshold(threshold)
     work = _Work(vectors, other, None, BLOCK_BYTES)
+    if k is not None:
+        work.check_k(k, skip_self=other is None)
+        return estimate_best(work.left, work.right, k)
     return estimate_entries(work.left, work.right, threshold)
 
 
@@ -318,8 +334,11 @@ class _Work:
         with Progress(self.left.rows, bar, upper) as progress:
             return matrix_of((progress.count(part) for part in found), self.right.rows)
 
-    def best(self, k: int, *, skip_self: bool, bar: bool = False) -> TopK:
-        """Return the k best of each row."""
+    def check_k(self, k: int, skip_self: bool) -> None:
+        """Refuse a k that is not there.
+
+        :raises ValueError: naming those that are.
+        """
         most = self.right.rows - skip_self
         if most < 1:
             raise ValueError(f"there are no vectors to choose {k} from")
@@ -327,6 +346,10 @@ class _Work:
             raise ValueError(
                 f"k must be from 1 to {most} (the number of vectors to choose from), got {k}"
             )
+
+    def best(self, k: int, *, skip_self: bool, bar: bool = False) -> TopK:
+        """Return the k best of each row."""
+        self.check_k(k, skip_self)
         self._budget.check_best(self.left, self.right, k)
         scores = np.empty((self.left.rows, k), np.float32)
         indices = np.empty(scores.shape, np.int64)

@@ -66,9 +66,25 @@ def test_sets_without_rows_take_nothing():
         assert estimate_similarity(left, other=right)[:2] == (0, 0)
 
 
+def test_the_best_of_each_row_take_what_they_take(monkeypatch):
+    estimate = estimate_similarity(DENSE, k=5)
+    made = neighbours(DENSE, 5)
+    assert estimate.entries == made.scores.size
+    assert estimate.result_bytes == made.scores.nbytes + made.indices.nbytes
+    assert estimate.peak_bytes > estimate.result_bytes
+    assert estimate.seconds > 0
+    assert estimate_similarity(SMALL, other=DENSE, k=2).entries == 2 * len(SMALL)
+    monkeypatch.setattr(budget, "available_memory", lambda: 10_000)
+    assert estimate_similarity(DENSE, k=5).entries == estimate.entries
+    with pytest.raises(ValueError, match=f"k must be from 1 to {len(DENSE) - 1} "):
+        estimate_similarity(DENSE, k=len(DENSE))
+
+
 def test_an_estimate_reads_well():
     estimate = Estimate(1_234_567, 9_876_543, 1_234_567_890, 431.0)
     assert str(estimate) == "about 1,200,000 scores, 9.88 MB (1.23 GB at the peak), 7 min"
+    exact = Estimate(30, 360, 720, 0.5, exact=True)
+    assert str(exact) == "30 scores, 360 bytes (720 bytes at the peak), 0.5 s"
 
 
 def test_an_estimate_checks_what_it_is_given():

@@ -145,6 +145,15 @@ def test_an_estimate_writes_nothing(run, tmp_path, vectors_npy, monkeypatch, out
     assert names(tmp_path) == ["vectors.npy"]
 
 
+@pytest.mark.parametrize("outputs", [[], ["-o", "n.csv"], ["-o", "graph"]])
+def test_the_best_of_each_row_are_estimated_too(run, tmp_path, vectors_npy, monkeypatch, outputs):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("similarity", vectors_npy, "--estimate", "-k", 7, *outputs)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"The 7 best of each row: {7 * len(VECTORS):,} scores, ")
+    assert names(tmp_path) == ["vectors.npy"]
+
+
 def test_an_estimate_leaves_duplicates_out(run, vectors_npy):
     np.save(vectors_npy, np.tile(VECTORS[10:20], (12, 1)))
     _, out, _ = run("similarity", vectors_npy, "--estimate", "-t", -0.999, "--drop-duplicates")

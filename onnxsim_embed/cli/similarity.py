@@ -84,7 +84,7 @@ def similarity(
         bool,
         typer.Option(
             "--estimate",
-            help="Only say, from a sample of rows, how many scores are above --threshold and what they take.",
+            help="Only say, from a sample of rows, how many scores are above --threshold (or --top-k of each row) and what they take.",
         ),
     ] = False,
     max_memory: Annotated[
@@ -104,7 +104,7 @@ def similarity(
     quiet: QuietOption = False,
 ) -> None:
     """Compare all texts (or vectors) of a file with each other, exactly."""
-    named = _similarity_outputs(output or [], top_k, drop_duplicates)
+    named = _similarity_outputs(output or [], top_k, drop_duplicates, estimate)
     if on_ray(engine):
         refuse_with_engine(
             pairs=pairs, heatmap=heatmap, show=show, drop_duplicates=drop_duplicates,
@@ -147,7 +147,8 @@ def similarity(
         show_progress_bar=on_terminal() and not quiet,
     )
     if estimate:
-        typer.echo(f"Above {threshold}: {job.estimate(threshold)}.")
+        what = f"Above {threshold}" if top_k is None else f"The {top_k} best of each row"
+        typer.echo(f"{what}: {job.estimate(threshold, top_k)}.")
         return
     said = [f"Compared {len(job.vectors):,} rows"]
     if kept is not None:
@@ -200,7 +201,7 @@ def _check_similarity_outputs(
 
 
 def _similarity_outputs(
-    outputs: list[Path], top_k: int | None, drop_duplicates: bool
+    outputs: list[Path], top_k: int | None, drop_duplicates: bool, estimate: bool
 ) -> dict[str, Path]:
     """Tell by their endings what outputs are: a matrix, neighbours, or the directory of a graph."""
     kinds = {".npz": "matrix", ".csv": "neighbours", ".tsv": "neighbours", "": "graph"}
@@ -215,7 +216,7 @@ def _similarity_outputs(
         by_kind[kind] = path
     if "neighbours" in by_kind and top_k is None:
         raise ValueError("neighbours need both: --top-k K and -o neighbours.csv")
-    if top_k is not None and not {"neighbours", "graph"} & set(by_kind):
+    if top_k is not None and not estimate and not {"neighbours", "graph"} & set(by_kind):
         raise ValueError("give both: --top-k K and -o neighbours.csv (or -o DIRECTORY)")
     if "graph" in by_kind and drop_duplicates:
         raise ValueError(
