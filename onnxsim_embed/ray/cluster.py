@@ -1,13 +1,15 @@
 """The cluster: connecting to one or starting one, and how its processors are shared out.
 
-An engine's readers and writers need processors too. Ray Data waits for ever where actors have reserved them all, so
-an actor reserves nine tenths of each processor that its threads use.
+An engine's readers and writers need processors too, and Ray Data waits for ever where actors have reserved them
+all. So an actor reserves nine tenths of each processor that its threads use, and our own readers very little. Beside
+Ray's readers and writers, which reserve a whole processor each, actors leave one whole processor of each node.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import pickle
 import socket
@@ -122,23 +124,23 @@ class Actors:
 
     :param threads: batches that one encodes at the same time.
     :param count: how many there are at most.
+    :param cpus: processors that one reserves.
     """
 
     threads: int
     count: int
-
-    @property
-    def cpus(self) -> float:
-        """Processors that one reserves."""
-        return round(ACTOR_SHARE * self.threads, 4)
+    cpus: float
 
 
-def plan_actors(nodes: list[float], threads: int | None = None, count: int | None = None) -> Actors:
-    """Return actors that use every processor of every node, and leave a tenth of it unreserved.
+def plan_actors(
+    nodes: list[float], threads: int | None = None, count: int | None = None, *, spare: int = 0
+) -> Actors:
+    """Return actors that use every processor of every node, and reserve fewer.
 
     :param nodes: processors of each node.
     :param threads: of each actor; None for the most, up to 4, that leave the fewest processors idle.
     :param count: actors; None for as many as there is room for.
+    :param spare: processors of each node that stay unreserved, for tasks that reserve whole ones.
     :raises ValueError: if no node has so many processors.
     """
 
@@ -147,10 +149,12 @@ def plan_actors(nodes: list[float], threads: int | None = None, count: int | Non
 
     if threads is None:
         threads = max(range(1, MOST_THREADS + 1), key=lambda size: (room(size) * size, size))
-    if count is None and room(threads) < 1:
+    if room(threads) < 1:
         largest = max(nodes, default=0)
         raise ValueError(f"no node has {threads} CPUs for an actor; the largest has {largest:g}")
-    return Actors(threads, count or room(threads))
+    free = [(cpus - spare) / (int(cpus) // threads) for cpus in nodes if cpus >= threads]
+    reserved = max(0.0, min(ACTOR_SHARE * threads, *free, math.inf))
+    return Actors(threads, count or room(threads), math.floor(reserved * 1000) / 1000)
 
 
 def nodes() -> list[dict[str, Any]]:
@@ -182,13 +186,16 @@ def check_shared(storage: Storage, readable: str | None = None) -> None:
     storage.write(probe, b"")
     try:
         look = ray.remote(num_cpus=0, max_retries=0)(_sees)
-        asked = {
-            node["NodeManagerAddress"]: look.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
-            ).remote(storage, probe, readable)
+        asked = [  # nodes may share an address
+            (
+                node["NodeManagerAddress"],
+                look.options(
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+                ).remote(storage, probe, readable),
+            )
             for node in nodes()
-        }
-        for address, answer in asked.items():
+        ]
+        for address, answer in asked:
             if (missing := ray.get(answer)) is not None:
                 raise OnnxsimEmbedError(
                     f"node {address} does not see {missing}: give a path that all nodes share, or a URI "

@@ -37,8 +37,9 @@ def encode_dataset(
 ) -> Dataset:
     """Add the vectors of a column of texts to a dataset; lazy, as Ray Data's own operations are.
 
-    Each actor holds one model, whose files travel through the object store once for each node. It reserves nine
-    tenths of the processors that its threads use, so that readers and writers have some.
+    Each actor holds one model, whose files travel through the object store once for each node. It reserves so
+    little of the processors that its threads use that each node has a whole one left: Ray Data's readers and
+    writers reserve one each, and wait for ever where there is none.
 
     :param ds: the dataset; its other columns are kept.
     :param model: recipe name, artifact, checkpoint, Hub id, or a model that is loaded.
@@ -73,7 +74,8 @@ def encode_dataset(
         on_error,
     )
     options.apply(embedder)
-    plan = plan_actors(cpus_of(nodes()), actor_threads, actors)
+    # As many processors are left as Ray Data's own readers and writers need: whole ones.
+    plan = plan_actors(cpus_of(nodes()), actor_threads, actors, spare=1)
     if hasattr(ds.context, "max_consecutive_actor_init_deaths"):
         ds.context.max_consecutive_actor_init_deaths = 3
     return ds.map_batches(

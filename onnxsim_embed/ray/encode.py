@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +31,7 @@ from onnxsim_embed.ray.cluster import (
     plain_errors,
     plan_actors,
     quiet,
+    require_ray,
     unpack,
 )
 from onnxsim_embed.ray.datasets import load_model, pool
@@ -42,8 +44,9 @@ from onnxsim_embed.ray.texts import (
     group_files,
     read_parts,
     survey,
+    with_rows,
 )
-from onnxsim_embed.storage import Storage, find_files
+from onnxsim_embed.storage import Storage, find_files, shown
 from onnxsim_embed.vector_store import (
     FORMAT_VERSION,
     INDEX,
@@ -72,12 +75,15 @@ class EncodedFiles:
     :param rows_found: vectors that earlier runs had made.
     :param remarks: rows without a vector, and rows with unusual texts.
     :param actors: what encoded; None where nothing was left to do.
+    :param seconds: from the first part's start to the last one's end: neither the cluster's start nor the
+        loading of models is in it.
     """
 
     vectors: VectorDirectory
     rows_found: int
     remarks: Sequence[Remark]
     actors: Actors | None
+    seconds: float
 
 
 def encode_files(
@@ -137,6 +143,7 @@ def encode_files(
     """
     if part_rows < 1:
         raise ValueError(f"part_rows must be positive, got {part_rows}")
+    require_ray()  # before the time that a model takes
     storage = Storage.at(directory)
     _check_directory(storage, force)
     locations = find_files(source)
@@ -152,7 +159,7 @@ def encode_files(
     origin = options.apply(embedder)
     with cluster(address), plain_errors():
         check_shared(storage, locations[0])
-        files = _survey(locations, columns)
+        files, id_type = _survey(locations, columns)
         total = sum(file.rows for file in files)
         settings = {
             **identity(embedder),
@@ -168,7 +175,7 @@ def encode_files(
             "rows": total,
             "input": _digest(files),
         }
-        job = _Job(storage, settings, group_files(files, part_rows), files[0].id_type)
+        job = _Job(storage, settings, group_files(files, part_rows), id_type)
         found = job.begin(force)
         plan = plan_actors(cpus_of(nodes()), actor_threads, actors) if job.missing else None
         if plan is not None:
@@ -186,7 +193,7 @@ def encode_files(
             VectorDirectory(storage, origin.truncate_dim or origin.dim, (), origin)
         )
     remarks = [remark for part in vectors.parts for remark in part.remarks]
-    return EncodedFiles(vectors, found, remarks, plan)
+    return EncodedFiles(vectors, found, remarks, plan, job.seconds)
 
 
 def _check_directory(storage: Storage, force: bool) -> None:
@@ -206,25 +213,18 @@ def _check_directory(storage: Storage, force: bool) -> None:
         )
 
 
-def _survey(locations: Sequence[str], columns: Columns) -> list[TextFile]:
-    """Count the rows of each file, side by side; all have ids of one type."""
+def _survey(locations: Sequence[str], columns: Columns) -> tuple[list[TextFile], str]:
+    """Count the rows of each file, side by side; return those that have some, and the type of their ids."""
     import ray
 
     count = ray.remote(num_cpus=1)(survey)
     waiting = [count.remote(location, columns) for location in locations]
-    files: list[TextFile] = ray.get(waiting)
-    odd = [file for file in files if file.id_type != files[0].id_type]
-    if odd:
-        raise TableError(
-            f"{odd[0].location} has ids of type {odd[0].id_type}, and {files[0].location} of type "
-            f"{files[0].id_type}"
-        )
-    return files
+    return with_rows(ray.get(waiting))
 
 
 def _digest(files: Sequence[TextFile]) -> str:
     """Return what tells an input from another: its files' names, rows and bytes, wherever they lie."""
-    told = [[file.location.rpartition("/")[2], file.rows, file.digest] for file in files]
+    told = [[shown(file.location).rpartition("/")[2], file.rows, file.digest] for file in files]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
@@ -243,6 +243,12 @@ class _Job:
         self._part_rows = int(settings["part_rows"])
         self._id_type = id_type
         self._done: dict[int, VectorPart] = {}
+        self._times: list[float] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first part's start to the last one's end, of those of this run."""
+        return max(self._times) - min(self._times) if self._times else 0.0
 
     @property
     def _count(self) -> int:
@@ -264,7 +270,8 @@ class _Job:
         """
         names = set(self._storage.names())
         if force:
-            for name in names:
+            # The index first, as it says that all is there, and the job last, by which the next run knows the rest.
+            for name in sorted(names, key=lambda name: (name == JOB, name != INDEX)):
                 if name in (INDEX, JOB, REJECTED) or name.startswith("part-"):
                     self._storage.delete(name)
             names = set()
@@ -341,6 +348,7 @@ class _Job:
         for row in ds.iter_rows():
             part: VectorPart = unpack(row["told"])
             self._done[int(row["part"])] = part
+            self._times += row["times"]
             yield int(row["rows"])
 
     def finish(self, vectors: VectorDirectory) -> VectorDirectory:
@@ -390,12 +398,15 @@ class PartEncoder:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Write a part; return what the index says of it."""
+        began = time.time()
+        number, rows = -1, 0
         try:
-            text_part: TextPart = unpack(row["texts"])
-            part = self._write(text_part)
+            texts: TextPart = unpack(row["texts"])
+            number, rows = texts.number, len(texts.values)
+            told: object = self._write(texts)
         except EXPECTED as error:
-            return {"part": -1, "rows": 0, "told": pack(error)}
-        return {"part": text_part.number, "rows": len(text_part.values), "told": pack(part)}
+            told = error
+        return {"part": number, "rows": rows, "told": pack(told), "times": [began, time.time()]}
 
     def _write(self, part: TextPart) -> VectorPart:
         places, vectors, remarks = self._encoder.encode(part.ids, part.values)

@@ -56,15 +56,19 @@ class PackedModel:
 
         :param threads: batches encoded at the same time.
         """
+        from filelock import FileLock
+
         digest = hashlib.sha256(self.files[MANIFEST] + self.precision.encode()).hexdigest()[:16]
         target = cache_directory() / "ray" / f"{self.name.replace('/', '_')}-{digest}"
-        for _ in range(2):
-            if not is_artifact(target):
-                self._unpack(target)
-            try:
-                return Embedder(target, precision=self.precision, device="cpu", threads=threads)
-            except ArtifactError:
-                shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(target.name + ".lock")):  # a node's actors load at one time
+            for _ in range(2):
+                if not is_artifact(target):
+                    self._unpack(target)
+                try:
+                    return Embedder(target, precision=self.precision, device="cpu", threads=threads)
+                except ArtifactError:
+                    shutil.rmtree(target, ignore_errors=True)
         raise ArtifactError(
             f"{target} is damaged again right after it was written: is the disk full?"
         )

@@ -47,6 +47,7 @@ from onnxsim_embed.ray.cluster import (
     pack,
     plain_errors,
     quiet,
+    require_ray,
     unpack,
 )
 from onnxsim_embed.similarity import BLOCK_BYTES
@@ -109,6 +110,7 @@ def write_graph(
     if block_rows is not None and block_rows < 1:
         raise ValueError(f"block_rows must be positive, got {block_rows}")
     check_graph_target(target, force)
+    require_ray()
     source = _source(vectors)
     settings = graph_settings(source.rows, threshold, k, include_self, source.digest)
     with locked(target) as work, cluster(address), plain_errors():
@@ -166,7 +168,7 @@ class _Source:
         load = ray.remote(max_retries=-1)(_load)
         starts = range(0, self.rows, height)
         if self.path is not None or isinstance(self.vectors, VectorDirectory):
-            what = self.path or self.vectors
+            what = ray.put(self.path or self.vectors)  # an index may be of many parts
             return [load.remote(what, start, min(start + height, self.rows)) for start in starts]
         return [ray.put(unit_vectors(self.vectors[s : s + height], first_row=s)) for s in starts]
 
@@ -398,6 +400,8 @@ class _Merge:
         """Write a part, and drop its pieces."""
         number = int(task["part"])
         paths = [self.parts / piece_file(number, int(piece)) for piece in task["pieces"]]
+        if not all(path.exists() for path in paths):
+            return  # done before, by a worker that was lost then
         pieces = [sparse.csr_array(sparse.load_npz(path)) for path in paths]
         if self.k is None:
             found = side_by_side([

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import IO, Any, cast
 
-from onnxsim_embed.errors import TableError
-from onnxsim_embed.storage import open_file
+from onnxsim_embed.errors import NoTextsError, TableError
+from onnxsim_embed.storage import open_file, shown
 from onnxsim_embed.tables import iter_column, kind_of
 
-# A parquet file's end holds its schema, the place of each column and, in most files, smallest and
-# largest values: it tells files apart that are of one size.
-FOOTER_BYTES = 1 << 16
+# Asked of an object store at a time; each request takes some tens of milliseconds.
+READ_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,14 @@ class TextFile:
     """A file.
 
     :param rows: its rows.
-    :param digest: of its bytes.
-    :param id_type: int64 or string.
+    :param digest: of its bytes; of parquet, of what is in the columns.
+    :param id_type: int64 or string; None where there are no rows.
     """
 
     location: str
     rows: int
     digest: str
-    id_type: str
+    id_type: str | None
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,16 @@ class Group:
 
     :param first_row: rows of the files before.
     :param first_part: number of the first part.
-    :param rows: rows of the group.
     """
 
-    files: tuple[str, ...]
+    files: tuple[TextFile, ...]
     first_row: int
     first_part: int
-    rows: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of its files."""
+        return sum(file.rows for file in self.files)
 
     def parts(self, part_rows: int) -> range:
         """Return the numbers of its parts."""
@@ -73,7 +75,7 @@ class Group:
 
 @dataclass(frozen=True)
 class TextPart:
-    """Rows of a file.
+    """Rows of a group of files.
 
     :param values: texts, or whatever is in their place.
     """
@@ -86,121 +88,171 @@ class TextPart:
 class _Hashing(io.RawIOBase):
     """A stream that digests what is read from it."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], digest: Any) -> None:  # noqa: ANN401 - hashlib's own type is private
         self._stream = stream
-        self.digest = hashlib.sha256()
+        self._digest = digest
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - typeshed's own type is private
         data = self._stream.read(len(buffer))
-        self.digest.update(data)
+        self._digest.update(data)
         buffer[: len(data)] = data
         return len(data)
 
 
 def survey(location: str, columns: Columns) -> TextFile:
-    """Count a file's rows and digest its bytes.
+    """Count a file's rows, check their ids and digest its content; a file may be empty.
 
     :raises ValueError: as `tables.iter_texts`, as are the rest.
+    :raises TableError: for a row whose id is missing, or neither a whole number nor a text, or of
+        another type than those before, naming it.
     """
-    kind = columns.kind or kind_of(location)
-    with open_file(location) as stream:
-        if kind == "parquet":
-            return _survey_parquet(location, columns, stream)
-        hashing = _Hashing(stream)
-        source = io.BufferedReader(hashing, 1 << 20)
-        values = iter_column(location, columns.text, kind=kind, source=cast("IO[bytes]", source))
-        rows = sum(1 for _ in values)
-    id_type = "int64"
-    if columns.id is not None:
-        with open_file(location) as stream:
-            first = next(iter_column(location, columns.id, kind=kind, source=stream))
-            id_type = "int64" if type(first) is int else "string"
-    return TextFile(location, rows, hashing.digest.hexdigest()[:16], id_type)
+    digest = hashlib.sha256()
+    rows = sum(1 for _ in _column(location, columns.text, columns.kind, digest))
+    id_type = None
+    if rows:
+        ids = [0] if columns.id is None else _column(location, columns.id, columns.kind, digest)
+        id_type = _common_type(ids, shown(location))
+    return TextFile(location, rows, digest.hexdigest()[:16], id_type)
 
 
-def _survey_parquet(location: str, columns: Columns, stream: IO[bytes]) -> TextFile:
-    from pyarrow import parquet, types
+def with_rows(files: Sequence[TextFile]) -> tuple[list[TextFile], str]:
+    """Return the files that are not empty, and the type of their ids.
 
-    next(iter_column(location, columns.text, kind="parquet", source=stream))
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(max(0, size - FOOTER_BYTES))
-    digest = hashlib.sha256(stream.read() + str(size).encode()).hexdigest()[:16]
-    table = parquet.ParquetFile(stream)
-    id_type = "int64"
-    if columns.id is not None:
-        if columns.id not in table.schema_arrow.names:
-            raise ValueError(
-                f"{location} has no column {columns.id!r}; it has: {', '.join(table.schema_arrow.names)}"
+    :raises TableError: if all are empty, or their ids are of two types.
+    """
+    used = [file for file in files if file.rows]
+    if not used:
+        others = f", nor do {len(files) - 1} others" if len(files) > 1 else ""
+        raise NoTextsError(f"{shown(files[0].location)} holds no texts{others}")
+    first = used[0]
+    for file in used:
+        if file.id_type != first.id_type:
+            raise TableError(
+                f"{shown(file.location)} has ids of type {file.id_type}, and {shown(first.location)} "
+                f"of type {first.id_type}: let all be numbers, or all texts"
             )
-        whole = types.is_integer(table.schema_arrow.field(columns.id).type)
-        id_type = "int64" if whole else "string"
-    return TextFile(location, table.metadata.num_rows, digest, id_type)
+    return used, str(first.id_type)
+
+
+def _common_type(ids: Iterable[Any], name: str) -> str:
+    common = None
+    for row, value in enumerate(ids):
+        found = _id_type(value, name, row)
+        common = common or found
+        if found != common:
+            raise TableError(
+                f"{name}: row {row} has the id {value!r:.60}, of type {found}, those before are of type "
+                f"{common}: let all be numbers, or all texts"
+            )
+    return str(common)
+
+
+def _id_type(value: Any, name: str, row: int) -> str:  # noqa: ANN401 - whatever a file holds
+    if type(value) is int and -(1 << 63) <= value < 1 << 63:
+        return "int64"
+    if isinstance(value, str):
+        try:
+            value.encode()
+            return "string"
+        except UnicodeEncodeError:
+            pass
+    what = "no id (null)" if value is None else f"the id {value!r:.60}"
+    raise TableError(f"{name}: row {row} has {what}; ids are whole numbers of 64 bits, or texts")
 
 
 def group_files(files: Sequence[TextFile], part_rows: int) -> list[Group]:
-    """Put small files together, so that a group has as many rows as a part, or more."""
+    """Put small files together, so that a group has as many rows as a part, or more.
+
+    :param files: each with rows.
+    """
     groups: list[Group] = []
-    held: list[str] = []
-    first_row = first_part = rows = 0
+    held: list[TextFile] = []
+    first_row = first_part = 0
     for number, file in enumerate(files):
-        held.append(file.location)
-        rows += file.rows
-        if rows >= part_rows or number == len(files) - 1:
-            groups.append(Group(tuple(held), first_row, first_part, rows))
-            first_row += rows
-            first_part = groups[-1].parts(part_rows).stop
-            held, rows = [], 0
+        held.append(file)
+        group = Group(tuple(held), first_row, first_part)
+        if group.rows >= part_rows or number == len(files) - 1:
+            groups.append(group)
+            first_row += group.rows
+            first_part = group.parts(part_rows).stop
+            held = []
     return groups
 
 
 def read_parts(
     group: Group, columns: Columns, part_rows: int, id_type: str, done: Sequence[int]
 ) -> Iterator[TextPart]:
-    """Yield the parts of a group that are not done.
+    """Yield the parts of a group that are not done; reads no further than the last of them.
 
-    :raises TableError: if a file has other rows than at first, or an id is of another type.
+    :raises TableError: if a file has other rows than at first, or an id is of another type: before
+        the part in question.
     """
-    rows = _rows(group, columns, id_type)
-    finished = frozenset(done)
-    left = group.rows
-    for number in group.parts(part_rows):
-        chunk = list(islice(rows, min(part_rows, left)))
-        left -= len(chunk)
-        if not chunk:
-            raise TableError(f"{', '.join(group.files)}: fewer rows than at first; it has changed")
-        if number not in finished:
-            ids, values = zip(*chunk, strict=True)
-            yield TextPart(number, list(ids), list(values))
-    if left or next(rows, None) is not None:
-        raise TableError(f"{', '.join(group.files)}: other rows than at first; it has changed")
+    parts = group.parts(part_rows)
+    missing = sorted(set(parts) - set(done))
+    with closing(_rows(group, columns, id_type)) as rows:
+        for number in range(parts.start, missing[-1] + 1 if missing else parts.start):
+            chunk = list(islice(rows, part_rows))
+            if number == parts[-1]:
+                next(rows, None)  # which the last file has not
+            if number in missing:
+                ids, values = zip(*chunk, strict=True)
+                yield TextPart(number, list(ids), list(values))
 
 
-def _rows(group: Group, columns: Columns, id_type: str) -> Iterator[tuple[Any, Any]]:
-    row = group.first_row
+def _rows(group: Group, columns: Columns, id_type: str) -> Generator[tuple[Any, Any], None, None]:
+    first = group.first_row
     for file in group.files:
-        with _values(file, columns.text, columns.kind) as values:
-            if columns.id is None:
-                for value in values:
-                    yield row, value
-                    row += 1
-                continue
-            with _values(file, columns.id, columns.kind) as ids:
-                for name, value in zip(ids, values, strict=True):
-                    yield _checked_id(name, id_type, file), value
+        found = 0
+        values = _column(file.location, columns.text, columns.kind)
+        names: Iterator[Any] = count(first)
+        if columns.id is not None:
+            names = _column(file.location, columns.id, columns.kind)
+        for name, value in zip(names, values, strict=False):
+            if found == file.rows or (columns.id is not None and not _is_of(id_type, name)):
+                raise _changed(file)
+            yield name, value
+            found += 1
+        if found < file.rows:
+            raise _changed(file)
+        first += file.rows
 
 
-def _checked_id(name: Any, id_type: str, file: str) -> int | str:  # noqa: ANN401 - whatever a file holds
-    if id_type == "int64" and type(name) is int:
-        return name
-    if id_type == "string" and name is not None:
-        return name if isinstance(name, str) else str(name)
-    raise TableError(f"{file}: the id {name!r:.60} is not of type {id_type}, as others are")
+def _is_of(id_type: str, value: object) -> bool:
+    return type(value) is (int if id_type == "int64" else str)
 
 
-@contextmanager
-def _values(file: str, column: str | None, kind: str | None) -> Iterator[Iterator[Any]]:
-    with open_file(file) as stream:
-        yield iter_column(file, column, kind=kind or kind_of(file), source=stream)
+def _changed(file: TextFile) -> TableError:
+    return TableError(
+        f"{shown(file.location)} has changed while it was encoded: it had {file.rows:,} rows; give the "
+        "same command again, with --force or another directory"
+    )
+
+
+def _column(
+    location: str,
+    column: str | None,
+    kind: str | None,
+    digest: Any = None,  # noqa: ANN401
+) -> Iterator[Any]:
+    """Yield the values of a column; none where the file is empty.
+
+    :param digest: gets what they are made of.
+    """
+    name = shown(location)
+    kind = kind or kind_of(name)
+    try:
+        with open_file(location) as stream:
+            if kind == "parquet":
+                for value in iter_column(name, column, kind=kind, source=stream):
+                    if digest is not None:
+                        digest.update(repr(value).encode() + b"\n")
+                    yield value
+                return
+            raw = stream if digest is None else _Hashing(stream, digest)
+            source = cast("IO[bytes]", io.BufferedReader(cast("io.RawIOBase", raw), READ_BYTES))
+            yield from iter_column(name, column, kind=kind, source=source)
+    except NoTextsError:
+        return
