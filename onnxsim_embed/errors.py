@@ -25,6 +25,10 @@ class TableError(OnnxsimEmbedError):
     """A file of texts or vectors cannot be read or written."""
 
 
+class NoTextsError(TableError):
+    """A file of texts is whole, and empty."""
+
+
 class MissingExtraError(OnnxsimEmbedError, ImportError):
     """An optional dependency is needed; the message holds the pip command."""
 

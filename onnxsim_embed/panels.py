@@ -45,7 +45,7 @@ class AllPairs:
 
         :param upper: take only columns beyond the row (left and right are one set).
         :param rows: rows to compare; None for all.
-        :param columns: columns to compare them with, whole panels of them; None for all.
+        :param columns: columns to compare them with, None for all; of rows and columns whole panels.
         :param seen: called with pairs when they are found, which is before the strip is whole.
         """
         rows = rows or slice(0, self.left.rows)
@@ -75,9 +75,9 @@ class AllPairs:
         rows: slice | None = None,
         columns: slice | None = None,
     ) -> Iterator[Best]:
-        """Yield the k best of each row, or all where there are fewer, strip by strip; see `Search.best`.
+        """Yield the k best of each row, strip by strip; see `Search.best`.
 
-        :param columns: as for `above`.
+        :param columns: as for `above`; where they are fewer than k, all of them are yielded.
         """
         rows = rows or slice(0, self.left.rows)
         if self._search is not None and columns is None:

@@ -1,21 +1,29 @@
-"""Files by path or URI: on disks and in object stores, through pyarrow's file systems as Ray Data's are."""
+"""Files by path or URI: on disks and in object stores, through pyarrow's file systems as Ray Data's are.
+
+A URI may carry options of its file system, s3://bucket/texts?region=eu-west-1, and names in it may be quoted (%20).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
+from urllib.parse import quote, unquote
 
 from onnxsim_embed.artifact import durable_file
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.tables import KINDS, kind_of, require_pyarrow
 
-WILDCARDS = frozenset("*?[")
+# Names that begin so are no data: Hadoop's _SUCCESS, hidden files, what is not whole yet.
+HIDDEN = ("_", ".")
+
+WILDCARD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -35,16 +43,14 @@ class Storage:
     @property
     def local(self) -> Path | None:
         """Its path, where it is on a disk."""
-        _, path = _resolve(self.location)
-        return Path(path) if _is_disk(self.location) else None
+        system, path = _resolve(self.location)
+        return Path(path) if _is_disk(system) else None
 
     def names(self) -> list[str]:
         """Return the names of the files in it, sorted; none where it does not exist."""
-        from pyarrow import fs
-
-        system, path = _resolve(self.location)
-        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(entry.base_name for entry in found if entry.type == fs.FileType.File)
+        return sorted(
+            entry.base_name for entry in _entries(*_resolve(self.location)) if entry.is_file
+        )
 
     def read(self, name: str) -> bytes:
         """Return a file's bytes.
@@ -57,7 +63,7 @@ class Storage:
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """Open a file for reading, anywhere in it."""
-        with open_file(f"{self.location}/{name}") as stream:
+        with open_file(_below(self.location, name)) as stream:
             yield stream
 
     def write(self, name: str, data: bytes) -> None:
@@ -65,23 +71,25 @@ class Storage:
 
         :raises TableError: if it cannot be written.
         """
+        place = _below(self.location, name)
         try:
             if (directory := self.local) is not None:
                 directory.mkdir(parents=True, exist_ok=True)
                 with durable_file(directory / name) as stream:
                     stream.write(data)
                 return
-            system, path = _resolve(f"{self.location}/{name}")
-            with system.open_output_stream(
-                path
-            ) as stream:  # object stores show it when it is whole
-                stream.write(data)
+            system, path = _resolve(place)
+            try:
+                _put(system, path, data)
+            except FileNotFoundError:  # not of an object store, which knows no directories
+                system.create_dir(path.rpartition("/")[0], recursive=True)
+                _put(system, path, data)
         except OSError as error:
-            raise TableError(f"cannot write {self.location}/{name}: {error}") from error
+            raise TableError(f"cannot write {shown(place)}: {error}") from error
 
     def delete(self, name: str) -> None:
         """Delete a file; one that does not exist is no error."""
-        system, path = _resolve(f"{self.location}/{name}")
+        system, path = _resolve(_below(self.location, name))
         with suppress(FileNotFoundError):
             system.delete_file(path)
 
@@ -89,8 +97,17 @@ class Storage:
 def absolute(location: str | Path) -> str:
     """Return a path or URI that means the same wherever the process is."""
     if "://" in str(location):
-        return str(location).rstrip("/")
+        root, path, options = _split(str(location))
+        return root + path.rstrip("/") + options
     return str(Path(os.path.abspath(location)))
+
+
+def shown(location: str) -> str:
+    """Return a location as people read it: without quoting, options or passwords."""
+    if "://" not in location:
+        return location
+    root, path, _ = _split(location)
+    return re.sub("//[^/@]*:[^/@]*@", "//", root) + unquote(path)
 
 
 @contextmanager
@@ -102,8 +119,8 @@ def open_file(location: str) -> Iterator[IO[bytes]]:
     system, path = _resolve(location)
     try:
         opened = system.open_input_file(path)
-    except (FileNotFoundError, IsADirectoryError):
-        raise FileNotFoundError(f"there is no file {location}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"there is no file {shown(location)}") from None
     with opened as stream:
         yield cast("IO[bytes]", stream)
 
@@ -111,67 +128,166 @@ def open_file(location: str) -> Iterator[IO[bytes]]:
 def find_files(location: str | Path) -> list[str]:
     """Return the files of texts that a path, directory, pattern or URI means, sorted.
 
-    Of a directory those whose ending says what they are, at any depth, but for names that begin with a
-    dot or an underscore. In a pattern, `*`, `?` and `[...]` stand for part of a name, `**` for directories.
+    Of a directory those whose ending says what they are, at any depth. In a pattern, `*`, `?` (of a path: in a URI
+    it begins the options) and `[...]` stand for part of a name, `**` for directories. Names that begin with a
+    dot or an underscore are found where a part of a pattern begins so. What exists is no pattern.
 
     :raises FileNotFoundError: if there are none.
     """
     from pyarrow import fs
 
     whole = absolute(location)
-    pattern = bool(WILDCARDS & set(whole)) and not Path(whole).exists()
-    parts = PurePosixPath(whole.partition("://")[2] or whole).parts
-    fixed = whole
-    if pattern:
-        first = next(i for i, part in enumerate(parts) if WILDCARDS & set(part))
-        scheme = whole[: whole.index("://") + 3] if "://" in whole else ""
-        fixed = scheme + str(PurePosixPath(*parts[:first]))
-    system, path = _resolve(fixed)
-    info = system.get_file_info(path)
-    if info.type == fs.FileType.File:
-        return [fixed]
-    found = []
-    for entry in system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)):
-        below = PurePosixPath(entry.path).relative_to(path)
-        if entry.type != fs.FileType.File or any(part[0] in "._" for part in below.parts):
-            continue
-        wanted = _matches(below.parts, parts[first:]) if pattern else kind_of(entry.path) in KINDS
-        if wanted:
-            found.append(f"{fixed}/{below}")
+    system, path = _resolve(whole)
+    kind = system.get_file_info(path).type
+    if kind == fs.FileType.File:
+        return [whole]
+    if kind == fs.FileType.Directory:
+        found = [file for file in _files_below(system, path) if kind_of(file) in KINDS]
+        missing = (
+            f"there is no file of texts in {location}; known are {', '.join(KINDS)} (also .gz); files "
+            f"of other endings need a pattern such as {str(location).rstrip('/')}/* and their format"
+        )
+    else:
+        parts = PurePosixPath(path).parts
+        fixed = next((i for i, part in enumerate(parts) if WILDCARD.search(part)), None)
+        if fixed is None:
+            raise FileNotFoundError(f"there is no file {location}")
+        above = str(PurePosixPath(*parts[:fixed])) if fixed else ""
+        found = list(_matching(system, above, parts[fixed:]))
+        missing = f"no file matches {location}"
     if not found:
-        what = "no file matches" if pattern else "there is no file of texts at"
-        raise FileNotFoundError(f"{what} {location}; known are {', '.join(KINDS)} (also .gz)")
-    return sorted(found)
+        raise FileNotFoundError(missing)
+    return [_locate(whole, file) for file in sorted(found)]
 
 
-def _matches(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+def _matching(system: Any, directory: str, patterns: Sequence[str]) -> Iterator[str]:  # noqa: ANN401 - pyarrow is untyped
+    """Yield the files that a pattern means; looks only where one can be."""
+    if patterns[0] == "**":
+        for path in _files_below(system, directory):
+            if _matches(PurePosixPath(path).relative_to(directory).parts, patterns):
+                yield path
+        return
+    for entry in _entries(system, directory):
+        if not _fits(entry.base_name, patterns[0]):
+            continue
+        if len(patterns) == 1 and entry.is_file:
+            yield entry.path
+        elif len(patterns) > 1 and not entry.is_file:
+            yield from _matching(system, entry.path, patterns[1:])
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     if not patterns:
         return not names
     if patterns[0] == "**":
         return any(_matches(names[skip:], patterns[1:]) for skip in range(len(names) + 1))
-    return bool(names) and fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+    return bool(names) and _fits(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
 
 
-def _is_disk(location: str) -> bool:
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) and (not name.startswith(HIDDEN) or name[0] == pattern[0])
+
+
+def _files_below(system: Any, directory: str) -> Iterator[str]:  # noqa: ANN401
+    """Yield the files in a directory, at any depth, but those of hidden names.
+
+    On a disk each directory is entered once, as links may lead in a circle.
+    """
+    if not _is_disk(system):
+        for entry in _entries(system, directory, recursive=True):
+            names = PurePosixPath(entry.path).relative_to(directory).parts
+            if entry.is_file and not any(name.startswith(HIDDEN) for name in names):
+                yield entry.path
+        return
+    seen = {os.path.realpath(directory)}
+    for above, below, files in os.walk(directory, onerror=_refuse, followlinks=True):
+        inner = []
+        for name in sorted(below):
+            real = os.path.realpath(os.path.join(above, name))
+            if not name.startswith(HIDDEN) and real not in seen:
+                seen.add(real)
+                inner.append(name)
+        below[:] = inner
+        paths = [os.path.join(above, name) for name in files if not name.startswith(HIDDEN)]
+        yield from filter(os.path.isfile, paths)
+
+
+def _refuse(error: OSError) -> None:
+    """Tell of a directory that cannot be read, which is not one that is not there."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
+
+
+def _entries(system: Any, directory: str, recursive: bool = False) -> list[Any]:  # noqa: ANN401
+    """Return what pyarrow says of the files and directories in a directory; nothing where there is none."""
     from pyarrow import fs
 
-    return isinstance(_resolve(location)[0], fs.LocalFileSystem)
+    selector = fs.FileSelector(directory, allow_not_found=True, recursive=recursive)
+    try:
+        found = system.get_file_info(selector)
+    except NotADirectoryError:
+        return []
+    return [entry for entry in found if entry.type in (fs.FileType.File, fs.FileType.Directory)]
 
 
-@lru_cache(maxsize=256)
+def _put(system: Any, path: str, data: bytes) -> None:  # noqa: ANN401
+    with system.open_output_stream(path) as stream:  # object stores show it when it is whole
+        stream.write(data)
+
+
+def _split(location: str) -> tuple[str, str, str]:
+    """Return scheme and host of a URI, the path on it, and the options with their question mark."""
+    scheme, _, rest = location.partition("://")
+    rest, mark, options = rest.partition("?")
+    host, _, path = rest.partition("/")
+    return f"{scheme}://{host}/", path, mark + options
+
+
+def _below(location: str, name: str) -> str:
+    """Return the location of a file in a directory."""
+    if "://" not in location:
+        return os.path.join(location, name)
+    root, path, options = _split(location)
+    return root + "/".join(part for part in (path, quote(name)) if part) + options
+
+
+def _locate(location: str, path: str) -> str:
+    """Return the location of a path on the file system of another location."""
+    if "://" not in location:
+        return path
+    root, _, options = _split(location)
+    _, above = _resolve(root + options)
+    return _below(root + options, path.removeprefix(above).lstrip("/"))
+
+
+def _is_disk(system: Any) -> bool:  # noqa: ANN401
+    from pyarrow import fs
+
+    return isinstance(system, fs.LocalFileSystem)
+
+
 def _resolve(location: str) -> tuple[Any, str]:
-    """Return a file system and the path in it.
+    """Return a file system and the path on it.
 
     :raises ValueError: for a URI that is none, or of a system that is not known.
     """
     require_pyarrow()
-    import pyarrow
     from pyarrow import fs
 
     if "://" not in location:
         return fs.LocalFileSystem(), location
+    root, path, options = _split(location)
+    system, above = _connect(root + options)
+    return system, os.path.join(above, unquote(path)) if path else above
+
+
+@lru_cache(maxsize=64)  # connecting may ask over the network where a bucket is
+def _connect(root: str) -> tuple[Any, str]:
+    import pyarrow
+    from pyarrow import fs
+
     try:
-        system, path = fs.FileSystem.from_uri(location)
+        system, path = fs.FileSystem.from_uri(root)
     except (pyarrow.ArrowException, ValueError, ImportError) as error:
-        raise ValueError(f"cannot open {location}: {error}") from None
+        raise ValueError(f"cannot open {shown(root)}: {error}") from None
     return system, path

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy.typing as npt
 
 from onnxsim_embed.artifact import atomic_file
-from onnxsim_embed.errors import MissingExtraError, TableError
+from onnxsim_embed.errors import MissingExtraError, NoTextsError, TableError
 
 KINDS = ("csv", "tsv", "jsonl", "parquet", "txt")
 
@@ -73,7 +73,7 @@ def iter_column(
             empty = False
             yield value
         if empty:
-            raise TableError(f"{path} holds no texts")
+            raise NoTextsError(f"{path} holds no texts")
         return
     with open_text(path, source) as stream:
         reader = {
@@ -95,7 +95,7 @@ def iter_column(
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise TableError(f"{path} is not a readable gzip file: {error}") from None
         if empty:
-            raise TableError(f"{path} holds no texts")
+            raise NoTextsError(f"{path} holds no texts")
 
 
 def kind_of(path: str | Path) -> str:
@@ -225,7 +225,7 @@ def _parquet_column(
     if source is None:
         _check_file(Path(path))
     try:
-        with parquet.ParquetFile(source or path) as table:
+        with parquet.ParquetFile(path if source is None else source) as table:
             name = _choose_column(str(path), table.schema_arrow.names, column)
             for batch in table.iter_batches(columns=[name], batch_size=4096):
                 yield from batch.column(0).to_pylist()

@@ -3,7 +3,7 @@
 vectors/
   job.json               what the vectors depend on: model, input, settings; written first
   part-00000.parquet     columns id and vector, in the order of the input
-  rejected.jsonl         the id of each row without a usable text, and why; where there are any
+  rejected.jsonl         the id of each row without a usable text, or with an unusual one, and why; where there are any
   index.json             the parts and what made them; written last: its presence means whole
 """
 
@@ -92,24 +92,28 @@ class VectorDirectory:
     def read(self, start: int = 0, stop: int | None = None) -> Float32:
         """Return some vectors, float32 array (rows, dim); all where nothing else is said.
 
+        Only the parts that hold them are read.
+
+        :raises ValueError: for rows that there are not.
         :raises TableError: for a part that is missing or damaged.
         """
         stop = self.rows if stop is None else stop
-        blocks = [np.zeros((0, self.dim), np.float32)]
+        if not 0 <= start <= stop <= self.rows:
+            raise ValueError(f"rows {start} to {stop} of {self.rows:,} vectors")
+        vectors = np.empty((stop - start, self.dim), np.float32)
+        filled = 0
         for part, rows in self._parts(start, stop):
-            table = self._table(part)
-            values = table.column("vector").combine_chunks().flatten().to_numpy()
-            if values.dtype != np.float32 or len(values) != part.rows * self.dim:
-                raise TableError(f"{self.storage.location}/{part.file} is not what {INDEX} says")
-            blocks.append(values.reshape(part.rows, self.dim)[rows])
-        return np.concatenate(blocks)
+            count = rows.stop - rows.start
+            vectors[filled : filled + count] = self._vectors(part)[rows]
+            filled += count
+        return vectors
 
     def ids(self) -> list[Any]:
-        """Return the ids of the vectors, in order."""
+        """Return the ids of the vectors, in order; int, or str if they come from a column of texts."""
         return [
             value
             for part, _ in self._parts(0, self.rows)
-            for value in self._table(part).column("id").to_pylist()
+            for value in self._column(part, "id").to_pylist()
         ]
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[VectorPart, slice]]:
@@ -120,17 +124,37 @@ class VectorDirectory:
                 yield part, slice(begin, end)
             first += part.rows
 
-    def _table(self, part: VectorPart) -> Any:  # noqa: ANN401 - pyarrow is untyped
+    def _vectors(self, part: VectorPart) -> Float32:
+        column = self._column(part, "vector").combine_chunks()
+        values = column.flatten().to_numpy(zero_copy_only=False)
+        if values.dtype != np.float32 or len(values) != part.rows * self.dim:
+            raise TableError(self._strange(part))
+        return values.reshape(part.rows, self.dim)
+
+    def _column(self, part: VectorPart, name: str) -> Any:  # noqa: ANN401 - pyarrow is untyped
+        """Read a column of a part, and nothing else of it."""
         import pyarrow
         from pyarrow import parquet
 
         try:
-            table = parquet.read_table(io.BytesIO(self.storage.read(part.file)))
-        except (OSError, pyarrow.ArrowException) as error:
+            with (
+                self.storage.open(part.file) as stream,
+                parquet.ParquetFile(stream, page_checksum_verification=True) as table,
+            ):
+                told = json.loads((table.schema_arrow.metadata or {}).get(PART_KEY, b"{}"))
+                if told.get("digest") != part.digest:
+                    raise TableError(self._strange(part))
+                column = table.read([name], use_threads=False).column(0)
+        except FileNotFoundError:
+            raise TableError(f"{self.storage.location} lacks {part.file}; encode again") from None
+        except (OSError, ValueError, KeyError, AttributeError, pyarrow.ArrowException) as error:
             raise TableError(f"{self.storage.location}/{part.file} is damaged: {error}") from None
-        if len(table) != part.rows or table.column_names != ["id", "vector"]:
-            raise TableError(f"{self.storage.location}/{part.file} is not what {INDEX} says")
-        return table
+        if len(column) != part.rows or column.null_count:
+            raise TableError(self._strange(part))
+        return column
+
+    def _strange(self, part: VectorPart) -> str:
+        return f"{self.storage.location}/{part.file} is not what {INDEX} says; encode again"
 
     def write_index(self) -> None:
         """Write the index, after which the directory is whole."""
@@ -244,7 +268,13 @@ def pack_part(
         pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.ravel()), type=kind),
     ]
     stream = io.BytesIO()
-    parquet.write_table(pyarrow.table(columns, schema=schema), stream)
+    parquet.write_table(
+        pyarrow.table(columns, schema=schema),
+        stream,
+        use_dictionary=False,  # both but cost time: vectors do not get smaller
+        compression="none",
+        write_page_checksum=True,
+    )
     return stream.getvalue(), digest
 
 
@@ -254,8 +284,10 @@ def read_part(storage: Storage, number: int) -> VectorPart | None:
     from pyarrow import parquet
 
     try:
-        with storage.open(part_file(number)) as stream:
-            told = json.loads((parquet.read_schema(stream).metadata or {})[PART_KEY])
+        with storage.open(part_file(number)) as stream, parquet.ParquetFile(stream) as table:
+            told = json.loads((table.schema_arrow.metadata or {})[PART_KEY])
+            if told["rows"] != table.metadata.num_rows:
+                return None
         remarks = tuple(Remark(**remark) for remark in told["remarks"])
         return VectorPart(part_file(number), told["rows"], told["digest"], remarks)
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):

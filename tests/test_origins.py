@@ -18,11 +18,14 @@ from onnxsim_embed.origins import (
     END_BYTES,
     VectorOrigin,
     differences,
+    parse_origin,
     read_origin,
     sidecar,
     vectors_match,
 )
+from onnxsim_embed.storage import Storage
 from onnxsim_embed.vector_files import read_vectors, write_vectors
+from onnxsim_embed.vector_store import VectorDirectory
 
 VECTORS = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 ORIGIN = VectorOrigin(
@@ -254,6 +257,39 @@ def test_a_file_that_is_not_there_or_no_vectors_is_named(tmp_path):
         (tmp_path / name).write_bytes(b"no vectors")
         with pytest.raises(TableError, match="not a readable"):
             read_origin(tmp_path / name)
+
+
+# in an index
+
+
+def test_an_origin_is_parsed_as_it_was_stated():
+    assert parse_origin(json.loads(json.dumps(ORIGIN.to_table()))) == ORIGIN
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        (None, "no description"),
+        ([], "no description"),
+        ({}, "no description"),
+        ({**ORIGIN.to_table(), "format_version": 0}, "another version"),
+        ({**ORIGIN.to_table(), "origin": {"model": "tiny"}}, "does not name"),
+        ({**ORIGIN.to_table(), "origin": [1]}, "does not name"),
+        ({**ORIGIN.to_table(), "origin": {**dataclasses.asdict(ORIGIN), "dim": "4"}}, "dim cannot be '4'"),
+        ({**ORIGIN.to_table(), "origin": {**dataclasses.asdict(ORIGIN), "normalize": 1}}, "normalize cannot be 1"),
+    ],
+)  # fmt: skip
+def test_what_is_no_origin_is_refused(table, told):
+    with pytest.raises(ValueError, match=told):
+        parse_origin(table)
+
+
+def test_a_directory_of_parts_has_an_origin(tmp_path):
+    VectorDirectory(Storage.at(tmp_path / "v"), 4, (), ORIGIN).write_index()
+    assert read_origin(tmp_path / "v") == ORIGIN
+    assert read_origin(str(tmp_path / "v")) == ORIGIN
+    with pytest.raises(FileNotFoundError, match="no directory of vectors"):
+        read_origin(tmp_path)
 
 
 # the command line

@@ -17,7 +17,7 @@ from test_units import as_format, in_panels, on_disk
 from onnxsim_embed import blocks, similarity, strips
 from onnxsim_embed.blocks import Search
 from onnxsim_embed.csr import matrix_of
-from onnxsim_embed.panels import AllPairs
+from onnxsim_embed.panels import AllPairs, keep_best
 from onnxsim_embed.rough import Float32Rough, Int8Rough, int8_serves
 from onnxsim_embed.similarity import (
     closest_pairs,
@@ -163,6 +163,96 @@ def test_pairs_are_seen_when_they_are_found(rows):
 
     with pytest.raises(FullError):
         next(alone(np.ones((40, 3)), 10).above(0, upper=True, seen=stop))
+
+
+# some columns at a time
+
+
+def groups_of(panels, height, rows):
+    """Columns in groups of so many panels, as slices."""
+    step = panels * height
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def entries(parts, first):
+    """Row, column and score of each pair of several searches of the same rows, sorted."""
+    found = []
+    for part in parts:
+        row = first
+        for each in part:
+            rows = np.repeat(np.arange(row, row + len(each.counts)), each.counts)
+            found += zip(rows.tolist(), each.columns.tolist(), each.scores.tolist(), strict=True)
+            row += len(each.counts)
+    return sorted(found)
+
+
+def merged(parts, k):
+    """The k best of what several searches of the same rows found."""
+    whole = [[np.concatenate([getattr(x, name) for x in part]) for name in ("scores", "columns")]
+             for part in map(list, parts)]  # fmt: skip
+    return keep_best(np.hstack([x[0] for x in whole]), np.hstack([x[1] for x in whole]), k)
+
+
+@settings(deadline=None, database=None, max_examples=25)
+@given(
+    npst.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 9), st.integers(1, 3)),
+        elements=st.sampled_from([-1.0, 0.0, 0.5, 1.0]),  # of which most are ties
+    ),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.sampled_from([-1.0, 0.0, 0.4]),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_groups_of_columns_give_together_what_all_give(vectors, height, step, threshold, k, flag):
+    pairs, n = alone(vectors, height), len(vectors)
+    groups = groups_of(step, height, n)
+    for rows in groups_of(1, height, n):
+        parts = [pairs.above(threshold, upper=flag, rows=rows, columns=c) for c in groups]
+        expected = pairs.above(threshold, upper=flag, rows=rows)
+        assert entries(parts, rows.start) == entries([expected], rows.start)
+        found = merged((pairs.best(k, skip_self=flag, rows=rows, columns=c) for c in groups), k)
+        assert found[0].shape[1] == min(k, n - flag)
+        if found[0].shape[1]:
+            whole = pairs.best(found[0].shape[1], skip_self=flag, rows=rows)
+            assert_same(found, merged([whole], k))
+
+
+@each_set
+@pytest.mark.parametrize("step", [1, 2, 12])
+def test_groups_of_columns_give_what_one_go_gives(vectors, step):
+    vectors = few(vectors, 5)
+    whole, pairs = alone(vectors), alone(vectors, 5)
+    n, k = len(vectors), 7
+    groups = groups_of(step, 5, n)
+    for upper in (True, False):
+        parts = [pairs.above(0.3, upper=upper, columns=columns) for columns in groups]
+        assert entries(parts, 0) == entries([whole.above(0.3, upper=upper)], 0)
+    expected = best(whole, k, skip_self=True)
+    for rows in groups_of(1, 5, n):
+        parts = (pairs.best(k, skip_self=True, rows=rows, columns=columns) for columns in groups)
+        assert_same(merged(parts, k), [values[rows] for values in expected])
+
+
+def test_columns_before_the_rows_hold_no_pairs_beyond_them():
+    pairs = alone(SETS["clustered"][:20], 5)
+    rows, columns = slice(10, 15), slice(0, 10)
+    found = list(pairs.above(-1, upper=True, rows=rows, columns=columns))
+    assert sum(len(part.counts) for part in found) == 5
+    assert sum(len(part.scores) for part in found) == 0
+
+
+def test_groups_of_columns_of_another_set():
+    one, other = SETS["clustered"][:23], OTHER
+    whole = AllPairs(UnitRows(one), UnitRows(other), BLOCK)
+    pairs = AllPairs(in_panels(one, 4), in_panels(other, 3), BLOCK)
+    groups = groups_of(2, 3, len(other))
+    parts = [pairs.above(0.2, upper=False, columns=columns) for columns in groups]
+    assert entries(parts, 0) == entries([whole.above(0.2, upper=False)], 0)
+    parts = (pairs.best(4, skip_self=False, columns=columns) for columns in groups)  # of 6 and 1
+    assert_same(merged(parts, 4), best(whole, 4, skip_self=False))
 
 
 # the kind of rough scores

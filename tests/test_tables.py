@@ -13,7 +13,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from onnxsim_embed.errors import MissingExtraError, TableError
+from onnxsim_embed.errors import MissingExtraError, NoTextsError, TableError
 from onnxsim_embed.tables import iter_column, iter_texts, read_scored_pairs, write_rows
 
 TEXTS = [
@@ -144,6 +144,51 @@ def test_reading_goes_as_it_is_asked(tmp_path):
     texts = iter_texts(path)
     assert next(texts) == "one"
     texts.close()
+
+
+# from an open stream
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv.GZ", "jsonl", "ndjson.gz", "txt"])
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_stream_is_read_in_place_of_the_file_that_names_it(ending, buffered):
+    kind = ending.partition(".")[0]
+    data = CONTENTS[kind].encode("utf-8-sig")
+    stream = io.BytesIO(gzip.compress(data) if "." in ending else data)
+    source = io.BufferedReader(stream, 16) if buffered else stream
+    found = list(iter_column(f"/nowhere/a.{ending}", source=source))
+    assert found == (LINES if kind == "txt" else TEXTS)
+
+
+@pytest.mark.parametrize("kind", [None, "parquet"])
+def test_parquet_is_read_from_a_stream(kind):
+    stream = io.BytesIO()
+    parquet.write_table(pyarrow.table({"text": TEXTS}), stream)
+    stream.seek(0)
+    name = "a" if kind else "a.parquet"
+    assert list(iter_column(name, kind=kind, source=stream)) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.csv", b'text\n"open'), ("a.jsonl", b"{"), ("a.txt", b"\xff"), ("a.txt.gz", b"x"),
+     ("a.parquet", b"x"), ("a.txt", b"")],
+)  # fmt: skip
+def test_errors_of_a_stream_bear_its_name(name, data):
+    with pytest.raises(TableError, match=rf"^s3://bucket/{name}"):
+        list(iter_column(f"s3://bucket/{name}", source=io.BytesIO(data)))
+
+
+def test_an_empty_file_is_told_from_a_damaged_one(tmp_path):
+    parquet.write_table(
+        pyarrow.table({"text": pyarrow.array([], "string")}), tmp_path / "a.parquet"
+    )
+    for path in (write(tmp_path / "a.txt", ""), tmp_path / "a.parquet"):
+        with pytest.raises(NoTextsError, match="holds no texts"):
+            list(iter_column(path))
+    with pytest.raises(TableError) as caught:
+        list(iter_column(write(tmp_path / "b.parquet", "")))
+    assert not isinstance(caught.value, NoTextsError)
 
 
 # what is refused

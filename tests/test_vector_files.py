@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
+from test_origins import ORIGIN
 
 from onnxsim_embed import vector_files
 from onnxsim_embed.errors import MissingExtraError, TableError
+from onnxsim_embed.storage import Storage
 from onnxsim_embed.vector_files import (
     NPY_HEADER,
     holds_vectors,
@@ -18,9 +20,21 @@ from onnxsim_embed.vector_files import (
     read_vectors,
     write_vectors,
 )
+from onnxsim_embed.vector_store import VectorDirectory, VectorPart, pack_part, part_file
 
 VECTORS = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 FORMATS = [np.float32, np.float16, np.int8, np.uint8]
+
+
+def write_parts(directory, sizes):
+    storage, parts, first = Storage.at(directory), [], 0
+    for number, rows in enumerate(sizes):
+        own = slice(first, first + rows)
+        data, digest = pack_part(list(range(5))[own], VECTORS[own], [], ORIGIN, "int64")
+        storage.write(part_file(number), data)
+        parts.append(VectorPart(part_file(number), rows, digest))
+        first += rows
+    VectorDirectory(storage, 4, parts, ORIGIN).write_index()
 
 
 def of_format(dtype, vectors=VECTORS):
@@ -187,3 +201,28 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_vectors(np.array([[None]], object), tmp_path / "v.npy")
     np.testing.assert_array_equal(read_vectors(tmp_path / "v.npy"), VECTORS)
     assert [path.name for path in tmp_path.iterdir()] == ["v.npy"]
+
+
+# directories of parts
+
+
+def test_a_directory_of_parts_is_read_like_a_file(tmp_path):
+    write_parts(tmp_path / "v", (2, 3))
+    for path in (tmp_path / "v", str(tmp_path / "v")):
+        assert holds_vectors(path)
+        np.testing.assert_array_equal(read_vectors(path), VECTORS, strict=True)
+
+
+def test_another_directory_says_what_it_lacks(tmp_path):
+    assert holds_vectors(tmp_path)  # no texts, as the error then says
+    with pytest.raises(
+        FileNotFoundError, match=r"is no directory of vectors: it holds no index\.json"
+    ):
+        read_vectors(tmp_path)
+
+
+def test_a_damaged_directory_names_the_part(tmp_path):
+    write_parts(tmp_path / "v", (2, 3))
+    (tmp_path / "v" / "part-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(TableError, match=r"part-00001\.parquet is damaged"):
+        read_vectors(tmp_path / "v")

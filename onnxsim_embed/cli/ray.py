@@ -68,7 +68,8 @@ def encode_on_ray(source: str, directory: str, model: str, *, quiet: bool, **opt
         made = vectors.rows + left_out - done.rows_found
         typer.echo(
             f"Encoded {counted(made, 'row')} with {counted(done.actors.count, 'actor')} of "
-            f"{counted(done.actors.threads, 'thread')}, in {seconds:.1f} s, the engine's start included."
+            f"{counted(done.actors.threads, 'thread')}, in {seconds:.1f} s: {done.seconds:.1f} s of work "
+            f"({made / max(done.seconds, 1e-9):,.0f} rows/s), the rest is the engine's and the models' start."
         )
     typer.echo(
         f"Wrote {directory}: {vectors.rows:,} x {vectors.dim} float32 in {counted(len(vectors.parts), 'part')}"

@@ -102,6 +102,14 @@ class _Hashing(io.RawIOBase):
         return len(data)
 
 
+class _Blocks(io.BufferedReader):
+    """A stream that is read READ_BYTES at a time, however little of it is asked for."""
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """Return as many bytes; the decoder asks for 8 KiB so, which else go past the buffer."""
+        return self.read(size)
+
+
 def survey(location: str, columns: Columns) -> TextFile:
     """Count a file's rows, check their ids and digest its content; a file may be empty.
 
@@ -252,7 +260,7 @@ def _column(
                     yield value
                 return
             raw = stream if digest is None else _Hashing(stream, digest)
-            source = cast("IO[bytes]", io.BufferedReader(cast("io.RawIOBase", raw), READ_BYTES))
+            source = _Blocks(cast("io.RawIOBase", raw), READ_BYTES)
             yield from iter_column(name, column, kind=kind, source=source)
     except NoTextsError:
         return
