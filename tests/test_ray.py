@@ -163,7 +163,9 @@ def poisoned(tmp_path):
     return path
 
 
-def test_rows_without_a_usable_text_are_reported_and_stop_no_others(poisoned, model, tmp_path):
+def test_rows_without_a_usable_text_are_reported_and_stop_no_others(
+    poisoned, model, artifact, run, tmp_path
+):
     target = tmp_path / "vectors"
     done = encode_files(poisoned, target, model, column="text", id_column="id", part_rows=4)
     assert done.vectors.ids() == [7, 10, 11]
@@ -177,6 +179,9 @@ def test_rows_without_a_usable_text_are_reported_and_stop_no_others(poisoned, mo
     lines = (target / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [8, 9, 11, 12]
     assert np.array_equal(done.vectors.read(), model.encode([POISON[i]["text"] for i in (0, 3, 4)]))
+    # A search names rows as the input does.
+    _, out, _ = run("search", "a road", "--in", target, "-m", artifact, "-k", 1, "-q")
+    assert out.split()[2] == "10"
     # What is said of rows outlives the run that found it.
     again = encode_files(poisoned, target, model, column="text", id_column="id", part_rows=4)
     assert {remark.id for remark in again.remarks} == {8, 9, 11, 12}
@@ -196,6 +201,8 @@ def test_mistakes_are_told_in_our_words(encoded, model, tmp_path):
         encode_files(directory / "part0.csv", tmp_path / "v", model, column="nope")
     with pytest.raises(ValueError, match="on_error must be one of skip, raise"):
         encode_files(directory / "part0.csv", tmp_path / "v", model, on_error="ignore")
+    with pytest.raises(FileExistsError, match="holds texts to encode"):
+        encode_files(directory / "part0.csv", directory, model, column="text")
     with pytest.raises(FileNotFoundError, match="no directory"):
         encode_files(directory / "part0.csv", tmp_path / "a/b/c", model, column="text")
     assert not (tmp_path / "v").exists()
@@ -343,6 +350,9 @@ def test_graphs_refuse_what_they_cannot_do(vectors, tmp_path):
         write_graph(vectors, tmp_path / "g", k=3, block_rows=0)
     with pytest.raises(ValueError, match="k must be from 1 to 299"):
         write_graph(vectors, tmp_path / "g", k=300)
+    with pytest.raises(FileNotFoundError, match="no file or directory"):
+        write_graph(tmp_path / "v.parquet", tmp_path / "g", k=3)
+    (tmp_path / "v.parquet").touch()
     with pytest.raises(ValueError, match=r"or from \.npy"):
         write_graph(tmp_path / "v.parquet", tmp_path / "g", k=3)
 

@@ -113,6 +113,11 @@ def search(
     )
     seconds = time.perf_counter() - started
     rows = _result(asked, best, known, threshold)
+    if Path(where).is_dir():
+        from onnxsim_embed.vector_store import open_vectors
+
+        ids = open_vectors(where).ids()
+        rows["row"] = [ids[row] for row in rows["row"]]
     if output is None:
         _print(asked, rows, len(vectors), known is not None, quiet)
         return
@@ -228,7 +233,7 @@ def _print(
     """Print rank, score, row and text of each result, query by query."""
     from onnxsim_embed.graph_files import shorten
 
-    wide = max(3, len(str(rows - 1)))
+    wide = max(3, len(str(rows - 1)), *(len(str(row)) for row in result["row"]))
     lines: list[list[str]] = [[] for _ in asked]
     for at, number in enumerate(result["query"]):
         text = f"  {shorten(result['text'][at])}" if texts else ""

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 # What an actor reserves of each processor that it uses, and a task that reads or writes.
 ACTOR_SHARE = 0.9
 READER_SHARE = 0.05
+LOADER_SHARE = 0.1
+
+# How often an actor's process may die (for want of memory, say) before the run ends. Ray's own limit is none.
+RESTARTS = 10
 
 CONNECT_SECONDS = 10
 

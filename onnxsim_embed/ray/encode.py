@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from onnxsim_embed.progress import progress_bar
 from onnxsim_embed.ray.cluster import (
     EXPECTED,
     READER_SHARE,
+    RESTARTS,
     Actors,
     check_shared,
     cluster,
@@ -62,6 +64,9 @@ from onnxsim_embed.vector_store import (
 
 if TYPE_CHECKING:
     from onnxsim_embed.embedder import Embedder
+
+# Parts of an earlier run that are looked into at the same time.
+PARTS_AT_ONCE = 16
 
 # Rows of a part: some ten seconds of one thread, which is what a kill may cost, and 3 MB of vectors.
 PART_ROWS = 2048
@@ -145,8 +150,8 @@ def encode_files(
         raise ValueError(f"part_rows must be positive, got {part_rows}")
     require_ray()  # before the time that a model takes
     storage = Storage.at(directory)
-    _check_directory(storage, force)
     locations = find_files(source)
+    _check_directory(storage, locations)
     columns = Columns(column, id_column, kind)
     embedder = load_model(model, precision)
     options = EncodeOptions(
@@ -196,8 +201,8 @@ def encode_files(
     return EncodedFiles(vectors, found, remarks, plan, job.seconds)
 
 
-def _check_directory(storage: Storage, force: bool) -> None:
-    """Refuse a directory that holds something else than vectors of such a job.
+def _check_directory(storage: Storage, inputs: Sequence[str]) -> None:
+    """Refuse a directory that holds something else than vectors of such a job, or would become an input.
 
     :raises FileExistsError: naming the directory.
     """
@@ -206,10 +211,14 @@ def _check_directory(storage: Storage, force: bool) -> None:
         raise FileExistsError(f"{local} exists and is a file; choose another name")
     if local is not None and not local.parent.is_dir():
         raise FileNotFoundError(f"cannot write {local}: there is no directory {local.parent}")
+    if any(location.startswith(f"{storage.location}/") for location in inputs):
+        raise FileExistsError(
+            f"{shown(storage.location)} holds texts to encode; choose another directory for the vectors"
+        )
     names = [name for name in storage.names() if not name.startswith(".")]
     if names and JOB not in names:
         raise FileExistsError(
-            f"{storage.location} exists and holds no vectors of such a job; choose another directory"
+            f"{shown(storage.location)} exists and holds no vectors of such a job; choose another directory"
         )
 
 
@@ -280,9 +289,12 @@ class _Job:
         else:
             table = {"format_version": FORMAT_VERSION, **self._settings}
             self._storage.write(JOB, (json.dumps(table, indent=1) + "\n").encode())
-        for number in range(self._count):
-            if part_file(number) in names and (part := read_part(self._storage, number)):
-                self._done[number] = part
+        there = [number for number in range(self._count) if part_file(number) in names]
+        with ThreadPoolExecutor(
+            PARTS_AT_ONCE
+        ) as readers:  # an object store takes its time for each
+            parts = readers.map(partial(read_part, self._storage), there)
+            self._done = {n: part for n, part in zip(there, parts, strict=True) if part is not None}
         return sum(
             part.rows + sum(not remark.encoded for remark in part.remarks)
             for part in self._done.values()
@@ -336,6 +348,7 @@ class _Job:
         ds = ds.map(
             PartEncoder,
             num_cpus=plan.cpus,
+            max_restarts=RESTARTS,
             compute=pool(plan.count),
             fn_constructor_kwargs={
                 "model": model,
@@ -361,6 +374,9 @@ class _Job:
             )
         whole = replace(vectors, parts=tuple(self._done[number] for number in range(self._count)))
         whole.write_index()
+        for name in self._storage.names():
+            if name.startswith(".part-"):  # a write that was cut short
+                self._storage.delete(name)
         return whole
 
 

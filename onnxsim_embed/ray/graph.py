@@ -39,7 +39,9 @@ from onnxsim_embed.machine import available_memory
 from onnxsim_embed.panels import AllPairs, keep_best, side_by_side
 from onnxsim_embed.progress import progress_bar
 from onnxsim_embed.ray.cluster import (
+    ACTOR_SHARE,
     EXPECTED,
+    LOADER_SHARE,
     check_shared,
     cluster,
     cpus_of,
@@ -165,7 +167,9 @@ class _Source:
         """Return references to the unit vectors of each block."""
         import ray
 
-        load = ray.remote(max_retries=-1)(_load)
+        # So little that it fits beside a task that waits for it, which keeps its processor: a block that was
+        # lost with a node is loaded again while all processors are taken.
+        load = ray.remote(num_cpus=LOADER_SHARE, max_retries=-1)(_load)
         starts = range(0, self.rows, height)
         if self.path is not None or isinstance(self.vectors, VectorDirectory):
             what = ray.put(self.path or self.vectors)  # an index may be of many parts
@@ -181,6 +185,8 @@ def _source(vectors: npt.ArrayLike | str | Path) -> _Source:
     if "://" in str(vectors) or is_vector_directory(vectors):
         return _Source(open_vectors(vectors))
     path = Path(vectors)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or directory {path}")
     if path.suffix != ".npy":
         raise ValueError(
             f"{path}: --engine ray takes vectors from a directory that encode --engine ray wrote, or from .npy"
@@ -315,14 +321,14 @@ def piece_file(number: int, piece: int) -> str:
 def _each(
     tasks: list[dict[str, Any]], work: Callable[[Mapping[str, Any]], object]
 ) -> Iterator[Any]:
-    """Run tasks on the cluster, one processor each; yield what they return as they end."""
+    """Run tasks on the cluster, one for each processor; yield what they return as they end."""
     import ray.data
 
     if not tasks:
         return
     ds = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     quiet(ds.context)
-    for row in ds.map(_Told(work), num_cpus=1).iter_rows():
+    for row in ds.map(_Told(work), num_cpus=ACTOR_SHARE).iter_rows():
         yield unpack(row["told"])
 
 
