@@ -29,9 +29,6 @@ ACTOR_SHARE = 0.9
 READER_SHARE = 0.05
 LOADER_SHARE = 0.1
 
-# How often an actor's process may die (for want of memory, say) before the run ends. Ray's own limit is none.
-RESTARTS = 10
-
 CONNECT_SECONDS = 10
 
 # One actor's threads share one copy of the model; more than these only make actors hard to place.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from onnxsim_embed.artifact import Artifact
-from onnxsim_embed.ray.cluster import RESTARTS, cpus_of, nodes, plan_actors, require_ray
+from onnxsim_embed.ray.cluster import cpus_of, nodes, plan_actors, require_ray
 from onnxsim_embed.ray.encoder import EncodeOptions, PackedModel, TextEncoder
 
 if TYPE_CHECKING:
@@ -83,7 +83,6 @@ def encode_dataset(
         batch_size=batch_size,
         batch_format="pyarrow",
         num_cpus=plan.cpus,
-        max_restarts=RESTARTS,
         compute=pool(plan.count),
         fn_constructor_kwargs={
             "model": ray.put(PackedModel.of(embedder.artifact, embedder.precision)),

@@ -23,7 +23,6 @@ from onnxsim_embed.progress import progress_bar
 from onnxsim_embed.ray.cluster import (
     EXPECTED,
     READER_SHARE,
-    RESTARTS,
     Actors,
     check_shared,
     cluster,
@@ -348,7 +347,6 @@ class _Job:
         ds = ds.map(
             PartEncoder,
             num_cpus=plan.cpus,
-            max_restarts=RESTARTS,
             compute=pool(plan.count),
             fn_constructor_kwargs={
                 "model": model,
@@ -375,7 +373,7 @@ class _Job:
         whole = replace(vectors, parts=tuple(self._done[number] for number in range(self._count)))
         whole.write_index()
         for name in self._storage.names():
-            if name.startswith(".part-"):  # a write that was cut short
+            if name.startswith((".part-", ".probe-")):  # left by a process that was killed
                 self._storage.delete(name)
         return whole
 

@@ -1,0 +1,175 @@
+"""A Ray cluster of several nodes on this machine, whose processes tests may kill."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+# Titles that Ray gives the processes of its workers.
+WORKER = "ray::"
+ACTOR = "PartEncoder"
+LOADING = "PartEncoder)).__init__"
+READER = "_Reader"
+MB = 1 << 20
+STORE = "object_store_memory"  # Ray's name of it among the resources
+
+
+class LocalCluster:
+    """Nodes on loopback, each with processes and an object store of its own; the first is the driver's.
+
+    :param cpus: of each node.
+    :param store: bytes of each node's object store.
+    """
+
+    def __init__(self, *cpus: float, store: int = 150 * MB) -> None:
+        self._store = store
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={**self._arguments(cpus[0]), "include_dashboard": False},
+        )
+        self.others = [self.add(count) for count in cpus[1:]]
+
+    def _arguments(self, cpus: float) -> dict[str, Any]:
+        return {"num_cpus": cpus, "object_store_memory": self._store}
+
+    @property
+    def address(self) -> str:
+        return self._cluster.address
+
+    def add(self, cpus: float = 1) -> Any:
+        return self._cluster.add_node(**self._arguments(cpus))
+
+    def lose(self, node: Any) -> None:
+        """End all processes of a node at once, as when its machine fails."""
+        self._cluster.remove_node(node, allow_graceful=False)
+        self.others = [other for other in self.others if other is not node]
+
+    def close(self) -> None:
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
+def workers(title: str, of: int | None = None) -> list[psutil.Process]:
+    """Return the worker processes started by this one (or another) whose title holds some words."""
+    found = []
+    for process in psutil.Process(of).children(recursive=True):
+        with suppress(psutil.Error):
+            name = " ".join(process.cmdline())
+            if name.startswith(WORKER) and title in name:
+                found.append(process)
+    return found
+
+
+def kill(process: psutil.Process) -> None:
+    """End a process as the kernel does where memory is short."""
+    process.send_signal(signal.SIGKILL)
+
+
+@contextmanager
+def meanwhile(ready: Callable[[], Any], act: Callable[[Any], object]) -> Iterator[None]:
+    """While the block runs, wait until there is something, and do something with it, once.
+
+    Fails if it was never there.
+    """
+    over = threading.Event()
+    done: list[bool] = []
+    errors: list[BaseException] = []
+
+    def watch() -> None:
+        try:
+            while not over.is_set():
+                if found := ready():
+                    act(found)
+                    done.append(True)
+                    return
+                time.sleep(0.01)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+    assert done, "the run ended before there was anything to kill"
+
+
+def count(directory: Path, pattern: str) -> int:
+    return len(list(directory.glob(pattern)))
+
+
+@dataclass
+class Use:
+    """The most that the workers and the object store of a node used while a block ran, in bytes.
+
+    :param resident: of all workers together, without what they share, and so without the object store.
+    :param largest: of one worker.
+    :param spilled: of the disk, by the object store.
+    """
+
+    resident: int = 0
+    largest: int = 0
+    stored: int = 0
+    spilled: int = 0
+    samples: int = 0
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def sample(self) -> None:
+        sizes = []
+        for worker in workers(""):
+            with suppress(psutil.Error):
+                sizes.append(worker.memory_full_info().uss)
+        self.resident = max(self.resident, sum(sizes))
+        self.largest = max([self.largest, *sizes])
+        if ray.is_initialized():
+            whole, free = ray.cluster_resources(), ray.available_resources()
+            self.stored = max(self.stored, int(whole[STORE] - free.get(STORE, 0)))
+            session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+            spilled = session.glob("ray_spilled_objects*/**/*")
+            self.spilled = max(self.spilled, sum(file_size(path) for path in spilled))
+            self.samples += 1
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a file that may be gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+@contextmanager
+def watched() -> Iterator[Use]:
+    """Sample the use of memory while the block runs."""
+    use = Use()
+    errors: list[BaseException] = []
+
+    def watch() -> None:
+        while not use._over.wait(0.2):
+            try:
+                use.sample()
+            except Exception as error:
+                errors.append(error)  # the driver has just disconnected
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield use
+    finally:
+        use._over.set()
+        thread.join()
+    assert use.samples > 5, errors[-1:]
