@@ -3,8 +3,9 @@
     python bench/run.py [--peers installed|all|none|NAMES] [--texts FILE --column C] [--vectors FILE.npy]
 
 `make bench` measures ours and what is installed in this environment, in minutes. `make bench-full` is
-`--peers all --make-environments`: every peer in an environment of its own under build/bench. With --out,
-nothing but that directory is written. `make bench-check` compares the ratios of a fresh run with results/.
+`--peers all --make-environments`: every peer in an environment of its own under build/bench. Texts of
+your own are measured beside the documentation; --kinds texts leaves that out. With --out, nothing but
+that directory is written. `make bench-check` compares the ratios of a fresh run with results/.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from onnxsim_embed.benchmark.peers import SIMILARITY_SYSTEMS, TEXT_SYSTEMS, Envi
 from onnxsim_embed.benchmark.similarity_bench import SimilarityBench, SimilarityPlan
 from onnxsim_embed.benchmark.text_bench import TextBench
 from onnxsim_embed.benchmark.text_plan import CASES, TextPlan
+from onnxsim_embed.cache import locate_artifact
 from onnxsim_embed.machine import available_cpus
 from onnxsim_embed.tables import iter_texts
 
@@ -32,7 +34,7 @@ DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "README.md")
 MEASURED = ("text", "similarity", "install")
 
 # Kinds of texts, and how many: about equal shares of the time.
-COUNTS = {"short": 1000, "descriptions": 400, "long": 64}
+COUNTS = {"short": 1000, "descriptions": 128, "long": 16, "texts": 200}
 
 
 def options() -> argparse.Namespace:
@@ -43,7 +45,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--peers", default="installed", help="names, or installed, all, none")
     parser.add_argument("--peer-python", help="interpreter of an environment with all peers")
     parser.add_argument("--make-environments", action="store_true", help="one for each peer")
-    parser.add_argument("--texts", help="texts of your own, in place of documentation")
+    parser.add_argument("--kinds", default=",".join(COUNTS), help="of texts")
+    parser.add_argument("--texts", help="texts of your own, beside documentation")
     parser.add_argument("--column")
     parser.add_argument("--checkpoint", type=Path, help="what peers load in place of --model")
     parser.add_argument("--sts", type=Path, help="csv: text, text, score")
@@ -67,13 +70,16 @@ def say(message: str) -> None:
 
 
 def corpora(given: argparse.Namespace) -> tuple[Corpus, ...]:
-    """Return the texts."""
-    if given.texts:
+    """Return the texts, the documentation's first."""
+    kinds = [kind for kind in given.kinds.split(",") if kind]
+    counts = {kind: max(8, int(COUNTS[kind] * given.share)) for kind in kinds}
+    found = [documentation(kind, n) for kind, n in counts.items() if kind != "texts"]
+    if given.texts and "texts" in counts:
         texts = list(iter_texts(given.texts, given.column))
-        return (file_corpus(texts, Path(given.texts).name, int(600 * given.share)),)
-    return tuple(
-        documentation(kind, max(8, int(count * given.share))) for kind, count in COUNTS.items()
-    )
+        found.append(file_corpus(texts, Path(given.texts).name, counts["texts"]))
+    if not found:
+        sys.exit("no texts: --kinds texts needs --texts FILE")
+    return tuple(found)
 
 
 def vectors(given: argparse.Namespace) -> tuple[np.ndarray, str]:
@@ -82,8 +88,9 @@ def vectors(given: argparse.Namespace) -> tuple[np.ndarray, str]:
         return np.load(given.vectors), given.vectors.name
     sentences = documentation("short", given.rows)
     say(f"encoding {len(sentences.texts)} sentences")
-    made = Embedder.from_pretrained(given.model, precision="fp32").encode(list(sentences.texts))
-    return made, f"sentences of the {sentences.source}"
+    model = Embedder.from_pretrained(given.model, precision="fp32")
+    source = f"sentences of the {sentences.source}, by {model.artifact.manifest.name}"
+    return model.encode(list(sentences.texts)), source
 
 
 def measure(given: argparse.Namespace, directory: Path) -> None:
@@ -103,18 +110,13 @@ def measure(given: argparse.Namespace, directory: Path) -> None:
             peers=chosen[id(TEXT_SYSTEMS)],
             threads=given.threads,
             rounds=given.rounds,
-            work=BUILD / "models",
+            work=BUILD / "models" / locate_artifact(given.model).directory.name,
             cases=tuple(case for case in given.cases.split(",") if case),
             patience=given.patience,
             checkpoint=given.checkpoint,
             sts=given.sts,
         )
-        result = TextBench(plan, environments, say).run()
-        if "install" in only:
-            others = install_size.INSTALLS if given.peers == "all" else {}
-            ours = f"onnxsim-embed @ {ROOT.as_uri()}"
-            result["install"] = install_size.install_sizes(ours, others, say)
-        report.write_json(directory / "text.json", result)
+        report.write_json(directory / "text.json", TextBench(plan, environments, say).run())
     if "similarity" in only:
         values, source = vectors(given)
         similarity = SimilarityPlan(
@@ -129,12 +131,16 @@ def measure(given: argparse.Namespace, directory: Path) -> None:
         )
         result = SimilarityBench(similarity, environments, say).run()
         report.write_json(directory / "similarity.json", result)
+    if "install" in only:
+        others = install_size.INSTALLS if given.peers == "all" else {}
+        ours = f"onnxsim-embed @ {ROOT.as_uri()}"
+        report.write_json(directory / "install.json", install_size.install_sizes(ours, others, say))
 
 
 def main() -> None:
     """Measure, write, report; or compare."""
     given = options()
-    for name, known in (("only", MEASURED), ("cases", CASES)):
+    for name, known in (("only", MEASURED), ("cases", CASES), ("kinds", COUNTS)):
         unknown = set(getattr(given, name).split(",")) - {*known, ""}
         if unknown:
             sys.exit(f"--{name} takes {', '.join(known)}, got {sorted(unknown)[0]!r}")

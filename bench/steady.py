@@ -56,7 +56,7 @@ def main() -> None:
             }
         )
         print(number + 1, {name: round(value, 4) for name, value in passes[-1].items()}, flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024e-3
 
     # Texts that fill the model must not leave their memory behind.
     model.encode([" ".join(texts[at : at + 20]) for at in range(200)])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from onnxsim_embed.benchmark import conditions
-from onnxsim_embed.benchmark.conditions import busy_share, machine, wait_for_quiet
+from onnxsim_embed.benchmark.conditions import Watch, busy_share, machine, usage, wait_for_quiet
 
 
 @pytest.fixture
@@ -46,6 +49,40 @@ def test_the_share_counts_all_but_idle_ticks(tmp_path, monkeypatch):
     after = "cpu  110 0 105 750 110 0 0 5 0 0\n"
     monkeypatch.setattr(conditions.time, "sleep", lambda _: stat.write_text(after))
     assert busy_share(1) == 0.25
+
+
+def test_a_case_is_watched_until_the_next_one(said, monkeypatch):
+    monkeypatch.setattr(conditions, "wait_for_quiet", lambda *_: {"quiet": True})
+    # busy, all, own: of 400 ticks 120 were busy, 80 of them its own.
+    ticks = iter([(0, 0, 0), (120, 400, 80), (200, 500, 100), (200, 600, 101)])
+    watch = Watch(0, said.append, lambda: next(ticks))
+    watch.begin("one")
+    watch.begin("two")
+    load = watch.load()
+    assert said == ["one", "two"]
+    assert [state["other_share"] for state in load.values()] == [0.1, 0.0]
+    assert watch.load() == load  # once only
+
+
+def test_a_system_that_does_not_say_how_much_other_work_there_was(said):
+    watch = Watch(0, said.append, lambda: None)
+    watch.begin("one")
+    assert watch.load()["one"]["other_share"] is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_own_work_and_that_of_children_is_told_from_others():
+    before = usage()
+    child = subprocess.Popen(
+        [sys.executable, "-c", "sum(range(20_000_000)); print(1, flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    child.stdout.readline()
+    alive = usage()
+    child.communicate(b"\n")
+    ended = usage()
+    assert alive[2] - before[2] >= 5
+    assert ended[2] >= alive[2]
 
 
 def test_a_system_that_does_not_say(tmp_path, monkeypatch):

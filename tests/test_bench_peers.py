@@ -7,10 +7,12 @@ import sys
 import pytest
 
 from onnxsim_embed.benchmark import peers
+from onnxsim_embed.benchmark.install_size import INSTALLS
 from onnxsim_embed.benchmark.peers import (
     ENVIRONMENTS,
     SIMILARITY_SYSTEMS,
     TEXT_SYSTEMS,
+    TORCH,
     Environments,
     Peer,
     choose,
@@ -39,6 +41,12 @@ def test_an_unknown_name_lists_what_there_is():
 def test_every_peer_has_an_environment_that_can_be_made():
     for systems in (TEXT_SYSTEMS, SIMILARITY_SYSTEMS):
         assert {peer.environment for peer in systems.values()} - {""} <= set(ENVIRONMENTS)
+
+
+def test_no_call_of_pip_may_change_the_build_of_torch():
+    for installs in (*ENVIRONMENTS.values(), *INSTALLS.values()):
+        if TORCH in installs:
+            assert all(set(TORCH) <= set(call) for call in installs)
 
 
 def test_missing_modules_are_named():

@@ -9,6 +9,7 @@ from onnxsim_embed import similarity_matrix
 from onnxsim_embed.benchmark import report, similarity_bench
 from onnxsim_embed.benchmark.peers import Environments
 from onnxsim_embed.benchmark.similarity_bench import SimilarityBench, SimilarityPlan, tiled
+from onnxsim_embed.benchmark.similarity_tables import similarity_conditions
 from onnxsim_embed.similarity import unit_vectors
 
 VECTORS = np.random.default_rng(1).standard_normal((90, 8)).astype(np.float32)
@@ -51,6 +52,14 @@ def test_ratios_name_task_size_and_system(result):
     assert {"above, 40 rows: ours over ours-float32", "best, 90 rows: ours over ours-float32",
             "cost per pair, 90 over 200 rows",
             "share of the float32 roofline, 90 rows: ours"} <= set(result["ratios"])  # fmt: skip
+
+
+def test_a_system_for_sparse_rows_says_why_it_stops(result):
+    systems = result["systems"] | {"sparse-dot-topn": {"title": "sparse_dot_topn 1.2", "above": {}}}
+    limits = {"sparse-dot-topn": {"rows": 40, "because": "of something"}}
+    assert result["limits"] == {}
+    said = similarity_conditions(result | {"systems": systems, "limits": limits})
+    assert "sparse_dot_topn 1.2 was measured up to 40 rows: of something." in said
 
 
 def test_it_becomes_tables_and_a_picture(result, tmp_path):

@@ -15,18 +15,27 @@ from onnxsim_embed.benchmark.corpus import Corpus
 from onnxsim_embed.benchmark.documents import blocks
 from onnxsim_embed.benchmark.exactness import fidelity
 from onnxsim_embed.benchmark.peers import Environments
-from onnxsim_embed.benchmark.text_bench import TextBench, stages
+from onnxsim_embed.benchmark.text_bench import TextBench
 from onnxsim_embed.benchmark.text_plan import (
     TextPlan,
     count_tokens,
     find_checkpoint,
     int8_kernels,
     linear_operations,
+    most_tokens,
 )
+from onnxsim_embed.benchmark.text_result import stages
+from onnxsim_embed.benchmark.workers import SystemRefusedError, Worker
 
 RANDOM = np.random.default_rng(0)
 TEXTS = tuple(" ".join(RANDOM.choice(WORDS[:40], 7)) for _ in range(12))
-CORPORA = (Corpus("short", "a test", TEXTS), Corpus("descriptions", "a test", TEXTS[:9]))
+LONG = tuple(" ".join(RANDOM.choice(WORDS[:40], 200)) for _ in range(3))
+CORPORA = (
+    Corpus("short", "a test", TEXTS),
+    Corpus("descriptions", "a test", TEXTS[:9]),
+    Corpus("long", "a test", LONG),
+    Corpus("texts", "names.csv", TEXTS[2:]),
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +56,7 @@ def result(artifact, tmp_path_factory):
 def test_speed_never_stands_without_fidelity(result, artifact):
     assert list(result["systems"]) == ["ours-int8", "ours-fp32"]
     for name, row in result["systems"].items():
-        assert set(row["throughput"]) == {"short", "descriptions"}
+        assert set(row["throughput"]) == {"short", "descriptions", "long", "texts"}
         vectors = Embedder(artifact, precision=name.removeprefix("ours-")).encode(TEXTS)
         exact = Embedder(artifact, precision="fp32").encode(TEXTS)
         cell = row["throughput"]["short"]
@@ -96,12 +105,19 @@ def test_it_is_json_and_becomes_tables_and_pictures(result, tmp_path):
     tables = (tmp_path / "tables.md").read_text()
     assert "not installed: fastembed" in tables
     assert "**onnxsim-embed int8**" in tables
-    assert "12 texts of" in blocks(result, None)["speed"]
+    made = blocks({"text": result})
+    assert "12 texts of" in made["speed"]
+    assert "| names, texts/s |" in made["speed"]
+    assert "0 ratios" not in tables
+    for name in ("speed", "latency", "detail"):  # no time without fidelity
+        assert "mean cosine" in made[name].replace("mean / min", "mean")
 
 
 def test_a_run_compared_with_itself_has_not_fallen(result, tmp_path):
     said = []
-    slower = result | {"ratios": {name: value / 2 for name, value in result["ratios"].items()}}
+    slower = result | {
+        "ratios": {n: r | {"value": r["value"] / 2} for n, r in result["ratios"].items()}
+    }
     report.write_json(tmp_path / "a/text.json", result)
     report.write_json(tmp_path / "b/text.json", slower)
     assert report.compare(tmp_path / "a", tmp_path / "a", said.append)
@@ -112,12 +128,46 @@ def test_a_run_compared_with_itself_has_not_fallen(result, tmp_path):
     assert "share no ratio" in said[-1]
 
 
+def test_a_run_with_other_threads_is_not_compared(result, tmp_path):
+    said = []
+    other = result | {"machine": result["machine"] | {"threads": 7}}
+    report.write_json(tmp_path / "a/text.json", result)
+    report.write_json(tmp_path / "b/text.json", other)
+    assert not report.compare(tmp_path / "a", tmp_path / "b", said.append)
+    assert said[0] == "text: 7 threads, not 2: left out"
+
+
+def test_one_that_cannot_start_anew_is_listed_and_the_others_go_on(artifact, tmp_path, monkeypatch):
+    def refuse(name, *rest):
+        if name == "ours-fp32":
+            raise SystemRefusedError("no more memory")
+        return Worker(name, *rest)
+
+    monkeypatch.setattr(text_bench, "Worker", refuse)
+    plan = TextPlan(
+        model=str(artifact), corpora=CORPORA[:1], peers=(), threads=1, rounds=1, work=tmp_path,
+        cases=("start",), patience=0, roof_seconds=0.01,
+    )  # fmt: skip
+    found = TextBench(plan, Environments(None, None, lambda _: None), lambda _: None).run()
+    assert found["refused"] == {"ours-fp32": "in a fresh process: no more memory"}
+    assert "start_seconds" in found["systems"]["ours-int8"]
+    assert "start_seconds" not in found["systems"]["ours-fp32"]
+
+
 # what a plan is made of
 
 
 def test_the_checkpoint_of_an_artifact_is_found_where_it_was(checkpoint, artifact):
     opened = Artifact.open(artifact)
     assert find_checkpoint(str(checkpoint), opened) == checkpoint
+
+
+def test_long_texts_fill_the_positions_whatever_the_model_is_set_to(artifact, result):
+    opened = Artifact.open(artifact)
+    assert most_tokens(opened, "short") == opened.manifest.max_seq_length == 48
+    assert most_tokens(opened, "long") == 64
+    assert count_tokens(opened, CORPORA[2]) == 3 * 64
+    assert result["corpora"]["long"]["most_tokens"] == 64
 
 
 def test_operations_are_those_of_the_linear_layers(artifact):

@@ -120,6 +120,13 @@ def test_one_that_ends_is_left_out_and_the_others_go_on(crew):
     assert crew.refused == {"b": "ended with code 7"}
 
 
+def test_one_that_has_ended_may_be_asked_again(crew):
+    ended = crew.workers[0]
+    assert crew.ask(ended, {"die": "a"}) is None
+    assert crew.ask(ended, {"any": 1}) is None
+    assert [worker.name for worker in crew.workers] == ["b"]
+
+
 def test_one_without_an_environment_is_listed(crew, settings):
     assert crew.start("c", None, settings, "not installed: c") is None
     assert crew.refused == {"c": "not installed: c"}
@@ -133,6 +140,7 @@ def test_the_environment_is_clean(monkeypatch):
     found = clean_environment(3)
     assert not {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"} & set(found)
     assert (found["KEPT"], found["OMP_NUM_THREADS"]) == ("1", "3")
+    assert found["RAYON_NUM_THREADS"] == "3"  # of tokenizers
 
 
 def test_figures():

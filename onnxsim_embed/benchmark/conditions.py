@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ TELLING_FLAGS = (
 )
 
 
+def today() -> str:
+    """Return the date that figures were made on, universal time."""
+    return datetime.now(timezone.utc).date().isoformat()
+
+
 def machine(threads: int) -> dict[str, Any]:
     """Return what a reader of figures needs to know of this machine."""
     flags = cpu_flags()
@@ -46,6 +52,28 @@ def _ticks() -> tuple[int, int]:
     """Return busy and all ticks of all processors since the start of the machine."""
     values = [int(word) for word in STAT.read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
     return sum(values) - values[3] - values[4], sum(values)
+
+
+def _own_ticks() -> float:
+    """Return the ticks that this process and its children have used, ended ones included."""
+    ticks, own = sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK"), str(os.getpid())
+    for file in STAT.parent.glob("[0-9]*/stat"):
+        try:
+            # The name, in parentheses, may hold anything.
+            fields = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:  # ended meanwhile
+            continue
+        if fields[1] == own:
+            ticks += sum(map(int, fields[11:15]))
+    return ticks
+
+
+def usage() -> tuple[float, float, float] | None:
+    """Return busy, all, and own ticks since the start of the machine; None where it does not say."""
+    try:
+        return *_ticks(), _own_ticks()
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
 
 
 def busy_share(seconds: float = 1.0) -> float | None:
@@ -86,3 +114,44 @@ def wait_for_quiet(
         "load": load,
         "quiet": busy is not None and busy <= QUIET_SHARE,
     }
+
+
+class Watch:
+    """The machine before each case, and what others did during it.
+
+    :param patience: seconds to wait for a quiet machine before each case.
+    :param say: told what happens.
+    :param usage: busy, all and own ticks; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        patience: float,
+        say: Callable[[str], None],
+        usage: Callable[[], tuple[float, float, float] | None] = usage,
+    ) -> None:
+        self._patience = patience
+        self._say = say
+        self._usage = usage
+        self._load: dict[str, dict[str, Any]] = {}
+        self._before: tuple[float, float, float] | None = None
+
+    def begin(self, case: str) -> None:
+        """End the case before, wait for a quiet machine, and watch it from now on."""
+        self.load()
+        self._say(case)
+        self._load[case] = wait_for_quiet(self._patience, self._say)
+        self._before = self._usage()
+
+    def load(self) -> Mapping[str, dict[str, Any]]:
+        """End the case; return for each: how the machine was before it, and `other_share`.
+
+        That is the share of the processors that other work (other guests of the machine included) had
+        during the case; None where the system does not say.
+        """
+        if self._load and "other_share" not in (last := self._load[list(self._load)[-1]]):
+            last["other_share"] = None
+            if self._before is not None and (now := self._usage()) is not None:
+                busy, total, own = (new - old for new, old in zip(now, self._before, strict=True))
+                last["other_share"] = round(max(0.0, busy - own) / max(1.0, total), 3)
+        return self._load

@@ -9,19 +9,22 @@ from pathlib import Path
 
 from onnxsim_embed.benchmark import similarity_tables as similar
 from onnxsim_embed.benchmark import text_tables as texts
+from onnxsim_embed.benchmark.ahead import ahead_table
 from onnxsim_embed.benchmark.tables import Result, joined, refused_table
 
 MARKED = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
 
 
-def blocks(text: Result | None, similarity: Result | None) -> dict[str, str]:
-    """Return the generated blocks by the names of their markers."""
+def blocks(results: Mapping[str, Result | None]) -> dict[str, str]:
+    """Return the generated blocks by the names of their markers.
+
+    :param results: by the names of their files: text, similarity, install, steady; each may miss.
+    """
     found: dict[str, str] = {}
+    text, similarity = results.get("text"), results.get("similarity")
     if text is not None:
         found["speed"] = joined(texts.speed_table(text), texts.text_conditions(text))
-        found["latency"] = joined(
-            texts.latency_table(text), texts.start_table(text), texts.install_table(text)
-        )
+        found["latency"] = joined(texts.latency_table(text), texts.start_table(text))
         found["detail"] = joined(
             texts.fidelity_table(text), texts.stage_table(text), texts.text_growth_table(text)
         )
@@ -30,7 +33,13 @@ def blocks(text: Result | None, similarity: Result | None) -> dict[str, str]:
         found["similarity"] = joined(*tables, similar.similarity_conditions(similarity))
         growth = [similar.growth_table(similarity, task) for task in ("above", "best")]
         found["similarity-growth"] = joined(*growth)
-    found["refused"] = refused_table(text, similarity) or "Every system ran."
+    if (install := results.get("install")) is not None:
+        found["install"] = texts.install_table(install)
+    if (steady := results.get("steady")) is not None:
+        found["steady"] = texts.steady_line(steady)
+    if text is not None or similarity is not None:
+        found["ahead"] = ahead_table(text, similarity)
+        found["refused"] = refused_table(text, similarity) or "Every system ran."
     return found
 
 

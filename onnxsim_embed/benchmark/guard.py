@@ -11,6 +11,18 @@ TOLERANCE = 0.15
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """A measured ratio; more is better.
+
+    :param value: how many times, or which share.
+    :param of: the texts or vectors it was measured on: only ratios of the same are compared.
+    """
+
+    value: float
+    of: str
+
+
+@dataclass(frozen=True)
 class Fall:
     """A ratio that is lower than it was."""
 
@@ -23,21 +35,39 @@ class Fall:
         return f"{self.name}: {self.before:.2f} -> {self.now:.2f}, {share:.0%} less"
 
 
-def falls(
-    before: Mapping[str, Any], now: Mapping[str, Any], tolerance: float = TOLERANCE
-) -> tuple[list[Fall], int]:
-    """Compare the ratios that two results share; in each of them more is better.
+@dataclass(frozen=True)
+class Comparison:
+    """What comparing two results found.
 
-    :param before: a result with `ratios`.
+    :param falls: worst first.
+    :param compared: how many ratios were compared.
+    :param apart: names of ratios that both have, of different texts or vectors.
+    """
+
+    falls: tuple[Fall, ...]
+    compared: int
+    apart: tuple[str, ...]
+
+
+def compare(
+    before: Mapping[str, Any], now: Mapping[str, Any], tolerance: float = TOLERANCE
+) -> Comparison:
+    """Compare the ratios that two results share.
+
+    :param before: a result with `ratios`: by their names, dictionaries as of `Ratio`.
     :param now: another one.
     :param tolerance: a fall by more than this share counts.
-    :returns: what fell, worst first, and how many ratios were compared.
     """
     old, new = before.get("ratios", {}), now.get("ratios", {})
-    shared = [name for name in old if name in new and old[name] > 0]
+    both = [name for name in old if name in new and old[name]["value"] > 0]
+    same = [name for name in both if old[name]["of"] == new[name]["of"]]
     found = [
-        Fall(name, old[name], new[name])
-        for name in shared
-        if new[name] < old[name] * (1 - tolerance)
+        Fall(name, old[name]["value"], new[name]["value"])
+        for name in same
+        if new[name]["value"] < old[name]["value"] * (1 - tolerance)
     ]
-    return sorted(found, key=lambda fall: fall.now / fall.before), len(shared)
+    return Comparison(
+        tuple(sorted(found, key=lambda fall: fall.now / fall.before)),
+        len(same),
+        tuple(name for name in both if name not in same),
+    )

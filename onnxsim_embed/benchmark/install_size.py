@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxsim_embed.benchmark.conditions import today
 from onnxsim_embed.benchmark.peers import TORCH, make_environment
 
 # What a user installs to encode texts, as each project's documentation says it.
 INSTALLS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "sentence-transformers, PyTorch": (TORCH, ("sentence-transformers",)),
-    "sentence-transformers, ONNX": (TORCH, ("sentence-transformers[onnx]",)),
-    "sentence-transformers, OpenVINO": (TORCH, ("sentence-transformers[openvino]",)),
+    "sentence-transformers, PyTorch": (TORCH, (*TORCH, "sentence-transformers")),
+    "sentence-transformers, ONNX": (TORCH, (*TORCH, "sentence-transformers[onnx]")),
+    "sentence-transformers, OpenVINO": (("sentence-transformers[openvino]",),),
     "fastembed": (("fastembed",),),
 }
 
@@ -25,16 +27,17 @@ def directory_mb(directory: Path) -> float:
     return sum(path.stat().st_size for path in files) / 1e6
 
 
-def packages(directory: Path) -> int:
-    """Return how many distributions an environment holds."""
-    return len({path.name for path in directory.rglob("*.dist-info")})
+def packages(directory: Path) -> set[str]:
+    """Return the distributions that an environment holds, each with its version."""
+    return {path.name.removesuffix(".dist-info") for path in directory.rglob("*.dist-info")}
 
 
 def install_size(installs: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Install into a fresh environment, which is removed afterwards; return size and number of packages.
 
     :param installs: what pip installs, call by call.
-    :returns: `mb` and `packages`, both beyond an empty environment, or `refused`, the reason.
+    :returns: `mb` and `packages`, both beyond an empty environment, and `holds`, the names and versions
+        of the packages; or `refused`, the reason.
     """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "environment"
@@ -43,7 +46,9 @@ def install_size(installs: Sequence[Sequence[str]]) -> dict[str, Any]:
         reason = make_environment(directory, installs)
         if reason:
             return {"refused": reason}
-        return {"mb": directory_mb(directory) - empty, "packages": packages(directory) - few}
+        holds = sorted(packages(directory) - few)
+        mb = round(directory_mb(directory) - empty, 1)
+        return {"mb": mb, "packages": len(holds), "holds": holds}
 
 
 def install_sizes(
@@ -53,12 +58,13 @@ def install_sizes(
 
     :param ours: what pip installs of ours: a directory or a requirement.
     :param chosen: of INSTALLS.
+    :returns: `python`, `date`, and `installs`: what `install_size` says of each.
     """
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, dict[str, Any]] = {}
     for name, installs in ({"onnxsim-embed": ((ours,),)} | dict(chosen)).items():
         say(f"install size: {name}")
         try:
             sizes[name] = install_size(installs)
         except (OSError, subprocess.SubprocessError) as error:
             sizes[name] = {"refused": str(error)}
-    return sizes
+    return {"python": platform.python_version(), "date": today(), "installs": sizes}

@@ -10,17 +10,15 @@ from pathlib import Path
 
 from onnxsim_embed.benchmark.workers import shortened
 
-# PyTorch first and by version: without it, pip fetches a build with several GB of CUDA on some machines.
+# PyTorch first and by version, in every call: else pip fetches several GB of CUDA on some machines.
 TORCH = ("torch==2.13.0",)
 
 # What pip installs into each environment, call by call.
 ENVIRONMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "torch": (TORCH, ("sentence-transformers",)),
-    "st-onnx": (TORCH, ("sentence-transformers", "optimum-onnx[onnxruntime]")),
-    "st-openvino": (
-        TORCH,
-        ("sentence-transformers", "optimum-intel[openvino,nncf]", "nncf", "datasets"),
-    ),
+    "torch": (TORCH, (*TORCH, "sentence-transformers")),
+    "st-onnx": (TORCH, (*TORCH, "sentence-transformers", "optimum-onnx[onnxruntime]")),
+    # Needs torchvision, which fits only the build of PyTorch that pip finds for it.
+    "st-openvino": (("sentence-transformers", "optimum-intel[openvino,nncf]", "nncf", "datasets"),),
     "fastembed": (("fastembed",),),
     "faiss": (("faiss-cpu", "scipy"),),
     "sklearn": (("scikit-learn",),),
@@ -90,7 +88,7 @@ SIMILARITY_SYSTEMS = {
     "notebook": Peer("torch cos_sim, mask, coo_matrix", "torch", ("torch", "scipy")),
     "st-util": Peer("sentence-transformers semantic_search", "torch", ("sentence_transformers",)),
     "faiss": Peer("faiss IndexFlatIP", "faiss", ("faiss", "scipy")),
-    "sklearn": Peer("scikit-learn radius_neighbors_graph", "sklearn", ("sklearn",)),
+    "sklearn": Peer("scikit-learn, brute force", "sklearn", ("sklearn",)),
     "sparse-dot-topn": Peer("sparse_dot_topn", "sparse-dot-topn", ("sparse_dot_topn",)),
 }
 

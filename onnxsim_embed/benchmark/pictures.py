@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.benchmark.tables import OURS
-from onnxsim_embed.benchmark.text_tables import LEAD, main_kind
+from onnxsim_embed.benchmark.text_tables import LEAD, kind_title, main_kind
 
 Result = Mapping[str, Any]
 
@@ -66,8 +66,9 @@ def draw_speed(result: Result, path: Path) -> None:
     ticks = nice_ticks(low, high)
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel(f"{kind}: texts a second, {result['machine']['threads']} threads")
-    axes.set_ylabel("1 - mean cosine to the reference (better: up)")
+    name, threads = kind_title(result, kind), result["machine"]["threads"]
+    axes.set_xlabel(f"{name}: texts a second, {threads} threads (better: right)")
+    axes.set_ylabel("1 - mean cosine to PyTorch fp32 (better: up; top: rounding)")
     axes.grid(alpha=0.3)
     # Where points come to lie, in points of print; layout must not move the axes afterwards.
     figure.draw_without_rendering()
@@ -139,7 +140,8 @@ def draw_growth(text: Result | None, similarity: Result | None, path: Path) -> N
             for row in text["systems"].values()
             if row.get("growth_seconds")
         }
-        panels.append(("encoding", "texts", curves))
+        name = kind_title(text, next(iter(text["corpora"])))
+        panels.append((f"encoding, {name}", "texts", curves))
     for task in ("above", "best") if similarity is not None else ():
         assert similarity is not None
         curves = {
@@ -178,7 +180,7 @@ def draw_growth(text: Result | None, similarity: Result | None, path: Path) -> N
 def draw_stages(result: Result, path: Path) -> None:
     """Draw the share of each stage in our time, for each kind of texts."""
     bars = [
-        (f"{name.removeprefix('ours-')}, {kind}", cell["stages"])
+        (f"{name.removeprefix('ours-')}, {kind_title(result, kind)}", cell["stages"])
         for name in LEAD
         for kind, cell in result["systems"].get(name, {}).get("throughput", {}).items()
     ]

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.artifact import atomic_file
+from onnxsim_embed.benchmark import guard
 from onnxsim_embed.benchmark.documents import blocks, fill_files
-from onnxsim_embed.benchmark.guard import falls
 
-NAMES = ("text", "similarity")
+NAMES = ("text", "similarity", "install", "steady")
+COMPARED = ("text", "similarity")
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
@@ -37,14 +38,13 @@ def write_report(directory: Path, documents: Sequence[Path], say: Callable[[str]
     :param documents: files whose marked blocks are replaced.
     """
     results = read_results(directory)
-    text, similarity = results["text"], results["similarity"]
-    found = blocks(text, similarity)
+    found = blocks(results)
     report = "\n\n".join(f"## {name}\n{block}" for name, block in found.items() if block)
     (directory / "tables.md").write_text(report + "\n", encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         say("no pictures: pip install 'onnxsim-embed[plot]'")
     else:
-        draw(directory, text, similarity)
+        draw(directory, results["text"], results["similarity"])
     fill_files(documents, found, directory)
 
 
@@ -59,22 +59,32 @@ def draw(directory: Path, text: dict[str, Any] | None, similarity: dict[str, Any
 
 
 def compare(committed: Path, fresh: Path, say: Callable[[str], None]) -> bool:
-    """Compare the ratios of fresh results with committed ones; say what fell; return whether none did."""
+    """Compare the ratios of fresh results with committed ones; say what fell; return whether none did.
+
+    Only ratios of the same texts, vectors and threads are compared.
+    """
     before, now = read_results(committed), read_results(fresh)
     good, compared = True, 0
-    for name in NAMES:
+    for name in COMPARED:
         old, new = before[name], now[name]
         if old is None or new is None:
             continue
+        if old["machine"]["threads"] != new["machine"]["threads"]:
+            say(
+                f"{name}: {new['machine']['threads']} threads, not {old['machine']['threads']}: left out"
+            )
+            continue
         if old["machine"]["processor"] != new["machine"]["processor"]:
             say(f"{name}: another processor; its ratios are its own")
-        found, shared = falls(old, new)
-        compared += shared
-        for fall in found:
+        found = guard.compare(old, new)
+        compared += found.compared
+        if found.apart:
+            say(f"{name}: {len(found.apart)} ratios are of other texts or vectors: left out")
+        for fall in found.falls:
             say(f"{name}: {fall}")
             good = False
     if not compared:
-        say(f"nothing to compare: {committed} and {fresh} share no ratio")
+        say(f"nothing to compare: {committed} and {fresh} share no ratio of the same texts")
         return False
     say(f"{compared} ratios compared: {'none fell' if good else 'those above fell'}")
     return good

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.benchmark.conditions import machine, wait_for_quiet
+from onnxsim_embed.benchmark.conditions import Watch, machine, today
 from onnxsim_embed.benchmark.exactness import check_above, check_best
+from onnxsim_embed.benchmark.guard import Ratio
 from onnxsim_embed.benchmark.peers import SIMILARITY_SYSTEMS, Environments, title
-from onnxsim_embed.benchmark.workers import Crew, Request, Roof, Worker, ratio, rounded, spread
+from onnxsim_embed.benchmark.workers import (
+    Crew,
+    Request,
+    Roof,
+    SystemRefusedError,
+    Worker,
+    ratio,
+    rounded,
+    spread,
+)
 from onnxsim_embed.similarity import unit_vectors
 
 FILE = "similarity_systems.py"
@@ -22,8 +32,13 @@ FILE = "similarity_systems.py"
 # Numbers of rows to measure, besides all: how time grows.
 SIZES = (2_500, 5_000, 10_000)
 
-# Made for sparse rows: on dense ones it does the products one by one, for minutes beyond this.
-SPARSE_ROWS = 5_000
+# Rows up to which a system takes part that would take minutes for more, and why it does.
+LIMITS = {
+    "sparse-dot-topn": (
+        2_500,
+        "it is made for sparse rows, such as TF-IDF, where most products are zero; these rows are dense",
+    )
+}
 
 # Noise of tiled vectors: each component, against a unit norm. Copies stay close neighbours, not equal.
 NOISE = 0.01
@@ -91,8 +106,9 @@ class SimilarityBench:
         self._unit = unit_vectors(plan.vectors)
         self._rows: dict[str, dict[str, Any]] = {}
         self._pythons: dict[str, str] = {}
-        self._load: dict[str, Any] = {}
-        self._ratios: dict[str, float] = {}
+        self._watch = Watch(plan.patience, say)
+        self._ratios: dict[str, Ratio] = {}
+        self._of = f"{plan.source}, {self._unit.shape[1]} wide"
 
     def run(self) -> dict[str, Any]:
         """Measure; return what is written as JSON."""
@@ -131,16 +147,14 @@ class SimilarityBench:
                 }
 
     def _takes_part(self, name: str, task: str, rows: int) -> bool:
-        if name == "sparse-dot-topn" and rows > SPARSE_ROWS:
+        if name in LIMITS and rows > LIMITS[name][0]:
             return False
-        return task in {"notebook": ("above",), "sklearn": ("above",), "st-util": ("best",),
-                        "sparse-dot-topn": ("best",)}.get(name, ("above", "best"))  # fmt: skip
+        return task in {"notebook": ("above",), "st-util": ("best",)}.get(name, ("above", "best"))
 
     def _measure(self, crew: Crew, task: str, rows: int, roof: Roof) -> None:
         """Measure one task on the first rows, with every system that does it."""
         plan, case = self._plan, f"{task}, {rows} rows"
-        self._say(case)
-        self._load[case] = wait_for_quiet(plan.patience, self._say)
+        self._watch.begin(case)
         request: Request = {"task": task, "rows": rows, "threshold": plan.threshold,
                             "k": min(plan.k, rows)}  # fmt: skip
         files: dict[str, Path] = {}
@@ -166,17 +180,22 @@ class SimilarityBench:
                 cell |= self._memory(name, request)
             self._rows[name].setdefault(task, {})[str(rows)] = cell
             if name != "ours":
-                self._ratios[f"{case}: ours over {name}"] = cell["ours_is"]["median"]
+                median = cell["ours_is"]["median"]
+                self._ratios[f"{case}: ours over {name}"] = Ratio(median, self._of)
 
     def _memory(self, name: str, request: Request) -> dict[str, float]:
         """Return the memory of a task in a fresh process: what earlier ones freed would hide some."""
         python, plan = self._pythons[name], self._plan
         settings = self._settings(plan.work / "vectors.npy")
-        worker = Worker(name, python, FILE, settings, plan.work / "logs" / f"{name}-memory.log")
-        worker.ask(
-            request | {"rows": min(64, request["rows"])}
-        )  # loads what is loaded on first use
-        found = worker.ask(request)
+        log = plan.work / "logs" / f"{name}-memory.log"
+        try:
+            worker = Worker(name, python, FILE, settings, log)
+            # A small task first: it loads what is loaded on first use.
+            worker.ask(request | {"rows": min(64, request["rows"])})
+            found = worker.ask(request)
+        except SystemRefusedError as error:
+            self._say(f"{name}: no memory measured: {error}")
+            return {}
         worker.close()
         above = found["peak_mb"] - found["before_mb"] - found["output_mb"]
         return {"peak_mb": found["highest_mb"], "above_input_and_output_mb": max(0.0, above)}
@@ -195,8 +214,7 @@ class SimilarityBench:
         """Measure the k best of many rows, by ours alone, in a process that did nothing before."""
         plan, base = self._plan, len(self._unit)
         case = f"best, {plan.large} rows"
-        self._say(case)
-        self._load[case] = wait_for_quiet(plan.patience, self._say)
+        self._watch.begin(case)
         file, settings = plan.work / "large.npy", self._settings(plan.work / "large.npy")
         np.save(file, tiled(self._unit, plan.large))
         request = {"task": "best", "rows": plan.large, "k": plan.k}
@@ -215,7 +233,8 @@ class SimilarityBench:
         per_pair = {rows: answer["seconds"] / rows**2 for rows, answer in
                     ((base, small), (plan.large, found))}  # fmt: skip
         cost = per_pair[plan.large] / per_pair[base]
-        self._ratios[f"cost per pair, {base} over {plan.large} rows"] = 1 / cost
+        key = f"cost per pair, {base} over {plan.large} rows"
+        self._ratios[key] = Ratio(1 / cost, self._of)
         return {
             "rows": plan.large,
             "seconds": found["seconds"],
@@ -240,9 +259,11 @@ class SimilarityBench:
             if name in rows:
                 taken = rows[name]["above"][str(total)]["seconds"]["median"]
                 shares[name] = operations / taken / 1e9 / rates["numpy"]["median"]
-                self._ratios[f"share of the float32 roofline, {total} rows: {name}"] = shares[name]
+                key = f"share of the float32 roofline, {total} rows: {name}"
+                self._ratios[key] = Ratio(shares[name], self._of)
         found: dict[str, Any] = rounded(
             {
+                "date": today(),
                 "clock": CLOCK,
                 "machine": machine(self._plan.threads),
                 "vectors": {
@@ -254,13 +275,18 @@ class SimilarityBench:
                 "threshold": self._plan.threshold,
                 "k": min(self._plan.k, total),
                 "rounds": self._plan.rounds,
-                "load": self._load,
+                "load": self._watch.load(),
                 "systems": rows,
+                "limits": {
+                    name: {"rows": most, "because": reason}
+                    for name, (most, reason) in LIMITS.items()
+                    if name in rows and most < total
+                },
                 "refused": dict(refused),
                 "products_1e9_per_second": dict(rates),
                 "share_of_float32_roofline": shares,
                 "large": large,
-                "ratios": self._ratios,
+                "ratios": {name: asdict(found) for name, found in self._ratios.items()},
             }
         )
         return found

@@ -109,8 +109,9 @@ def st_util(settings: Settings) -> tuple[dict[str, Task], Parts]:
     torch.set_num_threads(settings["threads"])
 
     def best(rows: Any, asked: dict[str, Any]) -> Any:  # noqa: ANN401
+        # For unit vectors, its documentation says to take dot_score.
         unit = torch.from_numpy(rows)
-        return util.semantic_search(unit, unit, top_k=asked["k"])
+        return util.semantic_search(unit, unit, top_k=asked["k"], score_function=util.dot_score)
 
     def parts(found: list[list[dict[str, Any]]]) -> dict[str, Any]:
         scores = numpy.array([[hit["score"] for hit in row] for row in found], numpy.float32)
@@ -143,7 +144,7 @@ def faiss(settings: Settings) -> tuple[dict[str, Task], Parts]:
 
 
 def sklearn(settings: Settings) -> tuple[dict[str, Task], Parts]:
-    """Return scikit-learn's radius graph, by the euclidean distance that its fast path knows."""
+    """Return scikit-learn's brute force, by the euclidean distance that its fast path knows."""
     neighbors = import_module("sklearn.neighbors")
 
     def above(rows: Any, asked: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -152,20 +153,32 @@ def sklearn(settings: Settings) -> tuple[dict[str, Task], Parts]:
         graph.data = 1 - graph.data**2 / 2
         return graph
 
-    return {"above": above}, matrix_parts
+    def best(rows: Any, asked: dict[str, Any]) -> Any:  # noqa: ANN401
+        index = neighbors.NearestNeighbors(n_neighbors=asked["k"], algorithm="brute").fit(rows)
+        distances, columns = index.kneighbors(rows)
+        return 1 - distances**2 / 2, columns
+
+    return {
+        "above": above,
+        "best": best,
+    }, lambda found: best_parts(*found) if isinstance(found, tuple) else matrix_parts(found)
 
 
 def sparse_dot_topn(settings: Settings) -> tuple[dict[str, Task], Parts]:
     """Return sparse_dot_topn on vectors written as a sparse matrix without zeros."""
     library, sparse = import_module("sparse_dot_topn"), import_module("scipy.sparse")
 
-    def best(rows: Any, asked: dict[str, Any]) -> Any:  # noqa: ANN401
+    def above(rows: Any, asked: dict[str, Any], most: int = 0) -> Any:  # noqa: ANN401
         matrix = sparse.csr_matrix(rows)
         return library.sp_matmul_topn(
-            matrix, matrix.T.tocsr(), top_n=asked["k"], n_threads=settings["threads"]
-        )
+            matrix, matrix.T.tocsr(), top_n=most or len(rows), n_threads=settings["threads"],
+            threshold=None if most else asked["threshold"],
+        )  # fmt: skip
 
-    return {"best": best}, matrix_parts
+    def best(rows: Any, asked: dict[str, Any]) -> Any:  # noqa: ANN401
+        return above(rows, asked, asked["k"])
+
+    return {"above": above, "best": best}, matrix_parts
 
 
 SYSTEMS: dict[str, Callable[[Settings], tuple[dict[str, Task], Parts]]] = {

@@ -23,8 +23,8 @@ def similarity_table(result: Result, task: str) -> str:
         if rows in r.get(task, {})
     ]
     what = f"above {result['threshold']}" if task == "above" else f"{result['k']} best of each"
-    header = [f"{int(rows):,} rows, {what}", "s", "ours is", "entries", "wrong entries"]
-    header += ["MB above input and output"]
+    header = [f"{int(rows):,} rows, {what}", "s", "ours is ... times as fast", "entries"]
+    header += ["wrong entries", "MB above input and output"]
     ordered = sorted(found, key=lambda item: item[2]["seconds"]["median"])
     lines = [
         [
@@ -33,7 +33,7 @@ def similarity_table(result: Result, task: str) -> str:
             times(cell["ours_is"]),
             f"{cell['entries']:,}",
             f"{cell['wrong']:,}",
-            number(cell["above_input_and_output_mb"]),
+            number(cell.get("above_input_and_output_mb")),
         ]
         for name, title, cell in ordered
     ]
@@ -44,11 +44,14 @@ def growth_table(result: Result, task: str) -> str:
     """Return seconds by the number of rows."""
     cells = {n: r[task] for n, r in result["systems"].items() if task in r}
     sizes = sorted({int(size) for row in cells.values() for size in row})
-    header = [f"s, {'above' if task == 'above' else 'best'}", *(f"{size:,} rows" for size in sizes)]
+    what = f"above {result['threshold']}" if task == "above" else f"{result['k']} best of each"
+    header = [f"s, {what}", *(f"{size:,} rows" for size in sizes), "wrong entries"]
     lines = []
     for name, row in cells.items():
         medians = [row[str(s)]["seconds"]["median"] if str(s) in row else None for s in sizes]
-        lines.append([bold(name, result["systems"][name]["title"]), *map(number, medians)])
+        wrong = sum(cell["wrong"] for cell in row.values())
+        title = bold(name, result["systems"][name]["title"])
+        lines.append([title, *map(number, medians), f"{wrong:,}"])
     return table(header, lines)
 
 
@@ -67,6 +70,9 @@ def similarity_conditions(result: Result) -> str:
         said.append(
             f"{result['systems'][name]['title']} reaches {share:.2f} of that on half the square."
         )
+    for name, limit in result["limits"].items():
+        title = result["systems"][name]["title"]
+        said.append(f"{title} was measured up to {limit['rows']:,} rows: {limit['because']}.")
     large = result.get("large")
     if large and "seconds" in large:
         said.append(

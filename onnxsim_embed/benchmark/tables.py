@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onnxsim_embed.benchmark.conditions import QUIET_SHARE
+
 Result = Mapping[str, Any]
 
 # What stands out in tables.
-OURS = ("ours", "ours-int8", "ours-fp32")
+OURS = ("ours", "ours-int8", "ours-fp32", "onnxsim-embed")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -45,16 +47,31 @@ def joined(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def load_line(load: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return how much of the processors other work took while cases were measured."""
+    shares = {case: state.get("other_share") for case, state in load.items()}
+    known = {case: share for case, share in shares.items() if share is not None}
+    if len(known) < len(shares):
+        return "How much other work ran meanwhile is not known."
+    limit = f"{QUIET_SHARE:.0%} of the processors during"
+    if busy := [f"{case} ({share:.0%})" for case, share in known.items() if share > QUIET_SHARE]:
+        # Said, because it flatters us: our threads do not wait for each other.
+        return (
+            f"Other work took more than {limit}: {'; '.join(busy)}. Systems whose threads wait for each "
+            "other lose most by that: on an idle machine expect smaller differences."
+        )
+    return f"Other work took at most {max(known.values()):.0%} of the processors during any case."
+
+
 def machine_line(result: Result) -> str:
-    """Return machine, threads, and whether it was idle."""
-    machine, load = result["machine"], result["load"]
-    busy = [case for case, state in load.items() if not state["quiet"]]
-    idle = f"Other work ran during: {'; '.join(busy)}." if busy else "Nothing else ran."
+    """Return day, machine, threads, and how much other work there was."""
+    machine = result["machine"]
     kind = "virtual " if machine["virtual"] else ""
     special = ", ".join(f for f in machine["instructions"] if "vnni" in f or "amx" in f)
     return (
-        f"{machine['threads']} threads on {machine['processors']} {kind}processors, "
-        f"{machine['processor']}{f' ({special})' if special else ''}, {machine['system']}. {idle}"
+        f"{result['date']}. {machine['threads']} threads on {machine['processors']} {kind}processors, "
+        f"{machine['processor']}{f' ({special})' if special else ''}, {machine['system']}. "
+        f"{load_line(result['load'])}"
     )
 
 

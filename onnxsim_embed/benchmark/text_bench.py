@@ -9,17 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from onnxsim_embed.benchmark.conditions import machine, wait_for_quiet
+from onnxsim_embed.benchmark.conditions import Watch
 from onnxsim_embed.benchmark.corpus import Corpus
 from onnxsim_embed.benchmark.exactness import fidelity
+from onnxsim_embed.benchmark.guard import Ratio
 from onnxsim_embed.benchmark.peers import OURS, TEXT_SYSTEMS, Environments, title
 from onnxsim_embed.benchmark.text_plan import (
     TextPlan,
     count_tokens,
     find_checkpoint,
     int8_kernels,
-    linear_operations,
+    most_tokens,
 )
+from onnxsim_embed.benchmark.text_result import Measured, ratio_of, stages, text_result
 from onnxsim_embed.benchmark.workers import (
     Crew,
     Request,
@@ -27,14 +29,18 @@ from onnxsim_embed.benchmark.workers import (
     SystemRefusedError,
     Worker,
     ratio,
-    rounded,
     spread,
 )
 from onnxsim_embed.cache import locate_artifact
 
 FILE = "text_systems.py"
 # Peers take the fastest of these, found for each kind of texts; our batches are our own affair.
+# Not those of more tokens than this: they leave the caches, and take GBs. Those that come near the
+# fastest get a second go.
 BATCHES = (8, 32, 128)
+BATCH_TOKENS = 4096
+NEAR = 1.2
+SEARCH_TEXTS = 64
 
 # Texts of one call, and calls of a round: enough for a 99th percentile over five rounds.
 LATENCY_CALLS = {1: 100, 8: 60, 32: 40}
@@ -51,11 +57,6 @@ STARTS = 3
 
 # What is taken for the truth, the first that runs.
 REFERENCES = ("torch", "st-torch", "ours-fp32")
-
-CLOCK = (
-    "inside the process that holds the system, from the list of texts to the array of unit vectors: "
-    "tokenization, model, pooling, normalization"
-)
 
 
 class TextBench:
@@ -85,8 +86,8 @@ class TextBench:
             "int8_kernels": int8_kernels(),
         }
         self._rows: dict[str, dict[str, Any]] = {}
-        self._load: dict[str, Any] = {}
-        self._ratios: dict[str, float] = {}
+        self._watch = Watch(plan.patience, say)
+        self._ratios: dict[str, Ratio] = {}
         self._batches: dict[str, int] = {}
 
     def run(self) -> dict[str, Any]:
@@ -116,8 +117,15 @@ class TextBench:
             alive = [worker.name for worker in crew.workers]
             refused = crew.refused
         if "start" in plan.cases:
-            self._starts(alive)
-        return self._result({name: self._rows[name] for name in alive}, refused, rates)
+            self._starts(alive, refused)
+        measured = Measured(
+            rows={name: self._rows[name] for name in alive},
+            refused=refused,
+            rates=rates,
+            load=self._watch.load(),
+            ratios=self._ratios,
+        )
+        return text_result(plan, self._artifact, measured)
 
     def _start(self, crew: Crew) -> None:
         precisions = self._artifact.manifest.precisions
@@ -143,24 +151,24 @@ class TextBench:
         if not crew.workers:
             raise SystemRefusedError(f"no system runs: {crew.refused}")
 
-    def _quiet(self, case: str) -> None:
-        self._say(case)
-        self._load[case] = wait_for_quiet(self._plan.patience, self._say)
+    def _ask(self, calls: list[list[str]], batch: int, kind: str = "") -> Request:
+        """Return the request to encode some texts; without a kind, of the length that the model takes."""
+        return {"calls": calls, "batch": batch, "tokens": most_tokens(self._artifact, kind)}
 
     def _throughput(self, crew: Crew, corpus: Corpus, roof: Roof, directory: Path) -> None:
         """Measure texts a second on one kind of texts, and fidelity on the same texts."""
         kind, texts = corpus.kind, list(corpus.texts)
-        self._quiet(f"throughput, {kind}")
+        self._watch.begin(f"throughput, {kind}")
         batches: dict[str, int] = {}
         for worker in list(crew.workers):
-            batch = self._best_batch(crew, worker, texts)
+            batch = self._best_batch(crew, worker, corpus)
             # All texts once: the warm-up, and the vectors.
             file = str(directory / f"{worker.name}-{kind}.npy")
-            if crew.ask(worker, {"calls": [texts], "batch": batch, "save": file}) is not None:
+            if crew.ask(worker, self._ask([texts], batch, kind) | {"save": file}) is not None:
                 batches[worker.name] = batch
         self._batches |= batches
         answers = crew.take_turns(
-            lambda name: {"calls": [texts], "batch": batches[name]},
+            lambda name: self._ask([texts], batches[name], kind),
             self._plan.rounds,
             roof.measure,
         )
@@ -183,27 +191,40 @@ class TextBench:
             row = self._rows["ours-dynamic"]["throughput"][kind]
             row["session_is"] = ratio(runs["ours-dynamic"], runs[OURS])
             key = "session alone, descriptions: ours-int8 over quantize_dynamic"
-            self._ratios[key] = row["session_is"]["median"]
-        self._keep_ratios(f"throughput, {kind}", seconds)
+            self._ratios[key] = Ratio(row["session_is"]["median"], ratio_of(self._artifact, corpus))
+        self._keep_ratios(f"throughput, {kind}", seconds, ratio_of(self._artifact, corpus))
 
-    def _keep_ratios(self, case: str, seconds: Mapping[str, Sequence[float]]) -> None:
+    def _keep_ratios(self, case: str, seconds: Mapping[str, Sequence[float]], of: str) -> None:
         """Keep how many times as fast the first system is as each other one."""
         lead = next(iter(seconds))
         for name in list(seconds)[1:]:
-            key = f"{case}: {lead} over {name}"
-            self._ratios[key] = ratio(seconds[name], seconds[lead])["median"]
+            median = ratio(seconds[name], seconds[lead])["median"]
+            self._ratios[f"{case}: {lead} over {name}"] = Ratio(median, of)
 
-    def _best_batch(self, crew: Crew, worker: Worker, texts: list[str]) -> int:
+    def _best_batch(self, crew: Crew, worker: Worker, corpus: Corpus) -> int:
         """Return the batch size at which a peer is fastest on a part of the texts."""
         if worker.name.startswith("ours"):
             return 0
-        part = texts[:: max(1, len(texts) // 128)]
-        sizes = [size for size in BATCHES if size <= len(part)] or [len(part)]
-        crew.ask(worker, {"calls": [part[:8]], "batch": 8})
-        taken = {}
-        for size in sizes:
-            answer = crew.ask(worker, {"calls": [part], "batch": size})
-            taken[size] = answer["seconds"][0] if answer is not None else float("inf")
+        texts = list(corpus.texts)
+        length = count_tokens(self._artifact, corpus) / len(texts)
+        most = min(len(texts), int(BATCH_TOKENS / length))
+        sizes = [size for size in BATCHES if size <= most] or [BATCHES[0]]
+        number = max(SEARCH_TEXTS, sizes[-1])
+        part = texts[:: max(1, len(texts) // number)][:number]
+        taken = dict.fromkeys(sizes, float("inf"))
+        crew.ask(worker, self._ask([part[:8]], 8, corpus.kind))
+
+        def go(size: int) -> None:
+            answer = crew.ask(worker, self._ask([part], size, corpus.kind))
+            if answer is not None:
+                taken[size] = min(taken[size], answer["seconds"][0])
+
+        for size in sizes if len(sizes) > 1 else ():
+            go(size)
+        # The second go is backwards: what else happened meanwhile must not decide.
+        least = min(taken.values())
+        for size in reversed([size for size in sizes if taken[size] < NEAR * least]):
+            go(size)
         return min(taken, key=taken.__getitem__)
 
     def _sts(self, crew: Crew, file: Path, directory: Path) -> None:
@@ -212,11 +233,11 @@ class TextBench:
 
         from onnxsim_embed.tables import read_scored_pairs
 
-        self._say(f"Spearman on {file.name}")
+        self._watch.begin(f"Spearman on {file.name}")
         left, right, scores = read_scored_pairs(file)
         for worker in list(crew.workers):
             vectors_file = str(directory / f"{worker.name}-sts.npy")
-            request = {"calls": [[*left, *right]], "batch": 32, "save": vectors_file}
+            request = self._ask([[*left, *right]], 32) | {"save": vectors_file}
             if crew.ask(worker, request) is None:
                 continue
             vectors = np.load(vectors_file)
@@ -226,7 +247,7 @@ class TextBench:
 
     def _latency(self, crew: Crew) -> None:
         """Measure calls of one text and of a few."""
-        self._quiet("latency")
+        self._watch.begin("latency")
         texts = list(self._plan.corpora[0].texts)
         for size, number in LATENCY_CALLS.items():
             if size > len(texts):
@@ -238,11 +259,11 @@ class TextBench:
             ]
             requests: dict[str, Request] = {}
             for worker in list(crew.workers):
-                warm_up = crew.ask(worker, {"calls": calls[:WARM_UP_CALLS], "batch": size})
+                warm_up = crew.ask(worker, self._ask(calls[:WARM_UP_CALLS], size))
                 if warm_up is not None:
                     fits = int(LATENCY_SECONDS / min(warm_up["seconds"]))
                     part = calls[: max(LEAST_CALLS, fits)]
-                    requests[worker.name] = {"calls": part, "batch": size}
+                    requests[worker.name] = self._ask(part, size)
             answers = crew.take_turns(requests.get, self._plan.rounds)
             medians = {}
             for name, found in answers.items():
@@ -251,101 +272,49 @@ class TextBench:
                 row = self._rows[name].setdefault("latency_ms", {})
                 row[str(size)] = dict(zip(("p50", "p90", "p99"), values.tolist(), strict=True))
                 medians[name] = [float(np.median(answer["seconds"])) for answer in found]
-            self._keep_ratios(f"latency of {size}", medians)
+            self._keep_ratios(
+                f"latency of {size}", medians, ratio_of(self._artifact, self._plan.corpora[0])
+            )
 
     def _growth(self, crew: Crew) -> None:
         """Measure calls of more and more texts."""
-        self._quiet("growth")
+        self._watch.begin("growth")
         texts = list(self._plan.corpora[0].texts)
         for size in (size for size in GROWTH if size <= len(texts)):
             calls = [texts[:size]] * max(1, 100 // size)
 
             def request(name: str, calls: list[list[str]] = calls) -> Request:
-                return {"calls": calls, "batch": self._batches[name]}
+                return self._ask(calls, self._batches[name])
 
             for name, found in crew.take_turns(request, self._plan.rounds).items():
                 every = [seconds for answer in found for seconds in answer["seconds"]]
                 row = self._rows[name].setdefault("growth_seconds", {})
                 row[str(size)] = float(np.median(every))
 
-    def _starts(self, names: Sequence[str]) -> None:
-        """Measure fresh processes up to their first vector, and the most memory each ever holds."""
-        self._quiet("start and memory")
+    def _starts(self, names: Sequence[str], refused: dict[str, str]) -> None:
+        """Measure fresh processes up to their first vector, and the most memory each ever holds.
+
+        :param refused: those that cannot are added, with the reason.
+        """
+        self._watch.begin("start and memory")
         corpora = self._plan.corpora
         texts = list(corpora[min(1, len(corpora) - 1)].texts)
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for number in range(min(STARTS, self._plan.rounds)):
             for name in names[:: 1 if number % 2 == 0 else -1]:
                 log = self._plan.work / "logs" / f"{name}-start.log"
-                worker = Worker(name, self._rows[name]["python"], FILE, self._settings, log)
+                try:
+                    worker = Worker(name, self._rows[name]["python"], FILE, self._settings, log)
+                    if number == 0:
+                        asked = self._ask([texts], self._batches[name])
+                        self._rows[name]["peak_mb"] = worker.ask(asked)["highest_mb"]
+                except SystemRefusedError as error:
+                    refused[name] = f"in a fresh process: {error}"
+                    self._say(f"{name}: {refused[name]}")
+                    continue
                 seconds[name].append(worker.seconds_to_first)
-                if number == 0:
-                    asked = {"calls": [texts], "batch": self._batches[name]}
-                    self._rows[name]["peak_mb"] = worker.ask(asked)["highest_mb"]
                 worker.close()
+        seconds = {name: taken for name, taken in seconds.items() if name not in refused}
         for name, taken in seconds.items():
             self._rows[name]["start_seconds"] = spread(taken)
-        self._keep_ratios("start", seconds)
-
-    def _result(
-        self, rows: dict[str, dict[str, Any]], refused: Mapping[str, str], rates: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        manifest = self._artifact.manifest
-        tokens = {
-            corpus.kind: count_tokens(self._artifact, corpus) for corpus in self._plan.corpora
-        }
-        operations = linear_operations(self._artifact)
-        shares: dict[str, dict[str, float]] = {}
-        for name, row in rows.items():
-            row.pop("python")
-            for kind, cell in row["throughput"].items():
-                speed = cell["texts_per_second"] * tokens[kind] / len(self._corpus(kind).texts)
-                cell["tokens_per_second"] = speed
-                roof = rates.get(name.removeprefix("ours-"))
-                if roof is not None:
-                    share = speed * operations / roof["median"] / 1e9
-                    shares.setdefault(name, {})[kind] = share
-                    self._ratios[f"share of the roofline, {kind}: {name}"] = share
-        found: dict[str, Any] = rounded(
-            {
-                "clock": CLOCK,
-                "machine": machine(self._plan.threads),
-                "model": {
-                    "name": manifest.name,
-                    "source": manifest.source,
-                    "max_seq_length": manifest.max_seq_length,
-                    "linear_operations_per_token": operations,
-                },
-                "corpora": {
-                    corpus.kind: {
-                        "source": corpus.source,
-                        "texts": len(corpus.texts),
-                        "tokens": tokens[corpus.kind],
-                        "sha256": corpus.digest,
-                    }
-                    for corpus in self._plan.corpora
-                },
-                "sts": self._plan.sts.name if self._plan.sts is not None else None,
-                "rounds": self._plan.rounds,
-                "load": self._load,
-                "systems": rows,
-                "refused": dict(refused),
-                "products_1e9_per_second": dict(rates),
-                "share_of_roofline": shares,
-                "ratios": self._ratios,
-            }
-        )
-        return found
-
-    def _corpus(self, kind: str) -> Corpus:
-        return next(corpus for corpus in self._plan.corpora if corpus.kind == kind)
-
-
-def stages(reports: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
-    """Return the median of each stage's seconds, and what is left of the whole; None without reports."""
-    known = [report for report in reports if report is not None]
-    if not known:
-        return None
-    found = {name: float(np.median([report[name] for report in known])) for name in known[0]}
-    rest = found["all"] - found["tokenize"] - found["run"] - found["pool"]
-    return found | {"rest": max(0.0, rest)}
+        self._keep_ratios("start", seconds, self._artifact.manifest.name)

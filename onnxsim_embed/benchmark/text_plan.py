@@ -16,6 +16,9 @@ from onnxsim_embed.tokenization import Tokenizer
 
 CASES = ("latency", "growth", "start")
 
+# Long texts are as long as nearly all encoders can take, whatever a model is set to.
+LONG_TOKENS = 512
+
 
 @dataclass(frozen=True)
 class TextPlan:
@@ -73,12 +76,20 @@ def int8_kernels(flags: frozenset[str] | None = None) -> str:
     return {"avx512_vnni": "avx512_vnni", "avx512f": "avx512"}[found[0]] if found else "avx2"
 
 
+def most_tokens(artifact: Artifact, kind: str) -> int:
+    """Return how many tokens of a text are kept: the model's number, for long texts its positions."""
+    if kind != "long":
+        return artifact.manifest.max_seq_length
+    config = json.loads(artifact.file("config.json").read_text(encoding="utf-8"))
+    return min(LONG_TOKENS, int(config["max_position_embeddings"]))
+
+
 def count_tokens(artifact: Artifact, corpus: Corpus) -> int:
     """Return the tokens of a corpus as the model sees them, special ones included."""
     manifest = artifact.manifest
     tokenizer = Tokenizer(
         artifact.file("tokenizer.json"),
-        manifest.max_seq_length,
+        most_tokens(artifact, corpus.kind),
         manifest.do_lower_case,
         manifest.pad_token_id,
     )

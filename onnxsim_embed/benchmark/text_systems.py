@@ -2,7 +2,8 @@
 
 Settings: `artifact` (ours), `checkpoint` (theirs), `work` (where peers' own exports are kept), `threads`,
 `pooling`, `dim`. A request has `calls`, lists of texts that are encoded one after the other, `batch`
-(theirs; our batches are our own affair) and perhaps `save`, a file for the vectors of the last call.
+(theirs; our batches are our own affair), `tokens`, how many of a text are kept at most, and perhaps
+`save`, a file for the vectors of the last call.
 The clock runs from a list of texts to an array of unit vectors.
 """
 
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 Encode = Callable[[list[str], int], Any]
+Limit = Callable[[int], object]
+System = tuple[Encode, Limit, Callable[[], Any]]
 Settings = dict[str, Any]
 
 
@@ -26,11 +29,12 @@ def load(name: str, settings: Settings) -> Callable[[dict[str, Any]], dict[str, 
     """
     family, _, variant = name.partition("-")
     makers = {"ours": ours, "torch": transformers, "st": sentence_transformers}
-    encode, report = makers.get(family, fastembed)(variant, settings)
+    encode, limit, report = makers.get(family, fastembed)(variant, settings)
     encode(["a first text"], 1)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         seconds, stages, vectors = [], [], None
+        limit(request["tokens"])
         for texts in request["calls"]:
             started = time.perf_counter()
             vectors = encode(texts, request["batch"])
@@ -48,7 +52,7 @@ def nothing() -> None:
     """Report no stages."""
 
 
-def ours(precision: str, settings: Settings) -> tuple[Encode, Callable[[], Any]]:
+def ours(precision: str, settings: Settings) -> System:
     """Return onnxsim-embed; "dynamic" puts onnxruntime's dynamic int8 of their export into our run path."""
     embedder = import_module("onnxsim_embed.embedder")
     dynamic = precision == "dynamic"
@@ -65,6 +69,10 @@ def ours(precision: str, settings: Settings) -> tuple[Encode, Callable[[], Any]]
         # A lone text goes the way of a query.
         return model.encode(texts[0] if len(texts) == 1 else texts, normalize_embeddings=True)
 
+    def limit(tokens: int) -> None:
+        # The model itself takes lower values alone; its positions go further.
+        model._runner.tokenizer.max_seq_length = tokens
+
     def report() -> dict[str, float]:
         last = model.last_report
         run, pool = last.seconds_run / last.threads, last.seconds_pool / last.threads
@@ -72,7 +80,7 @@ def ours(precision: str, settings: Settings) -> tuple[Encode, Callable[[], Any]]
             run, pool = last.seconds_run, last.seconds_pool
         return {"tokenize": last.seconds_tokenize, "run": run, "pool": pool, "all": last.seconds}
 
-    return encode, report
+    return encode, limit, report
 
 
 def dynamic_file(work: Path) -> Path:
@@ -91,13 +99,13 @@ def dynamic_file(work: Path) -> Path:
     return file
 
 
-def transformers(_: str, settings: Settings) -> tuple[Encode, Callable[[], Any]]:
+def transformers(_: str, settings: Settings) -> System:
     """Return PyTorch through transformers, with pooling by hand and batches in order of arrival."""
     torch, library = import_module("torch"), import_module("transformers")
     torch.set_num_threads(settings["threads"])
     tokenizer = library.AutoTokenizer.from_pretrained(settings["checkpoint"])
     model = library.AutoModel.from_pretrained(settings["checkpoint"]).eval()
-    pooling, longest = settings["pooling"], settings["max_seq_length"]
+    pooling, longest = settings["pooling"], [int(settings["max_seq_length"])]
     if pooling not in (["mean"], ["cls"]):
         raise ValueError(f"pooling by hand is written for mean and cls, not for {pooling}")
 
@@ -106,7 +114,7 @@ def transformers(_: str, settings: Settings) -> tuple[Encode, Callable[[], Any]]
         for start in range(0, len(texts), batch):
             part = texts[start : start + batch]
             inputs = tokenizer(
-                part, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+                part, padding=True, truncation=True, max_length=longest[0], return_tensors="pt"
             )
             with torch.inference_mode():
                 hidden = model(**inputs).last_hidden_state
@@ -118,10 +126,13 @@ def transformers(_: str, settings: Settings) -> tuple[Encode, Callable[[], Any]]
                 vectors.append(torch.nn.functional.normalize(pooled, dim=1))
         return torch.cat(vectors).numpy()
 
-    return encode, nothing
+    def limit(tokens: int) -> None:
+        longest[0] = tokens
+
+    return encode, limit, nothing
 
 
-def sentence_transformers(backend: str, settings: Settings) -> tuple[Encode, Callable[[], Any]]:
+def sentence_transformers(backend: str, settings: Settings) -> System:
     """Return sentence-transformers on PyTorch, or on a file that its own functions exported."""
     library, threads = import_module("sentence_transformers"), settings["threads"]
     import_module("torch").set_num_threads(threads)
@@ -149,7 +160,10 @@ def sentence_transformers(backend: str, settings: Settings) -> tuple[Encode, Cal
             texts, batch_size=batch, show_progress_bar=False, normalize_embeddings=True
         )
 
-    return encode, nothing
+    def limit(tokens: int) -> None:
+        model.max_seq_length = tokens
+
+    return encode, limit, nothing
 
 
 def export_by_peer(library: Any, kind: str, variant: str, settings: Settings) -> str:  # noqa: ANN401
@@ -179,7 +193,7 @@ def export_by_peer(library: Any, kind: str, variant: str, settings: Settings) ->
     return sorted((directory / kind).glob(pattern))[0].name
 
 
-def fastembed(_: str, settings: Settings) -> tuple[Encode, Callable[[], Any]]:
+def fastembed(_: str, settings: Settings) -> System:
     """Return fastembed on the file that sentence-transformers exported, or else on our fp32 file."""
     library = import_module("fastembed")
     description = import_module("fastembed.common.model_description")
@@ -198,4 +212,8 @@ def fastembed(_: str, settings: Settings) -> tuple[Encode, Callable[[], Any]]:
     def encode(texts: list[str], batch: int) -> Any:  # noqa: ANN401 - an array
         return numpy.stack(list(model.embed(texts, batch_size=batch)))
 
-    return encode, nothing
+    def limit(tokens: int) -> None:
+        # By itself it takes the lower of two lengths in tokenizer_config.json: less work than others do.
+        model.model.tokenizer.enable_truncation(max_length=tokens)
+
+    return encode, limit, nothing

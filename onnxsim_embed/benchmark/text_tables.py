@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxsim_embed.benchmark.tables import (
     Result,
     bold,
+    joined,
     machine_line,
     number,
     rates_line,
@@ -32,6 +33,18 @@ def main_kind(result: Result) -> str:
     return "descriptions" if "descriptions" in kinds else kinds[0]
 
 
+def kind_title(result: Result, kind: str) -> str:
+    """Return what a kind of texts is called: a user's own by the name of the file."""
+    source = str(result["corpora"][kind]["source"])
+    return source.partition(".")[0] if kind == "texts" else kind
+
+
+def mean_cosine(result: Result, row: Mapping[str, Any], kind: str) -> str:
+    """Return the mean cosine of a system on one kind of texts, for tables of time."""
+    cell = row["throughput"].get(kind)
+    return f"{cell['fidelity']['mean_cosine']:.5f}" if cell else ""
+
+
 def cosines(cell: Mapping[str, Any]) -> str:
     """Return mean and least cosine."""
     return f"{cell['fidelity']['mean_cosine']:.5f} / {cell['fidelity']['min_cosine']:.4f}"
@@ -46,8 +59,10 @@ def speed_table(result: Result) -> str:
     """Return texts a second of each kind, with the fidelity of the same runs beside them."""
     main, kinds = main_kind(result), list(result["corpora"])
     ranked = result.get("sts") is not None
-    header = ["texts to unit vectors", *(f"{kind}, texts/s" for kind in kinds)]
-    header += [f"{main}: {lead_title(result)} is", "mean / min cosine"]
+    names = {kind: kind_title(result, kind) for kind in kinds}
+    header = ["texts to unit vectors", *(f"{name}, texts/s" for name in names.values())]
+    header += [f"{names[main]}: {lead_title(result)} is ... times as fast"]
+    header += [f"{names[main]}: mean / min cosine"]
     header += ["STS Spearman"] if ranked else []
     rows = []
     for name, row in by_speed(result, main):
@@ -63,7 +78,8 @@ def speed_table(result: Result) -> str:
 def fidelity_table(result: Result) -> str:
     """Return mean and least cosine of every system on every kind of texts, and its batch sizes."""
     kinds = list(result["corpora"])
-    header = ["mean / min cosine to the reference", *kinds, "batch sizes"]
+    names = [kind_title(result, kind) for kind in kinds]
+    header = ["mean / min cosine to the reference", *names, "batch sizes"]
     rows = []
     for name, row in by_speed(result, main_kind(result)):
         cells = [row["throughput"].get(kind) for kind in kinds]
@@ -78,12 +94,15 @@ def latency_table(result: Result) -> str:
     if not rows:
         return ""
     sizes = list(rows[0][1]["latency_ms"])
+    first = next(iter(result["corpora"]))
     header = ["ms a call: p50 / p90 / p99", *(f"{s} text{'s' * (s != '1')}" for s in sizes)]
+    header += [f"{kind_title(result, first)}: mean cosine"]
     ordered = sorted(rows, key=lambda item: item[1]["latency_ms"][sizes[0]]["p50"])
     lines = []
     for name, row in ordered:
         cells = [row["latency_ms"][size].values() for size in sizes]
-        lines.append([bold(name, row["title"]), *(" / ".join(map(number, c)) for c in cells)])
+        line = [bold(name, row["title"]), *(" / ".join(map(number, c)) for c in cells)]
+        lines.append([*line, mean_cosine(result, row, first)])
     return table(header, lines)
 
 
@@ -103,15 +122,46 @@ def start_table(result: Result) -> str:
 
 def install_table(result: Result) -> str:
     """Return the size of installations, without models."""
-    if not result.get("install"):
-        return ""
+    header = ["a fresh environment", "MB", "packages", "PyTorch in it", "cannot install"]
     rows = [
-        [name, number(size.get("mb")), number(size.get("packages")), size.get("refused", "")]
-        for name, size in result["install"].items()
+        [
+            bold(name, name),
+            number(size.get("mb")),
+            str(size.get("packages", "")),
+            torch_build(size.get("holds", ())),
+            size.get("refused", ""),
+        ]
+        for name, size in result["installs"].items()
     ]
-    if not any(row[3] for row in rows):
-        return table(["a fresh environment", "MB", "packages"], [row[:3] for row in rows])
-    return table(["a fresh environment", "MB", "packages", "cannot install"], rows)
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    said = (
+        f"{result['date']}, Python {result['python']}; beyond an empty environment, without models."
+    )
+    return joined(table(header, rows), said)
+
+
+def torch_build(packages: Sequence[str]) -> str:
+    """Return the version of PyTorch among packages, and whether it is one with CUDA; "" without it."""
+    found = [name.partition("-")[2] for name in packages if name.startswith("torch-")]
+    cuda = any(name.startswith("nvidia_") for name in packages)
+    return f"{found[0]}{', with CUDA' if cuda else ''}" if found else ""
+
+
+def steady_line(result: Result) -> str:
+    """Return whether memory and cost stay flat, in words."""
+    passes, texts = result["passes"], result["texts"]
+    memory = [
+        number(one["resident_mb"]) for one in (passes[0], passes[len(passes) // 2 - 1], passes[-1])
+    ]
+    costs = result["microseconds_a_token_by_number_of_texts"]
+    each = ", ".join(f"{number(cost)} in {int(n):,} texts" for n, cost in costs.items())
+    return (
+        f"`bench/steady.py`, int8, {result['threads']} threads, {len(passes)} passes over "
+        f"{texts['number']:,} texts ({texts['file']}) in one process: {memory[0]} MB resident after the "
+        f"first pass, {memory[1]} after half of them, {memory[2]} after the last. "
+        f"Microseconds a token: {each}."
+    )
 
 
 def stage_table(result: Result) -> str:
@@ -124,7 +174,8 @@ def stage_table(result: Result) -> str:
             roof = result["share_of_roofline"].get(name, {}).get(kind)
             speed = number(cell["tokens_per_second"])
             share = "" if roof is None else f"{roof:.0%}"
-            lines.append([result["systems"][name]["title"], kind, *shares, speed, share])
+            title = kind_title(result, kind)
+            lines.append([result["systems"][name]["title"], title, *shares, speed, share])
     header = ["where time goes", "texts", "tokenize", "model", "pool", "rest", "tokens/s"]
     return table([*header, "share of the roofline"], lines)
 
@@ -134,34 +185,41 @@ def text_growth_table(result: Result) -> str:
     rows = {n: r for n, r in result["systems"].items() if r.get("growth_seconds")}
     if not rows:
         return ""
-    sizes = list(next(iter(rows.values()))["growth_seconds"])
+    sizes, first = list(next(iter(rows.values()))["growth_seconds"]), next(iter(result["corpora"]))
     lines = [
-        [bold(n, r["title"]), *(number(r["growth_seconds"].get(s)) for s in sizes)]
+        [
+            bold(n, r["title"]),
+            *(number(r["growth_seconds"].get(s)) for s in sizes),
+            mean_cosine(result, r, first),
+        ]
         for n, r in rows.items()
     ]
-    return table(["s a call", *(f"{int(s):,} text{'s' * (s != '1')}" for s in sizes)], lines)
+    name = kind_title(result, first)
+    header = [f"s a call, {name}", *(f"{int(s):,} texts" for s in sizes), f"{name}: mean cosine"]
+    return table(header, lines)
 
 
 def text_conditions(result: Result) -> str:
     """Return under what conditions texts were measured, in words."""
     corpora = result["corpora"]
     kinds = "; ".join(
-        f"{kind}: {c['texts']:,} texts of {c['tokens'] / c['texts']:.0f} tokens"
+        f"{kind_title(result, kind)}: {c['texts']:,} texts of {c['tokens'] / c['texts']:.0f} tokens, "
+        f"{c['most_tokens']} at most ({c['source']})"
         for kind, c in corpora.items()
     )
-    first = next(iter(corpora.values()))
     reference = next(iter(result["systems"].values()))["throughput"][main_kind(result)]["fidelity"][
         "to"
     ]
     title = result["systems"][reference]["title"]
     said = [
         machine_line(result),
-        f"{result['model']['name']}, at most {result['model']['max_seq_length']} tokens a text.",
-        f"Texts from {first['source']}: {kinds}.",
+        f"{result['model']['name']}. {kinds}.",
         f"{rounds_line(result)}; medians, and ratios as median (least to most).",
         f"Cosines are to {title}.",
         f"The clock runs {result['clock']}.",
     ]
+    if result.get("sts"):
+        said.append(f"Spearman x100 of cosines with the human scores of {result['sts']}.")
     alone = result["systems"].get("ours-dynamic", {}).get("throughput", {}).get("descriptions", {})
     if "session_is" in alone:
         said.append(

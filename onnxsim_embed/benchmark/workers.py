@@ -33,7 +33,8 @@ def clean_environment(threads: int) -> dict[str, str]:
     """Return this process's environment without what skews figures, and with the number of threads."""
     kept = {name: value for name, value in os.environ.items() if name not in CLEARED}
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
-    return kept | offline | {"OMP_NUM_THREADS": str(threads)}
+    # RAYON is what tokenizers counts its threads by.
+    return kept | offline | {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
 
 
 class Worker:
@@ -157,6 +158,8 @@ class Crew:
 
     def ask(self, worker: Worker, request: Request) -> Request | None:
         """Return a worker's answer; one that has ended takes no further part."""
+        if worker not in self.workers:
+            return None
         try:
             return worker.ask(request)
         except SystemRefusedError as error:
