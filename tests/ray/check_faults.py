@@ -7,6 +7,7 @@ with the tiny model of the other tests; what they write is compared with one pro
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -270,7 +271,9 @@ def test_a_driver_that_is_killed_while_encoding(artifact, model, tmp_path):
     assert "unfinished" in err
     code, out, err = Command(*call).end()
     assert (code, err) == (0, "")
-    assert f"Found {len(kept) * 2048:,} rows done." in out
+    # An actor finishes the part that it is at when the driver dies.
+    found = int(re.search(r"Found ([\d,]+) rows done", out)[1].replace(",", ""))
+    assert len(kept) * 2048 <= found < 60_000
     now = stamps(target, "part-*.parquet")
     assert {name: now[name] for name in kept} == kept
     check_vectors(target, model.encode(texts))
@@ -333,8 +336,7 @@ def test_poisonous_rows_are_named_and_the_others_encoded(three, artifact, model,
     ]  # fmt: skip
 
     code, out, err = Command(*call, "--strict", "-o", tmp_path / "strict").end()
-    assert (code, out) == (2, "")
-    print(err)
+    assert (code, out) == (1, "")
     assert err.count("\n") == 1
     assert any(f"row 'n{row}' holds" in err for row in (7, 2100, 2999))
     assert not (tmp_path / "strict/index.json").exists()
