@@ -411,8 +411,11 @@ def test_an_interrupted_run_says_what_is_kept(run, tmp_path, artifact, whole, li
     with fed_until(artifact, output, LINES[:44], 32) as process:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    note = "32 rows are kept, and the same command does the rest"
     assert (process.returncode, out) == (130, b"")
+    # The last block may be on the disk, and the signal there before the program knows.
+    kept = err.decode().removeprefix("onnxsim-embed: interrupted; ").split(" ")[0]
+    assert kept in ("24", "32")
+    note = f"{kept} rows are kept, and the same command does the rest"
     assert err.decode() == f"onnxsim-embed: interrupted; {note}\n"
     assert run("encode", lines_txt, "-m", artifact, "-o", output, "-q") == (0, "", "")
     assert output.read_bytes() == whole["v.npy"]
