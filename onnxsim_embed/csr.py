@@ -39,6 +39,11 @@ def matrix_of(parts: Iterable[Found], columns: int) -> sparse.csr_array:
     )
 
 
+def pairs_of(matrix: sparse.csr_array) -> Found:
+    """Return the entries of a matrix as pairs, row by row: what `matrix_of` builds it from."""
+    return Found(np.diff(matrix.indptr), matrix.indices.astype(np.int64), matrix.data)
+
+
 def symmetric_matrix(above: sparse.csr_array, diagonal: Float32) -> sparse.csr_array:
     """Build the canonical matrix of a set with itself from what lies above its diagonal.
 

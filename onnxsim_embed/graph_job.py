@@ -36,7 +36,13 @@ from onnxsim_embed.graph_store import (
     open_graph,
     part_file,
 )
-from onnxsim_embed.kept_rows import JOURNAL, locked, naming, partial_directory
+from onnxsim_embed.kept_rows import (
+    JOURNAL,
+    differing_settings,
+    locked,
+    naming,
+    partial_directory,
+)
 from onnxsim_embed.panels import AllPairs
 from onnxsim_embed.similarity import BLOCK_BYTES, check_threshold
 from onnxsim_embed.units import UnitRows, check_vectors
@@ -247,13 +253,7 @@ class GraphJob:
             shutil.rmtree(self.parts, ignore_errors=True)
             self.parts.mkdir()
             return
-        found = self.journal
-        differing = ", ".join(
-            f"{name}: {found.get(name)}, now {value}"
-            for name, value in settings.items()
-            if found.get(name) != value
-        )
-        if differing:
+        if differing := differing_settings(self.journal, settings):
             raise ValueError(
                 f"{target} is half done with other settings ({differing}): finish that job, or start "
                 "over with --force"

@@ -25,9 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.blocks import Found
 from onnxsim_embed.budget import PEAK_ENTRY_BYTES, Budget, in_units
-from onnxsim_embed.csr import matrix_of, symmetric_matrix
+from onnxsim_embed.csr import matrix_of, pairs_of, symmetric_matrix
 from onnxsim_embed.errors import TableError
 
 # Raised when the files change, or the scores in them: parts of two versions never make one graph.
@@ -119,13 +118,7 @@ class SimilarityGraph:
                 f"the matrix of {self.directory} takes {in_units(need)} while it is put together, and "
                 f"max_memory allows {in_units(most)}: go through its parts with blocks()"
             )
-        whole = matrix_of(
-            (
-                Found(np.diff(block.indptr), block.indices.astype(np.int64), block.data)
-                for _, block in self.blocks()
-            ),
-            self.rows,
-        )
+        whole = matrix_of((pairs_of(block) for _, block in self.blocks()), self.rows)
         return whole if self.threshold is None else symmetric_matrix(whole, self._diagonal())
 
     def _diagonal(self) -> npt.NDArray[np.float32]:

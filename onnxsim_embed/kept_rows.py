@@ -236,12 +236,17 @@ class KeptRows:
         os.fsync(self._stream.fileno())
 
 
+def differing_settings(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Say in what the settings of a job that was found differ from those of now; nothing if they are equal."""
+    return ", ".join(
+        f"{name}: {found.get(name)}, now {value}"
+        for name, value in settings.items()
+        if found.get(name) != value
+    )
+
+
 def _refuse_other_settings(found: Journal, settings: Settings, path: Path) -> None:
-    names = [name for name in settings if found.settings.get(name) != settings[name]]
-    if names:
-        differing = ", ".join(
-            f"{name}: {found.settings.get(name)}, now {settings[name]}" for name in names
-        )
+    if differing := differing_settings(found.settings, settings):
         raise ValueError(
             f"{path} is half done ({count_rows(found.rows)}) with other settings ({differing}): finish that "
             "job, or start over with --force"

@@ -268,15 +268,17 @@ def _last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def quiet(context: Any) -> None:  # noqa: ANN401 - Ray Data's DataContext
-    """Set what every dataset of ours needs: no bars and lines of Ray's, one part a block, and patience.
+def replace_actors(context: Any) -> None:  # noqa: ANN401 - Ray Data's DataContext
+    """Replace an actor that dies while it loads, a few times."""
+    context.max_consecutive_actor_init_deaths = 3
 
-    An actor that dies while it loads is replaced, a few times.
-    """
+
+def quiet(context: Any) -> None:  # noqa: ANN401 - Ray Data's DataContext
+    """Set what every dataset of ours needs: no bars and lines of Ray's, one part a block, and patience."""
+    replace_actors(context)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = 1
     context.target_min_block_size = 1
-    context.max_consecutive_actor_init_deaths = 3
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from onnxsim_embed.artifact import Artifact
-from onnxsim_embed.ray.cluster import cpus_of, nodes, plan_actors, require_ray
+from onnxsim_embed.ray.cluster import cpus_of, nodes, plan_actors, replace_actors, require_ray
 from onnxsim_embed.ray.encoder import EncodeOptions, PackedModel, TextEncoder
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def encode_dataset(
     options.apply(embedder)
     # As many processors are left as Ray Data's own readers and writers need: whole ones.
     plan = plan_actors(cpus_of(nodes()), actor_threads, actors, spare=1)
-    if hasattr(ds.context, "max_consecutive_actor_init_deaths"):
-        ds.context.max_consecutive_actor_init_deaths = 3
+    replace_actors(ds.context)
     return ds.map_batches(
         DatasetEncoder,
         batch_size=batch_size,

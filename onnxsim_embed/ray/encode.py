@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxsim_embed.encode_job import identity
 from onnxsim_embed.errors import TableError
+from onnxsim_embed.kept_rows import differing_settings
 from onnxsim_embed.progress import progress_bar
 from onnxsim_embed.ray.cluster import (
     EXPECTED,
@@ -311,12 +312,7 @@ class _Job:
                 f"{where}/{JOB} has format version {version}, this version of onnxsim-embed writes "
                 f"{FORMAT_VERSION}: start over with --force"
             )
-        differing = ", ".join(
-            f"{name}: {found.get(name)}, now {value}"
-            for name, value in self._settings.items()
-            if found.get(name) != value
-        )
-        if differing:
+        if differing := differing_settings(found, self._settings):
             raise ValueError(
                 f"{where} holds vectors of another job ({differing}): choose another directory, or start "
                 "over with --force"

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from onnxsim_embed.blocks import Best, Found
 from onnxsim_embed.budget import PEAK_ENTRY_BYTES, USUAL_SHARE, Budget, Limit
-from onnxsim_embed.csr import matrix_of
+from onnxsim_embed.csr import matrix_of, pairs_of
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.graph_job import (
     ADVICE,
@@ -126,7 +126,11 @@ def write_graph(
             )
         columns = int(job.journal["columns"]) if job.journal else 1
         run = _Run(
-            job, source, job.part_rows, columns, Budget(max_memory).most if max_memory else None
+            job,
+            source,
+            job.part_rows,
+            columns,
+            None if max_memory is None else Budget(max_memory).most,
         )
         job.finish(run.parts(show_progress_bar), run.diagonal() if k is None else None)
     return open_graph(target)
@@ -255,7 +259,8 @@ class _Run:
         """Write the parts that are missing; return all."""
         counts = range(len(self._blocks))
         pieces = {number: self._pieces(number) for number in counts}
-        missing = [number for number in counts if self._part(number) is None]
+        there = {number: part for number in counts if (part := self._part(number)) is not None}
+        missing = [number for number in counts if number not in there]
         tasks = [
             {"part": number, "piece": piece, "alone": len(pieces[number]) == 1}
             for number in missing
@@ -282,7 +287,7 @@ class _Run:
             pass
         for path in self._job.parts.glob("piece-*.npz"):
             path.unlink()
-        return [self._whole(number) for number in counts]
+        return [there.get(number) or self._whole(number) for number in counts]
 
     def diagonal(self) -> Float32:
         """Return each row's score with itself, NaN where that is not above the threshold."""
@@ -410,10 +415,7 @@ class _Merge:
             return  # done before, by a worker that was lost then
         pieces = [sparse.csr_array(sparse.load_npz(path)) for path in paths]
         if self.k is None:
-            found = side_by_side([
-                Found(np.diff(piece.indptr), piece.indices.astype(np.int64), piece.data)
-                for piece in pieces
-            ])  # fmt: skip
+            found = side_by_side([pairs_of(piece) for piece in pieces])
         else:
             height = pieces[0].shape[0]
             scores, columns = keep_best(
