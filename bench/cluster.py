@@ -1,6 +1,6 @@
 """What the engine costs: encode_files on a Ray cluster of this machine beside one process, on the same texts.
 
-    python bench/cluster.py texts.csv --column text --rows 5000 20000 100000
+    python bench/cluster.py texts.csv --column text --rows 5000 20000 --engine-only 100000
 
 Both take turns. The engine's clock runs from the first part's start to the last one's end, in the actors: starting the
 cluster and loading models, which happen once, are told apart. Writes bench/results/cluster.json.
@@ -37,6 +37,9 @@ def main() -> None:
     parser.add_argument("--column")
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--rows", type=int, nargs="+", default=[5000, 20000])
+    parser.add_argument(
+        "--engine-only", type=int, nargs="*", default=[], help="sizes encoded on the cluster alone"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     known = list(iter_texts(options.texts, options.column))
@@ -48,6 +51,9 @@ def main() -> None:
             start = time.perf_counter() - started
             for count in options.rows:
                 rows.append(measure(model, texts_of(known, count), options.rounds, Path(work)))
+                print(rows[-1], flush=True)
+            for count in options.engine_only:
+                rows.append(measure_engine(model, texts_of(known, count), Path(work)))
                 print(rows[-1], flush=True)
     table = {
         "date": today(),
@@ -71,9 +77,7 @@ def texts_of(known: list[str], count: int) -> list[str]:
 
 def measure(model: Embedder, texts: list[str], rounds: int, work: Path) -> dict[str, float | int]:
     """Encode and compare texts by one process and on the cluster, by turns."""
-    source = work / "texts.csv"
-    with source.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([["text"], *([text] for text in texts)])
+    source = write_texts(texts, work)
     one, engine, whole, compared, compared_there = [], [], [], [], []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -106,6 +110,30 @@ def measure(model: Embedder, texts: list[str], rounds: int, work: Path) -> dict[
         "seconds_similarity_one_process": round(median(compared), 2),
         "seconds_similarity_engine_with_start": round(median(compared_there), 2),
     }
+
+
+def measure_engine(model: Embedder, texts: list[str], work: Path) -> dict[str, float | int]:
+    """Encode texts on the cluster alone: whether a text costs the same among many."""
+    source = write_texts(texts, work)
+    started = time.perf_counter()
+    done = encode_files(source, work / "vectors", model, column="text")
+    whole = time.perf_counter() - started
+    shutil.rmtree(work / "vectors")
+    return {
+        "rows": len(texts),
+        "parts": len(done.vectors.parts),
+        "seconds_engine": round(done.seconds, 2),
+        "seconds_engine_with_start": round(whole, 2),
+        "milliseconds_per_text": round(1000 * done.seconds / len(texts), 3),
+    }
+
+
+def write_texts(texts: list[str], work: Path) -> Path:
+    """Write texts as csv."""
+    source = work / "texts.csv"
+    with source.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([["text"], *([text] for text in texts)])
+    return source
 
 
 if __name__ == "__main__":

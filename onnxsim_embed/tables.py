@@ -180,6 +180,7 @@ def _csv_column(stream: IO[str], path: str, column: str | None, delimiter: str) 
 
 
 def _jsonl_column(stream: IO[str], path: str, column: str | None, _: str) -> Iterator[Any]:
+    found = False
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
@@ -190,11 +191,12 @@ def _jsonl_column(stream: IO[str], path: str, column: str | None, _: str) -> Ite
         if isinstance(value, dict):
             if column is None:
                 column = _choose_column(path, list(value), None)
-            if column not in value:
+            if column not in value and not found:
                 raise ValueError(
                     f"{path}, line {number} has no column {column!r}; it has: {', '.join(value)}"
                 )
-            value = value[column]
+            found = True
+            value = value.get(column)  # left out by a later line: as good as null
         elif column is not None:
             raise ValueError(
                 f"{path}, line {number} holds no columns, so --column {column!r} names nothing"

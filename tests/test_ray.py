@@ -153,6 +153,7 @@ POISON = [
     {"id": 10, "text": "a road"},
     {"id": 11, "text": "road " * 2_000_000},
     {"id": 12, "text": "a lone \ud800 surrogate"},
+    {"id": 13},
 ]
 
 
@@ -176,16 +177,17 @@ def test_rows_without_a_usable_text_are_reported_and_stop_no_others(
     assert told[11][1]
     assert "surrogate" in told[12][0]
     assert not told[12][1]
+    assert told[13] == told[8]
     lines = (target / "rejected.jsonl").read_text().splitlines()
-    assert [json.loads(line)["id"] for line in lines] == [8, 9, 11, 12]
+    assert [json.loads(line)["id"] for line in lines] == [8, 9, 11, 12, 13]
     assert np.array_equal(done.vectors.read(), model.encode([POISON[i]["text"] for i in (0, 3, 4)]))
     # A search names rows as the input does.
     _, out, _ = run("search", "a road", "--in", target, "-m", artifact, "-k", 1, "-q")
     assert out.split()[2] == "10"
     # What is said of rows outlives the run that found it.
     again = encode_files(poisoned, target, model, column="text", id_column="id", part_rows=4)
-    assert {remark.id for remark in again.remarks} == {8, 9, 11, 12}
-    assert again.rows_found == 6
+    assert {remark.id for remark in again.remarks} == {8, 9, 11, 12, 13}
+    assert again.rows_found == 7
 
 
 def test_rows_without_a_usable_text_stop_all_where_asked(poisoned, model, tmp_path):

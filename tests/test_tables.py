@@ -280,9 +280,15 @@ def test_a_line_that_is_not_json_is_named(tmp_path, line):
     assert "line 3 is not JSON" in failure(TableError, path)
 
 
-def test_a_line_without_the_column_is_named(tmp_path):
+def test_a_column_that_the_first_line_lacks_is_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", '\n{"title": "one"}\n{"text": "two"}\n')
+    assert "line 2 has no column 'text'; it has: title" in failure(ValueError, path, "text")
+
+
+def test_a_later_line_without_the_column_holds_no_text(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "one"}\n{"title": "two"}\n')
-    assert "line 2 has no column 'text'; it has: title" in failure(ValueError, path)
+    assert list(iter_column(path)) == ["one", None]
+    assert "row 1 holds no text (null)" in failure(TableError, path)
 
 
 def damaged(data):

@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 WORKER = "ray::"
 ACTOR = "PartEncoder"
 LOADING = "PartEncoder)).__init__"
-READER = "_Reader"
+READER = "PartReader"
 MB = 1 << 20
 STORE = "object_store_memory"  # Ray's name of it among the resources
 
