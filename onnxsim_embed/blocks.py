@@ -214,9 +214,7 @@ class Search:
 
         for block in self._columns(rough, upper or 0):
             width = block.stop - block.start
-            places = np.flatnonzero(_scores(rough, part, block) > limits)
-            row = places // width
-            column = places - row * width
+            row, column = _places(_scores(rough, part, block) > limits)
             by_column = _order(column, width)
             keep(row[by_column], column[by_column] + block.start)
         if len(rough.apart):
@@ -322,14 +320,24 @@ def _above_limits(scores: Scores, maxima: Scores, size: int, limits: Scores) -> 
     :param limits: (rows, 1).
     """
     groups = maxima.shape[1]
-    row, group = np.nonzero(maxima > limits)
-    columns = group[:, None] + groups * np.arange(size)
-    hit, place = np.nonzero(scores[row[:, None], columns] > limits[row])
-    over_row, over_column = np.nonzero(scores[:, groups * size :] > limits)
+    row, group = _places(maxima > limits)
+    # By their places in the flat block, which numpy finds and takes several times as fast as by two numbers.
+    first = row * scores.shape[1] + group
+    values = scores.ravel().take(first[:, None] + groups * np.arange(size))
+    hit, member = _places(values > limits[row])
+    over_row, over_column = _places(scores[:, groups * size :] > limits)
     return (
         np.concatenate([row[hit], over_row]),
-        np.concatenate([columns[hit, place], over_column + groups * size]),
+        np.concatenate([group[hit] + groups * member, over_column + groups * size]),
     )
+
+
+def _places(mask: npt.NDArray[np.bool_]) -> tuple[Int64, Int64]:
+    """Return the rows and columns where a two-dimensional mask is true."""
+    width = max(1, mask.shape[1])
+    flat = np.flatnonzero(mask)
+    row = flat // width
+    return row, flat - row * width
 
 
 def _scores(rough: Rough, rows: slice, columns: slice) -> Scores:
