@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from onnxsim_embed.artifact import durable_file
 from onnxsim_embed.errors import TableError
+from onnxsim_embed.storage import is_directory
 
 logger = logging.getLogger(__name__)
 
@@ -162,11 +163,11 @@ def read_origin(path: str | Path) -> VectorOrigin | None:
     :raises FileNotFoundError: if there is no such file.
     :raises TableError: if it is not a readable file of its kind.
     """
-    path = Path(path)
-    if path.is_dir():
+    if is_directory(path):
         from onnxsim_embed.vector_store import open_vectors
 
         return open_vectors(path).origin
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:

@@ -35,6 +35,10 @@ class Storage:
 
     location: str
 
+    def __str__(self) -> str:
+        """Return the location as people read it."""
+        return shown(self.location)
+
     @classmethod
     def at(cls, location: str | Path) -> Storage:
         """Return the directory of a path or URI such as s3://bucket/directory."""
@@ -100,6 +104,11 @@ def absolute(location: str | Path) -> str:
         root, path, options = _split(str(location))
         return root + path.rstrip("/") + options
     return str(Path(os.path.abspath(location)))
+
+
+def is_directory(location: str | Path) -> bool:
+    """Return whether a path is a directory; a URI is taken for one."""
+    return "://" in str(location) or Path(location).is_dir()
 
 
 def shown(location: str) -> str:

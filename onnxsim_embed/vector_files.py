@@ -14,6 +14,7 @@ import numpy.typing as npt
 from onnxsim_embed.artifact import atomic_file
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.origins import METADATA_KEY, VectorOrigin, write_sidecar
+from onnxsim_embed.storage import is_directory
 from onnxsim_embed.tables import require_pyarrow
 
 # Bytes before the numbers of a .npy file. numpy leaves room for any number of rows, and so comes to
@@ -98,11 +99,11 @@ def npy_header(rows: int, width: int, dtype: np.dtype[Any]) -> bytes:
 def holds_vectors(path: str | Path, column: str | None = None) -> bool:
     """Return whether a file holds vectors rather than texts: .npy, or parquet with a list column.
 
-    So does a directory that `onnxsim_embed.ray` wrote.
+    So does a directory that `onnxsim_embed.ray` wrote, path or URI.
     """
-    path = Path(path)
-    if path.is_dir():
+    if is_directory(path):
         return True
+    path = Path(path)
     if path.suffix != ".parquet":
         return path.suffix == ".npy"
     require_pyarrow()
@@ -127,13 +128,13 @@ def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any
     :raises ValueError: if the column is not there, naming those that are.
     :raises TableError: if the file is damaged or does not hold a table of numbers.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
-    if path.is_dir():
+    if is_directory(path):
         from onnxsim_embed.vector_store import open_vectors
 
         return open_vectors(path).read()
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
     if path.suffix == ".parquet":
         return _read_parquet(path, column or "vector")
     try:

@@ -146,15 +146,15 @@ class VectorDirectory:
                     raise TableError(self._strange(part))
                 column = table.read([name], use_threads=False).column(0)
         except FileNotFoundError:
-            raise TableError(f"{self.storage.location} lacks {part.file}; encode again") from None
+            raise TableError(f"{self.storage} lacks {part.file}; encode again") from None
         except (OSError, ValueError, KeyError, AttributeError, pyarrow.ArrowException) as error:
-            raise TableError(f"{self.storage.location}/{part.file} is damaged: {error}") from None
+            raise TableError(f"{self.storage}/{part.file} is damaged: {error}") from None
         if len(column) != part.rows or column.null_count:
             raise TableError(self._strange(part))
         return column
 
     def _strange(self, part: VectorPart) -> str:
-        return f"{self.storage.location}/{part.file} is not what {INDEX} says; encode again"
+        return f"{self.storage}/{part.file} is not what {INDEX} says; encode again"
 
     def write_index(self) -> None:
         """Write the index, after which the directory is whole."""
@@ -200,9 +200,9 @@ def open_vectors(location: str | Path) -> VectorDirectory:
     except (FileNotFoundError, NotADirectoryError):
         half = JOB in storage.names()
         raise FileNotFoundError(
-            f"{location} holds vectors of an unfinished job: give the encode command again, which does the rest"
+            f"{storage} holds vectors of an unfinished job: give the encode command again, which does the rest"
             if half
-            else f"{location} is no directory of vectors: it holds no {INDEX}"
+            else f"{storage} is no directory of vectors: it holds no {INDEX}"
         ) from None
     try:
         table = json.loads(data)
@@ -215,7 +215,7 @@ def open_vectors(location: str | Path) -> VectorDirectory:
         return VectorDirectory(storage, dim, parts, parse_origin(table["made_by"]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TableError(
-            f"{location}/{INDEX} is damaged, or of another version of onnxsim-embed ({error}); encode again"
+            f"{storage}/{INDEX} is damaged, or of another version of onnxsim-embed ({error}); encode again"
         ) from None
 
 

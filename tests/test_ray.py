@@ -14,6 +14,7 @@ pytest.importorskip("ray")
 
 import onnxsim_embed
 from onnxsim_embed import Embedder, similarity_matrix
+from onnxsim_embed.budget import PEAK_ENTRY_BYTES
 from onnxsim_embed.errors import OnnxsimEmbedError, TableError
 from onnxsim_embed.ray import cluster, encode_dataset, encode_files, graph, write_graph
 from onnxsim_embed.ray.cluster import Actors, plan_actors
@@ -306,7 +307,7 @@ def test_pieces_that_are_there_are_kept(vectors, tmp_path, many_pieces, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(graph, "_Merge", stop)
+        patch.setattr(graph, "Merge", stop)
         with pytest.raises(KeyboardInterrupt):
             write_graph(vectors, tmp_path / "g", threshold=0.3, block_rows=64)
     parts = tmp_path / ".g.partial/parts"
@@ -315,8 +316,10 @@ def test_pieces_that_are_there_are_kept(vectors, tmp_path, many_pieces, monkeypa
     lost = sorted(pieces)[2]
     (parts / lost).unlink()
     tasks = []
-    each = graph._each
-    monkeypatch.setattr(graph, "_each", lambda rows, work: tasks.append(rows) or each(rows, work))
+    each = graph.run_each
+    monkeypatch.setattr(
+        graph, "run_each", lambda rows, work: tasks.append(rows) or each(rows, work)
+    )
     with pytest.raises(ValueError, match=r"other settings \(threshold: 0.3, now 0.4\)"):
         write_graph(vectors, tmp_path / "g", threshold=0.4, block_rows=64)
     with pytest.raises(ValueError, match="half done by --engine ray"):
@@ -361,7 +364,7 @@ def test_graphs_refuse_what_they_cannot_do(vectors, tmp_path):
 
 def test_a_task_whose_pairs_do_not_fit_says_what_to_do(vectors, tmp_path):
     with pytest.raises(MemoryError, match=r"more than 100 pairs .* raise the threshold"):
-        write_graph(vectors, tmp_path / "g", threshold=0.1, max_memory=100 * graph.PEAK_ENTRY_BYTES)
+        write_graph(vectors, tmp_path / "g", threshold=0.1, max_memory=100 * PEAK_ENTRY_BYTES)
 
 
 @pytest.mark.parametrize("rows", [0, 1])

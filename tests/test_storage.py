@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from onnxsim_embed import storage
 from onnxsim_embed.errors import MissingExtraError, TableError
-from onnxsim_embed.storage import Storage, absolute, find_files, open_file, shown
+from onnxsim_embed.storage import Storage, absolute, find_files, is_directory, open_file, shown
 
 ODD = ["a b", "100%", "a%20b", "a#b", "a?b", "a[1]", "a&b=c", "naïve 漢字", "it's"]
 OPTIONS = "?region=eu-west-1&scheme=http"
@@ -158,6 +158,15 @@ def test_messages_tell_no_passwords():
     assert shown("s3://KEY:SECRET@bucket/a%20b?region=x") == "s3://bucket/a b"
     assert shown("abfss://box@host.net/a") == "abfss://box@host.net/a"
     assert shown("/a%20b?c") == "/a%20b?c"
+    assert str(Storage.at("s3://KEY:SECRET@bucket/a%20b/?region=x")) == "s3://bucket/a b"
+
+
+def test_a_uri_is_taken_for_a_directory(tmp_path):
+    (tmp_path / "file").touch()
+    assert is_directory(tmp_path)
+    assert is_directory("s3://bucket/a")
+    assert not is_directory(str(tmp_path / "file"))
+    assert not is_directory(tmp_path / "nowhere")
 
 
 def test_one_connection_serves_all_files_of_a_bucket(bucket):

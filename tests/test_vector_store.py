@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from scipy import sparse
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.origins import METADATA_KEY, VectorOrigin, parse_origin
@@ -370,6 +371,19 @@ def test_what_is_no_directory_of_vectors_says_so(tmp_path, what, form):
     (tmp_path / "file.npy").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=rf"{what} is no directory of vectors"):
         open_vectors(form.format(tmp_path / what))
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_commands_read_a_directory_of_vectors(tmp_path, run, form):
+    store(tmp_path / "v")
+    where = form.format(tmp_path / "v")
+    code, out, _ = run("info", where)
+    assert code == 0
+    assert out.splitlines()[0].split() == ["vectors", where]
+    assert out.splitlines()[1].split() == ["rows", "10"]
+    code, out, err = run("similarity", where, "-o", tmp_path / "s.npz", "-q")
+    assert (code, err) == (0, "")
+    assert sparse.load_npz(tmp_path / "s.npz").shape == (10, 10)
 
 
 def test_a_directory_of_vectors_is_told_from_others(tmp_path):

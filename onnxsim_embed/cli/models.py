@@ -62,7 +62,7 @@ def info(
     from onnxsim_embed.vector_store import is_vector_directory
 
     named = Path(model).suffix in (".npy", ".parquet") and not Path(model).is_dir()
-    if named or is_vector_directory(model):
+    if named or "://" in model or is_vector_directory(model):
         print_vectors(model)
         return
     if is_artifact(Path(model)):

@@ -84,10 +84,11 @@ def print_vectors(file: str) -> None:
     """Print what a file of vectors holds and what made it."""
     from onnxsim_embed.graph_files import shorten
     from onnxsim_embed.origins import read_origin
+    from onnxsim_embed.storage import shown
     from onnxsim_embed.vector_files import read_vectors
 
     vectors = read_vectors(file)
-    fields = {"vectors": file, "rows": f"{len(vectors):,}"}
+    fields = {"vectors": shown(file), "rows": f"{len(vectors):,}"}
     fields["components"] = f"{vectors.shape[1]:,} {vectors.dtype}"
     origin = read_origin(file)
     if origin is None:
@@ -104,7 +105,9 @@ def print_vectors(file: str) -> None:
         "prompt": "none" if origin.prompt is None else repr(origin.prompt),
         "made by": f"onnxsim-embed {origin.onnxsim_embed}, onnxruntime {origin.onnxruntime}",
     }
-    print_fields({name: shorten(value) for name, value in fields.items()} | {"vectors": file})
+    print_fields(
+        {name: shorten(value) for name, value in fields.items()} | {"vectors": shown(file)}
+    )
 
 
 def print_fields(fields: dict[str, str]) -> None:

@@ -51,6 +51,7 @@ def encode_on_ray(source: str, directory: str, model: str, *, quiet: bool, **opt
             f"-o {directory}: --engine ray writes a directory: give a name without an ending"
         )
     from onnxsim_embed.ray import encode_files
+    from onnxsim_embed.storage import shown
 
     started = time.perf_counter()
     done = encode_files(
@@ -72,7 +73,7 @@ def encode_on_ray(source: str, directory: str, model: str, *, quiet: bool, **opt
             f"({made / max(done.seconds, 1e-9):,.0f} rows/s), the rest is the engine's and the models' start."
         )
     typer.echo(
-        f"Wrote {directory}: {vectors.rows:,} x {vectors.dim} float32 in {counted(len(vectors.parts), 'part')}"
+        f"Wrote {shown(directory)}: {vectors.rows:,} x {vectors.dim} float32 in {counted(len(vectors.parts), 'part')}"
         + (
             f"; {counted(left_out, 'row')} without a usable text, in rejected.jsonl."
             if left_out

@@ -113,7 +113,9 @@ def search(
     )
     seconds = time.perf_counter() - started
     rows = _result(asked, best, known, threshold)
-    if Path(where).is_dir():
+    from onnxsim_embed.storage import is_directory
+
+    if is_directory(where):
         from onnxsim_embed.vector_store import open_vectors
 
         ids = open_vectors(where).ids()

@@ -210,7 +210,7 @@ def check_shared(storage: Storage, readable: str | None = None) -> None:
 
 def _sees(storage: Storage, probe: str, readable: str | None) -> str | None:
     if probe not in storage.names():
-        return storage.location
+        return str(storage)
     if readable is not None and "://" not in readable and not os.path.exists(readable):
         return readable
     return None

@@ -176,12 +176,12 @@ def _check_directory(storage: Storage, inputs: Sequence[str]) -> None:
         raise FileNotFoundError(f"cannot write {local}: there is no directory {local.parent}")
     if any(location.startswith(f"{storage.location}/") for location in inputs):
         raise FileExistsError(
-            f"{shown(storage.location)} holds texts to encode; choose another directory for the vectors"
+            f"{storage} holds texts to encode; choose another directory for the vectors"
         )
     names = [name for name in storage.names() if not name.startswith(".")]
     if names and JOB not in names:
         raise FileExistsError(
-            f"{shown(storage.location)} exists and holds no vectors of such a job; choose another directory"
+            f"{storage} exists and holds no vectors of such a job; choose another directory"
         )
 
 

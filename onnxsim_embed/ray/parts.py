@@ -102,7 +102,7 @@ class PartsJob:
         )
 
     def _compare(self, data: bytes) -> None:
-        where = self._storage.location
+        where = str(self._storage)
         try:
             found = json.loads(data)
             version = found["format_version"]
@@ -164,7 +164,7 @@ class PartsJob:
         lost = [number for number in range(self._count) if number not in self._done]
         if lost:
             raise TableError(
-                f"{self._storage.location}: {len(lost)} parts were not written, the first is "
+                f"{self._storage}: {len(lost)} parts were not written, the first is "
                 f"{part_file(lost[0])}; give the same command again"
             )
         whole = replace(vectors, parts=tuple(self._done[number] for number in range(self._count)))

@@ -1,0 +1,135 @@
+"""Tasks of a graph: a block compared with some others, and what the tasks of one block found put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from onnxsim_embed.blocks import Best, Found
+from onnxsim_embed.budget import PEAK_ENTRY_BYTES, USUAL_SHARE, Limit
+from onnxsim_embed.csr import matrix_of, pairs_of
+from onnxsim_embed.graph_job import ADVICE, by_column, write_part
+from onnxsim_embed.graph_store import part_file
+from onnxsim_embed.kept_rows import naming
+from onnxsim_embed.machine import available_memory
+from onnxsim_embed.panels import AllPairs, keep_best, side_by_side
+from onnxsim_embed.ray.blocks import BlockRows
+from onnxsim_embed.ray.cluster import ACTOR_SHARE, EXPECTED, nodes, pack, quiet, unpack
+from onnxsim_embed.similarity import BLOCK_BYTES
+
+
+def piece_file(number: int, piece: int) -> str:
+    """Return the name of the file of a task's pairs, where a block has several tasks."""
+    return f"piece-{number:05d}-{piece:05d}.npz"
+
+
+def run_each(
+    tasks: list[dict[str, Any]], work: Callable[[Mapping[str, Any]], object]
+) -> Iterator[Any]:
+    """Run tasks on the cluster, one for each processor; yield what they return as they end."""
+    import ray.data
+
+    if not tasks:
+        return
+    ds = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    quiet(ds.context)
+    for row in ds.map(_Told(work), num_cpus=ACTOR_SHARE).iter_rows():
+        yield unpack(row["told"])
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A task whose errors are results."""
+
+    work: Callable[[Mapping[str, Any]], object]
+
+    def __call__(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """Do the task."""
+        try:
+            return {"told": pack(self.work(task))}
+        except EXPECTED as error:
+            return {"told": pack(error)}
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compares a block with a group of blocks, in tasks of Ray Data."""
+
+    blocks: Sequence[Any]
+    height: int
+    columns: int
+    rows: int
+    width: int
+    parts: Path
+    k: int | None
+    threshold: float
+    most: int | None
+
+    def __call__(self, task: Mapping[str, Any]) -> None:
+        """Write the pairs of a task."""
+        number, piece = int(task["part"]), int(task["piece"])
+        rows = BlockRows(self.blocks, self.height, self.rows, self.width)
+        pairs = AllPairs(rows, rows, BLOCK_BYTES)
+        own = slice(number * self.height, min((number + 1) * self.height, self.rows))
+        width = self.columns * self.height
+        others = slice(piece * width, min((piece + 1) * width, self.rows))
+        found: Iterator[Found]
+        if self.k is None:
+            limit = Limit(_room(self.most), self.threshold, ADVICE)
+            found = pairs.above(self.threshold, upper=True, rows=own, columns=others, seen=limit)
+        else:
+            best = pairs.best(self.k, skip_self=True, rows=own, columns=others)
+            found = map(by_column, best)
+        name = part_file(number) if task["alone"] else piece_file(number, piece)
+        with naming(self.parts):
+            write_part(self.parts / name, matrix_of(found, self.rows))
+
+
+def _room(most: int | None) -> int:
+    """Return how many pairs fit into so many bytes, or into a task's share of this node's memory."""
+    import ray
+
+    if most is None:
+        free = available_memory()
+        if free is None:
+            return int(np.iinfo(np.int64).max)
+        here = ray.get_runtime_context().get_node_id()
+        cpus = [node["Resources"].get("CPU", 1) for node in nodes() if node["NodeID"] == here]
+        most = int(free * USUAL_SHARE / max(1, *cpus, 1))
+    return most // PEAK_ENTRY_BYTES
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Puts together what the tasks of one block wrote."""
+
+    parts: Path
+    rows: int
+    k: int | None
+
+    def __call__(self, task: Mapping[str, Any]) -> None:
+        """Write a part, and drop its pieces."""
+        number = int(task["part"])
+        paths = [self.parts / piece_file(number, int(piece)) for piece in task["pieces"]]
+        if not all(path.exists() for path in paths):
+            return  # done before, by a worker that was lost then
+        pieces = [sparse.csr_array(sparse.load_npz(path)) for path in paths]
+        if self.k is None:
+            found = side_by_side([pairs_of(piece) for piece in pieces])
+        else:
+            height = pieces[0].shape[0]
+            scores, columns = keep_best(
+                np.hstack([piece.data.reshape(height, -1) for piece in pieces]),
+                np.hstack([piece.indices.reshape(height, -1).astype(np.int64) for piece in pieces]),
+                self.k,
+            )
+            found = by_column(Best(scores, columns))
+        with naming(self.parts):
+            write_part(self.parts / part_file(number), matrix_of([found], self.rows))
+        for path in paths:
+            path.unlink(missing_ok=True)
