@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.graph_job import digest
-from onnxsim_embed.ray.cluster import LOADER_SHARE
+from onnxsim_embed.ray.cluster import LOADER_SHARE, cpus_of, nodes
 from onnxsim_embed.storage import absolute
 from onnxsim_embed.units import UnitRows, unit_vectors
 from onnxsim_embed.vector_files import read_vectors
@@ -54,11 +54,21 @@ class Source:
         # So little that it fits beside a task that waits for it, which keeps its processor: a block that was
         # lost with a node is loaded again while all processors are taken.
         load = ray.remote(num_cpus=LOADER_SHARE, max_retries=-1)(_load)
-        starts = range(0, self.rows, height)
-        if self.path is not None or isinstance(self.vectors, VectorDirectory):
-            what = ray.put(self.path or self.vectors)  # an index may be of many parts
-            return [load.remote(what, start, min(start + height, self.rows)) for start in starts]
-        return [ray.put(unit_vectors(self.vectors[s : s + height], first_row=s)) for s in starts]
+        if self.path is None and not isinstance(self.vectors, VectorDirectory):
+            parts = (self.vectors[s : s + height] for s in range(0, self.rows, height))
+            return [
+                ray.put(unit_vectors(part, first_row=n * height)) for n, part in enumerate(parts)
+            ]
+        what = ray.put(self.path or self.vectors)  # an index may be of many parts
+        most = max(1, int(sum(cpus_of(nodes()))))
+        blocks: list[Any] = []
+        waiting: list[Any] = []
+        for start in range(0, self.rows, height):
+            if len(waiting) == most:  # each has a worker, of which an engine starts as many as fit
+                _, waiting = ray.wait(waiting, fetch_local=False)
+            blocks.append(load.remote(what, start, min(start + height, self.rows)))
+            waiting.append(blocks[-1])
+        return blocks
 
 
 def source_of(vectors: npt.ArrayLike | str | Path) -> Source:
