@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -253,8 +254,9 @@ def stamps(directory: Path, pattern: str) -> dict[str, tuple[int, int]]:
     """Return inode and time of each file: both change where one is written again."""
     found = {}
     for path in directory.glob(pattern):
-        with_stat = path.stat()
-        found[path.name] = (with_stat.st_ino, with_stat.st_mtime_ns)
+        with suppress(FileNotFoundError):  # the directory takes its place when all is there
+            told = path.stat()
+            found[path.name] = (told.st_ino, told.st_mtime_ns)
     return found
 
 
