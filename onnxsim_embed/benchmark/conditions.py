@@ -54,16 +54,16 @@ def _ticks() -> tuple[int, int]:
     return sum(values) - values[3] - values[4], sum(values)
 
 
-def _own_ticks() -> float:
+def _own_ticks() -> int:
     """Return the ticks that this process and its children have used, ended ones included."""
-    ticks, own = sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK"), str(os.getpid())
+    ticks, own = 0, str(os.getpid())
     for file in STAT.parent.glob("[0-9]*/stat"):
         try:
             # The name, in parentheses, may hold anything.
             fields = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         except OSError:  # ended meanwhile
             continue
-        if fields[1] == own:
+        if own in (file.parent.name, fields[1]):
             ticks += sum(map(int, fields[11:15]))
     return ticks
 
