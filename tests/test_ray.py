@@ -206,6 +206,11 @@ def test_mistakes_are_told_in_our_words(encoded, model, tmp_path):
         encode_files(directory / "part0.csv", tmp_path / "v", model, on_error="ignore")
     with pytest.raises(FileExistsError, match="holds texts to encode"):
         encode_files(directory / "part0.csv", directory, model, column="text")
+    (tmp_path / "above/below").mkdir(parents=True)
+    shutil.copy(directory / "part0.csv", tmp_path / "above/below")
+    above = f"file://{tmp_path}/above"
+    with pytest.raises(FileExistsError, match="holds texts to encode"):
+        encode_files(f"{above}/below/part0.csv?x=1", f"{above}?x=1", model, column="text")
     with pytest.raises(FileNotFoundError, match="no directory"):
         encode_files(directory / "part0.csv", tmp_path / "a/b/c", model, column="text")
     assert not (tmp_path / "v").exists()

@@ -174,7 +174,7 @@ def _check_directory(storage: Storage, inputs: Sequence[str]) -> None:
         raise FileExistsError(f"{local} exists and is a file; choose another name")
     if local is not None and not local.parent.is_dir():
         raise FileNotFoundError(f"cannot write {local}: there is no directory {local.parent}")
-    if any(location.startswith(f"{storage.location}/") for location in inputs):
+    if any(shown(location).startswith(f"{storage}/") for location in inputs):
         raise FileExistsError(
             f"{storage} holds texts to encode; choose another directory for the vectors"
         )
