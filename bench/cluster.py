@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.benchmark.conditions import machine, today
-from onnxsim_embed.ray import cluster, encode_files, write_graph
+from onnxsim_embed.ray import EncodedFiles, cluster, encode_files, write_graph
 from onnxsim_embed.similarity import similarity_matrix
 from onnxsim_embed.tables import iter_texts
 
@@ -83,9 +83,8 @@ def measure(model: Embedder, texts: list[str], rounds: int, work: Path) -> dict[
         started = time.perf_counter()
         vectors = model.encode(texts)
         one.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        done = encode_files(source, work / "vectors", model, column="text")
-        whole.append(time.perf_counter() - started)
+        done, seconds = on_cluster(model, source, work)
+        whole.append(seconds)
         engine.append(done.seconds)
         if not np.array_equal(done.vectors.read(), vectors):
             raise AssertionError("the engine's vectors are others")
@@ -114,10 +113,7 @@ def measure(model: Embedder, texts: list[str], rounds: int, work: Path) -> dict[
 
 def measure_engine(model: Embedder, texts: list[str], work: Path) -> dict[str, float | int]:
     """Encode texts on the cluster alone: whether a text costs the same among many."""
-    source = write_texts(texts, work)
-    started = time.perf_counter()
-    done = encode_files(source, work / "vectors", model, column="text")
-    whole = time.perf_counter() - started
+    done, whole = on_cluster(model, write_texts(texts, work), work)
     shutil.rmtree(work / "vectors")
     return {
         "rows": len(texts),
@@ -126,6 +122,13 @@ def measure_engine(model: Embedder, texts: list[str], work: Path) -> dict[str, f
         "seconds_engine_with_start": round(whole, 2),
         "milliseconds_per_text": round(1000 * done.seconds / len(texts), 3),
     }
+
+
+def on_cluster(model: Embedder, source: Path, work: Path) -> tuple[EncodedFiles, float]:
+    """Encode texts on the cluster; return what it did, and the seconds of the whole call."""
+    started = time.perf_counter()
+    done = encode_files(source, work / "vectors", model, column="text")
+    return done, time.perf_counter() - started
 
 
 def write_texts(texts: list[str], work: Path) -> Path:
