@@ -100,23 +100,33 @@ class Storage:
 
 def absolute(location: str | Path) -> str:
     """Return a path or URI that means the same wherever the process is."""
-    if "://" in str(location):
+    if is_uri(location):
         root, path, options = _split(str(location))
         return root + path.rstrip("/") + options
     return str(Path(os.path.abspath(location)))
 
 
+def is_uri(location: str | Path) -> bool:
+    """Return whether a location is a URI rather than a path."""
+    return "://" in str(location)
+
+
 def is_directory(location: str | Path) -> bool:
     """Return whether a path is a directory; a URI is taken for one."""
-    return "://" in str(location) or Path(location).is_dir()
+    return is_uri(location) or Path(location).is_dir()
 
 
 def shown(location: str) -> str:
     """Return a location as people read it: without quoting, options or passwords."""
-    if "://" not in location:
+    if not is_uri(location):
         return location
     root, path, _ = _split(location)
-    return re.sub("//[^/@]*:[^/@]*@", "//", root) + unquote(path)
+    return without_passwords(root) + unquote(path)
+
+
+def without_passwords(text: str) -> str:
+    """Return a text in which no URI has a user and password."""
+    return re.sub(r"://[^/@\s]*:[^/@\s]*@", "://", text)
 
 
 @contextmanager
@@ -145,7 +155,7 @@ def find_files(location: str | Path) -> list[str]:
     """
     from pyarrow import fs
 
-    whole = absolute(location)
+    whole, given = absolute(location), without_passwords(str(location))
     system, path = _resolve(whole)
     kind = system.get_file_info(path).type
     if kind == fs.FileType.File:
@@ -153,17 +163,17 @@ def find_files(location: str | Path) -> list[str]:
     if kind == fs.FileType.Directory:
         found = [file for file in _files_below(system, path) if kind_of(file) in KINDS]
         missing = (
-            f"there is no file of texts in {location}; known are {', '.join(KINDS)} (also .gz); files "
-            f"of other endings need a pattern such as {str(location).rstrip('/')}/* and their format"
+            f"there is no file of texts in {given}; known are {', '.join(KINDS)} (also .gz); files "
+            f"of other endings need a pattern such as {given.rstrip('/')}/* and their format"
         )
     else:
         parts = PurePosixPath(path).parts
         fixed = next((i for i, part in enumerate(parts) if WILDCARD.search(part)), None)
         if fixed is None:
-            raise FileNotFoundError(f"there is no file {location}")
+            raise FileNotFoundError(f"there is no file {given}")
         above = str(PurePosixPath(*parts[:fixed])) if fixed else ""
         found = list(_matching(system, above, parts[fixed:]))
-        missing = f"no file matches {location}"
+        missing = f"no file matches {given}"
     if not found:
         raise FileNotFoundError(missing)
     return [_locate(whole, file) for file in sorted(found)]
@@ -254,7 +264,7 @@ def _split(location: str) -> tuple[str, str, str]:
 
 def _below(location: str, name: str) -> str:
     """Return the location of a file in a directory."""
-    if "://" not in location:
+    if not is_uri(location):
         return os.path.join(location, name)
     root, path, options = _split(location)
     return root + "/".join(part for part in (path, quote(name)) if part) + options
@@ -262,7 +272,7 @@ def _below(location: str, name: str) -> str:
 
 def _locate(location: str, path: str) -> str:
     """Return the location of a path on the file system of another location."""
-    if "://" not in location:
+    if not is_uri(location):
         return path
     root, _, options = _split(location)
     _, above = _resolve(root + options)
@@ -283,7 +293,7 @@ def _resolve(location: str) -> tuple[Any, str]:
     require_pyarrow()
     from pyarrow import fs
 
-    if "://" not in location:
+    if not is_uri(location):
         return fs.LocalFileSystem(), location
     root, path, options = _split(location)
     system, above = _connect(root + options)
@@ -298,5 +308,6 @@ def _connect(root: str) -> tuple[Any, str]:
     try:
         system, path = fs.FileSystem.from_uri(root)
     except (pyarrow.ArrowException, ValueError, ImportError) as error:
-        raise ValueError(f"cannot open {shown(root)}: {error}") from None
+        told = without_passwords(str(error))
+        raise ValueError(f"cannot open {shown(root)}: {told}") from None
     return system, path

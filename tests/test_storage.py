@@ -161,6 +161,14 @@ def test_messages_tell_no_passwords():
     assert str(Storage.at("s3://KEY:SECRET@bucket/a%20b/?region=x")) == "s3://bucket/a b"
 
 
+@pytest.mark.parametrize("uri", ["file://USER:SECRET@host/x", "nope://USER:SECRET@host/x"])
+def test_no_error_tells_a_password(uri, refuse):
+    with pytest.raises(ValueError, match="cannot open") as caught:
+        find_files(uri)
+    assert "SECRET" not in str(caught.value)
+    assert "SECRET" not in refuse("search", "a road", "--in", uri)
+
+
 def test_a_uri_is_taken_for_a_directory(tmp_path):
     (tmp_path / "file").touch()
     assert is_directory(tmp_path)

@@ -91,6 +91,8 @@ def main() -> None:
 def _fail(error: BaseException, code: int, debug: bool) -> None:
     if debug:
         raise error
-    message = str(error) or type(error).__name__
+    from onnxsim_embed.storage import without_passwords
+
+    message = without_passwords(str(error)) or type(error).__name__
     typer.echo(f"onnxsim-embed: {message}", err=True)
     sys.exit(code)

@@ -59,10 +59,11 @@ def info(
     from onnxsim_embed.artifact import Artifact, is_artifact
     from onnxsim_embed.errors import CheckpointError
     from onnxsim_embed.recipes import find_recipe
+    from onnxsim_embed.storage import is_uri
     from onnxsim_embed.vector_store import is_vector_directory
 
     named = Path(model).suffix in (".npy", ".parquet") and not Path(model).is_dir()
-    if named or "://" in model or is_vector_directory(model):
+    if named or is_uri(model) or is_vector_directory(model):
         print_vectors(model)
         return
     if is_artifact(Path(model)):

@@ -87,8 +87,9 @@ def print_vectors(file: str) -> None:
     from onnxsim_embed.storage import shown
     from onnxsim_embed.vector_files import read_vectors
 
+    name = shown(file)
     vectors = read_vectors(file)
-    fields = {"vectors": shown(file), "rows": f"{len(vectors):,}"}
+    fields = {"vectors": name, "rows": f"{len(vectors):,}"}
     fields["components"] = f"{vectors.shape[1]:,} {vectors.dtype}"
     origin = read_origin(file)
     if origin is None:
@@ -105,9 +106,7 @@ def print_vectors(file: str) -> None:
         "prompt": "none" if origin.prompt is None else repr(origin.prompt),
         "made by": f"onnxsim-embed {origin.onnxsim_embed}, onnxruntime {origin.onnxruntime}",
     }
-    print_fields(
-        {name: shorten(value) for name, value in fields.items()} | {"vectors": shown(file)}
-    )
+    print_fields({key: shorten(value) for key, value in fields.items()} | {"vectors": name})
 
 
 def print_fields(fields: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from onnxsim_embed.graph_job import digest
 from onnxsim_embed.ray.cluster import LOADER_SHARE, cpus_of, nodes
-from onnxsim_embed.storage import absolute
+from onnxsim_embed.storage import absolute, is_uri
 from onnxsim_embed.units import UnitRows, unit_vectors
 from onnxsim_embed.vector_files import read_vectors
 from onnxsim_embed.vector_store import VectorDirectory, is_vector_directory, open_vectors
@@ -51,14 +51,14 @@ class Source:
         """Return references to the unit vectors of each block."""
         import ray
 
-        # So little that it fits beside a task that waits for it, which keeps its processor: a block that was
-        # lost with a node is loaded again while all processors are taken.
-        load = ray.remote(num_cpus=LOADER_SHARE, max_retries=-1)(_load)
         if self.path is None and not isinstance(self.vectors, VectorDirectory):
             parts = (self.vectors[s : s + height] for s in range(0, self.rows, height))
             return [
                 ray.put(unit_vectors(part, first_row=n * height)) for n, part in enumerate(parts)
             ]
+        # So little that it fits beside a task that waits for it, which keeps its processor: a block that was
+        # lost with a node is loaded again while all processors are taken.
+        load = ray.remote(num_cpus=LOADER_SHARE, max_retries=-1)(_load)
         what = ray.put(self.path or self.vectors)  # an index may be of many parts
         most = max(1, int(sum(cpus_of(nodes()))))
         blocks: list[Any] = []
@@ -81,7 +81,7 @@ def source_of(vectors: npt.ArrayLike | str | Path) -> Source:
         array = np.asarray(vectors)
         UnitRows(array[:0])  # checks shape and dtype
         return Source(array)
-    if "://" in str(vectors) or is_vector_directory(vectors):
+    if is_uri(vectors) or is_vector_directory(vectors):
         return Source(open_vectors(vectors))
     path = Path(vectors)
     if not path.exists():

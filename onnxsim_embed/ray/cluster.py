@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxsim_embed.errors import MissingExtraError, OnnxsimEmbedError
 from onnxsim_embed.machine import available_cpus
+from onnxsim_embed.storage import is_uri
 
 if TYPE_CHECKING:
     from onnxsim_embed.storage import Storage
@@ -180,7 +181,7 @@ def check_shared(storage: Storage, readable: str | None = None) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if storage.local is None and (readable is None or "://" in readable):
+    if storage.local is None and (readable is None or is_uri(readable)):
         return
     probe = f".probe-{os.getpid()}"
     made = storage.local if storage.local is not None and not storage.local.exists() else None
@@ -211,7 +212,7 @@ def check_shared(storage: Storage, readable: str | None = None) -> None:
 def _sees(storage: Storage, probe: str, readable: str | None) -> str | None:
     if probe not in storage.names():
         return str(storage)
-    if readable is not None and "://" not in readable and not os.path.exists(readable):
+    if readable is not None and not is_uri(readable) and not os.path.exists(readable):
         return readable
     return None
 
