@@ -381,9 +381,18 @@ def test_commands_read_a_directory_of_vectors(tmp_path, run, form):
     assert code == 0
     assert out.splitlines()[0].split() == ["vectors", where]
     assert out.splitlines()[1].split() == ["rows", "10"]
+    assert out.splitlines()[2].split() == ["components", "3", "float32"]
     code, out, err = run("similarity", where, "-o", tmp_path / "s.npz", "-q")
     assert (code, err) == (0, "")
     assert sparse.load_npz(tmp_path / "s.npz").shape == (10, 10)
+
+
+def test_info_looks_into_no_part(tmp_path, run):
+    store(tmp_path / "v")
+    _, whole, _ = run("info", tmp_path / "v")
+    for part in (tmp_path / "v").glob("part-*"):
+        part.unlink()
+    assert run("info", tmp_path / "v") == (0, whole, "")
 
 
 def test_a_directory_of_vectors_is_told_from_others(tmp_path):

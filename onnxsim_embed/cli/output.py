@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from onnxsim_embed.artifact import Manifest
+    from onnxsim_embed.origins import VectorOrigin
 
 
 def on_terminal() -> bool:
@@ -84,14 +85,22 @@ def print_vectors(file: str) -> None:
     """Print what a file of vectors holds and what made it."""
     from onnxsim_embed.graph_files import shorten
     from onnxsim_embed.origins import read_origin
-    from onnxsim_embed.storage import shown
+    from onnxsim_embed.storage import is_directory, shown
     from onnxsim_embed.vector_files import read_vectors
+    from onnxsim_embed.vector_store import open_vectors
 
     name = shown(file)
-    vectors = read_vectors(file)
-    fields = {"vectors": name, "rows": f"{len(vectors):,}"}
-    fields["components"] = f"{vectors.shape[1]:,} {vectors.dtype}"
-    origin = read_origin(file)
+    origin: VectorOrigin | None
+    if is_directory(
+        file
+    ):  # its index tells, without a look into its parts, which may be of any size
+        stored = open_vectors(file)
+        rows, components, origin = stored.rows, f"{stored.dim:,} float32", stored.origin
+    else:
+        vectors = read_vectors(file)
+        rows, components = len(vectors), f"{vectors.shape[1]:,} {vectors.dtype}"
+        origin = read_origin(file)
+    fields = {"vectors": name, "rows": f"{rows:,}", "components": components}
     if origin is None:
         print_fields(fields | {"made by": "unknown: the file does not say"})
         return
