@@ -21,9 +21,9 @@ import numpy as np
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.benchmark.conditions import machine, today
+from onnxsim_embed.files.texts import iter_texts
 from onnxsim_embed.ray import EncodedFiles, cluster, encode_files, write_graph
-from onnxsim_embed.similarity import similarity_matrix
-from onnxsim_embed.tables import iter_texts
+from onnxsim_embed.similarity.compare import similarity_matrix
 
 RESULTS = Path(__file__).parent / "results" / "cluster.json"
 

@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from onnxsim_embed.machine import available_cpus, cpu_name
-from onnxsim_embed.rough import product as int8_product
-from onnxsim_embed.search import VectorIndex
-from onnxsim_embed.similarity import top_k, unit_vectors
+from onnxsim_embed.similarity.candidates import product as int8_product
+from onnxsim_embed.similarity.compare import top_k, unit_vectors
+from onnxsim_embed.similarity.index import VectorIndex
+from onnxsim_embed.system.hardware import available_cpus, cpu_name
 
 K = 10
 PAUSE = 0.05  # seconds before each job: threads of BLAS spin so long after their last product

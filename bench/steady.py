@@ -16,8 +16,8 @@ from pathlib import Path
 import onnxruntime
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.machine import available_cpus, cpu_name
-from onnxsim_embed.tables import iter_texts
+from onnxsim_embed.files.texts import iter_texts
+from onnxsim_embed.system.hardware import available_cpus, cpu_name
 
 SIZES = (1_000, 10_000, 100_000)
 

@@ -14,7 +14,7 @@ from scipy.sparse import save_npz
 from onnxsim_embed import Embedder, cos_sim, similarity_matrix
 from onnxsim_embed.export import export_model
 from onnxsim_embed.plot import heatmap
-from onnxsim_embed.similarity import closest_pairs
+from onnxsim_embed.similarity.compare import closest_pairs
 
 THRESHOLD = 0.5
 HERE = Path(__file__).parent

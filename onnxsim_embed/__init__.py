@@ -7,36 +7,33 @@ __version__ = "0.1.0"
 # Where each public name lives. Names are imported on first use, so that `import onnxsim_embed` costs
 # nothing and the similarity functions work without onnxruntime.
 _HOMES = {
-    "AsyncEmbedder": "serving",
-    "Duplicates": "mining",
-    "Embedder": "embedder",
-    "Pairs": "similarity",
-    "SimilarityGraph": "graph_store",
-    "TopK": "similarity",
-    "VectorIndex": "search",
-    "communities": "mining",
-    "components": "mining",
-    "cos_sim": "similarity",
-    "deduplicate": "mining",
-    "encode_to_file": "encode_job",
-    "estimate_similarity": "similarity",
-    "neighbours": "similarity",
-    "open_graph": "graph_store",
-    "similar_pairs": "similarity",
-    "similarity_matrix": "similarity",
-    "top_k": "similarity",
-    "write_graph": "graph_job",
+    "AsyncEmbedder": "runtime.async_embedder",
+    "Duplicates": "similarity.clustering",
+    "Embedder": "runtime.embedder",
+    "Pairs": "similarity.compare",
+    "SimilarityGraph": "similarity.graph",
+    "TopK": "similarity.compare",
+    "VectorIndex": "similarity.index",
+    "communities": "similarity.clustering",
+    "components": "similarity.clustering",
+    "cos_sim": "similarity.compare",
+    "deduplicate": "similarity.clustering",
+    "encode_to_file": "runtime.encode_to_file",
+    "estimate_similarity": "similarity.compare",
+    "neighbours": "similarity.compare",
+    "open_graph": "similarity.graph",
+    "similar_pairs": "similarity.compare",
+    "similarity_matrix": "similarity.compare",
+    "top_k": "similarity.compare",
+    "write_graph": "similarity.graph_writer",
 }
 
 if TYPE_CHECKING:
-    from onnxsim_embed.embedder import Embedder
-    from onnxsim_embed.encode_job import encode_to_file
-    from onnxsim_embed.graph_job import write_graph
-    from onnxsim_embed.graph_store import SimilarityGraph, open_graph
-    from onnxsim_embed.mining import Duplicates, communities, components, deduplicate
-    from onnxsim_embed.search import VectorIndex
-    from onnxsim_embed.serving import AsyncEmbedder
-    from onnxsim_embed.similarity import (
+    from onnxsim_embed.runtime.async_embedder import AsyncEmbedder
+    from onnxsim_embed.runtime.embedder import Embedder
+    from onnxsim_embed.runtime.encode_to_file import encode_to_file
+    from onnxsim_embed.similarity.clustering import Duplicates, communities, components, deduplicate
+    from onnxsim_embed.similarity.compare import (
         Pairs,
         TopK,
         cos_sim,
@@ -46,6 +43,9 @@ if TYPE_CHECKING:
         similarity_matrix,
         top_k,
     )
+    from onnxsim_embed.similarity.graph import SimilarityGraph, open_graph
+    from onnxsim_embed.similarity.graph_writer import write_graph
+    from onnxsim_embed.similarity.index import VectorIndex
 
 __all__ = [
     "AsyncEmbedder",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.embedder import Embedder
-from onnxsim_embed.similarity import score_pairs
+from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.similarity.compare import score_pairs
 
 
 @dataclass(frozen=True)

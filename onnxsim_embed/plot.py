@@ -13,8 +13,8 @@ from unicodedata import east_asian_width
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact import atomic_file
 from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.files.atomic import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,10 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.mining import BestPairs, best_of_rows, communities, score_strips
-from onnxsim_embed.similarity import cos_sim, neighbours, score_all, score_pairs, unit_vectors
-from onnxsim_embed.similarity import top_k as closest
-from onnxsim_embed.vectors import OutputPrecision, finish_vectors
+from onnxsim_embed.runtime.postprocess import OutputPrecision, finish_vectors
+from onnxsim_embed.similarity.clustering import BestPairs, best_of_rows, communities, score_chunks
+from onnxsim_embed.similarity.compare import (
+    cos_sim,
+    neighbours,
+    score_all,
+    score_pairs,
+    unit_vectors,
+)
+from onnxsim_embed.similarity.compare import top_k as closest
 
 __all__ = [
     "community_detection",
@@ -128,7 +134,7 @@ def semantic_search(
         scores, ids = closest(queries, corpus, k)
         return [_hits(*row) for row in zip(ids, scores, strict=True)]
     chunks = (query_chunk_size, corpus_chunk_size)
-    strips = score_strips(queries, corpus, score_function, chunks)
+    strips = score_chunks(queries, corpus, score_function, chunks)
     best = (best_of_rows(scores, k) for _, scores in strips)
     return [_hits(*row) for part in best for row in zip(*part, strict=True)]
 
@@ -207,7 +213,7 @@ def paraphrase_mining_embeddings(
     found: list[tuple[Int64, Scores]] = []
     if top_k is None:
         best = BestPairs(THEIR_PAIRS if max_pairs is None else max_pairs)
-        for start, scores in score_strips(rows, rows, score, chunks, upper=True):
+        for start, scores in score_chunks(rows, rows, score, chunks, upper=True):
             best.add_upper(start, scores, n)
         found.append(best.result())
     unlimited = max_pairs is None and top_k is None
@@ -239,7 +245,7 @@ def _neighbours(
         best = neighbours(rows, k)
         yield 0, best.indices, best.scores
         return
-    for start, scores in score_strips(rows, rows, score, chunks):
+    for start, scores in score_chunks(rows, rows, score, chunks):
         ids, best_scores = best_of_rows(scores, k + 1)
         own = ids == np.arange(start, start + len(ids))[:, None]
         own[~own.any(axis=1), k] = True  # not among the k + 1 best itself: the last is one too many

@@ -11,8 +11,8 @@ from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
-from conftest import TEXTS
 from packaging.requirements import Requirement
+from support import TEXTS
 
 import onnxsim_embed
 from onnxsim_embed import Embedder
@@ -199,7 +199,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_types_and_recipes_are_shipped():
-    from onnxsim_embed.recipes import recipes_directory
+    from onnxsim_embed.artifact.recipes import recipes_directory
 
     assert Path(onnxsim_embed.__file__).with_name("py.typed").is_file()
     assert list(recipes_directory().glob("*.toml"))

@@ -55,7 +55,7 @@ RUN = [
 def workplace(real_artifact, tmp_path, monkeypatch):
     """A directory with the examples, and the real MiniLM where `from_pretrained` looks for it."""
     import onnxsim_embed.export
-    from onnxsim_embed.cache import locate_artifact
+    from onnxsim_embed.artifact.cache import locate_artifact
 
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from onnxsim_embed.machine import available_cpus, cpu_flags, cpu_name
+from onnxsim_embed.system.hardware import available_cpus, cpu_flags, cpu_name
 
 STAT = Path("/proc/stat")
 

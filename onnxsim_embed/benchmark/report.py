@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxsim_embed.artifact import atomic_file
 from onnxsim_embed.benchmark import guard
 from onnxsim_embed.benchmark.documents import blocks, fill_files
+from onnxsim_embed.files.atomic import atomic_file
 
 NAMES = ("text", "similarity", "install", "steady")
 COMPARED = ("text", "similarity")

@@ -25,7 +25,7 @@ from onnxsim_embed.benchmark.workers import (
     rounded,
     spread,
 )
-from onnxsim_embed.similarity import unit_vectors
+from onnxsim_embed.similarity.compare import unit_vectors
 
 FILE = "similarity_systems.py"
 

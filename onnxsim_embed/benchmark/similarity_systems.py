@@ -69,7 +69,7 @@ def best_parts(scores: Any, indices: Any) -> dict[str, Any]:  # noqa: ANN401 - a
 
 def ours(settings: Settings) -> tuple[dict[str, Task], Parts]:
     """Return onnxsim-embed as it comes: rough scores in int8 or float32, whichever is faster."""
-    similarity = import_module("onnxsim_embed.similarity")
+    similarity = import_module("onnxsim_embed.similarity.compare")
     tasks: dict[str, Task] = {
         "above": lambda rows, asked: similarity.similarity_matrix(rows, asked["threshold"]),
         "best": lambda rows, asked: similarity.top_k(rows, rows, asked["k"]),
@@ -82,10 +82,12 @@ def ours(settings: Settings) -> tuple[dict[str, Task], Parts]:
 
 def ours_float32(settings: Settings) -> tuple[dict[str, Task], Parts]:
     """Return onnxsim-embed on a processor whose int8 products do not serve."""
-    blocks = import_module("onnxsim_embed.blocks")
-    if not hasattr(blocks, "int8_serves"):
-        raise AttributeError("onnxsim_embed.blocks no longer asks int8_serves: adapt the bench")
-    vars(blocks)["int8_serves"] = lambda width: False
+    blocks = import_module("onnxsim_embed.similarity.scoring")
+    if not hasattr(blocks, "int8_scoring_supported"):
+        raise AttributeError(
+            "onnxsim_embed.similarity.scoring no longer asks int8_scoring_supported: adapt the bench"
+        )
+    vars(blocks)["int8_scoring_supported"] = lambda width: False
     return ours(settings)
 
 

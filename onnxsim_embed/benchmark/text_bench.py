@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxsim_embed.artifact.cache import locate_artifact
 from onnxsim_embed.benchmark.conditions import Watch
 from onnxsim_embed.benchmark.corpus import Corpus
 from onnxsim_embed.benchmark.exactness import fidelity
@@ -31,7 +32,6 @@ from onnxsim_embed.benchmark.workers import (
     ratio,
     spread,
 )
-from onnxsim_embed.cache import locate_artifact
 
 FILE = "text_systems.py"
 # Peers take the fastest of these, found for each kind of texts; our batches are our own affair.
@@ -231,7 +231,7 @@ class TextBench:
         """Correlate each system's cosines with human scores."""
         from scipy.stats import spearmanr
 
-        from onnxsim_embed.tables import read_scored_pairs
+        from onnxsim_embed.files.texts import read_scored_pairs
 
         self._watch.begin(f"Spearman on {file.name}")
         left, right, scores = read_scored_pairs(file)

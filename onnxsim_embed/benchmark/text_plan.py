@@ -7,12 +7,12 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxsim_embed.artifact import Artifact
+from onnxsim_embed.artifact.cache import locate_checkpoint
+from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.benchmark.corpus import Corpus
-from onnxsim_embed.cache import locate_checkpoint
 from onnxsim_embed.errors import CheckpointError
-from onnxsim_embed.machine import cpu_flags
-from onnxsim_embed.tokenization import Tokenizer
+from onnxsim_embed.runtime.tokenization import Tokenizer
+from onnxsim_embed.system.hardware import cpu_flags
 
 CASES = ("latency", "growth", "start")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxsim_embed.artifact import Artifact
+from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.benchmark.conditions import machine, today
 from onnxsim_embed.benchmark.corpus import Corpus
 from onnxsim_embed.benchmark.guard import Ratio

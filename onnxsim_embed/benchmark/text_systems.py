@@ -54,7 +54,7 @@ def nothing() -> None:
 
 def ours(precision: str, settings: Settings) -> System:
     """Return onnxsim-embed; "dynamic" puts onnxruntime's dynamic int8 of their export into our run path."""
-    embedder = import_module("onnxsim_embed.embedder")
+    embedder = import_module("onnxsim_embed.runtime.embedder")
     dynamic = precision == "dynamic"
     model = embedder.Embedder(
         settings["artifact"],
@@ -62,7 +62,7 @@ def ours(precision: str, settings: Settings) -> System:
         threads=settings["threads"],
     )
     if dynamic:
-        session = import_module("onnxsim_embed.session").Session
+        session = import_module("onnxsim_embed.runtime.session").Session
         model._runner.session = session(dynamic_file(Path(settings["work"])), "cpu")
 
     def encode(texts: list[str], batch: int) -> Any:  # noqa: ANN401 - an array

@@ -68,15 +68,15 @@ def bench(
     quiet: QuietOption = False,
 ) -> None:
     """Measure speed beside fidelity, on your texts and machine, and beside peers that are installed."""
-    from onnxsim_embed.artifact import check_output
+    from onnxsim_embed.artifact.cache import cache_directory, locate_artifact
     from onnxsim_embed.benchmark import text_tables
     from onnxsim_embed.benchmark.peers import TEXT_SYSTEMS, Environments, choose
     from onnxsim_embed.benchmark.report import write_json, write_report
     from onnxsim_embed.benchmark.tables import joined, refused_table
     from onnxsim_embed.benchmark.text_bench import TextBench
     from onnxsim_embed.benchmark.text_plan import CASES, TextPlan
-    from onnxsim_embed.cache import cache_directory, locate_artifact
-    from onnxsim_embed.machine import available_cpus
+    from onnxsim_embed.files.atomic import check_output
+    from onnxsim_embed.system.hardware import available_cpus
 
     chosen = tuple(name.strip() for name in cases.split(",") if name.strip())
     if unknown := set(chosen) - set(CASES):
@@ -121,7 +121,7 @@ def bench(
 
 def _corpora(texts: str | None, column: str | None, most: int) -> tuple[Corpus, ...]:
     from onnxsim_embed.benchmark.corpus import documentation, file_corpus
-    from onnxsim_embed.tables import iter_texts
+    from onnxsim_embed.files.texts import iter_texts
 
     if texts is not None:
         return (file_corpus(list(iter_texts(texts, column)), Path(texts).name, most),)

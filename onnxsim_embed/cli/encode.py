@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from onnxsim_embed.artifact import atomic_file, check_output
 from onnxsim_embed.cli.options import (
     DEFAULT_MODEL,
     AddressOption,
@@ -25,14 +24,15 @@ from onnxsim_embed.cli.options import (
     on_ray,
 )
 from onnxsim_embed.cli.output import on_terminal
-from onnxsim_embed.cli.ray import encode_on_ray, refuse_with_engine, refuse_without_engine
+from onnxsim_embed.cli.ray import encode_on_ray, reject_local_options, reject_ray_options
 from onnxsim_embed.cli.texts import counted, load, open_texts, print_report
 from onnxsim_embed.errors import OnnxsimEmbedError, TableError
+from onnxsim_embed.files.atomic import atomic_file, check_output
 
 if TYPE_CHECKING:
-    from onnxsim_embed.embedder import Embedder
-    from onnxsim_embed.encode_job import EncodeResult
-    from onnxsim_embed.vectors import OutputPrecision
+    from onnxsim_embed.runtime.embedder import Embedder
+    from onnxsim_embed.runtime.encode_to_file import EncodeResult
+    from onnxsim_embed.runtime.postprocess import OutputPrecision
 
 
 def encode(
@@ -116,7 +116,7 @@ def encode(
     Files may be of any size. After a stop, the same command does the rest.
     """
     if on_ray(engine):
-        refuse_with_engine(
+        reject_local_options(
             device=device not in ("auto", "cpu"),
             dtype=dtype != "float32",
             ranges=ranges,
@@ -141,11 +141,11 @@ def encode(
             quiet=quiet,
         )
         return
-    refuse_without_engine(id_column=id_column, strict=strict)
+    reject_ray_options(id_column=id_column, strict=strict)
     target = Path(output)
-    from onnxsim_embed.encode_job import check_format, encode_to_file
-    from onnxsim_embed.kept_rows import check_target
-    from onnxsim_embed.vector_files import read_vectors
+    from onnxsim_embed.files.checkpoint import check_target
+    from onnxsim_embed.files.vectors import read_vectors
+    from onnxsim_embed.runtime.encode_to_file import check_format, encode_to_file
 
     check_target(target, force)
     if report is not None:
@@ -207,8 +207,8 @@ def _naming_kept_rows(force: bool, quiet: bool) -> Iterator[Callable[[int], None
 
 
 def _check_report(report: Path, output: Path, force: bool) -> None:
-    from onnxsim_embed.kept_rows import Journal, partial_directory
-    from onnxsim_embed.origins import sidecar
+    from onnxsim_embed.files.checkpoint import Journal, partial_directory
+    from onnxsim_embed.files.provenance import sidecar
 
     if report.absolute() in (output.absolute(), sidecar(output.absolute())):
         raise ValueError(f"{report} is named for two outputs")

@@ -158,7 +158,7 @@ def verify(
     ] = None,
 ) -> None:
     """Compare an artifact with what it was made from; exit 1 if it is not faithful."""
-    from onnxsim_embed.artifact import Artifact
+    from onnxsim_embed.artifact.manifest import Artifact
     from onnxsim_embed.errors import VerificationError
     from onnxsim_embed.export import verify_artifact
 

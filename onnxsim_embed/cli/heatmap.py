@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from onnxsim_embed.artifact import check_output
 from onnxsim_embed.cli.options import (
     DEFAULT_MODEL,
     ColumnOption,
@@ -20,6 +19,7 @@ from onnxsim_embed.cli.options import (
     ThreadsOption,
 )
 from onnxsim_embed.cli.texts import counted, encode_texts, load, open_texts, read_labels
+from onnxsim_embed.files.atomic import check_output
 
 
 def heatmap(
@@ -54,11 +54,11 @@ def heatmap(
 
     Up to 16 rows have their values in the cells; beyond 60, only some have their texts beside them.
     """
-    from onnxsim_embed.graph_files import HEATMAP_ROWS
+    from onnxsim_embed.cli.graph_files import HEATMAP_ROWS
+    from onnxsim_embed.files.vectors import holds_vectors, read_vectors
     from onnxsim_embed.plot import check_format
     from onnxsim_embed.plot import heatmap as draw
-    from onnxsim_embed.similarity import cos_sim
-    from onnxsim_embed.vector_files import holds_vectors, read_vectors
+    from onnxsim_embed.similarity.compare import cos_sim
 
     check_output(output, force)
     check_format(output)

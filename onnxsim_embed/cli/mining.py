@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxsim_embed.artifact import atomic_file, check_output
 from onnxsim_embed.cli.options import (
     DEFAULT_MODEL,
     ColumnOption,
@@ -20,6 +19,7 @@ from onnxsim_embed.cli.options import (
     ThreadsOption,
 )
 from onnxsim_embed.cli.texts import counted, encode_texts, load, read_texts
+from onnxsim_embed.files.atomic import atomic_file, check_output
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -68,15 +68,15 @@ def dedupe(
             raise ValueError(f"{output} is named for two outputs")
     started = time.perf_counter()
     texts = read_texts(file, column, file_format)
-    from onnxsim_embed.row_files import row_writer
+    from onnxsim_embed.files.tables import row_writer
 
     write = row_writer(file, file_format, output.suffix[1:], len(texts))
     found_vectors = _vectors(vectors, texts, model, precision, threads, quiet)
     import numpy as np
 
-    from onnxsim_embed.graph_files import digits
-    from onnxsim_embed.mining import deduplicate
-    from onnxsim_embed.tables import write_rows
+    from onnxsim_embed.cli.graph_files import digits
+    from onnxsim_embed.files.texts import write_rows
+    from onnxsim_embed.similarity.clustering import deduplicate
 
     found = deduplicate(found_vectors, threshold)
     together = found.groups()
@@ -144,9 +144,9 @@ def cluster(
     found_vectors = _vectors(vectors, texts, model, precision, threads, quiet)
     import numpy as np
 
-    from onnxsim_embed.graph_files import shorten
-    from onnxsim_embed.mining import communities, component_groups
-    from onnxsim_embed.tables import write_rows
+    from onnxsim_embed.cli.graph_files import shorten
+    from onnxsim_embed.files.texts import write_rows
+    from onnxsim_embed.similarity.clustering import communities, component_groups
 
     find = communities if method == "communities" else component_groups
     found = find(found_vectors, threshold, min_size)
@@ -181,7 +181,7 @@ def _vectors(
 ) -> npt.NDArray[Any]:
     if path is None:
         return encode_texts(load(model, precision, threads), texts, None, quiet)
-    from onnxsim_embed.vector_files import read_vectors
+    from onnxsim_embed.files.vectors import read_vectors
 
     vectors = read_vectors(path)
     if len(vectors) != len(texts):

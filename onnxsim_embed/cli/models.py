@@ -28,9 +28,9 @@ def evaluate(
     threads: ThreadsOption = None,
 ) -> None:
     """Correlate cosine similarity with human scores, for each precision side by side."""
-    from onnxsim_embed.embedder import Embedder
     from onnxsim_embed.evaluation import evaluate_sts
-    from onnxsim_embed.tables import read_scored_pairs
+    from onnxsim_embed.files.texts import read_scored_pairs
+    from onnxsim_embed.runtime.embedder import Embedder
 
     left, right, scores = read_scored_pairs(file)
     first = Embedder.from_pretrained(model, precision="fp32", threads=threads)
@@ -56,11 +56,11 @@ def info(
     ] = DEFAULT_MODEL,
 ) -> None:
     """Say what an artifact, a recipe or a file of vectors is."""
-    from onnxsim_embed.artifact import Artifact, is_artifact
+    from onnxsim_embed.artifact.manifest import Artifact, is_artifact
+    from onnxsim_embed.artifact.recipes import find_recipe
     from onnxsim_embed.errors import CheckpointError
-    from onnxsim_embed.recipes import find_recipe
-    from onnxsim_embed.storage import is_uri
-    from onnxsim_embed.vector_store import is_vector_directory
+    from onnxsim_embed.files.locations import is_uri
+    from onnxsim_embed.files.vector_directory import is_vector_directory
 
     named = Path(model).suffix in (".npy", ".parquet") and not Path(model).is_dir()
     if named or is_uri(model) or is_vector_directory(model):
@@ -110,7 +110,7 @@ def models(
     local_files_only: LocalOption = False,
 ) -> None:
     """List the recipes: models whose facts are known."""
-    from onnxsim_embed.recipes import recipes
+    from onnxsim_embed.artifact.recipes import recipes
 
     if verify:
         _verify_recipes(token, local_files_only)
@@ -135,9 +135,9 @@ def models(
 
 def _verify_recipes(token: str | None, local_files_only: bool) -> None:
     """Print for each recipe how its known answers went; fail if one is missed."""
+    from onnxsim_embed.artifact.recipes import recipes
     from onnxsim_embed.errors import CheckpointError, VerificationError
     from onnxsim_embed.export import verify_recipe
-    from onnxsim_embed.recipes import recipes
 
     rows, absent, problems = [], [], []
     for recipe in recipes():

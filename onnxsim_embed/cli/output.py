@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from onnxsim_embed.artifact import Manifest
-    from onnxsim_embed.origins import VectorOrigin
+    from onnxsim_embed.artifact.manifest import Manifest
+    from onnxsim_embed.files.provenance import Provenance
 
 
 def on_terminal() -> bool:
@@ -21,7 +21,7 @@ def on_terminal() -> bool:
 
 def print_artifact(directory: Path, manifest: Manifest) -> None:
     """Print what an artifact is, its files and its fidelity."""
-    from onnxsim_embed.machine import cpu_name, int8_suits
+    from onnxsim_embed.system.hardware import cpu_name, int8_supported
 
     print_fields(
         {
@@ -49,7 +49,7 @@ def print_artifact(directory: Path, manifest: Manifest) -> None:
         if name not in manifest.precisions:
             typer.echo(f"{name} was left out: {'; '.join(report['problems'])}.")
     if "int8" in manifest.precisions:
-        suits, reason = int8_suits()
+        suits, reason = int8_supported()
         typer.echo(
             f"On this machine ({cpu_name()}) the default is {'int8' if suits else 'fp32'}: {reason}."
         )
@@ -83,14 +83,14 @@ def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = 
 
 def print_vectors(file: str) -> None:
     """Print what a file of vectors holds and what made it."""
-    from onnxsim_embed.graph_files import shorten
-    from onnxsim_embed.origins import read_origin
-    from onnxsim_embed.storage import is_directory, shown
-    from onnxsim_embed.vector_files import read_vectors
-    from onnxsim_embed.vector_store import open_vectors
+    from onnxsim_embed.cli.graph_files import shorten
+    from onnxsim_embed.files.locations import is_directory, shown
+    from onnxsim_embed.files.provenance import read_provenance
+    from onnxsim_embed.files.vector_directory import open_vectors
+    from onnxsim_embed.files.vectors import read_vectors
 
     name = shown(file)
-    origin: VectorOrigin | None
+    origin: Provenance | None
     if is_directory(
         file
     ):  # its index tells, without a look into its parts, which may be of any size
@@ -99,7 +99,7 @@ def print_vectors(file: str) -> None:
     else:
         vectors = read_vectors(file)
         rows, components = len(vectors), f"{vectors.shape[1]:,} {vectors.dtype}"
-        origin = read_origin(file)
+        origin = read_provenance(file)
     fields = {"vectors": name, "rows": f"{rows:,}", "components": components}
     if origin is None:
         print_fields(fields | {"made by": "unknown: the file does not say"})

@@ -13,13 +13,13 @@ from onnxsim_embed.cli.output import on_terminal
 from onnxsim_embed.cli.texts import counted
 
 if TYPE_CHECKING:
-    from onnxsim_embed.vector_store import Remark
+    from onnxsim_embed.files.vector_directory import RowDiagnostic
 
 # So many rows are named of those that have something to be said of them.
 NAMED = 5
 
 
-def refuse_with_engine(**options: object) -> None:
+def reject_local_options(**options: object) -> None:
     """Refuse options that the engine does not take.
 
     :raises ValueError: naming the first that was given.
@@ -29,7 +29,7 @@ def refuse_with_engine(**options: object) -> None:
             raise ValueError(f"--{name.replace('_', '-')} cannot be used with --engine ray")
 
 
-def refuse_without_engine(**options: object) -> None:
+def reject_ray_options(**options: object) -> None:
     """Refuse options that are for the engine only.
 
     :raises ValueError: naming the first that was given.
@@ -50,8 +50,8 @@ def encode_on_ray(source: str, directory: str, model: str, *, quiet: bool, **opt
         raise ValueError(
             f"-o {directory}: --engine ray writes a directory: give a name without an ending"
         )
+    from onnxsim_embed.files.locations import shown
     from onnxsim_embed.ray import encode_files
-    from onnxsim_embed.storage import shown
 
     started = time.perf_counter()
     done = encode_files(
@@ -82,7 +82,7 @@ def encode_on_ray(source: str, directory: str, model: str, *, quiet: bool, **opt
     )
 
 
-def _name_rows(remarks: Sequence[Remark]) -> None:
+def _name_rows(remarks: Sequence[RowDiagnostic]) -> None:
     for remark in remarks[:NAMED]:
         typer.echo(f"row {remark.id!r}: {remark.reason}", err=True)
     if len(remarks) > NAMED:

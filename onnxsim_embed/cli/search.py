@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxsim_embed.artifact import atomic_file, check_output
 from onnxsim_embed.cli.options import (
     DEFAULT_MODEL,
     ColumnOption,
@@ -20,12 +19,13 @@ from onnxsim_embed.cli.options import (
 )
 from onnxsim_embed.cli.output import on_terminal
 from onnxsim_embed.cli.texts import counted, load, print_report, read_labels, read_texts
+from onnxsim_embed.files.atomic import atomic_file, check_output
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from onnxsim_embed.embedder import Embedder
-    from onnxsim_embed.similarity import TopK
+    from onnxsim_embed.runtime.embedder import Embedder
+    from onnxsim_embed.similarity.compare import TopK
 
 
 def search(
@@ -104,7 +104,7 @@ def search(
             where, model, precision, threads, truncate_dim, any_model
         )
     _check_widths(vectors, where, embedder, model, truncate_dim)
-    from onnxsim_embed.search import VectorIndex
+    from onnxsim_embed.similarity.index import VectorIndex
 
     started = time.perf_counter()
     index = VectorIndex(vectors)
@@ -113,10 +113,10 @@ def search(
     )
     seconds = time.perf_counter() - started
     rows = _result(asked, best, known, threshold)
-    from onnxsim_embed.storage import is_directory
+    from onnxsim_embed.files.locations import is_directory
 
     if is_directory(where):
-        from onnxsim_embed.vector_store import open_vectors
+        from onnxsim_embed.files.vector_directory import open_vectors
 
         ids = open_vectors(where).ids()
         rows["row"] = [ids[row] for row in rows["row"]]
@@ -143,7 +143,7 @@ def _given(
     where: str, texts: str | None, column: str | None
 ) -> tuple[npt.NDArray[Any] | None, list[str] | None]:
     """Return the vectors and the texts that there are; at least one of the two."""
-    from onnxsim_embed.vector_files import holds_vectors, read_vectors
+    from onnxsim_embed.files.vectors import holds_vectors, read_vectors
 
     if not holds_vectors(where):
         if texts is not None:
@@ -174,17 +174,17 @@ def _load_for(
 
     :raises ValueError: if the file says that another model made it.
     """
-    from onnxsim_embed.encode_job import origin_of
-    from onnxsim_embed.origins import differences, read_origin
+    from onnxsim_embed.files.provenance import differences, read_provenance
+    from onnxsim_embed.runtime.encode_to_file import provenance_of
 
-    origin = read_origin(where)
+    origin = read_provenance(where)
     if origin is None or any_model:
         return load(model, precision, threads), truncate_dim
     if precision == "auto" and origin.precision == "fp32":
         precision = "fp32"  # what made the vectors, and not what is fastest
     truncate_dim = truncate_dim or origin.truncate_dim
     embedder = load(model, precision, threads)
-    if told := differences(origin, origin_of(embedder, truncate_dim=truncate_dim)):
+    if told := differences(origin, provenance_of(embedder, truncate_dim=truncate_dim)):
         raise ValueError(
             f"{where} holds vectors of another model than {model} ({', '.join(told)}): give the --model "
             f"that made them (see: onnxsim-embed info {where}), or --any-model to search nevertheless"
@@ -209,7 +209,7 @@ def _result(
     """Return the columns of the results, query by query, best first."""
     import numpy as np
 
-    from onnxsim_embed.graph_files import digits
+    from onnxsim_embed.cli.graph_files import digits
 
     k = best.indices.shape[1]
     kept = np.ones(best.scores.size, bool)
@@ -233,7 +233,7 @@ def _print(
     asked: list[str], result: dict[str, list[Any]], rows: int, texts: bool, quiet: bool
 ) -> None:
     """Print rank, score, row and text of each result, query by query."""
-    from onnxsim_embed.graph_files import shorten
+    from onnxsim_embed.cli.graph_files import shorten
 
     wide = max(3, len(str(rows - 1)), *(len(str(row)) for row in result["row"]))
     lines: list[list[str]] = [[] for _ in asked]
@@ -253,7 +253,7 @@ def _print(
 
 
 def _write(result: dict[str, list[Any]], output: Path) -> None:
-    from onnxsim_embed.tables import write_rows
+    from onnxsim_embed.files.texts import write_rows
 
     if output.suffix != ".jsonl":
         write_rows(result, output)

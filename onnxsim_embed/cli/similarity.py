@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxsim_embed.artifact import check_output
 from onnxsim_embed.cli.options import (
     DEFAULT_MODEL,
     AddressOption,
@@ -23,14 +22,15 @@ from onnxsim_embed.cli.options import (
     on_ray,
 )
 from onnxsim_embed.cli.output import on_terminal
-from onnxsim_embed.cli.ray import compare_on_ray, refuse_with_engine
+from onnxsim_embed.cli.ray import compare_on_ray, reject_local_options
 from onnxsim_embed.cli.texts import counted, encode_texts, load, read_texts
+from onnxsim_embed.files.atomic import check_output
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from onnxsim_embed.graph_files import SimilarityJob
+    from onnxsim_embed.cli.graph_files import SimilarityJob
 
 
 def similarity(
@@ -106,13 +106,13 @@ def similarity(
     """Compare all texts (or vectors) of a file with each other, exactly."""
     named = _similarity_outputs(output or [], top_k, drop_duplicates, estimate)
     if on_ray(engine):
-        refuse_with_engine(
+        reject_local_options(
             pairs=pairs, heatmap=heatmap, show=show, drop_duplicates=drop_duplicates,
             estimate=estimate, threads=threads,
         )  # fmt: skip
         if list(named) != ["graph"]:
             raise ValueError("--engine ray writes a directory: give -o a name without an ending")
-        from onnxsim_embed.budget import parse_bytes
+        from onnxsim_embed.similarity.memory import parse_bytes
 
         compare_on_ray(
             file,
@@ -128,9 +128,9 @@ def similarity(
     files = [path for kind, path in named.items() if kind != "graph"]
     files += [path for path in (pairs, heatmap) if path is not None]
     _check_similarity_outputs(files, pairs, heatmap, force)
-    from onnxsim_embed.budget import Budget, parse_bytes
-    from onnxsim_embed.graph_files import SimilarityJob
-    from onnxsim_embed.graph_job import check_graph_target
+    from onnxsim_embed.cli.graph_files import SimilarityJob
+    from onnxsim_embed.similarity.graph_writer import check_graph_target
+    from onnxsim_embed.similarity.memory import Budget, parse_bytes
 
     if "graph" in named:
         check_graph_target(named["graph"], force)
@@ -235,7 +235,7 @@ def _texts_and_vectors(
     threads: int | None,
     quiet: bool,
 ) -> tuple[list[str] | None, npt.NDArray[Any]]:
-    from onnxsim_embed.vector_files import holds_vectors, read_vectors
+    from onnxsim_embed.files.vectors import holds_vectors, read_vectors
 
     if holds_vectors(file, column):
         return None, read_vectors(file, column)

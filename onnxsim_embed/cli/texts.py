@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from onnxsim_embed.embedder import Embedder
-    from onnxsim_embed.runner import EncodeReport
+    from onnxsim_embed.runtime.embedder import Embedder
+    from onnxsim_embed.runtime.pipeline import EncodeReport
 
 
 def encode_texts(
@@ -54,14 +54,14 @@ def counted(number: int, noun: str) -> str:
 
 def load(model: str, precision: str, threads: int | None, device: str = "auto") -> Embedder:
     """Load a model."""
-    from onnxsim_embed.embedder import Embedder
+    from onnxsim_embed.runtime.embedder import Embedder
 
     return Embedder.from_pretrained(model, precision=precision, threads=threads, device=device)
 
 
 def read_texts(file: str, column: str | None, kind: str | None) -> list[str]:
     """Read all texts of a file."""
-    from onnxsim_embed.tables import iter_texts
+    from onnxsim_embed.files.texts import iter_texts
 
     return list(iter_texts(file, column, kind=kind))
 
@@ -85,7 +85,7 @@ def read_labels(
 
 def open_texts(file: str, column: str | None, kind: str | None) -> Iterator[str]:
     """Return the texts of a file, of which the first is read now: a wrong file or column fails here."""
-    from onnxsim_embed.tables import iter_texts
+    from onnxsim_embed.files.texts import iter_texts
 
     texts = iter_texts(file, column, kind=kind)
     return chain([next(texts)], texts)

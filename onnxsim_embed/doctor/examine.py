@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxsim_embed.artifact import Artifact, is_artifact
+from onnxsim_embed.artifact.manifest import Artifact, is_artifact
 from onnxsim_embed.doctor.graphs import check_graphs
 from onnxsim_embed.doctor.modules import check_architecture, check_length, check_modules
 from onnxsim_embed.doctor.place import OURS, READERS, Finding, Place

@@ -40,7 +40,7 @@ def check_graphs(place: Place) -> None:
 
 
 def _check_graph(place: Place, name: str) -> None:
-    from onnxsim_embed.machine import CPU_PROVIDER
+    from onnxsim_embed.system.hardware import CPU_PROVIDER
 
     try:
         check_inside(place.directory, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from onnxsim_embed.artifact import Artifact, is_artifact
+from onnxsim_embed.artifact.manifest import Artifact, is_artifact
 from onnxsim_embed.doctor.place import ST, TEI, Finding, Place
 from onnxsim_embed.doctor.tokenizers import model_length, positions
 from onnxsim_embed.export.checkpoint import LEGACY_POOLING, TRANSFORMER_CONFIGS

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from onnxsim_embed.artifact import outside
+from onnxsim_embed.artifact.manifest import outside
 
 ST = "sentence-transformers"
 FASTEMBED = "fastembed"

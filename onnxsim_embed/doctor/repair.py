@@ -10,17 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from onnxsim_embed.artifact import (
-    MANIFEST,
-    Artifact,
-    FileEntry,
-    atomic_directory,
-    atomic_file,
-    is_artifact,
-    sha256,
-)
+from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, FileEntry, is_artifact, sha256
 from onnxsim_embed.doctor.place import Finding, check_inside, read_json
 from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.files.atomic import atomic_directory, atomic_file
 
 
 def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxsim_embed.artifact import MODEL_FILES, PRECISIONS, Artifact, atomic_directory, check_target
+from onnxsim_embed.artifact.manifest import MODEL_FILES, PRECISIONS, Artifact, check_target
+from onnxsim_embed.artifact.recipes import Recipe
 from onnxsim_embed.errors import CheckpointError, MissingExtraError
-from onnxsim_embed.recipes import Recipe
+from onnxsim_embed.files.atomic import atomic_directory
 
 if TYPE_CHECKING:
     from onnxsim_embed.export.checkpoint import Checkpoint
@@ -72,10 +73,10 @@ def export_model(
         calibration texts.
     """
     _demand_onnx()
-    from onnxsim_embed.cache import locate_checkpoint
+    from onnxsim_embed.artifact.cache import locate_checkpoint
     from onnxsim_embed.export.build import Plan, build_artifact
-    from onnxsim_embed.export.calibrate import check_calibration
     from onnxsim_embed.export.checkpoint import open_checkpoint
+    from onnxsim_embed.export.quantization.calibration import check_calibration
 
     target = Path(target)
     check_target(target, force)
@@ -132,7 +133,7 @@ def choose_way(checkpoint: Checkpoint, via: str = "auto") -> str:
     :raises MissingExtraError: if it takes optimum, which is not installed.
     """
     from onnxsim_embed.export.adopt import find_onnx
-    from onnxsim_embed.export.trace import has_optimum
+    from onnxsim_embed.export.onnx.trace import has_optimum
     from onnxsim_embed.export.weights import has_weights
 
     kind = checkpoint.config.get("model_type")
@@ -172,17 +173,17 @@ def verify_artifact(
     :raises CheckpointError: if `against` cannot be found.
     :raises MissingExtraError: if "torch" is asked for and not installed.
     """
-    from onnxsim_embed.export.verify import verify_fp32, verify_half, verify_quantized
+    from onnxsim_embed.export.verify import verify_fp16, verify_fp32, verify_quantized
 
     artifact.check()
     if texts is not None and len(texts) < 2:
         raise ValueError(f"verifying needs at least 2 texts, got {len(texts)}")
     report: dict[str, Mapping[str, Any]] = {}
     if against is not None:
-        from onnxsim_embed.cache import locate_checkpoint
+        from onnxsim_embed.artifact.cache import locate_checkpoint
+        from onnxsim_embed.artifact.recipes import find_recipe
         from onnxsim_embed.export.checkpoint import open_checkpoint
         from onnxsim_embed.export.reference import has_torch
-        from onnxsim_embed.recipes import find_recipe
 
         if against == "torch" and not has_torch():
             raise MissingExtraError("verifying against PyTorch", "test", "torch")
@@ -195,7 +196,7 @@ def verify_artifact(
         report["fp32"] = verify_fp32(checkpoint, tensors, recipe, artifact, texts)
     for precision in artifact.manifest.precisions:
         if precision == "fp16":
-            report[precision] = verify_half(artifact, texts)
+            report[precision] = verify_fp16(artifact, texts)
         elif precision != "fp32":
             report[precision] = verify_quantized(precision, artifact, bar, texts)
     return report
@@ -213,7 +214,7 @@ def verify_recipe(
     :raises MissingExtraError: if the `export` extra is not installed.
     """
     _demand_onnx()
-    from onnxsim_embed.cache import locate_checkpoint
+    from onnxsim_embed.artifact.cache import locate_checkpoint
     from onnxsim_embed.export.build import Plan, build_artifact
     from onnxsim_embed.export.checkpoint import open_checkpoint
 

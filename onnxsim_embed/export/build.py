@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxsim_embed import __version__
-from onnxsim_embed.artifact import (
+from onnxsim_embed.artifact.manifest import (
     CARD,
     ENCODER_FILES,
     MANIFEST,
@@ -26,30 +26,30 @@ from onnxsim_embed.artifact import (
     PrecisionEntry,
     list_files,
 )
+from onnxsim_embed.artifact.recipes import Recipe
 from onnxsim_embed.errors import VerificationError
 from onnxsim_embed.export.adopt import adopt
 from onnxsim_embed.export.bert import Bert, load_bert
-from onnxsim_embed.export.builder import operator_counts, share_constants
-from onnxsim_embed.export.calibrate import calibration_texts, collect_activations
 from onnxsim_embed.export.card import write_card
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.configs import write_configs
-from onnxsim_embed.export.graph import build_encoder
-from onnxsim_embed.export.graph_encoder import GraphEncoder
-from onnxsim_embed.export.half import METHOD as HALF_METHOD
-from onnxsim_embed.export.half import write_half
-from onnxsim_embed.export.quantize import ERROR_BUDGET, METHOD, quantize_static
+from onnxsim_embed.export.onnx.bert_graph import build_encoder
+from onnxsim_embed.export.onnx.builder import operator_counts, share_constants
+from onnxsim_embed.export.onnx.encoder import GraphEncoder
+from onnxsim_embed.export.onnx.fp16 import METHOD as HALF_METHOD
+from onnxsim_embed.export.onnx.fp16 import write_fp16
+from onnxsim_embed.export.onnx.trace import trace
+from onnxsim_embed.export.quantization.bert import ERROR_BUDGET, METHOD, quantize_static
+from onnxsim_embed.export.quantization.calibration import calibration_texts, collect_activations
 from onnxsim_embed.export.reference import has_torch
-from onnxsim_embed.export.trace import trace
 from onnxsim_embed.export.verify import (
     verify_adopted,
+    verify_fp16,
     verify_fp32,
-    verify_half,
     verify_quantized,
 )
 from onnxsim_embed.export.weights import Tensors, has_weights
-from onnxsim_embed.recipes import Recipe
-from onnxsim_embed.tokenization import Tokenizer
+from onnxsim_embed.runtime.tokenization import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -160,12 +160,12 @@ def _make_encoder(checkpoint: Checkpoint, tensors: Tensors, work: Path, via: str
 
 def _add_fp16(manifest: Manifest, encoder: Encoder, plan: Plan, work: Path) -> Manifest:
     source, file = MODEL_FILES["fp32"], MODEL_FILES["fp16"]
-    model, data = write_half(work / source, work / file)
+    model, data = write_fp16(work / source, work / file)
     beside = tuple(f"onnx/{name}" for name in data)
     entry = PrecisionEntry(file, None, HALF_METHOD, operator_counts(model), data=beside)
     made = replace(manifest, precisions={**manifest.precisions, "fp16": entry})
     made = _publish(made, work)
-    report = verify_half(Artifact(work, made))
+    report = verify_fp16(Artifact(work, made))
     return _settle(manifest, made, "fp16", report, plan, work)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxsim_embed.artifact import Manifest
+from onnxsim_embed.artifact.manifest import Manifest
 
 TEMPLATE = """---
 library_name: onnxsim-embed

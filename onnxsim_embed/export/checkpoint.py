@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact import outside
+from onnxsim_embed.artifact.manifest import outside
+from onnxsim_embed.artifact.recipes import Recipe
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.texts import read_json
 from onnxsim_embed.export.weights import (
@@ -21,8 +22,7 @@ from onnxsim_embed.export.weights import (
     read_safetensors,
     read_tensors,
 )
-from onnxsim_embed.pooling import PoolingMode
-from onnxsim_embed.recipes import Recipe
+from onnxsim_embed.runtime.pooling import PoolingMode
 
 # Lengths above this are a tokenizer's way to say that it knows none (1e30 is common).
 LONGEST_SEQUENCE = 1_000_000

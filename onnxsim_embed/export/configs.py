@@ -102,7 +102,7 @@ def _write_pooling(checkpoint: Checkpoint, hidden: int, directory: Path) -> None
 def _write_dense(source: Path, target: Path, inputs: int) -> int:
     from safetensors.numpy import save_file
 
-    from onnxsim_embed.pooling import ACTIVATIONS
+    from onnxsim_embed.runtime.pooling import ACTIVATIONS
 
     weight, bias, activation = read_dense(source)
     if weight.shape[0] != inputs:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from onnxsim_embed.export.checkpoint import Checkpoint
-from onnxsim_embed.machine import available_cpus
+from onnxsim_embed.system.hardware import available_cpus
 
 Float32 = npt.NDArray[np.float32]
 Hidden = Callable[[npt.NDArray[np.int64]], Float32]

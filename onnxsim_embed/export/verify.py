@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact import Artifact
-from onnxsim_embed.batching import TOKEN_BUDGET
-from onnxsim_embed.embedder import Embedder
+from onnxsim_embed.artifact.manifest import Artifact
+from onnxsim_embed.artifact.recipes import KnownAnswer, Recipe
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.reference import (
@@ -21,18 +20,19 @@ from onnxsim_embed.export.reference import (
     torch_reference,
 )
 from onnxsim_embed.export.texts import read_texts
-from onnxsim_embed.recipes import KnownAnswer, Recipe
-from onnxsim_embed.session import Session
+from onnxsim_embed.runtime.batching import TOKEN_BUDGET
+from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.session import Session
 
 Float32 = npt.NDArray[np.float32]
 Report = dict[str, Any]
 
 # The least mean and min cosine to the reference that is published, by precision.
-BARS = {"fp32": (0.999999, 0.99999), "int8": (0.995, 0.98), "fp16": (0.9999, 0.999)}
+FIDELITY_THRESHOLDS = {"fp32": (0.999999, 0.99999), "int8": (0.995, 0.98), "fp16": (0.9999, 0.999)}
 
 # The portable file of a precision computes the same as the run-path file but for rounding (a mask,
 # other matrix shapes), and int8 steps can fall either way on that.
-PORTABLE_BARS = {"fp32": BARS["fp32"][1], "int8": 0.999, "fp16": 0.999}
+PORTABLE_THRESHOLDS = {"fp32": FIDELITY_THRESHOLDS["fp32"][1], "int8": 0.999, "fp16": 0.999}
 PORTABLE_STEP = 10
 
 # Texts in a padded batch: enough for lengths to differ, few enough for a small machine.
@@ -210,7 +210,7 @@ def verify_quantized(
     return report
 
 
-def verify_half(artifact: Artifact, texts: Sequence[str] | None = None) -> Report:
+def verify_fp16(artifact: Artifact, texts: Sequence[str] | None = None) -> Report:
     """Compare the fp16 file, on the CPU and in padded batches as a GPU runs them, with the fp32 file.
 
     :param texts: texts to compare on; None for those of the package.
@@ -318,10 +318,10 @@ def _add_portable(
 def _demand_equal(report: Report, precision: str, a: Float32, b: Float32, what: str) -> None:
     least = float(_cosines(a, b).min())
     report["portable_min_cosine"] = round(least, 6)
-    if not least >= PORTABLE_BARS[precision]:
+    if not least >= PORTABLE_THRESHOLDS[precision]:
         report["problems"].append(
             f"{precision} vectors {what} differ: min cosine {least:.5f} (at least "
-            f"{PORTABLE_BARS[precision]})"
+            f"{PORTABLE_THRESHOLDS[precision]})"
         )
 
 
@@ -339,7 +339,7 @@ def _judge(
     bar: tuple[float, float] | None,
 ) -> Report:
     fidelity = compare_vectors(reference, vectors)
-    mean, least = bar or BARS[precision]
+    mean, least = bar or FIDELITY_THRESHOLDS[precision]
     problems = []
     if not (fidelity.mean_cosine >= mean and fidelity.min_cosine >= least):
         problems.append(

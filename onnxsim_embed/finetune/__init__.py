@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxsim_embed.artifact import Artifact
+from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.finetune.pairs import TextPairs, read_pairs
 from onnxsim_embed.finetune.settings import Settings

@@ -6,12 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onnxsim_embed import __version__
-from onnxsim_embed.cache import locate_checkpoint
-from onnxsim_embed.embedder import DOCUMENT_PROMPTS
+from onnxsim_embed.artifact.cache import locate_checkpoint
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export import choose_way
 from onnxsim_embed.export.bert import load_bert
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
+from onnxsim_embed.runtime.embedder import DOCUMENT_PROMPTS
 
 # What trained weights depend on, apart from pairs, settings and the model.
 TOOLS = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets")

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from onnxsim_embed.errors import TrainingError
 from onnxsim_embed.finetune.retrieval import Encode, Task, measure
-from onnxsim_embed.progress import progress_bar
+from onnxsim_embed.system.progress import progress_bar
 
 
 class HeldOut(SentenceEvaluator):  # type: ignore[misc]

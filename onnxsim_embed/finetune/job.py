@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from onnxsim_embed.artifact import MANIFEST, Artifact, atomic_directory, atomic_file, list_files
-from onnxsim_embed.embedder import Embedder
+from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, list_files
 from onnxsim_embed.errors import VerificationError
 from onnxsim_embed.export import export_model
-from onnxsim_embed.export.calibrate import LEAST_TEXTS
 from onnxsim_embed.export.checkpoint import Checkpoint
+from onnxsim_embed.export.quantization.calibration import LEAST_TEXTS
 from onnxsim_embed.export.verify import compare_vectors
+from onnxsim_embed.files.atomic import atomic_directory, atomic_file
 from onnxsim_embed.finetune.base import base_prompts, open_base, versions
 from onnxsim_embed.finetune.pairs import TextPairs, clean_pairs, without_negatives
 from onnxsim_embed.finetune.report import add_to_card, draw_losses, make_report
@@ -30,6 +30,7 @@ from onnxsim_embed.finetune.workplace import (
     workplace,
     write_json,
 )
+from onnxsim_embed.runtime.embedder import Embedder
 
 WEIGHTS = "model.safetensors"
 REPORT = "report.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.tables import iter_column, kind_of, long_cells, open_text, require_pyarrow
+from onnxsim_embed.files.texts import iter_column, kind_of, long_cells, open_text, require_pyarrow
 
 # Names that mean a column where none was asked for: ours, then sentence-transformers' own.
 SOURCE_COLUMNS = ("source_sentence", "anchor", "sentence1")

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxsim_embed.artifact import CARD, atomic_file
+from onnxsim_embed.artifact.manifest import CARD
+from onnxsim_embed.files.atomic import atomic_file
 from onnxsim_embed.finetune.retrieval import Measured
 
 # What the rows of the report are called, in order.

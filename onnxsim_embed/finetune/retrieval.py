@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.finetune.pairs import TextPairs
-from onnxsim_embed.similarity import score_pairs, top_k
+from onnxsim_embed.similarity.compare import score_pairs, top_k
 
 Float32 = npt.NDArray[np.float32]
 

@@ -34,7 +34,7 @@ from transformers.utils import logging as transformers_logging
 from onnxsim_embed.finetune.callbacks import Finite, HeldOut, Progress
 from onnxsim_embed.finetune.pairs import TextPairs
 from onnxsim_embed.finetune.retrieval import Encode, Float32, Task
-from onnxsim_embed.machine import available_cpus
+from onnxsim_embed.system.hardware import available_cpus
 
 if TYPE_CHECKING:
     from onnxsim_embed.finetune.settings import Settings

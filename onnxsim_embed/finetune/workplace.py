@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onnxsim_embed.artifact import atomic_file, check_target
+from onnxsim_embed.artifact.manifest import check_target
 from onnxsim_embed.errors import TrainingError
+from onnxsim_embed.files.atomic import atomic_file
 
 JOB = "job.json"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxsim_embed.embedder import Embedder
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.integrations.loading import LazyModel, ModelSettings
+from onnxsim_embed.runtime.embedder import Embedder
 
 try:
     from langchain_core.embeddings import Embeddings

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from onnxsim_embed.embedder import Embedder
+from onnxsim_embed.runtime.embedder import Embedder
 
 # Adapters with equal settings share one model while any of them lives: a pipeline often embeds
 # documents with one component and queries with another, and a grid search clones its steps.

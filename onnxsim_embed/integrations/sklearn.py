@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.embedder import Embedder
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.integrations.loading import LazyModel, ModelSettings
+from onnxsim_embed.runtime.embedder import Embedder
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin

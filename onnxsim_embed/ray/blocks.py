@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.graph_job import digest
+from onnxsim_embed.files.locations import absolute, is_uri
+from onnxsim_embed.files.vector_directory import VectorDirectory, is_vector_directory, open_vectors
+from onnxsim_embed.files.vectors import read_vectors
 from onnxsim_embed.ray.cluster import LOADER_SHARE, cpus_of, nodes
-from onnxsim_embed.storage import absolute, is_uri
-from onnxsim_embed.units import UnitRows, unit_vectors
-from onnxsim_embed.vector_files import read_vectors
-from onnxsim_embed.vector_store import VectorDirectory, is_vector_directory, open_vectors
+from onnxsim_embed.similarity.graph_writer import digest
+from onnxsim_embed.similarity.unit_rows import UnitRows, unit_vectors
 
 Float32 = npt.NDArray[np.float32]
 
@@ -116,7 +116,7 @@ class BlockRows(UnitRows):
 
     def __init__(self, blocks: Sequence[Any], height: int, rows: int, width: int) -> None:
         self.rows, self.width = rows, width
-        self.panel_rows = height
+        self.tile_rows = height
         self._blocks = blocks
         self._whole = None
 
@@ -129,5 +129,5 @@ class BlockRows(UnitRows):
         """Return a block, float32 (rows, dim), without a copy where this node has it."""
         import ray
 
-        block: Float32 = ray.get(self._blocks[rows.start // self.panel_rows])
+        block: Float32 = ray.get(self._blocks[rows.start // self.tile_rows])
         return block

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onnxsim_embed.errors import MissingExtraError, OnnxsimEmbedError
-from onnxsim_embed.machine import available_cpus
-from onnxsim_embed.storage import is_uri
+from onnxsim_embed.files.locations import is_uri
+from onnxsim_embed.system.hardware import available_cpus
 
 if TYPE_CHECKING:
-    from onnxsim_embed.storage import Storage
+    from onnxsim_embed.files.locations import Storage
 
 # What an actor reserves of each processor that it uses, and a task that reads or writes.
 ACTOR_SHARE = 0.9

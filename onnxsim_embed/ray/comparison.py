@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from onnxsim_embed.blocks import Best, Found
-from onnxsim_embed.budget import PEAK_ENTRY_BYTES, USUAL_SHARE, Limit
-from onnxsim_embed.csr import matrix_of, pairs_of
-from onnxsim_embed.graph_job import ADVICE, by_column, write_part
-from onnxsim_embed.graph_store import part_file
-from onnxsim_embed.kept_rows import naming
-from onnxsim_embed.machine import available_memory
-from onnxsim_embed.panels import AllPairs, keep_best, side_by_side
+from onnxsim_embed.files.checkpoint import naming
 from onnxsim_embed.ray.blocks import BlockRows
 from onnxsim_embed.ray.cluster import ACTOR_SHARE, EXPECTED, nodes, pack, quiet, unpack
-from onnxsim_embed.similarity import BLOCK_BYTES
+from onnxsim_embed.similarity.compare import BLOCK_BYTES
+from onnxsim_embed.similarity.graph import part_file
+from onnxsim_embed.similarity.graph_writer import ADVICE, by_column, write_part
+from onnxsim_embed.similarity.memory import PEAK_ENTRY_BYTES, USUAL_SHARE, Limit
+from onnxsim_embed.similarity.out_of_core import AllPairs, concatenate_pairs, merge_top_k
+from onnxsim_embed.similarity.scoring import Best, Found
+from onnxsim_embed.similarity.sparse import build_matrix, matrix_pairs
+from onnxsim_embed.system.hardware import available_memory
 
 
 def piece_file(number: int, piece: int) -> str:
@@ -87,7 +87,7 @@ class Compare:
             found = map(by_column, best)
         name = part_file(number) if task["alone"] else piece_file(number, piece)
         with naming(self.parts):
-            write_part(self.parts / name, matrix_of(found, self.rows))
+            write_part(self.parts / name, build_matrix(found, self.rows))
 
 
 def _room(most: int | None) -> int:
@@ -120,16 +120,16 @@ class Merge:
             return  # done before, by a worker that was lost then
         pieces = [sparse.csr_array(sparse.load_npz(path)) for path in paths]
         if self.k is None:
-            found = side_by_side([pairs_of(piece) for piece in pieces])
+            found = concatenate_pairs([matrix_pairs(piece) for piece in pieces])
         else:
             height = pieces[0].shape[0]
-            scores, columns = keep_best(
+            scores, columns = merge_top_k(
                 np.hstack([piece.data.reshape(height, -1) for piece in pieces]),
                 np.hstack([piece.indices.reshape(height, -1).astype(np.int64) for piece in pieces]),
                 self.k,
             )
             found = by_column(Best(scores, columns))
         with naming(self.parts):
-            write_part(self.parts / part_file(number), matrix_of([found], self.rows))
+            write_part(self.parts / part_file(number), build_matrix([found], self.rows))
         for path in paths:
             path.unlink(missing_ok=True)

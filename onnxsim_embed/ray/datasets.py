@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from onnxsim_embed.artifact import Artifact
+from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.ray.cluster import cpus_of, nodes, plan_actors, replace_actors, require_ray
 from onnxsim_embed.ray.encoder import EncodeOptions, PackedModel, TextEncoder
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-    from onnxsim_embed.embedder import Embedder
+    from onnxsim_embed.runtime.embedder import Embedder
 
 # Rows that an actor takes at a time: enough to fill its threads, few enough to be done again.
 BATCH_ROWS = 1024
@@ -94,7 +94,7 @@ def encode_dataset(
 
 def load_model(model: str | Embedder, precision: str) -> Embedder:
     """Load a model for a look at it, or return the one that is loaded."""
-    from onnxsim_embed.embedder import Embedder
+    from onnxsim_embed.runtime.embedder import Embedder
 
     if isinstance(model, Embedder):
         return Embedder(

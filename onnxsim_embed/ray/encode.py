@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxsim_embed.encode_job import identity
-from onnxsim_embed.progress import progress_bar
+from onnxsim_embed.files.locations import Storage, find_files, shown
+from onnxsim_embed.files.vector_directory import JOB, RowDiagnostic, VectorDirectory
 from onnxsim_embed.ray.cluster import (
     Actors,
     check_shared,
@@ -25,11 +25,11 @@ from onnxsim_embed.ray.datasets import load_model
 from onnxsim_embed.ray.encoder import EncodeOptions, PackedModel
 from onnxsim_embed.ray.parts import PartsJob
 from onnxsim_embed.ray.texts import Columns, TextFile, group_files, survey, with_rows
-from onnxsim_embed.storage import Storage, find_files, shown
-from onnxsim_embed.vector_store import JOB, Remark, VectorDirectory
+from onnxsim_embed.runtime.encode_to_file import identity
+from onnxsim_embed.system.progress import progress_bar
 
 if TYPE_CHECKING:
-    from onnxsim_embed.embedder import Embedder
+    from onnxsim_embed.runtime.embedder import Embedder
 
 # Rows of a part: some ten seconds of one thread, which is what a kill may cost, and 3 MB of vectors.
 PART_ROWS = 2048
@@ -49,7 +49,7 @@ class EncodedFiles:
 
     vectors: VectorDirectory
     rows_found: int
-    remarks: Sequence[Remark]
+    remarks: Sequence[RowDiagnostic]
     actors: Actors | None
     seconds: float
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact import MANIFEST, Artifact, atomic_directory, is_artifact
-from onnxsim_embed.cache import cache_directory
-from onnxsim_embed.embedder import Embedder
-from onnxsim_embed.encode_job import origin_of
+from onnxsim_embed.artifact.cache import cache_directory
+from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, is_artifact
 from onnxsim_embed.errors import ArtifactError, TableError
-from onnxsim_embed.origins import VectorOrigin
-from onnxsim_embed.vector_store import Remark
+from onnxsim_embed.files.atomic import atomic_directory
+from onnxsim_embed.files.provenance import Provenance
+from onnxsim_embed.files.vector_directory import RowDiagnostic
+from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.encode_to_file import provenance_of
 
 Float32 = npt.NDArray[np.float32]
 
@@ -100,7 +101,7 @@ class EncodeOptions:
                 f"on_error must be one of {', '.join(ON_ERROR)}, got {self.on_error!r}"
             )
 
-    def apply(self, embedder: Embedder) -> VectorOrigin:
+    def apply(self, embedder: Embedder) -> Provenance:
         """Set up a model, and describe its vectors.
 
         :raises ValueError: for a length or width that the model does not have.
@@ -108,7 +109,7 @@ class EncodeOptions:
         if self.max_seq_length is not None:
             embedder.max_seq_length = self.max_seq_length
         self.encode(embedder, [])
-        return origin_of(
+        return provenance_of(
             embedder,
             prompt=self.prompt,
             normalize=bool(self.normalize_embeddings),
@@ -142,7 +143,7 @@ class TextEncoder:
 
     def encode(
         self, ids: Sequence[Any], values: Sequence[Any]
-    ) -> tuple[list[int], Float32, list[Remark]]:
+    ) -> tuple[list[int], Float32, list[RowDiagnostic]]:
         """Return the places of the rows that have a vector, their vectors, and what there is to say of rows.
 
         :param ids: names of the rows.
@@ -159,13 +160,13 @@ class TextEncoder:
                     told = (
                         f"a text of {len(value):,} characters, of which the beginning was encoded"
                     )
-                    remarks.append(Remark(name, told, encoded=True))
+                    remarks.append(RowDiagnostic(name, told, encoded=True))
             elif self._options.on_error == "raise":
                 raise TableError(
                     f"row {name!r} holds {problem}; fill it or drop it, or let it be skipped"
                 )
             else:
-                remarks.append(Remark(name, problem, encoded=False))
+                remarks.append(RowDiagnostic(name, problem, encoded=False))
         vectors = self._options.encode(self._embedder, [values[place] for place in places])
         return places, vectors, remarks
 

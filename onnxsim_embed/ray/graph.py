@@ -13,19 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.budget import Budget
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.graph_job import (
-    PART_PAIRS,
-    GraphJob,
-    check_graph_target,
-    check_wanted,
-    graph_settings,
-    row_pointers,
-)
-from onnxsim_embed.graph_store import Part, SimilarityGraph, open_graph, part_file
-from onnxsim_embed.kept_rows import locked
-from onnxsim_embed.progress import progress_bar
+from onnxsim_embed.files.checkpoint import locked
+from onnxsim_embed.files.locations import Storage
 from onnxsim_embed.ray.blocks import Source, self_scores, source_of
 from onnxsim_embed.ray.cluster import (
     check_shared,
@@ -36,7 +26,17 @@ from onnxsim_embed.ray.cluster import (
     require_ray,
 )
 from onnxsim_embed.ray.comparison import Compare, Merge, piece_file, run_each
-from onnxsim_embed.storage import Storage
+from onnxsim_embed.similarity.graph import Part, SimilarityGraph, open_graph, part_file
+from onnxsim_embed.similarity.graph_writer import (
+    PART_PAIRS,
+    GraphJob,
+    check_graph_target,
+    check_wanted,
+    graph_settings,
+    row_pointers,
+)
+from onnxsim_embed.similarity.memory import Budget
+from onnxsim_embed.system.progress import progress_bar
 
 Float32 = npt.NDArray[np.float32]
 

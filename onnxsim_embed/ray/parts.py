@@ -16,23 +16,23 @@ from functools import partial
 from typing import Any
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.kept_rows import differing_settings
-from onnxsim_embed.ray.cluster import EXPECTED, READER_SHARE, Actors, pack, quiet, unpack
-from onnxsim_embed.ray.datasets import pool
-from onnxsim_embed.ray.encoder import EncodeOptions, TextEncoder
-from onnxsim_embed.ray.texts import Columns, Group, TextPart, read_parts
-from onnxsim_embed.storage import Storage
-from onnxsim_embed.vector_store import (
+from onnxsim_embed.files.checkpoint import differing_settings
+from onnxsim_embed.files.locations import Storage
+from onnxsim_embed.files.vector_directory import (
     FORMAT_VERSION,
     INDEX,
     JOB,
     REJECTED,
     VectorDirectory,
-    VectorPart,
-    pack_part,
+    VectorShard,
+    pack_shard,
     part_file,
-    read_part,
+    read_shard,
 )
+from onnxsim_embed.ray.cluster import EXPECTED, READER_SHARE, Actors, pack, quiet, unpack
+from onnxsim_embed.ray.datasets import pool
+from onnxsim_embed.ray.encoder import EncodeOptions, TextEncoder
+from onnxsim_embed.ray.texts import Columns, Group, TextPart, read_parts
 
 # Parts of an earlier run that are looked into at the same time.
 PARTS_AT_ONCE = 16
@@ -52,7 +52,7 @@ class PartsJob:
         self._groups = groups
         self._part_rows = int(settings["part_rows"])
         self._id_type = id_type
-        self._done: dict[int, VectorPart] = {}
+        self._done: dict[int, VectorShard] = {}
         self._times: list[float] = []
 
     @property
@@ -94,7 +94,7 @@ class PartsJob:
         with ThreadPoolExecutor(
             PARTS_AT_ONCE
         ) as readers:  # an object store takes its time for each
-            parts = readers.map(partial(read_part, self._storage), there)
+            parts = readers.map(partial(read_shard, self._storage), there)
             self._done = {n: part for n, part in zip(there, parts, strict=True) if part is not None}
         return sum(
             part.rows + sum(not remark.encoded for remark in part.remarks)
@@ -154,7 +154,7 @@ class PartsJob:
             },
         )
         for row in ds.iter_rows():
-            part: VectorPart = unpack(row["told"])
+            part: VectorShard = unpack(row["told"])
             self._done[int(row["part"])] = part
             self._times += row["times"]
             yield int(row["rows"])
@@ -219,9 +219,9 @@ class PartEncoder:
             told = error
         return {"part": number, "rows": rows, "told": pack(told), "times": [began, time.time()]}
 
-    def _write(self, part: TextPart) -> VectorPart:
+    def _write(self, part: TextPart) -> VectorShard:
         places, vectors, remarks = self._encoder.encode(part.ids, part.values)
-        data, digest = pack_part(
+        data, digest = pack_shard(
             [part.ids[place] for place in places],
             vectors,
             remarks,
@@ -229,4 +229,4 @@ class PartEncoder:
             self._id_type,
         )
         self._storage.write(part_file(part.number), data)
-        return VectorPart(part_file(part.number), len(places), digest, tuple(remarks))
+        return VectorShard(part_file(part.number), len(places), digest, tuple(remarks))

@@ -15,8 +15,8 @@ from itertools import count, islice
 from typing import IO, Any, cast
 
 from onnxsim_embed.errors import NoTextsError, TableError
-from onnxsim_embed.storage import open_file, shown
-from onnxsim_embed.tables import iter_column, kind_of
+from onnxsim_embed.files.locations import open_file, shown
+from onnxsim_embed.files.texts import iter_column, kind_of
 
 # Asked of an object store at a time; each request takes some tens of milliseconds.
 READ_BYTES = 4 << 20

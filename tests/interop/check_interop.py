@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TEXTS, write_checkpoint
 from environments import BUILD, ROOT, interpreter, versions
+from support import TEXTS, write_checkpoint
 from tokenizers import Tokenizer
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.export import export_model
 from onnxsim_embed.export.texts import read_texts
-from onnxsim_embed.session import Session
+from onnxsim_embed.runtime.session import Session
 
 READERS = Path(__file__).parent / "readers"
 FP32 = 0.99999  # least cosine of any text

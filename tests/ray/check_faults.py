@@ -37,10 +37,10 @@ import onnxsim_embed
 import onnxsim_embed.ray.cluster
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import OnnxsimEmbedError
+from onnxsim_embed.files.locations import Storage
+from onnxsim_embed.files.vector_directory import open_vectors
 from onnxsim_embed.ray import cluster as connect
 from onnxsim_embed.ray import encode_dataset, encode_files, graph, write_graph
-from onnxsim_embed.storage import Storage
-from onnxsim_embed.vector_store import open_vectors
 
 connecting = sys.modules["onnxsim_embed.ray.cluster"]  # the module: the package names its function
 

@@ -1,0 +1,1 @@
+"""The exported model directory: manifest, integrity, choice of precision, cache, recipes."""

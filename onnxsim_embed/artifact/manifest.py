@@ -1,0 +1,311 @@
+"""The artifact: file names, manifest, integrity, atomic writing, and which file suits a machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.system.hardware import CPU_PROVIDER, GPU_PROVIDERS, int8_supported
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MANIFEST = "onnxsim_embed.json"
+CARD = "README.md"
+MODEL_FILES = {
+    "fp32": "onnx/model.onnx",
+    "int8": "onnx/model_int8.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+}
+ENCODER_FILES = {"fp32": "onnx/encoder.onnx", "int8": "onnx/encoder_int8.onnx"}
+PRECISIONS = ("fp32", "int8")  # those that an export makes unless told otherwise
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the artifact."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class PrecisionEntry:
+    """One precision.
+
+    :param file: the portable ONNX file, which every reader takes.
+    :param encoder: the file for our own run path on the CPU, its weights those inside `file`; None
+        where that takes `file` too.
+    :param method: how its numbers were made.
+    :param operators: how often each operator occurs in `file`.
+    :param layers: what quantization chose for each layer.
+    :param calibration: the texts that quantization saw: source, number, tokens, sha256.
+    :param data: files beside `file` that hold weights of it (it may not exceed 2 GB).
+    """
+
+    file: str
+    encoder: str | None
+    method: str
+    operators: Mapping[str, int]
+    layers: Sequence[Mapping[str, Any]] = ()
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    data: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact says of itself (`onnxsim_embed.json`).
+
+    :param dim: width of a vector after every module.
+    :param max_seq_length: tokens kept of a text, special tokens included.
+    :param pooling: pooling modes, concatenated in this order.
+    :param dense: directories of Dense modules, in order, applied after pooling.
+    :param normalize: whether the model ends in L2 normalization.
+    :param files: every file but the manifest, by its path inside the artifact.
+    :param verification: the report of `verify`, by precision; one that is not among `precisions` was
+        made and left out, its "problems" say why.
+    :param via: how the fp32 file came about: "direct", "optimum" or "adopted".
+    :param matryoshka_dims: widths to which vectors may be cut, as the model was trained.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    architecture: str
+    hidden_size: int
+    layers: int
+    dim: int
+    max_seq_length: int
+    do_lower_case: bool
+    pad_token_id: int
+    pooling: tuple[str, ...]
+    dense: tuple[str, ...]
+    normalize: bool
+    prompts: Mapping[str, str]
+    default_prompt_name: str | None
+    similarity_fn_name: str
+    precisions: Mapping[str, PrecisionEntry]
+    tools: Mapping[str, str]
+    verification: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+    via: str = "direct"
+    matryoshka_dims: tuple[int, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON with sorted keys; equal inputs give equal text."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Read a manifest.
+
+        :raises ArtifactError: naming the key that is missing, unknown or of another format version.
+        """
+        try:
+            table = json.loads(text)
+            version = table.get("format_version")
+            if version != FORMAT_VERSION:
+                raise ArtifactError(
+                    f"{where} has format version {version}; this version of onnxsim-embed reads "
+                    f"{FORMAT_VERSION}: export the model again"
+                )
+            known = {entry.name for entry in fields(cls)}
+            if unknown := set(table) - known:
+                raise ArtifactError(f"{where} has unknown keys {sorted(unknown)}")
+            table["files"] = {path: FileEntry(**entry) for path, entry in table["files"].items()}
+            table["precisions"] = {
+                name: PrecisionEntry(**{**entry, "data": tuple(entry.get("data", ()))})
+                for name, entry in table["precisions"].items()
+            }
+            table.setdefault("matryoshka_dims", ())
+            for name in ("pooling", "dense", "matryoshka_dims"):
+                if isinstance(table[name], str):
+                    raise TypeError(f"{name} is a text, not a list")
+                table[name] = tuple(table[name])
+            if not table["pooling"]:
+                raise ValueError("pooling is empty")
+            manifest = cls(**table)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ArtifactError(f"{where} is not a readable manifest: {error!r}") from error
+        for path in manifest.files:
+            _check_inside(path, where)
+        return manifest
+
+
+def _check_inside(path: str, where: str) -> None:
+    parts = Path(path).parts
+    if not parts or Path(path).is_absolute() or ".." in parts or "\\" in path:
+        raise ArtifactError(f"{where} names a path outside the artifact: {path!r}")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact directory and its manifest."""
+
+    directory: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, directory: Path) -> Artifact:
+        """Open an artifact; reads the manifest only.
+
+        :raises ArtifactError: if there is none, or it cannot be read.
+        """
+        path = directory / MANIFEST
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            if not directory.exists():
+                raise ArtifactError(f"{directory} does not exist") from None
+            raise ArtifactError(
+                f"{directory} is not an artifact: it holds no {MANIFEST}; "
+                f"make one with: onnxsim-embed export {directory} -o NEW_DIRECTORY"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"cannot read {path}: {error}") from error
+        return cls(directory, Manifest.from_json(text, str(path)))
+
+    def file(self, name: str) -> Path:
+        """Return a file of the artifact after checking its size and sha256.
+
+        :raises ArtifactError: naming the file that is missing, truncated or changed.
+        """
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise ArtifactError(f"{self.directory / MANIFEST} does not list {name!r}")
+        path = self.directory / name
+        if (real := outside(path, self.directory)) is not None:
+            raise ArtifactError(f"{path} is a link to {real}, outside the artifact")
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise ArtifactError(
+                f"{path} is missing: {error.strerror}; export the model again"
+            ) from None
+        if size != entry.size:
+            raise ArtifactError(
+                f"{path} is damaged: {size:,} bytes, the manifest says {entry.size:,}; export the model again"
+            )
+        if sha256(path) != entry.sha256:
+            raise ArtifactError(
+                f"{path} is damaged: its sha256 differs from the manifest; export the model again"
+            )
+        return path
+
+    def open_file(self, precision: str) -> Path:
+        """Return the portable file of a precision after checking it and the weights beside it.
+
+        :raises ArtifactError: naming the file that is missing, truncated or changed.
+        """
+        entry = self.manifest.precisions[precision]
+        for name in entry.data:
+            self.file(name)
+        return self.file(entry.file)
+
+    def check(self) -> None:
+        """Check every file of the artifact.
+
+        :raises ArtifactError: naming the first that is missing or damaged.
+        """
+        for name in self.manifest.files:
+            self.file(name)
+
+    def choose_precision(self, precision: str, provider: str = CPU_PROVIDER) -> str:
+        """Return the precision to load.
+
+        :param precision: "auto" or a precision of the manifest.
+        :param provider: the execution provider that is to run it.
+        :raises ValueError: naming those there are; for int8 away from the CPU, where its operators have
+            no kernels; for fp16 away from a GPU, where it is slower than fp32 and no more exact.
+        """
+        offered = self.manifest.precisions
+        on_cpu, on_gpu = provider == CPU_PROVIDER, provider in GPU_PROVIDERS
+        if precision == "auto":
+            if on_gpu and "fp16" in offered:
+                return "fp16"
+            if "int8" not in offered or not on_cpu:
+                return "fp32"
+            suits, reason = int8_supported()
+            if not suits:
+                logger.warning("using fp32: %s", reason)
+            return "int8" if suits else "fp32"
+        if precision not in offered:
+            raise ValueError(self._no_precision(precision))
+        if precision == "int8" and not on_cpu:
+            raise ValueError(
+                f"precision 'int8' is for the CPU, and {provider} was asked for: "
+                "use precision='fp32', or device='cpu'"
+            )
+        if precision == "fp16" and not on_gpu:
+            raise ValueError(
+                f"precision 'fp16' is for GPUs, and {provider} was chosen, which would compute it in "
+                "float32, only slower: use precision='auto', or device='cuda'"
+            )
+        return precision
+
+    def _no_precision(self, precision: str) -> str:
+        offered = ", ".join(self.manifest.precisions)
+        told = f"precision {precision!r} is not in {self.directory}, which holds {offered}"
+        if problems := self.manifest.verification.get(precision, {}).get("problems"):
+            return f"{told}: its export left it out, as {'; '.join(problems)}"
+        if precision not in MODEL_FILES:
+            return f"{told}; known are auto, {', '.join(MODEL_FILES)}"
+        wanted = ",".join([*self.manifest.precisions, precision])
+        return f"{told}; add it with: onnxsim-embed export MODEL --precision {wanted} --force"
+
+
+def outside(path: Path, directory: Path) -> Path | None:
+    """Return where a path leads if that is not inside the directory; the Hub's cache is made of links."""
+    real, home = path.resolve(), directory.resolve()
+    if home.parent.name == "snapshots":
+        home = home.parent.parent
+    return None if real.is_relative_to(home) else real
+
+
+def is_artifact(directory: Path) -> bool:
+    """Return whether the directory holds a manifest."""
+    return (directory / MANIFEST).is_file()
+
+
+def sha256(path: Path) -> str:
+    """Return the file's sha256 in hexadecimal."""
+    with path.open("rb") as stream:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def list_files(directory: Path) -> dict[str, FileEntry]:
+    """Return every file below a directory but the manifest, by its path with forward slashes."""
+    return {
+        path.relative_to(directory).as_posix(): FileEntry(sha256(path), path.stat().st_size)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Refuse a target that holds something, unless it is an artifact and `force` is given.
+
+    :raises FileExistsError: with the next step.
+    """
+    if not target.exists():
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if not target.is_dir() or not is_artifact(target):
+        raise FileExistsError(f"{target} exists and is not an artifact; choose another directory")
+    if not force:
+        raise FileExistsError(
+            f"{target} exists; replace it with --force, or choose another directory"
+        )

@@ -1,0 +1,1 @@
+"""ONNX graphs: builders, tracing, files, fp16."""

@@ -1,0 +1,198 @@
+"""BERT encoder -> ONNX graph, fp32 and int8, in two layouts that share their weights.
+
+*portable*: input_ids and attention_mask, int64 (batch, sequence); last_hidden_state, float32 (batch,
+sequence, hidden). What every reader takes.
+
+*run*: input_ids, int64 (sequence, batch), rows of equal length, no mask; hidden, float32 (sequence,
+batch, hidden). For our own run path: no masking, and attention reads query, key and value where the
+linears left them (onnxruntime's FusedMatMul takes the transposition as a stride).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from onnxsim_embed.export.bert import AnyLinear, Bert, Int8Table, Layer, Linear, Norm, StaticLinear
+from onnxsim_embed.export.onnx.builder import MICROSOFT, GraphBuilder
+
+Layout = Literal["portable", "run"]
+
+# What a padded position adds to a score before softmax: exp() of it is exactly 0 in float32, and a
+# row that is all padding still gets finite weights.
+MASKED_SCORE = np.float32(-10000.0)
+
+
+def build_encoder(
+    bert: Bert, layout: Layout = "portable", expose: Sequence[str] = ()
+) -> onnx.ModelProto:
+    """Build the encoder.
+
+    :param bert: the encoder, its linear layers float32 or quantized.
+    :param layout: see the module's description.
+    :param expose: names of inner values to add as outputs (calibration reads them).
+    """
+    b = GraphBuilder()
+    portable = layout == "portable"
+    x = _embeddings(b, bert, portable)
+    mask = _additive_mask(b) if portable else None
+    for number, layer in enumerate(bert.layers):
+        x = _layer(b, bert, layer, x, mask, f"layer{number}")
+    output = "last_hidden_state" if portable else "hidden"
+    b.nodes[-1].output[0] = output
+    axes = ["batch", "sequence"] if portable else ["sequence", "batch"]
+    inputs = ["input_ids", "attention_mask"] if portable else ["input_ids"]
+    return b.model(
+        [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in inputs],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [*axes, bert.hidden])]
+        + [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in expose],
+    )
+
+
+def _embeddings(b: GraphBuilder, bert: Bert, portable: bool) -> str:
+    words = _words(b, bert)
+    axis = 1 if portable else 0
+    length = b.op("Shape", "input_ids", name="sequence_length", start=axis, end=axis + 1)
+    zero = b.constant("zero", np.array([0], np.int64))
+    table = b.constant("positions", bert.positions if portable else bert.positions[:, None])
+    positions = b.op("Slice", table, zero, length, zero, name="embeddings.positions")
+    total = b.op("Add", words, positions, name="embeddings.sum")
+    return _norm(b, bert, bert.norm, total, "embeddings.norm")
+
+
+def _words(b: GraphBuilder, bert: Bert) -> str:
+    table = bert.words
+    if not isinstance(table, Int8Table):
+        return b.op("Gather", b.constant("words", table), "input_ids", name="embeddings.words")
+    values = b.op("Gather", b.constant("words", table.values), "input_ids", name="embeddings.int8")
+    values = b.op("Cast", values, name="embeddings.float", to=TensorProto.FLOAT)
+    scales = b.constant("words.scales", table.scales[:, None])
+    scales = b.op("Gather", scales, "input_ids", name="embeddings.scales")
+    return b.op("Mul", values, scales, name="embeddings.words")
+
+
+def _additive_mask(b: GraphBuilder) -> str:
+    real = b.op("Cast", "attention_mask", name="mask.real", to=TensorProto.FLOAT)
+    padded = b.op("Sub", b.constant("one", np.float32(1)), real, name="mask.padded")
+    scores = b.op("Mul", padded, b.constant("masked_score", MASKED_SCORE), name="mask.scores")
+    axes = b.constant("mask.axes", np.array([1, 2], np.int64))
+    return b.op("Unsqueeze", scores, axes, name="mask")
+
+
+def _layer(b: GraphBuilder, bert: Bert, layer: Layer, x: str, mask: str | None, name: str) -> str:
+    attend = _attention_masked if mask is not None else _attention_strided
+    context = attend(b, bert, layer, x, mask or "", name)
+    flat = b.constant("hidden.shape", np.array([0, 0, bert.hidden], np.int64))
+    context = b.op("Reshape", context, flat, name=f"{name}.context")
+    attended = _linear(b, layer.output, context, f"{name}.output")
+    x = b.op("Add", x, attended, name=f"{name}.attended")
+    x = _norm(b, bert, layer.attention_norm, x, f"{name}.attention_norm")
+    up = _linear(b, layer.up, x, f"{name}.up")
+    fused = isinstance(layer.down, StaticLinear)
+    inner = _activation(b, bert.activation, up, f"{name}.activation", fused)
+    down = _linear(b, layer.down, inner, f"{name}.down")
+    total = b.op("Add", x, down, name=f"{name}.sum")
+    return _norm(b, bert, layer.norm, total, f"{name}.norm")
+
+
+def _heads(b: GraphBuilder, bert: Bert, layer: Layer, x: str, name: str) -> list[str]:
+    """Project to query, key and value, each (., ., heads, head width)."""
+    shape = b.constant("heads.shape", np.array([0, 0, bert.heads, bert.head_width], np.int64))
+    parts = (("query", layer.query), ("key", layer.key), ("value", layer.value))
+    return [
+        b.op("Reshape", _linear(b, linear, x, f"{name}.{part}"), shape, name=f"{name}.{part}.heads")
+        for part, linear in parts
+    ]
+
+
+def _attention_masked(
+    b: GraphBuilder, bert: Bert, layer: Layer, x: str, mask: str, name: str
+) -> str:
+    orders = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
+    query, key, value = (
+        b.op("Transpose", part, name=f"{part}.split", perm=order)
+        for part, order in zip(_heads(b, bert, layer, x, name), orders, strict=True)
+    )
+    scores = b.op("MatMul", query, key, name=f"{name}.scores")
+    scores = b.op("Add", scores, mask, name=f"{name}.scores.masked")
+    weights = b.op("Softmax", scores, name=f"{name}.weights", axis=-1)
+    context = b.op("MatMul", weights, value, name=f"{name}.context.split")
+    return b.op("Transpose", context, name=f"{name}.context.joined", perm=[0, 2, 1, 3])
+
+
+def _attention_strided(b: GraphBuilder, bert: Bert, layer: Layer, x: str, _: str, name: str) -> str:
+    query, key, value = _heads(b, bert, layer, x, name)  # each (sequence, batch, heads, width)
+    # transBatch: leading axes (batch, heads) come from axes 1 and 2, the matrix rows from axis 0.
+    scores = b.op(
+        "FusedMatMul", query, key, name=f"{name}.scores", domain=MICROSOFT,
+        transBatchA=1, transBatchB=1, transB=1, alpha=1.0,
+    )  # fmt: skip
+    weights = b.op("Softmax", scores, name=f"{name}.weights", axis=-1)
+    context = b.op(
+        "FusedMatMul", weights, value, name=f"{name}.context.split", domain=MICROSOFT,
+        transBatchB=1, alpha=1.0,
+    )  # fmt: skip
+    return b.op("Transpose", context, name=f"{name}.context.joined", perm=[2, 0, 1, 3])
+
+
+def _norm(b: GraphBuilder, bert: Bert, norm: Norm, x: str, name: str) -> str:
+    # Not onnxruntime's SkipLayerNormalization: Add and LayerNormalization measured faster.
+    weight, bias = b.constant(f"{name}.weight", norm.weight), b.constant(f"{name}.bias", norm.bias)
+    return b.op("LayerNormalization", x, weight, bias, name=name, axis=-1, epsilon=bert.epsilon)
+
+
+def _activation(b: GraphBuilder, activation: str, x: str, name: str, fused: bool) -> str:
+    """Emit the activation; `fused` graphs hold onnxruntime's operators anyway and take its Gelu."""
+    if activation == "relu":
+        return b.op("Relu", x, name=name)
+    if activation == "gelu" and fused:
+        return b.op("Gelu", x, name=name, domain=MICROSOFT)
+    half, one = b.constant("half", np.float32(0.5)), b.constant("one", np.float32(1))
+    if activation == "gelu":  # written out as onnxruntime's fusion expects it
+        sqrt2 = b.constant("sqrt2", np.float32(np.sqrt(2)))
+        curve = b.op("Erf", b.op("Div", x, sqrt2, name=f"{name}.scaled"), name=f"{name}.erf")
+    else:  # the tanh approximation, gelu_new and gelu_pytorch_tanh
+        square = b.op("Mul", x, x, name=f"{name}.square")
+        cube = b.op("Mul", square, x, name=f"{name}.cube")
+        cube = b.op(
+            "Mul", cube, b.constant("gelu.cubic", np.float32(0.044715)), name=f"{name}.cubic"
+        )
+        inner = b.op("Add", x, cube, name=f"{name}.inner")
+        scale = b.constant("gelu.scale", np.float32(np.sqrt(2 / np.pi)))
+        curve = b.op("Tanh", b.op("Mul", inner, scale, name=f"{name}.scaled"), name=f"{name}.tanh")
+    shifted = b.op("Add", curve, one, name=f"{name}.shifted")
+    return b.op("Mul", b.op("Mul", x, shifted, name=f"{name}.product"), half, name=name)
+
+
+def _linear(b: GraphBuilder, linear: AnyLinear, x: str, name: str) -> str:
+    if isinstance(linear, StaticLinear):
+        return _static_linear(b, linear, x, name)
+    if not isinstance(linear, Linear):
+        raise TypeError(f"{name}: cannot emit {type(linear).__name__}")
+    y = b.op("MatMul", x, b.constant(f"{name}.weight", linear.weight), name=f"{name}.product")
+    if linear.bias is None:
+        return y
+    return b.op("Add", y, b.constant(f"{name}.bias", linear.bias), name=name)
+
+
+def _static_linear(b: GraphBuilder, linear: StaticLinear, x: str, name: str) -> str:
+    how = linear.input
+    # Query, key and value share one `how`, whose constants are named after the first to come.
+    key = (x, id(how))
+    scale = b.constant(f"{x}.scale", how.scale)
+    zero = b.constant(f"{x}.zero_point", how.zero_point)
+    if key not in b.quantized:
+        source = x
+        if how.multiplier is not None:
+            factors = b.constant(f"{x}.multiplier", how.multiplier)
+            source = b.op("Mul", x, factors, name=f"{x}.smoothed")
+        b.quantized[key] = b.op("QuantizeLinear", source, scale, zero, name=f"{x}.quantized")
+    weight = b.constant(f"{name}.weight", linear.weight)
+    inputs = [b.quantized[key], weight, scale, b.constant(f"{name}.scales", linear.scales), zero]
+    if linear.bias is not None:
+        inputs += ["", b.constant(f"{name}.bias", linear.bias)]
+    return b.op("MatMulIntegerToFloat", *inputs, name=name, domain=MICROSOFT)

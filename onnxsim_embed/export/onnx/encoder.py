@@ -1,0 +1,130 @@
+"""An encoder of which there is an ONNX file only, traced or adopted: its precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from onnxsim_embed.artifact.manifest import MODEL_FILES, PrecisionEntry
+from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.export.onnx.builder import operator_counts
+from onnxsim_embed.export.onnx.files import load_graph, save_graph
+from onnxsim_embed.export.quantization import onnx as quantize_graph
+from onnxsim_embed.export.quantization.bert import METHOD
+from onnxsim_embed.export.quantization.calibration import Activations, observe
+from onnxsim_embed.runtime.session import Session
+from onnxsim_embed.system.hardware import CPU_PROVIDER
+from onnxsim_embed.system.onnx_session import start_session
+
+Float32 = npt.NDArray[np.float32]
+TokenIds = Sequence[npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class GraphEncoder:
+    """The fp32 file of an artifact that is being made.
+
+    :param method: how the file came about, for people.
+    :param via: the same, for the manifest.
+    :param data: files beside it that hold weights of it.
+    """
+
+    hidden: int
+    layers: int
+    method: str
+    via: str
+    data: tuple[str, ...]
+
+    def write_fp32(self, work: Path) -> PrecisionEntry:
+        """Describe the fp32 file; it is there already."""
+        file = MODEL_FILES["fp32"]
+        counts = operator_counts(load_graph(work / file))
+        return PrecisionEntry(file, None, self.method, counts, data=_beside(file, self.data))
+
+    def prepare_int8(self, work: Path, token_ids: TokenIds) -> Callable[[float], PrecisionEntry]:
+        """Run the calibration texts; return what quantizes below a budget and writes the file."""
+        path = work / MODEL_FILES["fp32"]
+        seen = observe_linears(path, token_ids)
+
+        def write(budget: float) -> PrecisionEntry:
+            model = load_graph(path, weights=True)
+            notes = quantize_graph.quantize_graph(model, seen, budget)
+            file = MODEL_FILES["int8"]
+            data = save_graph(model, work / file)
+            entry = PrecisionEntry(file, None, METHOD, operator_counts(model))
+            return replace(entry, layers=notes, data=_beside(file, data))
+
+        return write
+
+
+def _beside(file: str, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(Path(file).with_name(name).as_posix() for name in names)
+
+
+def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
+    """Return what the linears of an ONNX file see over texts, by the name of their input.
+
+    :raises CheckpointError: if it has no linear layers, as when it is quantized already.
+    """
+    linears = quantize_graph.find_linears(load_graph(path, weights=True))
+    widths = {entry.input: len(entry.linear.weight) for entry in linears}
+    if not widths:
+        raise CheckpointError(
+            f"{path.name} has no float32 linear layers to quantize; export with --precision fp32"
+        )
+    names = list(widths)
+    model = load_graph(path)
+    outputs = {entry.name for entry in model.graph.output}
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in names
+        if name not in outputs
+    )
+    work = path.with_name("observed.onnx")  # beside the weights that it may refer to
+    onnx.save(model, work)
+    try:
+        session = start_session(str(work), [CPU_PROVIDER])
+    finally:
+        work.unlink()
+    inputs = {entry.name for entry in session.get_inputs()}
+
+    def run(ids: npt.NDArray[np.int64]) -> list[Float32]:
+        rows = np.ascontiguousarray(ids.T)
+        feed = {"input_ids": rows, "attention_mask": np.ones_like(rows)}
+        feed["token_type_ids"] = np.zeros_like(rows)
+        values = session.run(names, {key: feed[key] for key in inputs})
+        # Flattened tokens are taken apart again; what has another size is none of the tokens' own.
+        return [
+            value.reshape(*rows.shape, -1).swapaxes(0, 1)
+            if value.size == rows.size * widths[name]
+            else np.zeros((*ids.shape, 0), np.float32)
+            for name, value in zip(names, values, strict=True)
+        ]
+
+    seen = observe(run, names, sum(widths.values()), token_ids)
+    return {name: part for name, part in seen.items() if part.rows.shape[1] == widths[name]}
+
+
+def hidden_size(path: Path) -> int:
+    """Return the width of a file's hidden states, by running three tokens.
+
+    :raises CheckpointError: if it cannot be run, or gives another shape or no finite numbers.
+    """
+    ids = np.array([[1, 2, 3]], np.int64)
+    try:
+        hidden = Session(path, "cpu").run(ids, np.ones_like(ids))
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise CheckpointError(f"onnxruntime cannot run {path.name}: {error}") from error
+    if hidden.ndim != 3 or hidden.shape[:2] != ids.shape:
+        raise CheckpointError(
+            f"{path.name} gives shape {hidden.shape} for one text of 3 tokens, not (1, 3, hidden)"
+        )
+    if not np.isfinite(hidden).all():
+        raise CheckpointError(f"{path.name} gives NaN or infinite values")
+    return int(hidden.shape[2])

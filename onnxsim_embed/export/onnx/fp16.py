@@ -1,0 +1,63 @@
+"""fp32 ONNX file -> fp16, for GPUs: weights and arithmetic in half the bytes."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import onnx
+
+from onnxsim_embed.export.onnx.files import drop_unused_domains, load_graph, save_graph
+
+METHOD = "weights and arithmetic float16; input int64 and output float32 as in model.onnx"
+
+# Biases and norms, not the weights of linears, which nodes rarely share.
+SMALL_CONSTANT = 1 << 16
+
+# Computed in float32: a square or a sum leaves float16's range (6e-8 to 65,504) on values that are
+# themselves well inside. LayerNormalization and Softmax are not among them: their kernels for GPUs add
+# up in float32 as they are.
+FLOAT32_OPERATORS = ("Pow", "ReduceMean", "ReduceSum", "CumSum", "Range")
+
+
+def write_fp16(source: Path, target: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Write the fp16 version of an fp32 file.
+
+    :returns: the model, and see `save_graph`.
+    """
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one line for each value that is out of range and cut off
+        model = load_graph(source, weights=True)
+        give_own_constants(model)
+        model = convert_float_to_float16(
+            model,
+            keep_io_types=True,
+            op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FLOAT32_OPERATORS],
+        )
+    drop_unused_domains(model)
+    return model, save_graph(model, target)
+
+
+def give_own_constants(model: onnx.ModelProto) -> None:
+    """Give every node a copy of its own of the small constants that several share.
+
+    onnxruntime's converter names the cast of a constant after the constant: two nodes that share one
+    would get two casts of one name.
+    """
+    small = {
+        tensor.name: tensor
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.ByteSize() <= SMALL_CONSTANT
+    }
+    seen: set[str] = set()
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name not in small:
+                continue
+            if name in seen:
+                copy = model.graph.initializer.add()
+                copy.CopyFrom(small[name])
+                copy.name = node.input[place] = f"{name}::{node.output[0]}::{place}"
+            seen.add(name)

@@ -1,0 +1,1 @@
+"""Texts -> vectors: the Embedder and what it is made of."""

@@ -1,0 +1,324 @@
+"""What a comparison will take: entries, memory and time, estimated from a sample and kept within bounds."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from numbers import Real
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onnxsim_embed.similarity.out_of_core import AllPairs
+from onnxsim_embed.similarity.scoring import Found, Search
+from onnxsim_embed.similarity.unit_rows import COMPONENT_BYTES, Float32, UnitRows
+from onnxsim_embed.system.hardware import available_cpus, available_memory
+from onnxsim_embed.system.progress import progress_bar
+
+# Bytes of an entry of the result: a float32 score and an int32 column.
+ENTRY_BYTES = 8
+
+# Bytes that an entry takes at the peak, while the matrix is put together from its parts.
+PEAK_ENTRY_BYTES = 24
+
+# A row's best: a float32 score and an int64 column, twice while they are gathered.
+BEST_BYTES = 24
+
+# Share of the free memory that is used where none is named.
+USUAL_SHARE = 0.75
+
+# Rows of a sample. The number of entries differs between rows by about as much as their mean, so that
+# an estimate from 256 of them is right within a tenth or so.
+SAMPLE_ROWS = 256
+
+# Rows that show whether a result is far too large; they are looked at before every long comparison.
+FEW_ROWS = 64
+
+# Pairs below which no sample is worth its while.
+SMALL = 1 << 24
+
+
+class Estimate(NamedTuple):
+    """What `similarity_matrix`, or the k best of each row, would take.
+
+    :param entries: scores: those above the threshold, the diagonal included, or k of each row.
+    :param result_bytes: bytes of the result, in memory and as a file.
+    :param peak_bytes: bytes at the peak, beyond the input.
+    :param seconds: on this machine, if nothing else runs.
+    :param exact: whether the number of scores is known, not estimated.
+    """
+
+    entries: int
+    result_bytes: int
+    peak_bytes: int
+    seconds: float
+    exact: bool = False
+
+    def __str__(self) -> str:
+        number = f"{self.entries:,}" if self.exact else f"about {_about(self.entries)}"
+        return (
+            f"{number} scores, {in_units(self.result_bytes)} "
+            f"({in_units(self.peak_bytes)} at the peak), {in_time(self.seconds)}"
+        )
+
+
+class Budget:
+    """The memory that a comparison may use.
+
+    :param max_memory: bytes beyond the input; None for three quarters of what is free.
+    :raises TypeError: if it is no number.
+    :raises ValueError: if it is not positive.
+    """
+
+    def __init__(self, max_memory: float | None) -> None:
+        if max_memory is None:
+            free = available_memory()
+            self.most = None if free is None else int(free * USUAL_SHARE)
+        elif not isinstance(max_memory, Real):
+            raise TypeError(f"max_memory must be a number of bytes, got {max_memory!r}")
+        elif not 1 <= max_memory < math.inf:
+            raise ValueError(f"max_memory must be positive, got {max_memory}")
+        else:
+            self.most = int(max_memory)  # 4e9 is a number of bytes, too
+        self.for_vectors = None if self.most is None else self.most // 2
+
+    def entries(self, left: UnitRows, right: UnitRows) -> int:
+        """Return how many entries fit beside the loaded vectors."""
+        if self.most is None:
+            return np.iinfo(np.int64).max
+        return max(0, self.most - _loaded(left, right)) // PEAK_ENTRY_BYTES
+
+    def rows(self, pairs: AllPairs, threshold: float | None, k: int | None) -> int:
+        """Return how many rows may be compared at a time, so that what they find fits beside the vectors.
+
+        :param threshold: as for `similarity_matrix`, or None for the k best.
+        """
+        left, right = pairs.left, pairs.right
+        if self.most is None:
+            return left.tile_rows
+        if threshold is None:
+            each = float(BEST_BYTES + PEAK_ENTRY_BYTES) * (k or 0)
+        else:
+            counts, _ = _sample(left, right, threshold)
+            each = float(counts.mean() if len(counts) else 0) * PEAK_ENTRY_BYTES
+        room = max(0, self.most - _loaded(left, right)) / 2
+        return min(left.tile_rows, int(room / max(each, 1)))
+
+    def check_best(self, left: UnitRows, right: UnitRows, k: int) -> None:
+        """Refuse k best of each row that do not fit.
+
+        :raises MemoryError: with what to do instead.
+        """
+        need = left.rows * k * BEST_BYTES
+        if self.most is not None and need > self.most - _loaded(left, right):
+            raise MemoryError(
+                f"the {k} best of {left.rows:,} rows take {in_units(need)}, more than max_memory allows "
+                f"({in_units(self.most)}, vectors included): ask for fewer, or take write_graph "
+                "(similarity --top-k K -o DIRECTORY), which writes them part by part"
+            )
+
+
+_ADVICE = (
+    "raise the threshold, ask for the best of each row instead (top_k, --top-k), or take write_graph "
+    "(similarity -o DIRECTORY), which writes a matrix of any size part by part"
+)
+
+
+class Limit:
+    """Counts pairs when they are found, and stops a comparison that finds more than fit.
+
+    :param most: pairs that fit.
+    :param advice: what to do where there are more.
+    """
+
+    def __init__(self, most: int, threshold: float, advice: str = _ADVICE) -> None:
+        self._left = self._most = most
+        self._threshold = threshold
+        self._advice = advice
+
+    def __call__(self, part: Found) -> None:
+        """Count the pairs of a part.
+
+        :raises MemoryError: with the advice.
+        """
+        self._left -= len(part.scores)
+        if self._left < 0:
+            raise MemoryError(
+                f"more than {_about(self._most)} pairs score above {self._threshold}, and max_memory has "
+                f"no room for their matrix; {self._advice}"
+            )
+
+
+def _loaded(left: UnitRows, right: UnitRows) -> int:
+    sets = [left] if left is right else [left, right]
+    panels = [min(part.tile_rows, part.rows) * part.width for part in sets]
+    # Of one set two panels are compared, of two sets a panel of each.
+    return COMPONENT_BYTES * sum(panels) * (2 if left is right and not left.whole else 1)
+
+
+def check_result_size(left: UnitRows, right: UnitRows, threshold: float, most: int) -> None:
+    """Refuse a result that would not fit, where a sample of rows says so beyond doubt.
+
+    :param most: entries that fit.
+    :raises MemoryError: with the estimate, and what to do instead.
+    """
+    pairs = left.rows * right.rows
+    if pairs <= most or pairs < SMALL:
+        return
+    counts, _ = _sample(left, right, threshold, FEW_ROWS)
+    doubt = 3 * float(counts.std()) / len(counts) ** 0.5
+    if (float(counts.mean()) - doubt) * left.rows > most:
+        expected = estimate_entries(left, right, threshold)
+        raise MemoryError(
+            f"above {threshold} there would be {expected}; max_memory has room for {_about(most)} "
+            f"scores; {_ADVICE}"
+        )
+
+
+def estimate_entries(left: UnitRows, right: UnitRows, threshold: float) -> Estimate:
+    """Return what comparing two sets takes, from a sample of rows; the same sample every time."""
+    counts, seconds = _sample(left, right, threshold)
+    share = left.rows / max(1, len(counts))
+    entries = round(float(counts.sum()) * share)
+    threads = min(available_cpus(), max(1, left.rows // SAMPLE_ROWS))
+    return Estimate(
+        entries,
+        entries * ENTRY_BYTES,
+        entries * PEAK_ENTRY_BYTES + _loaded(left, right),
+        seconds * share / threads / (2 if left is right else 1),
+    )
+
+
+def estimate_best(left: UnitRows, right: UnitRows, k: int) -> Estimate:
+    """Return what the k best of each row take; the time is that of a sample of rows."""
+    rows = _sample_rows(left, SAMPLE_ROWS)
+    seconds = 0.0
+    for panel in right.panels():
+        search = Search(rows, right.load(panel), 8 << 20)
+        started = time.perf_counter()
+        for _ in search.best(min(k, panel.stop - panel.start), skip_self=False):
+            pass
+        seconds += time.perf_counter() - started
+    entries = left.rows * k
+    threads = min(available_cpus(), max(1, left.rows // SAMPLE_ROWS))
+    return Estimate(
+        entries,
+        entries * (ENTRY_BYTES + 4),
+        entries * BEST_BYTES + _loaded(left, right),
+        seconds * left.rows / max(1, len(rows)) / threads,
+        exact=True,
+    )
+
+
+def _sample_rows(left: UnitRows, size: int) -> Float32:
+    """Return the unit vectors of some rows, of all where there are few; the same ones every time."""
+    chosen = np.arange(left.rows)
+    if left.rows > size:
+        chosen = np.sort(np.random.default_rng(0).choice(left.rows, size, replace=False))
+    return left.take(chosen)
+
+
+def _sample(
+    left: UnitRows, right: UnitRows, threshold: float, size: int = SAMPLE_ROWS
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], float]:
+    """Return the entries of some rows, and the seconds that these took on one thread."""
+    rows = _sample_rows(left, size)
+    counts = np.zeros(len(rows), np.int64)
+    seconds = 0.0
+    for panel in right.panels():
+        search = Search(rows, right.load(panel), 8 << 20)
+        started = time.perf_counter()
+        for found in search.above(threshold, upper=False):
+            counts += found.counts
+        seconds += time.perf_counter() - started
+    return counts, seconds
+
+
+class Progress:
+    """A progress bar over the pairs of a comparison, or none.
+
+    :param rows: rows to compare.
+    :param upper: whether a row is compared with those beyond it only.
+    """
+
+    def __init__(self, rows: int, show: bool, upper: bool) -> None:
+        self._rows = rows
+        self._upper = upper
+        self._done = 0
+        self._bar: Any = None
+        if show:
+            self._bar = progress_bar(
+                desc="Comparing", unit=" pairs", total=self._pairs(rows), unit_scale=True
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _pairs(self, rows: int) -> int:
+        return rows * self._rows - (rows * rows // 2 if self._upper else 0)
+
+    def add(self, rows: int) -> None:
+        """Count rows as done."""
+        self.move(self._done + rows)
+
+    def move(self, rows: int) -> None:
+        """Say how many rows are done; fewer than before where some are to be done again."""
+        before, self._done = self._done, rows
+        if self._bar is not None:
+            self._bar.update(self._pairs(self._done) - self._pairs(before))
+
+    def count(self, part: Found) -> Found:
+        """Count a part's rows as done, and hand it on."""
+        self.add(len(part.counts))
+        return part
+
+
+def in_units(number: float) -> str:
+    """Return a number of bytes in words: "12 MB", "3.4 GB"."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while number >= 999.5 and len(units) > 1:
+        number /= 1000
+        units.pop(0)
+    return f"{number:.3g} {units[0]}" if number < 999.5 else f"{number:,.0f} {units[0]}"
+
+
+def parse_bytes(text: str) -> int:
+    """Read a number of bytes such as "4GB", "500 MB" or "1000000"; 1 kB is 1000 bytes, 1 KiB 1024.
+
+    :raises ValueError: for anything else.
+    """
+    units = {"": 1, "b": 1}
+    for power, letter in enumerate("kmgt", 1):
+        units[letter] = units[f"{letter}b"] = 1000**power
+        units[f"{letter}ib"] = 1024**power
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if found is None or found[2].lower() not in units:
+        raise ValueError(f"{text!r} is no number of bytes; write it such as 4GB or 500MB")
+    return int(float(found[1]) * units[found[2].lower()])
+
+
+def in_time(seconds: float) -> str:
+    """Return a duration in words: "0.4 s", "12 min", "3.1 h"."""
+    if seconds < 90:
+        return f"{max(seconds, 0.01):.2g} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    hours = seconds / 3600
+    return f"{hours:.2g} h" if hours < 99.5 else f"{hours:,.0f} h"
+
+
+def _about(number: int) -> str:
+    """Return a number with at most two digits that say something."""
+    digits = max(0, len(str(number)) - 2)
+    return f"{round(number, -digits):,}"

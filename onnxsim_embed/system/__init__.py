@@ -1,0 +1,1 @@
+"""Processors, quotas, threads, memory, progress."""

@@ -1,0 +1,372 @@
+"""The artifact: its manifest, its integrity, and writing that leaves all or nothing."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.artifact.manifest import (
+    MANIFEST,
+    Artifact,
+    FileEntry,
+    Manifest,
+    check_target,
+    is_artifact,
+    list_files,
+    sha256,
+)
+from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.files.atomic import atomic_directory, atomic_file, durable_file
+
+
+@pytest.fixture
+def copy(artifact, tmp_path) -> Path:
+    """An artifact that may be spoilt."""
+    return Path(shutil.copytree(artifact, tmp_path / "copy"))
+
+
+@pytest.fixture
+def table(artifact) -> dict:
+    return json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+# Integrity
+
+LOADED = ["tokenizer.json", "onnx/model.onnx", "onnx/encoder.onnx"]
+OTHER = ["config.json", "1_Pooling/config.json", "vocab.txt", "README.md", "onnx/model_int8.onnx"]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+SPOILT = [
+    pytest.param(flip, "is damaged: its sha256 differs", id="changed"),
+    pytest.param(truncate, r"is damaged: [\d,]+ bytes, the manifest says", id="truncated"),
+    pytest.param(empty, "is damaged: 0 bytes, the manifest says", id="empty"),
+    pytest.param(Path.unlink, "is missing", id="missing"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILT)
+@pytest.mark.parametrize("name", LOADED)
+def test_a_spoilt_file_is_named_at_load(copy, name, spoil, message):
+    spoil(copy / name)
+    with pytest.raises(ArtifactError, match=f"copy/{name} {message}"):
+        Embedder(copy, precision="fp32")
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILT)
+@pytest.mark.parametrize("name", OTHER)
+def test_a_spoilt_file_is_named_by_check(copy, name, spoil, message):
+    spoil(copy / name)
+    with pytest.raises(ArtifactError, match=f"copy/{name} {message}"):
+        Artifact.open(copy).check()
+
+
+def test_a_whole_artifact_passes(artifact):
+    Artifact.open(artifact).check()
+
+
+def test_a_file_the_manifest_does_not_list_is_never_read(copy):
+    (copy / "stray.json").write_text("{}")
+    opened = Artifact.open(copy)
+    opened.check()
+    with pytest.raises(ArtifactError, match=r"does not list 'stray.json'"):
+        opened.file("stray.json")
+
+
+def test_the_artifact_can_be_moved_and_copied(artifact, copy):
+    here, there = (Embedder(path, precision="fp32").encode("water") for path in (artifact, copy))
+    assert here.tobytes() == there.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file"])
+def test_what_is_no_artifact_says_so(tmp_path, kind):
+    target = tmp_path / "target"
+    if kind == "empty":
+        target.mkdir()
+    elif kind == "file":
+        target.write_text("x")
+    with pytest.raises(ArtifactError, match="target"):
+        Artifact.open(target)
+    assert not is_artifact(target)
+
+
+def test_a_directory_that_does_not_exist_is_said_not_to_exist(tmp_path):
+    with pytest.raises(ArtifactError, match=r"does not exist|no such directory"):
+        Artifact.open(tmp_path / "nowhere")
+
+
+# The manifest
+
+
+def test_the_manifest_survives_a_round_trip(artifact):
+    text = (artifact / MANIFEST).read_text(encoding="utf-8")
+    manifest = Manifest.from_json(text, MANIFEST)
+    assert manifest.to_json() == text
+    assert Manifest.from_json(manifest.to_json(), MANIFEST) == manifest
+
+
+def test_the_manifest_holds_no_time_and_no_path_of_its_making(artifact, checkpoint):
+    text = (artifact / MANIFEST).read_text(encoding="utf-8")
+    assert str(checkpoint.parent) not in text
+    assert str(artifact.parent) not in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "7", '"x"', "\x00", "[" * 100_000],
+    ids=["empty", "cut", "list", "null", "number", "text", "binary", "deep"],
+)
+def test_a_manifest_that_is_no_json_object_is_named(copy, text):
+    (copy / MANIFEST).write_text(text)
+    with pytest.raises(ArtifactError, match=MANIFEST):
+        Artifact.open(copy)
+
+
+def test_a_manifest_that_is_no_utf8_is_named(copy):
+    (copy / MANIFEST).write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ArtifactError, match=MANIFEST):
+        Artifact.open(copy)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_version_says_what_to_do(table, version):
+    text = json.dumps(table | {"format_version": version})
+    with pytest.raises(ArtifactError, match=rf"format version {version}; .* reads 1: export"):
+        Manifest.from_json(text, MANIFEST)
+
+
+def test_unknown_keys_are_named(table):
+    with pytest.raises(ArtifactError, match=r"unknown keys \['a', 'colour'\]"):
+        Manifest.from_json(json.dumps(table | {"colour": 1, "a": 2}), MANIFEST)
+
+
+@pytest.mark.parametrize("key", ["dim", "name", "files", "precisions", "pooling", "normalize"])
+def test_a_missing_key_is_named(table, key):
+    del table[key]
+    with pytest.raises(ArtifactError, match=rf"{MANIFEST} .*'{key}'"):
+        Manifest.from_json(json.dumps(table), MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("files", []),
+        ("files", {"a": 1}),
+        ("files", {"a": {"sha256": "x"}}),
+        ("files", {"a": {"sha256": "x", "size": 1, "mode": 7}}),
+        ("precisions", "fp32"),
+        ("precisions", {"fp32": {"file": "a"}}),
+        ("pooling", 3),
+        ("dense", None),
+    ],
+)
+def test_values_of_another_form_are_an_artifact_error(table, key, value):
+    with pytest.raises(ArtifactError, match=MANIFEST):
+        Manifest.from_json(json.dumps(table | {key: value}), MANIFEST)
+
+
+@pytest.mark.parametrize("pooling", [["median"], "mean", []])
+def test_an_unknown_pooling_is_an_artifact_error(copy, table, pooling):
+    (copy / MANIFEST).write_text(json.dumps(table | {"pooling": pooling}))
+    with pytest.raises(ArtifactError, match="pooling"):
+        Embedder(copy, precision="fp32")
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "..", "", "a\\..\\x"])
+def test_paths_outside_the_artifact_are_refused(table, path):
+    table["files"][path] = {"sha256": "0" * 64, "size": 1}
+    with pytest.raises(ArtifactError, match="outside the artifact"):
+        Manifest.from_json(json.dumps(table), MANIFEST)
+
+
+@pytest.mark.parametrize("key", ["dense", "precisions"])
+def test_only_listed_files_are_loaded(copy, table, tmp_path, key):
+    (tmp_path / "secret").mkdir()
+    if key == "dense":
+        table["dense"] = ["../secret"]
+    else:
+        table["precisions"]["fp32"]["file"] = "../secret/model.onnx"
+    (copy / MANIFEST).write_text(json.dumps(table))
+    with pytest.raises(ArtifactError, match="does not list"):
+        Embedder(copy, precision="fp32")
+
+
+def test_an_absent_precision_names_those_there_are(artifact):
+    opened = Artifact.open(artifact)
+    assert opened.choose_precision("int8") == "int8"
+    assert opened.choose_precision("auto") in opened.manifest.precisions
+    with pytest.raises(ValueError, match=r"'fp16' is not in .*holds fp32, int8"):
+        opened.choose_precision("fp16")
+    only = replace(opened.manifest, precisions={"fp32": opened.manifest.precisions["fp32"]})
+    with pytest.raises(ValueError, match=r"export MODEL --precision fp32,int8 --force"):
+        Artifact(artifact, only).choose_precision("int8")
+
+
+# Files and targets
+
+
+def test_files_are_listed_by_path_with_digest_and_size(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/c.txt").write_bytes(b"abc")
+    (tmp_path / MANIFEST).write_text("{}")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert list_files(tmp_path) == {"a/b/c.txt": FileEntry(digest, 3)}
+    assert sha256(tmp_path / "a/b/c.txt") == digest
+
+
+def test_a_free_target_needs_no_force(tmp_path):
+    check_target(tmp_path / "new", force=False)
+    check_target(tmp_path, force=False)  # empty
+
+
+def test_a_target_that_holds_something_is_refused(tmp_path, copy):
+    with pytest.raises(FileExistsError, match="--force"):
+        check_target(copy, force=False)
+    check_target(copy, force=True)
+    (tmp_path / "file").write_text("x")
+    for target in (tmp_path, tmp_path / "file"):
+        with pytest.raises(FileExistsError, match="not an artifact; choose another directory"):
+            check_target(target, force=True)
+
+
+# Writing
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    """A directory with one old file."""
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/old").write_text("old")
+    return tmp_path / "target"
+
+
+def test_a_directory_appears_whole(tmp_path):
+    with atomic_directory(tmp_path / "a/b") as work:
+        (work / "new").write_text("new")
+        assert not (tmp_path / "a/b").exists()
+    assert names(tmp_path / "a") == ["b"]
+    assert names(tmp_path / "a/b") == ["new"]
+
+
+def test_a_directory_takes_the_place_of_the_old(target):
+    with atomic_directory(target) as work:
+        (work / "new").write_text("new")
+        assert names(target) == ["old"]
+    assert names(target) == ["new"]
+    assert names(target.parent) == ["target"]
+
+
+def write_and_fail(target: Path, error: type[BaseException]) -> None:
+    with atomic_directory(target) as work:
+        (work / "new").write_text("new")
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_a_failure_leaves_the_old_directory(target, error):
+    with pytest.raises(error):
+        write_and_fail(target, error)
+    assert names(target) == ["old"]
+    assert names(target.parent) == ["target"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failure_while_changing_places_brings_the_old_directory_back(target, monkeypatch, error):
+    rename = Path.rename
+
+    def fail(self, other):
+        if self.name.endswith(".partial"):
+            raise error
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(error), atomic_directory(target) as work:
+        (work / "new").write_text("new")
+    assert names(target) == ["old"]
+    assert names(target.parent) == ["target"]
+
+
+def test_two_writers_do_not_disturb_each_other(target):
+    with atomic_directory(target) as first:
+        (first / "first").write_text("1")
+        with atomic_directory(target) as second:
+            assert first != second
+            (second / "second").write_text("2")
+        assert names(target) == ["second"]
+    assert names(target) == ["first"]
+    assert names(target.parent) == ["target"]
+
+
+def test_a_symbolic_link_is_followed_or_replaced_but_leaves_nothing_behind(target):
+    link = target.parent / "link"
+    link.symlink_to(target)
+    with atomic_directory(link) as work:
+        (work / "new").write_text("new")
+    assert names(link) == ["new"]
+    assert [name for name in names(target.parent) if name not in ("link", "target")] == []
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "vectors.npy"
+    with atomic_file(path) as work:
+        work.write_text("new")
+        assert not path.exists()
+        assert work.parent == tmp_path
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["vectors.npy"]
+
+
+def test_a_durable_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "job.json"
+    with durable_file(path) as stream:
+        stream.write(b"new")
+        assert not path.exists()
+    with pytest.raises(RuntimeError):
+        half_write(path, RuntimeError, True, durable_file)
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["job.json"]
+
+
+def half_write(path: Path, error: type[BaseException], written: bool, kind=atomic_file) -> None:
+    with kind(path) as work:
+        if written:
+            work.write(b"half") if kind is durable_file else work.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("written", [True, False])
+def test_a_failure_leaves_the_old_file(tmp_path, error, written):
+    path = tmp_path / "vectors.npy"
+    path.write_text("old")
+    with pytest.raises(error):
+        half_write(path, error, written)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["vectors.npy"]
+
+
+def test_a_relative_file_lands_where_it_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with atomic_file(Path("out.txt")) as work:
+        work.write_text("x")
+    assert names(tmp_path) == ["out.txt"]

@@ -1,0 +1,222 @@
+"""Recipes: every one reads, and says sane things with a source for each."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxsim_embed.artifact import recipes as module
+from onnxsim_embed.artifact.manifest import MANIFEST
+from onnxsim_embed.artifact.recipes import find_recipe, read_recipe, recipes, recipes_directory
+from onnxsim_embed.runtime.pooling import PoolingMode
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EVERY = pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
+
+MINIMAL = """
+name = "x"
+source = "owner/x"
+revision = "1"
+licence = "MIT"
+architecture = "bert"
+layers = 1
+dim = 2
+max_seq_length = 3
+pooling = "mean"
+normalize = true
+summary = "X."
+"""
+
+
+def test_the_models_of_the_issue_have_recipes():
+    assert {recipe.name for recipe in recipes()} >= {
+        "all-MiniLM-L6-v2",
+        "all-MiniLM-L12-v2",
+        "bert-base-nli-mean-tokens",
+        "bge-base-en",
+        "bge-small-en-v1.5",
+        "bge-base-en-v1.5",
+        "bge-large-en-v1.5",
+    }
+
+
+def test_every_file_is_a_recipe_of_its_own_name():
+    files = sorted(path.stem for path in recipes_directory().iterdir())
+    assert files == sorted(recipe.name for recipe in recipes())
+    assert {path.suffix for path in recipes_directory().iterdir()} == {".toml"}
+
+
+def test_names_aliases_and_sources_are_unique():
+    names = [
+        name.lower()
+        for recipe in recipes()
+        for name in (recipe.name, recipe.source, *recipe.aliases)
+    ]
+    assert len(set(names)) == len(names)
+
+
+@EVERY
+def test_a_recipe_is_found_by_each_of_its_names_in_any_case(recipe):
+    for name in (recipe.name, recipe.source, *recipe.aliases):
+        assert find_recipe(name) is recipe
+        assert find_recipe(name.upper()) is recipe
+
+
+def test_other_names_find_nothing():
+    assert find_recipe("no-such-model") is None
+    assert find_recipe("") is None
+
+
+@EVERY
+def test_facts_are_sane(recipe):
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.source)
+    assert re.fullmatch(r"[0-9a-f]{40}", recipe.revision)
+    assert recipe.licence in ("Apache-2.0", "MIT")
+    assert recipe.architecture
+    assert 1 <= recipe.layers <= 48
+    assert recipe.dim % 64 == 0
+    assert recipe.max_seq_length in (128, 256, 512)
+    assert PoolingMode.parse(recipe.pooling).value == recipe.pooling
+    assert isinstance(recipe.normalize, bool)
+    assert recipe.summary.endswith(".")
+    assert "\n" not in recipe.summary
+    assert all(isinstance(text, str) for text in recipe.prompts.values())
+    assert (recipe.package is None) == (recipe.package_path is None)
+
+
+@EVERY
+def test_every_fact_has_its_source(recipe):
+    needed = {"licence", "architecture", "pooling", "max_seq_length", "normalize", "revision"}
+    needed |= {"prompts"} if recipe.prompts else set()
+    needed |= {"package"} if recipe.package else set()
+    assert set(recipe.sources) >= needed
+    assert all(url.startswith("https://") for url in recipe.sources.values())
+
+
+def test_bge_models_pool_with_cls_and_the_others_with_the_mean():
+    for recipe in recipes():
+        if recipe.name.startswith("bge-"):
+            assert (recipe.pooling, recipe.normalize, recipe.max_seq_length) == ("cls", True, 512)
+            assert recipe.prompts == {
+                "query": "Represent this sentence for searching relevant passages: "
+            }
+        if "MiniLM" in recipe.name or "mean" in recipe.name:
+            assert recipe.pooling == "mean"
+
+
+@EVERY
+def test_known_answers_have_the_shape_of_their_texts(recipe):
+    for answer in recipe.known_answers:
+        n = len(answer.texts)
+        assert answer.source
+        assert 0 < answer.tolerance <= 1e-3
+        assert answer.prompt_name is None or answer.prompt_name in recipe.prompts
+        assert answer.max_length is None or answer.max_length <= recipe.max_seq_length
+        assert answer.normalize in (None, recipe.normalize)
+        published = 0
+        if answer.token_counts is not None:
+            assert len(answer.token_counts) == n
+        if answer.cosine_matrix is not None:
+            matrix = np.array(answer.cosine_matrix)
+            assert matrix.shape == (n, n)
+            assert np.array_equal(matrix, matrix.T)
+            assert np.array_equal(np.diag(matrix), np.ones(n))
+            published += 1
+        if answer.cosine_of_first_to_rest is not None:
+            assert len(answer.cosine_of_first_to_rest) == n - 1
+            published += 1
+        for part in (answer.vector_head, answer.vector_tail):
+            if part is not None:
+                rows, width = np.array(part).shape
+                assert rows <= n
+                assert 3 <= width <= recipe.dim
+                published += 1
+        if answer.norms is not None:
+            assert len(answer.norms) <= n
+            published += 1
+        assert published
+
+
+def test_known_answers_are_read_only():
+    answer = find_recipe("bge-base-en").known_answers[0]
+    assert isinstance(answer.texts, tuple)
+    assert isinstance(answer.cosine_matrix[0], tuple)
+    with pytest.raises(AttributeError):
+        answer.tolerance = 1
+
+
+# Reading
+
+
+def test_a_minimal_recipe_reads(tmp_path):
+    (tmp_path / "x.toml").write_text(MINIMAL)
+    recipe = read_recipe(tmp_path / "x.toml")
+    assert (recipe.name, recipe.aliases, recipe.known_answers) == ("x", (), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + 'colour = "red"', r"x.toml: unknown keys \['colour'\]; known are"),
+        (MINIMAL + "[[known_answers]]\ntext = 1", r"x.toml, known_answers 1: unknown keys \['text'\]"),
+        (MINIMAL + '[[known_answers]]\nsource = ""\ntexts = []', "x.toml, known_answers 1: .*tolerance"),
+        (MINIMAL.replace('licence = "MIT"', ""), "x.toml: .*licence"),
+        ("name = ", "x.toml"),
+        ("\xff", "x.toml"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_cannot_be_read_names_its_file(tmp_path, text, message):
+    (tmp_path / "x.toml").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=message):
+        read_recipe(tmp_path / "x.toml")
+
+
+# Packages
+
+
+def test_without_a_package_there_is_no_installed_directory():
+    assert find_recipe("bge-base-en").installed_directory() is None
+    recipe = find_recipe("minilm")
+    absent = replace(recipe, package_path="no_such_module/model")
+    assert absent.installed_directory() is None
+    assert replace(recipe, package_path="onnxsim_embed/nowhere").installed_directory() is None
+
+
+def test_a_directory_inside_a_package_is_found():
+    recipe = replace(find_recipe("minilm"), package_path="onnxsim_embed/data")
+    assert recipe.installed_directory() == Path(module.__file__).parent / "data"
+
+
+@pytest.mark.real
+def test_the_minilm_package_holds_what_the_recipe_says(real_checkpoint):
+    from onnxsim_embed.export.checkpoint import open_checkpoint
+
+    recipe = find_recipe("minilm")
+    found = open_checkpoint(real_checkpoint)
+    assert found.config["num_hidden_layers"] == recipe.layers
+    assert found.config["hidden_size"] == recipe.dim
+    assert found.max_seq_length == recipe.max_seq_length
+    assert [mode.value for mode in found.pooling] == [recipe.pooling]
+    assert found.normalize == recipe.normalize
+    assert not (real_checkpoint / MANIFEST).exists()
+
+
+def test_recipes_ship_inside_the_wheel():
+    project = module.tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"]["models"] == "onnxsim_embed/models"
+    assert "models" in project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    minilm = find_recipe("minilm").package
+    assert [minilm] == [
+        p.split("==")[0] for p in project["project"]["optional-dependencies"]["minilm"]
+    ]
+
+
+def test_an_installed_folder_of_recipes_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "onnxsim_embed/models").mkdir(parents=True)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "onnxsim_embed/recipes.py"))
+    assert recipes_directory() == tmp_path / "onnxsim_embed/models"
+    (tmp_path / "onnxsim_embed/models").rmdir()
+    assert recipes_directory() == tmp_path / "models"

@@ -1,0 +1,466 @@
+"""encode on the command line: what it writes, what it says, and that a stopped run is continued."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+from support import TEXTS
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.errors import TableError
+from onnxsim_embed.files.checkpoint import Journal, partial_directory
+from onnxsim_embed.files.vectors import read_vectors
+from onnxsim_embed.runtime import pipeline as runner
+
+BLOCK = 8
+LINES = [f"{text.strip()} {number}" for number, text in enumerate(TEXTS * 6)]  # 72
+PROGRAM = f"""
+from onnxsim_embed.runtime import pipeline as runner
+runner.WINDOW_TEXTS = {BLOCK}
+from onnxsim_embed.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(runner, "WINDOW_TEXTS", BLOCK)
+
+
+def write_lines(path, lines=LINES):
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def lines_txt(tmp_path):
+    return write_lines(tmp_path / "lines.txt")
+
+
+def pipe(monkeypatch, lines):
+    data = "".join(f"{line}\n" for line in lines).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+# what is written and said
+
+
+def test_encode_writes_the_vectors_of_the_api(run, tmp_path, artifact, texts_csv):
+    output = tmp_path / "vectors.npy"
+    code, out, err = run("encode", texts_csv, "--column", "text", "-m", artifact, "-o", output)
+    assert (code, err) == (0, "")
+    assert f"Encoded {len(TEXTS)} texts (11 distinct, " in out
+    assert re.search(
+        r" Of that, tokenize \d+\.\d\d s; summed over threads, run \d.* s and pool \d.* s\.", out
+    )
+    assert "1 text was longer than 48 tokens and was cut there." in out
+    assert f"Wrote {output}: {len(TEXTS)} x 32 float32." in out
+    np.testing.assert_array_equal(np.load(output), Embedder(artifact).encode(TEXTS))
+
+
+def test_encode_takes_a_precision_threads_and_a_prompt(run, tmp_path, artifact, texts_csv):
+    code, out, _ = run("encode", texts_csv, "-m", artifact, "-o", tmp_path / "v.npy", "--precision",
+                       "fp32", "--threads", 1, "--prompt-name", "query")  # fmt: skip
+    assert code == 0
+    assert "1 thread, fp32." in out
+    expected = Embedder(artifact, precision="fp32").encode(TEXTS, prompt_name="query")
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
+
+
+def test_what_is_said_fits_the_number(run, tmp_path, artifact, monkeypatch):
+    pipe(monkeypatch, ["a road"])
+    code, out, _ = run("encode", "-", "-m", artifact, "-o", tmp_path / "v.npy", "--threads", 2)
+    assert code == 0
+    assert "Encoded 1 text (1 distinct, 4 tokens) in " in out
+    assert " 2 threads, " in out
+    assert f"Wrote {tmp_path / 'v.npy'}: 1 x 32 float32." in out
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.parquet"])
+def test_number_format_width_and_length_are_those_asked_for(
+    run, tmp_path, artifact, texts_csv, name
+):
+    arguments = ["--dtype", "ubinary", "--truncate-dim", 16, "--normalize", "--max-seq-length", 9]
+    output = tmp_path / name
+    code, out, err = run("encode", texts_csv, "-m", artifact, "-o", output, "--device", "cpu", *arguments)  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "longer than 9 tokens" in out
+    assert out.endswith(f"Wrote {output}: 12 x 2 uint8.\n")
+    model = Embedder(artifact)
+    model.max_seq_length = 9
+    expected = model.encode(TEXTS, precision="ubinary", truncate_dim=16, normalize_embeddings=True)
+    np.testing.assert_array_equal(read_vectors(output), expected, strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_ranges_are_read_from_a_file(run, tmp_path, artifact, texts_csv, dtype):
+    ranges = np.stack([np.full(32, -0.4), np.full(32, 0.3)]).astype(np.float32)
+    np.save(tmp_path / "ranges.npy", ranges)
+    arguments = ["--dtype", dtype, "--ranges", tmp_path / "ranges.npy"]
+    assert run("encode", texts_csv, "-m", artifact, "-o", tmp_path / "v.npy", *arguments)[0] == 0
+    expected = Embedder(artifact).encode(TEXTS, precision=dtype, ranges=ranges)
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected, strict=True)
+
+
+def test_the_report_says_what_the_run_did(run, refuse, tmp_path, artifact, texts_csv):
+    report, output = tmp_path / "report.json", tmp_path / "v.npy"
+    arguments = ["encode", texts_csv, "-m", artifact, "--precision", "int8", "--report", report]
+    assert run(*arguments, "-o", output)[0] == 0
+    table = json.loads(report.read_text())
+    assert (table["texts"], table["distinct"], table["truncated"]) == (12, 11, 1)
+    assert (table["rows"], table["rows_found"], table["dtype"]) == (12, 0, "float32")
+    assert (table["precision"], table["provider"]) == ("int8", "CPUExecutionProvider")
+    assert 0 < table["seconds_tokenize"] < table["seconds"]
+    for unit in ("texts", "tokens"):
+        assert table[f"{unit}_per_second"] == pytest.approx(table[unit] / table["seconds"])
+    assert "report.json exists" in refuse(*arguments, "-o", tmp_path / "w.npy")
+    assert "named for two outputs" in refuse(*arguments[:-1], output, "-o", output, "--force")
+    beside = tmp_path / "v.npy.json"  # the sidecar
+    assert "two outputs" in refuse(*arguments[:-1], beside, "-o", output, "--force")
+    assert names(tmp_path) == ["report.json", "texts.csv", "v.npy", "v.npy.json"]
+
+
+def test_encode_writes_parquet(run, tmp_path, artifact, texts_csv):
+    from pyarrow import parquet
+
+    assert run("encode", texts_csv, "-m", artifact, "-o", tmp_path / "v.parquet")[0] == 0
+    table = parquet.read_table(tmp_path / "v.parquet")
+    vectors = np.array(table["vector"].to_pylist(), np.float32)
+    np.testing.assert_array_equal(vectors, Embedder(artifact).encode(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("data", "arguments"),
+    [
+        (b"a road\nthe sun\n", []),
+        (b'{"text": "a road"}\n{"text": "the sun"}\n', ["--format", "jsonl"]),
+    ],
+)
+def test_encode_reads_standard_input(run, tmp_path, artifact, monkeypatch, data, arguments):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    output = tmp_path / "v.npy"
+    assert run("encode", "-", "-m", artifact, "-o", output, *arguments)[0] == 0
+    expected = Embedder(artifact).encode(["a road", "the sun"])
+    np.testing.assert_array_equal(np.load(output), expected)
+
+
+def test_quiet_prints_nothing(run, tmp_path, artifact, texts_csv):
+    assert run("encode", texts_csv, "-q", "-m", artifact, "-o", tmp_path / "v.npy") == (0, "", "")
+
+
+def test_an_existing_output_is_replaced_only_by_force(run, refuse, tmp_path, artifact, texts_csv):
+    output = tmp_path / "v.npy"
+    output.write_text("mine")
+    assert "--force" in refuse("encode", texts_csv, "-m", artifact, "-o", output)
+    assert output.read_text() == "mine"
+    assert run("encode", texts_csv, "-m", artifact, "-o", output, "--force")[0] == 0
+    assert np.load(output).shape == (len(TEXTS), 32)
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_an_output_that_is_a_directory_is_refused_first(refuse, tmp_path, force):
+    (tmp_path / "v.npy").mkdir()
+    message = refuse("encode", tmp_path / "missing.csv", "-o", tmp_path / "v.npy", *force)
+    assert "v.npy" in message
+
+
+@pytest.mark.parametrize("name", ["v.csv", "v", "v.npz"])
+def test_vectors_are_written_as_npy_or_parquet(refuse, tmp_path, texts_csv, name):
+    assert ".npy or .parquet" in refuse("encode", texts_csv, "-o", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "arguments", "code", "message"),
+    [
+        ("a.csv", b"id,title\n1,road\n", ["-c", "text"], 2, "no column 'text'; it has: id, title"),
+        ("a.csv", b"id,title\n1,road\n", [], 2, "choose one with --column: id, title"),
+        ("a.csv", b"", [], 1, "holds no texts"),
+        ("a.csv", b"text\ncaf\xe9\n", [], 1, "is not UTF-8"),
+        ("a.jsonl", b'{"text": null}\n', [], 1, "row 0 holds no text (null)"),
+        ("a.xyz", b"road\n", [], 2, "cannot read files of kind 'xyz'"),
+        ("a.txt", b"road\n", ["--format", "doc"], 2, "cannot read files of kind 'doc'"),
+    ],
+)
+def test_broken_input_is_one_line(
+    refuse, tmp_path, artifact, name, content, arguments, code, message
+):
+    (tmp_path / name).write_bytes(content)
+    arguments = [tmp_path / name, "-m", artifact, "-o", tmp_path / "v.npy", *arguments]
+    assert message in refuse("encode", *arguments, code=code)
+    assert names(tmp_path) == [name]
+
+
+def test_a_missing_input_is_one_line(refuse, tmp_path, artifact):
+    message = refuse("encode", tmp_path / "none.csv", "-m", artifact, "-o", tmp_path / "v.npy")
+    assert "there is no file" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "fp64"], "precision 'fp64' is not in"),
+        (["--prompt-name", "x"], "prompt_name 'x'"),
+        (["--dtype", "int4"], "unknown number format 'int4'; known are float32, float16"),
+        (["--dtype", "int8"], "int8 vectors need --ranges"),
+        (["--ranges", "none.npy"], "ranges are for int8 and uint8; float32 takes none"),
+        (["--dtype", "int8", "--ranges", "none.npy"], "there is no file none.npy"),
+        (["--truncate-dim", 33], "truncate_dim must be from 1 to 32, got 33"),
+        (["--max-seq-length", 49], "max_seq_length can be at most 48"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(refuse, tmp_path, artifact, texts_csv, arguments, message):
+    arguments = [texts_csv, "-m", artifact, "-o", tmp_path / "v.npy", *arguments]
+    assert message in refuse("encode", *arguments)
+    assert names(tmp_path) == ["texts.csv"]
+
+
+def test_a_wrong_file_is_refused_before_a_model_is_loaded(refuse, tmp_path, texts_csv):
+    message = refuse("encode", texts_csv, "-c", "none", "-m", "no model", "-o", tmp_path / "v.npy")
+    assert "no column 'none'" in message
+
+
+# a run that was stopped
+
+
+@pytest.fixture(scope="module")
+def whole(artifact, tmp_path_factory):
+    """The bytes of files of LINES that were written without a stop, by name."""
+    from onnxsim_embed.runtime.encode_to_file import encode_to_file
+
+    directory = tmp_path_factory.mktemp("whole")
+    for name in ("v.npy", "v.parquet"):
+        encode_to_file(Embedder(artifact), LINES, directory / name)
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_broken_row_midway_keeps_those_before(
+    run, refuse, tmp_path, artifact, whole, small_blocks
+):
+    rows = [json.dumps(line) for line in LINES]
+    output = tmp_path / "v.npy"
+    arguments = ["encode", tmp_path / "a.jsonl", "-m", artifact, "-o", output]
+    write_lines(tmp_path / "a.jsonl", [*rows[:21], '{"text": null}', *rows[22:]])
+    message = refuse(*arguments, code=1)
+    assert "row 21 holds no text (null)" in message
+    assert message.endswith("; 21 rows are kept, and the same command does the rest\n")
+    write_lines(tmp_path / "a.jsonl", rows)
+    code, out, err = run(*arguments)
+    assert (code, err) == (0, "")
+    assert out.startswith("Found 21 rows done.\nEncoded 51 texts (")
+    assert f"Wrote {output}: 72 x 32 float32." in out
+    assert output.read_bytes() == whole["v.npy"]
+
+
+def test_standard_input_is_continued_when_it_is_piped_again(
+    run, refuse, tmp_path, artifact, whole, small_blocks, monkeypatch
+):
+    output = tmp_path / "v.npy"
+    arguments = ["encode", "-", "--format", "jsonl", "-m", artifact, "-o", output]
+    rows = [json.dumps(line) for line in LINES]
+    pipe(monkeypatch, [*rows[:40], "{"])
+    assert "line 41 is not JSON" in refuse(*arguments, code=1)
+    pipe(monkeypatch, rows)
+    assert run(*arguments)[1].startswith("Found 40 rows done.")
+    assert output.read_bytes() == whole["v.npy"]
+
+
+@pytest.fixture
+def half_done(refuse, tmp_path, artifact):
+    """The arguments of a command that was stopped after one row."""
+    broken = write_lines(tmp_path / "lines.jsonl", ['"a road"', "{"])
+    precision = ["--precision", "int8"]
+    arguments = ["encode", broken, "-m", artifact, "-o", tmp_path / "v.npy", *precision]
+    message = refuse(*arguments, code=1)
+    assert message.endswith("; 1 row is kept, and the same command does the rest\n")
+    write_lines(broken, ['"a road"', '"the sun"'])
+    return arguments
+
+
+def test_a_continued_run_can_be_quiet(run, half_done):
+    assert run(*half_done, "-q") == (0, "", "")
+
+
+def test_a_continued_run_reports_itself_and_replaces_its_report(run, tmp_path, half_done):
+    (tmp_path / "report.json").write_text("of the first run")
+    assert run(*half_done, "--report", tmp_path / "report.json")[0] == 0
+    table = json.loads((tmp_path / "report.json").read_text())
+    assert (table["texts"], table["rows"], table["rows_found"]) == (1, 2, 1)
+
+
+def test_nothing_left_to_do_still_writes_the_file(run, tmp_path, half_done):
+    write_lines(tmp_path / "lines.jsonl", ['"a road"'])
+    code, out, _ = run(*half_done)
+    assert (code, out) == (0, f"Found 1 row done.\nWrote {tmp_path / 'v.npy'}: 1 x 32 float32.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "fp32"], "(precision: int8, now fp32, weights: "),
+        (["--prompt-name", "query"], "(prompt: '', now 'a dog ')"),
+        (["--dtype", "float16"], "(dtype: float32, now float16)"),
+        (["--max-seq-length", 20], "(max_seq_length: 48, now 20)"),
+    ],
+)
+def test_another_job_is_refused_by_name(run, refuse, half_done, arguments, message):
+    got = refuse(*half_done, *arguments)
+    assert message in got
+    assert got.endswith("finish that job, or start over with --force\n")
+    assert run(*half_done, *arguments, "--force")[0] == 0
+
+
+def test_other_texts_are_refused(run, refuse, tmp_path, half_done):
+    write_lines(tmp_path / "lines.jsonl", ['"the road"', '"the sun"'])
+    message = refuse(*half_done)
+    assert "v.npy is half done (1 row), and " in message
+    assert "the first texts are others now" in message
+    assert run(*half_done, "--force")[0] == 0
+
+
+def test_a_damaged_journal_is_one_line(run, refuse, tmp_path, half_done):
+    (tmp_path / ".v.npy.partial/job.json").write_text('{"settings": {"mod')
+    assert "job.json is damaged" in refuse(*half_done, code=1)
+    assert run(*half_done, "--force")[0] == 0
+    assert names(tmp_path) == ["lines.jsonl", "v.npy", "v.npy.json"]
+
+
+def test_after_force_the_way_on_is_without_it(run, refuse, tmp_path, artifact):
+    (tmp_path / "v.npy").write_text("mine")
+    broken = write_lines(tmp_path / "lines.jsonl", ['"a road"', '"the sun"', "{"])
+    arguments = ["encode", broken, "-m", artifact, "-o", tmp_path / "v.npy"]
+    message = refuse(*arguments, "--force", code=1)
+    assert message.endswith(
+        "; 2 rows are kept, and the same command without --force does the rest\n"
+    )
+    assert (tmp_path / "v.npy").read_text() == "mine"
+    write_lines(broken, ['"a road"', '"the sun"'])
+    assert run(*arguments)[0] == 0
+    assert np.load(tmp_path / "v.npy").shape == (2, 32)
+
+
+# as a process of its own
+
+
+def start(artifact, output, source="-", program=PROGRAM, **streams):
+    arguments = ["encode", source, "--format", "txt", "-m", artifact, "-o", output]
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, **{"stderr": subprocess.PIPE} | streams
+    )
+
+
+def wait_for_rows(process, output, rows):
+    while process.poll() is None:
+        with suppress(TableError):
+            journal = Journal.read(partial_directory(output))
+            if journal is not None and journal.rows >= rows:
+                return
+        time.sleep(0.02)
+    pytest.fail(f"it ended with {process.returncode}: {process.stderr.read().decode()}")
+
+
+@contextmanager
+def fed_until(artifact, output, lines, rows):
+    """Give a process that has kept so many rows and waits for more lines."""
+    with start(artifact, output, stdin=subprocess.PIPE) as process:
+        try:
+            process.stdin.write("".join(f"{line}\n" for line in lines).encode())
+            process.stdin.flush()
+            wait_for_rows(process, output, rows)
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.parquet"])
+def test_a_killed_run_is_continued_and_no_byte_differs(
+    run, refuse, tmp_path, artifact, whole, lines_txt, small_blocks, name
+):
+    output = tmp_path / name
+    arguments = ["encode", lines_txt, "-m", artifact, "-o", output]
+    with fed_until(artifact, output, LINES[:44], 32) as process:
+        assert f"another process is writing {output}" in refuse(*arguments, code=1)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+    assert names(tmp_path) == [f".{name}.partial", "lines.txt"]
+    code, out, err = run(*arguments)
+    assert (code, err) == (0, "")
+    assert out.startswith("Found 32 rows done.\nEncoded 40 texts (")
+    assert output.read_bytes() == whole[name]
+    beside = [] if name == "v.parquet" else ["v.npy.json"]
+    assert names(tmp_path) == ["lines.txt", name, *beside]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+def test_an_interrupted_run_says_what_is_kept(run, tmp_path, artifact, whole, lines_txt):
+    output = tmp_path / "v.npy"
+    with fed_until(artifact, output, LINES[:44], 32) as process:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"")
+    # The last block may be on the disk, and the signal there before the program knows.
+    kept = err.decode().removeprefix("onnxsim-embed: interrupted; ").split(" ")[0]
+    assert kept in ("24", "32")
+    note = f"{kept} rows are kept, and the same command does the rest"
+    assert err.decode() == f"onnxsim-embed: interrupted; {note}\n"
+    assert run("encode", lines_txt, "-m", artifact, "-o", output, "-q") == (0, "", "")
+    assert output.read_bytes() == whole["v.npy"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs resource limits")
+@pytest.mark.parametrize("name", ["v.npy", "v.parquet"])
+def test_a_full_disk_keeps_what_fits(run, tmp_path, artifact, whole, lines_txt, name):
+    output = tmp_path / name
+    bytes_that_fit = 128 + 3 * BLOCK * 32 * 4 + 500
+    limit = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_that_fit},) * 2)\n"
+    with start(artifact, output, lines_txt, program=limit + PROGRAM) as process:
+        out, err = process.communicate(timeout=60)
+    note = "24 rows are kept, and the same command does the rest"
+    assert (process.returncode, out) == (1, b"")
+    assert err.decode() == f"onnxsim-embed: cannot write {output}: File too large; {note}\n"
+    assert run("encode", lines_txt, "-m", artifact, "-o", output)[1].startswith("Found 24 rows")
+    assert output.read_bytes() == whole[name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
+def test_on_a_terminal_there_is_progress_and_an_interruption_is_one_line(tmp_path, artifact):
+    import fcntl
+    import struct
+    import termios
+
+    lines = write_lines(tmp_path / "lines.txt", (f"project {n} in the village" for n in range(150_000)))  # fmt: skip
+    output = tmp_path / "v.npy"
+    terminal, other_end = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = start(artifact, output, lines, stderr=other_end)
+    os.close(other_end)
+    shown = b""
+    while b"texts/s" not in shown:
+        shown += os.read(terminal, 4096)
+    wait_for_rows(process, output, BLOCK)
+    process.send_signal(signal.SIGINT)
+    with suppress(OSError):  # what Linux raises at the end of a terminal
+        while read := os.read(terminal, 4096):
+            shown += read
+    os.close(terminal)
+    process.communicate(timeout=60)
+    assert b"Encoding" in shown
+    assert process.returncode == 130
+    assert b"Traceback" not in shown
+    assert b"\nonnxsim-embed: interrupted; " in shown
+    assert names(tmp_path) == [".v.npy.partial", "lines.txt"]

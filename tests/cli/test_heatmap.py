@@ -1,0 +1,100 @@
+"""heatmap: pictures from texts and from vectors, and one line for what cannot be drawn."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support import TEXTS
+
+from onnxsim_embed import Embedder, cos_sim, plot
+from onnxsim_embed.cli import graph_files
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Record what is drawn, and draw it."""
+    seen = {}
+    draw = plot.heatmap
+
+    def record(scores, path, **options):
+        seen.update(options, scores=scores)
+        draw(scores, path, **options)
+
+    monkeypatch.setattr(plot, "heatmap", record)
+    return seen
+
+
+@pytest.fixture
+def vectors(tmp_path):
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).standard_normal((9, 4)))
+    return tmp_path / "v.npy"
+
+
+def test_texts_are_encoded_and_label_the_rows(run, artifact, texts_csv, tmp_path, drawn):
+    output = tmp_path / "map.png"
+    title = "costs $5"
+    code, out, err = run("heatmap", texts_csv, "-o", output, "-c", "text", "-m", artifact, "--title", title)  # fmt: skip
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == f"Drew {len(TEXTS)} rows -> {output}"
+    assert output.read_bytes().startswith(PNG)
+    encoded = Embedder(artifact).encode(TEXTS)
+    np.testing.assert_array_equal(drawn["scores"], cos_sim(encoded, encoded))
+    assert (drawn["labels"], drawn["title"], drawn["order"]) == (TEXTS, title, False)
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_vectors_with_and_without_texts(run, tmp_path, vectors, drawn, ending):
+    output = tmp_path / f"map.{ending}"
+    assert run("heatmap", vectors, "-o", output, "-q") == (0, "", "")
+    assert output.stat().st_size > 1000
+    assert drawn["labels"] is None
+    (tmp_path / "t.txt").write_text("".join(f"text {row}\n" for row in range(9)), encoding="utf-8")
+    code, _, _ = run("heatmap", vectors, "-o", output, "--texts", tmp_path / "t.txt", "-n", 4, "--force", "--order")  # fmt: skip
+    assert code == 0
+    assert drawn["labels"] == [f"text {row}" for row in range(4)]
+    assert (drawn["scores"].shape, drawn["order"]) == ((4, 4), True)
+
+
+def test_a_limit_encodes_no_more(run, artifact, texts_csv, tmp_path, drawn):
+    code, out, _ = run("heatmap", texts_csv, "-o", tmp_path / "m.png", "-c", "text", "-m", artifact, "-n", 3)  # fmt: skip
+    assert code == 0
+    assert out.startswith("Encoded 3 texts ")
+    assert drawn["labels"] == TEXTS[:3]
+
+
+@pytest.mark.parametrize("kind", ["vectors", "texts"])
+def test_too_many_rows_name_the_limit(refuse, artifact, vectors, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(graph_files, "HEATMAP_ROWS", 5)
+    file = vectors
+    if kind == "texts":
+        file = tmp_path / "t.txt"
+        file.write_text("word\n" * 9, encoding="utf-8")
+    line = refuse("heatmap", file, "-o", tmp_path / "m.png", "-m", artifact)
+    assert "at most 5 rows; draw the first ones with --limit 5" in line
+    assert not (tmp_path / "m.png").exists()
+
+
+def test_what_cannot_be_drawn_is_one_line(refuse, vectors, tmp_path):
+    texts, output = tmp_path / "t.txt", tmp_path / "m.png"
+    texts.write_text("one\ntwo\n", encoding="utf-8")
+    assert "holds 2 texts for 9 vectors" in refuse("heatmap", vectors, "-o", output, "--texts", texts)  # fmt: skip
+    assert "holds texts already" in refuse("heatmap", texts, "-o", output, "--texts", texts)
+    assert "pictures can be" in refuse("heatmap", vectors, "-o", tmp_path / "m.xyz")
+    assert "there is no file" in refuse("heatmap", tmp_path / "none.csv", "-o", output)
+    np.save(tmp_path / "empty.npy", np.zeros((0, 4)))
+    assert "holds no rows" in refuse("heatmap", tmp_path / "empty.npy", "-o", output)
+    output.write_bytes(b"mine")
+    assert "--force" in refuse("heatmap", vectors, "-o", output)
+    assert output.read_bytes() == b"mine"
+
+
+def test_labels_in_any_script(run, artifact, tmp_path):
+    labels = ["costs $5_{", "two\nlines", "漢字" * 30, "", "🙂", "עברית"]
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(map(json.dumps, labels)), encoding="utf-8")
+    code, _, err = run("heatmap", path, "-o", tmp_path / "m.png", "-m", artifact, "--order")
+    assert (code, err) == (0, "")

@@ -1,0 +1,237 @@
+"""similarity: directories of parts, estimates and limits of memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_out_of_core import assert_same
+from test_compare import clustered_vectors
+
+from onnxsim_embed import open_graph
+from onnxsim_embed.cli import similarity as command
+from onnxsim_embed.similarity import memory as budget
+from onnxsim_embed.similarity.compare import estimate_similarity, similarity_matrix
+
+VECTORS = clustered_vectors(rows=120)
+
+
+@pytest.fixture
+def vectors_npy(tmp_path):
+    np.save(tmp_path / "vectors.npy", VECTORS)
+    return tmp_path / "vectors.npy"
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+# a directory of parts
+
+
+def test_a_directory_holds_the_matrix(run, tmp_path, vectors_npy):
+    target = tmp_path / "graph"
+    code, out, err = run("similarity", vectors_npy, "-t", 0.4, "-o", target)
+    assert (code, err) == (0, "")
+    matrix = similarity_matrix(VECTORS, 0.4)
+    assert out.startswith(
+        f"Compared 120 rows, {matrix.nnz:,} scores above 0.4 in 1 part -> {target}"
+    )
+    assert_same(open_graph(target).to_matrix(), matrix)
+    assert names(tmp_path) == ["graph", "vectors.npy"]
+
+
+def test_a_directory_holds_the_k_best(run, tmp_path, vectors_npy, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    matrix = ["-o", "m.npz", "-t", 0.9, "--pairs", "p.csv", "--show", 1]
+    code, out, err = run("similarity", vectors_npy, "-o", "graph", "--top-k", 3, *matrix)
+    assert (code, err) == (0, "")
+    assert "360 scores, 3 of each row in 1 part -> graph, " in out
+    assert open_graph("graph").k == 3
+    assert names(tmp_path) == ["graph", "m.npz", "p.csv", "vectors.npy"]
+    code, out, _ = run("similarity", vectors_npy, "-o", "graph", "-o", "n.csv", "-k", 2, "--force")
+    assert (code, "2 of each row" in out, "2 neighbours each -> n.csv" in out) == (0, True, True)
+
+
+KILLED = """
+import os, signal, sys
+from scipy import sparse
+from onnxsim_embed.similarity import graph_writer as graph_job
+from onnxsim_embed.cli import main
+graph_job.PART_PAIRS = 1200
+save, parts = sparse.save_npz, []
+def killing(stream, matrix, **options):
+    if len(parts) == 3:
+        os.kill(os.getpid(), getattr(signal, sys.argv.pop()))
+    parts.append(1)
+    save(stream, matrix, **options)
+sparse.save_npz = killing
+main()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
+@pytest.mark.parametrize(("how", "code"), [("SIGKILL", -9), ("SIGINT", 130)])
+def test_the_same_call_goes_on_after_a_stop(run, tmp_path, vectors_npy, how, code):
+    target = tmp_path / "graph"
+    call = ["similarity", str(vectors_npy), "-o", str(target), "-t", "0.4"]
+    script = KILLED.replace("sys.argv.pop()", repr(how))
+    done = subprocess.run(
+        [sys.executable, "-c", script, *call], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert "Traceback" not in done.stderr
+    parts = tmp_path / ".graph.partial/parts"
+    kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*.npz")}
+    assert sorted(kept) == [f"part-0000{number}.npz" for number in range(3)]
+    code, out, err = run(*call)
+    assert (code, err, "in 12 parts" in out) == (0, "", True)
+    assert kept.items() <= {n: (target / n).stat().st_mtime_ns for n in names(target)}.items()
+    assert_same(open_graph(target).to_matrix(), similarity_matrix(VECTORS, 0.4))
+    assert names(tmp_path) == ["graph", "vectors.npy"]
+
+
+def test_a_directory_is_replaced_only_by_force(run, refuse, tmp_path, vectors_npy):
+    target = tmp_path / "graph"
+    assert run("similarity", vectors_npy, "-o", target)[0] == 0
+    assert "graph exists; replace it with --force" in refuse(
+        "similarity", vectors_npy, "-o", target
+    )
+    assert run("similarity", vectors_npy, "-o", target, "-t", 0.9, "--force")[0] == 0
+    assert open_graph(target).threshold == 0.9
+    (tmp_path / "mine").mkdir()
+    for force in ([], ["--force"]):
+        message = refuse("similarity", vectors_npy, "-o", tmp_path / "mine", *force)
+        assert "mine exists and is no similarity graph; choose another name" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "graph", "--drop-duplicates"], "dedupe FILE -o FILE"),
+        (["-o", "graph", "-o", "other"], "one name without an ending"),
+        (["-o", "graph.v2"], "one name without an ending (a directory of parts)"),
+        (["-o", "graph", "--top-k", 120], "k must be from 1 to 119 (the other rows), got 120"),
+        (["-o", "nowhere/graph"], "there is no directory nowhere"),
+        (["-o", "vectors.npy"], "takes one .npz"),
+        (["-k", 3], "give both: --top-k K and -o neighbours.csv (or -o DIRECTORY)"),
+        (["-o", "m.npz", "-k", 3], "(or -o DIRECTORY)"),
+        (["-o", "n.csv"], "neighbours need both: --top-k K and -o neighbours.csv"),
+        (["-o", "n.csv", "-o", "graph"], "neighbours need both"),
+    ],
+)
+def test_outputs_that_make_no_sense_are_refused(
+    refuse, tmp_path, vectors_npy, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in refuse("similarity", vectors_npy, *arguments)
+    assert names(tmp_path) == ["vectors.npy"]
+
+
+# estimates and memory
+
+
+@pytest.mark.parametrize("outputs", [[], ["-o", "m.npz"], ["-o", "graph"], ["--heatmap", "h.png"]])
+def test_an_estimate_writes_nothing(run, tmp_path, vectors_npy, monkeypatch, outputs):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("similarity", vectors_npy, "--estimate", "-t", 0.4, *outputs)
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    entries = str(estimate_similarity(VECTORS, 0.4)).partition(" at the peak")[0]
+    assert out.startswith(f"Above 0.4: {entries} at the peak), ")
+    assert out.endswith(".\n")
+    assert names(tmp_path) == ["vectors.npy"]
+
+
+@pytest.mark.parametrize("outputs", [[], ["-o", "n.csv"], ["-o", "graph"]])
+def test_the_best_of_each_row_are_estimated_too(run, tmp_path, vectors_npy, monkeypatch, outputs):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("similarity", vectors_npy, "--estimate", "-k", 7, *outputs)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"The 7 best of each row: {7 * len(VECTORS):,} scores, ")
+    assert names(tmp_path) == ["vectors.npy"]
+
+
+def test_an_estimate_leaves_duplicates_out(run, vectors_npy):
+    np.save(vectors_npy, np.tile(VECTORS[10:20], (12, 1)))
+    _, out, _ = run("similarity", vectors_npy, "--estimate", "-t", -0.999, "--drop-duplicates")
+    assert out.startswith(
+        f"Above -0.999: about {similarity_matrix(VECTORS[10:20], -0.999).nnz} scores"
+    )
+
+
+@pytest.mark.parametrize("output", [["-o", "m.npz"], ["--pairs", "p.csv"]])
+def test_what_does_not_fit_is_one_line(refuse, tmp_path, vectors_npy, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    call = ["similarity", vectors_npy, "-t", -1, "--max-memory", "200kB", *output]
+    message = refuse(*call, code=1)
+    assert "more than " in message
+    monkeypatch.setattr(budget, "SMALL", 1)
+    message = refuse(*call, code=1)
+    assert "there would be about 14,000 scores" in message
+    assert "similarity -o DIRECTORY" in message
+    assert names(tmp_path) == ["vectors.npy"]
+
+
+def test_more_neighbours_than_fit_are_one_line(refuse, run, tmp_path, vectors_npy):
+    options = ["--top-k", 100, "--max-memory", "200kB"]
+    message = refuse("similarity", vectors_npy, "-o", tmp_path / "n.csv", *options, code=1)
+    assert "similarity --top-k K -o DIRECTORY" in message
+    assert run("similarity", vectors_npy, "-o", tmp_path / "graph", *options)[0] == 0
+    assert open_graph(tmp_path / "graph").nnz == 12_000
+
+
+def test_a_directory_takes_what_a_file_does_not(run, tmp_path, vectors_npy):
+    call = ["similarity", vectors_npy, "-t", -1, "--max-memory", "200 kB", "-o", tmp_path / "graph"]
+    code, out, err = run(*call, "--show", 2)
+    assert (code, err) == (0, "")
+    assert "14,400 scores above -1.0 in " in out
+    assert len(open_graph(tmp_path / "graph").parts) > 1
+
+
+@pytest.mark.parametrize("size", ["", "4XB", "lots", "1e9", "-1GB"])
+def test_what_is_no_size_says_how_to_write_one(refuse, vectors_npy, size):
+    message = refuse("similarity", vectors_npy, f"--max-memory={size}")
+    assert "is no number of bytes; write it such as 4GB or 500MB" in message
+
+
+def test_no_memory_is_refused_before_any_text_is_encoded(refuse, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_texts_and_vectors", lambda *_: pytest.fail("it began"))
+    message = refuse("similarity", tmp_path / "texts.csv", "--max-memory", "0")
+    assert "max_memory must be positive, got 0" in message
+
+
+# what is read and shown
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_vectors_cut_short_are_one_line(refuse, tmp_path, vectors_npy, share):
+    os.truncate(vectors_npy, int(vectors_npy.stat().st_size * share))
+    message = refuse("similarity", vectors_npy, "-o", tmp_path / "graph", code=1)
+    assert f"{vectors_npy} is not a readable .npy file" in message
+    assert names(tmp_path) == ["vectors.npy"]
+
+
+def test_a_row_that_is_not_finite_is_named(refuse, tmp_path, vectors_npy):
+    vectors = VECTORS.copy()
+    vectors[[70, 90]] = np.nan
+    np.save(vectors_npy, vectors)
+    for options in (["--estimate"], ["-o", tmp_path / "graph"], ["-o", tmp_path / "m.npz"]):
+        for memory in ("1GB", "30kB"):
+            message = refuse("similarity", vectors_npy, "--max-memory", memory, *options)
+            assert "first in row 70\n" in message
+    assert names(tmp_path) == ["vectors.npy"]
+
+
+@pytest.mark.parametrize("output", ["m.npz", "graph"])
+def test_a_bar_is_for_terminals(run, tmp_path, vectors_npy, monkeypatch, output):
+    call = ["similarity", vectors_npy, "-o", tmp_path / output, "--force"]
+    assert run(*call)[2] == ""
+    monkeypatch.setattr(command, "on_terminal", lambda: True)
+    _, out, err = run(*call)
+    assert "Comparing: 100%" in err
+    assert "Comparing" not in out
+    assert run(*call, "--quiet") == (0, "", "")

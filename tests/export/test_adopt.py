@@ -1,0 +1,272 @@
+"""A directory of somebody else's ONNX files: checked, described, copied."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from support import TEXTS, write_checkpoint
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.artifact.manifest import Artifact
+from onnxsim_embed.errors import ArtifactError, CheckpointError, VerificationError
+from onnxsim_embed.export import export_model
+from onnxsim_embed.export.onnx import files as onnx_files
+
+pytestmark = pytest.mark.usefixtures("few_texts")
+FP32 = ["fp32"]
+MODEL = "onnx/model.onnx"
+
+
+@pytest.fixture
+def foreign(artifact, tmp_path) -> Path:
+    """A directory as an exporter leaves it: configuration, tokenizer and onnx/model.onnx."""
+    directory = write_checkpoint(tmp_path / "foreign", prompts={"query": "a dog "})
+    (directory / "model.safetensors").unlink()
+    (directory / "onnx").mkdir()
+    shutil.copyfile(artifact / MODEL, directory / MODEL)
+    return directory
+
+
+def edit(directory: Path, change) -> None:
+    model = onnx.load(directory / MODEL)
+    change(model)
+    onnx.save(model, directory / MODEL)
+
+
+def test_an_onnx_file_is_adopted_as_it_is(foreign, artifact, tmp_path):
+    made = export_model(foreign, tmp_path / "a", precisions=FP32)
+    manifest = made.manifest
+    assert (manifest.via, manifest.dim, manifest.layers) == ("adopted", 32, 2)
+    assert "onnx/model.onnx of the source" in manifest.precisions["fp32"].method
+    assert (made.directory / MODEL).read_bytes() == (foreign / MODEL).read_bytes()
+    report = manifest.verification["fp32"]
+    assert (report["reference"], report["problems"]) == ("itself, padded", [])
+    expected = Embedder(artifact, precision="fp32").encode(TEXTS)
+    assert np.abs(Embedder(made).encode(TEXTS) - expected).max() < 1e-6
+    assert manifest.prompts == {"query": "a dog "}
+    made.check()
+
+
+def test_a_file_beside_the_configuration_is_found_too(foreign, tmp_path):
+    (foreign / MODEL).rename(foreign / "model.onnx")
+    assert export_model(foreign, tmp_path / "a", precisions=FP32).manifest.via == "adopted"
+
+
+def test_int8_and_fp16_are_made_of_the_adopted_file(foreign, tmp_path):
+    made = export_model(foreign, tmp_path / "a", precisions=["fp32", "int8", "fp16"])
+    assert set(made.manifest.precisions) == {"fp32", "int8", "fp16"}
+    int8 = made.manifest.precisions["int8"]
+    assert int8.encoder is None
+    # Query, key and value of a layer share one input.
+    assert (len(int8.layers), int8.operators["MatMulIntegerToFloat"]) == (2 * 4, 2 * 6)
+    assert made.manifest.verification["int8"]["mean_cosine"] >= 0.995
+    assert made.manifest.verification["int8"]["batch_variant"] == 0
+    sizes = {k: made.manifest.files[e.file].size for k, e in made.manifest.precisions.items()}
+    assert sizes["int8"] < sizes["fp16"] < sizes["fp32"]
+
+
+def test_weights_win_unless_adoption_is_asked_for(foreign, checkpoint, tmp_path):
+    shutil.copyfile(checkpoint / "model.safetensors", foreign / "model.safetensors")
+    assert export_model(foreign, tmp_path / "a", precisions=FP32).manifest.via == "direct"
+    adopted = export_model(foreign, tmp_path / "b", precisions=FP32, via="adopt").manifest
+    assert adopted.via == "adopted"
+    assert adopted.verification["fp32"]["reference"] == "PyTorch"
+
+
+def test_an_adopted_file_that_belies_the_weights_is_refused(foreign, tmp_path):
+    other = write_checkpoint(tmp_path / "other", seed=7)
+    shutil.copyfile(other / "model.safetensors", foreign / "model.safetensors")
+    with pytest.raises(VerificationError, match="fp32 is not faithful to PyTorch"):
+        export_model(foreign, tmp_path / "a", precisions=FP32, via="adopt")
+
+
+def test_hidden_states_come_first_and_under_their_name(foreign, artifact, tmp_path):
+    def spoil(model):
+        graph = model.graph
+        onnx_files.rename_value(graph, "last_hidden_state", "token_embeddings")
+        graph.node.append(
+            helper.make_node("ReduceMean", ["token_embeddings"], ["pooled"], axes=[1], keepdims=0)
+        )
+        hidden = onnx.ValueInfoProto.FromString(graph.output[0].SerializeToString())
+        del graph.output[:]
+        graph.output.append(
+            helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["batch", 32])
+        )
+        graph.output.append(hidden)
+
+    edit(foreign, spoil)
+    made = export_model(foreign, tmp_path / "a", precisions=FP32)
+    outputs = [entry.name for entry in onnx.load(made.directory / MODEL).graph.output]
+    assert outputs == ["last_hidden_state", "pooled"]
+    expected = Embedder(artifact, precision="fp32").encode(TEXTS)
+    assert np.abs(Embedder(made).encode(TEXTS) - expected).max() < 1e-6
+
+
+def keep_pooled_only(model):
+    graph = model.graph
+    graph.node.append(
+        helper.make_node("ReduceMean", ["last_hidden_state"], ["pooled"], axes=[1], keepdims=0)
+    )
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["batch", 32]))
+
+
+def add_position_ids(model):
+    entry = helper.make_tensor_value_info("position_ids", TensorProto.INT64, ["batch", "sequence"])
+    model.graph.input.append(entry)
+
+
+def take_int32(model):
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT32
+
+
+def quantize_dynamically(model):
+    model.graph.node.append(
+        helper.make_node("DynamicQuantizeLinear", ["last_hidden_state"], ["q", "scale", "zero"])
+    )
+
+
+def ignore_the_mask(model):
+    for node in model.graph.node:
+        if node.op_type == "Cast" and node.input[0] == "attention_mask":
+            node.op_type, node.input[0] = "Cast", "ones"
+            shape = helper.make_node("Shape", ["attention_mask"], ["mask.shape"])
+            one = helper.make_tensor("one.int64", TensorProto.INT64, [1], [1])
+            ones = helper.make_node("ConstantOfShape", ["mask.shape"], ["ones"], value=one)
+            break
+    nodes = [shape, ones, *model.graph.node]
+    copies = [onnx.NodeProto.FromString(entry.SerializeToString()) for entry in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (keep_pooled_only, r"no hidden states .*pooled \(2 axes\)"),
+        (add_position_ids, r"takes the inputs input_ids, attention_mask, position_ids; supported"),
+        (take_int32, "input input_ids is INT32, not INT64"),
+        (quantize_dynamically, "quantized dynamically .*change with the batch"),
+    ],
+)
+def test_a_file_of_another_interface_is_refused(foreign, tmp_path, change, message):
+    edit(foreign, change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        export_model(foreign, tmp_path / "a", precisions=FP32)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_file_whose_vectors_change_with_padding_is_refused(foreign, tmp_path):
+    edit(foreign, ignore_the_mask)
+    with pytest.raises(VerificationError, match="fp32 is not faithful to itself, padded"):
+        export_model(foreign, tmp_path / "a", precisions=FP32)
+
+
+@pytest.mark.parametrize("content", [b"", b"no onnx", b"\x00" * 100])
+def test_a_damaged_file_is_named(foreign, tmp_path, content):
+    (foreign / MODEL).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.onnx is not a readable ONNX file"):
+        export_model(foreign, tmp_path / "a", precisions=FP32)
+
+
+def test_a_directory_without_weights_and_onnx_says_so(foreign, tmp_path):
+    (foreign / MODEL).unlink()
+    with pytest.raises(CheckpointError, match=r"has no weights: none of model\.safetensors"):
+        export_model(foreign, tmp_path / "a", precisions=FP32)
+    with pytest.raises(CheckpointError, match=r"holds no ONNX file to adopt: .*onnx/model\.onnx"):
+        export_model(foreign, tmp_path / "a", precisions=FP32, via="adopt")
+
+
+def test_pooling_must_still_be_said(foreign, tmp_path):
+    shutil.rmtree(foreign / "1_Pooling")
+    (foreign / "modules.json").unlink()
+    with pytest.raises(CheckpointError, match="--pooling"):
+        export_model(foreign, tmp_path / "a", precisions=FP32)
+    made = export_model(foreign, tmp_path / "a", precisions=FP32, pooling="cls")
+    assert made.manifest.pooling == ("cls",)
+
+
+# Weights beside the file
+
+
+def put_weights_beside(directory: Path, name: str = "model.onnx_data") -> None:
+    model = onnx.load(directory / MODEL)
+    onnx.save(
+        model, directory / MODEL, save_as_external_data=True, location=name, size_threshold=256
+    )
+
+
+def point_elsewhere(directory: Path, location: str) -> None:
+    model = onnx.load(directory / MODEL, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    (directory / MODEL).write_bytes(model.SerializeToString())
+
+
+def test_weights_beside_the_file_are_adopted_and_checked(foreign, artifact, tmp_path):
+    put_weights_beside(foreign)
+    made = export_model(foreign, tmp_path / "a")
+    entry = made.manifest.precisions["fp32"]
+    assert entry.data == ("onnx/model.onnx_data",)
+    assert set(made.manifest.precisions) == {"fp32", "int8"}
+    expected = Embedder(artifact, precision="fp32").encode(TEXTS)
+    got = Embedder(made, precision="fp32").encode(TEXTS)
+    assert np.abs(got - expected).max() < 1e-6
+    with (made.directory / entry.data[0]).open("r+b") as stream:
+        stream.write(b"spoilt")
+    with pytest.raises(ArtifactError, match=r"model\.onnx_data is damaged"):
+        Embedder(Artifact.open(made.directory), precision="fp32")
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "sub/file", "..", "a\\b", ""])
+def test_weights_elsewhere_are_refused(foreign, tmp_path, location):
+    put_weights_beside(foreign)
+    (foreign / "secret").write_bytes(b"x" * 100_000)
+    point_elsewhere(foreign, location)
+    with pytest.raises(CheckpointError, match="only files in its own directory are read"):
+        export_model(foreign, tmp_path / "a", precisions=FP32)
+    assert not (tmp_path / "a").exists()
+
+
+def test_missing_weights_are_named(foreign, tmp_path):
+    put_weights_beside(foreign)
+    (foreign / "onnx/model.onnx_data").unlink()
+    with pytest.raises(CheckpointError, match=r"keeps weights in model\.onnx_data, which is not"):
+        export_model(foreign, tmp_path / "a", precisions=FP32)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx_data"])
+def test_a_link_that_leads_out_is_refused(foreign, tmp_path, name):
+    put_weights_beside(foreign)
+    outside = tmp_path / "outside"
+    (foreign / "onnx" / name).rename(outside)
+    (foreign / "onnx" / name).symlink_to(outside)
+    with pytest.raises(CheckpointError, match=r"is a link to .*outside"):
+        export_model(foreign, tmp_path / "a", precisions=FP32)
+
+
+def test_links_inside_the_hub_s_cache_are_followed(foreign, tmp_path):
+    snapshot = tmp_path / "models--owner--name/snapshots/0123abc"
+    snapshot.parent.mkdir(parents=True)
+    foreign.rename(snapshot)
+    blob = snapshot.parent.parent / "blobs/abcdef"
+    blob.parent.mkdir()
+    (snapshot / MODEL).rename(blob)
+    (snapshot / MODEL).symlink_to(blob)
+    made = export_model(snapshot, tmp_path / "a", precisions=FP32)
+    assert not (made.directory / MODEL).is_symlink()
+
+
+def test_a_model_too_large_for_one_file_is_written_as_two(foreign, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_files, "LARGEST_FILE", 1000)
+    made = export_model(foreign, tmp_path / "a", precisions=["fp32", "int8", "fp16"])
+    assert made.manifest.precisions["fp32"].data == ()
+    for name in ("int8", "fp16"):
+        assert made.manifest.precisions[name].data == (f"onnx/model_{name}.onnx_data",)
+    assert Embedder(made, precision="int8").encode(TEXTS).shape == (len(TEXTS), 32)

@@ -1,0 +1,144 @@
+"""The scikit-learn transformer: clones, pipelines, names, frames, and what it refuses."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from support import TEXTS, run_usage
+
+from onnxsim_embed import Embedder
+
+pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from onnxsim_embed.integrations.sklearn import EmbeddingVectorizer
+
+LABELS = [row % 2 for row in range(len(TEXTS))]
+
+
+@pytest.fixture
+def vectorizer(artifact):
+    return EmbeddingVectorizer(artifact, precision="fp32")
+
+
+@pytest.fixture
+def expected(artifact):
+    return Embedder(artifact, precision="fp32").encode(TEXTS)
+
+
+def test_texts_become_the_embedders_vectors(vectorizer, expected):
+    vectors = vectorizer.fit_transform(TEXTS)
+    assert vectors.dtype == np.float32
+    np.testing.assert_array_equal(vectors, expected)
+
+
+@pytest.mark.parametrize("kind", [tuple, lambda texts: np.array(texts, object), np.array])
+def test_columns_of_any_kind_are_taken(vectorizer, expected, kind):
+    np.testing.assert_array_equal(vectorizer.fit(TEXTS).transform(kind(TEXTS)), expected)
+
+
+def test_there_is_nothing_to_fit(vectorizer, expected):
+    check_is_fitted(vectorizer)
+    np.testing.assert_array_equal(vectorizer.transform(TEXTS), expected)
+
+
+def test_options_are_those_of_encode(artifact):
+    options = {"prompt": "a dog ", "normalize_embeddings": True, "truncate_dim": 5, "batch_size": 2}
+    vectorizer = EmbeddingVectorizer(str(artifact), precision="fp32", threads=1, **options)
+    model = Embedder(artifact, precision="fp32", threads=1)
+    np.testing.assert_array_equal(vectorizer.transform(TEXTS), model.encode(TEXTS, **options))
+    assert len(vectorizer.get_feature_names_out()) == 5
+
+
+def test_a_clone_has_the_parameters_and_no_model(vectorizer, artifact):
+    vectorizer.set_params(truncate_dim=3).fit(TEXTS)
+    copy = clone(vectorizer)
+    assert copy.get_params() == vectorizer.get_params()
+    assert copy.get_params()["model"] == artifact
+    assert "_model" not in vars(copy)
+
+
+def test_parameters_may_change_after_fit(vectorizer, expected, artifact):
+    vectorizer.fit(TEXTS)
+    vectorizer.set_params(precision="int8")
+    int8 = Embedder(artifact, precision="int8").encode(TEXTS)
+    assert (int8 != expected).any()
+    np.testing.assert_array_equal(vectorizer.transform(TEXTS), int8)
+
+
+def test_it_pickles_without_its_model(vectorizer, expected):
+    content = pickle.dumps(vectorizer.fit(TEXTS))
+    assert len(content) < 2000
+    np.testing.assert_array_equal(pickle.loads(content).transform(TEXTS), expected)
+
+
+def test_features_have_names(vectorizer):
+    names = vectorizer.get_feature_names_out()
+    assert len(names) == 32
+    assert list(names[:2]) == ["embeddingvectorizer0", "embeddingvectorizer1"]
+
+
+def test_set_output_makes_a_frame(vectorizer, expected):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    column = pandas.Series(TEXTS, index=range(5, 5 + len(TEXTS)))
+    frame = vectorizer.set_output(transform="pandas").fit_transform(column)
+    np.testing.assert_array_equal(frame.to_numpy(), expected)
+    assert list(frame.columns) == list(vectorizer.get_feature_names_out())
+    assert list(frame.index) == list(column.index)
+
+
+def test_a_column_transformer_passes_one_column(vectorizer, expected):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    table = pandas.DataFrame({"text": TEXTS, "year": range(len(TEXTS))})
+    columns = ColumnTransformer([("text", vectorizer, "text"), ("rest", "passthrough", ["year"])])
+    np.testing.assert_array_equal(columns.fit_transform(table)[:, :-1], expected)
+    assert columns.get_feature_names_out()[0] == "text__embeddingvectorizer0"
+    columns = ColumnTransformer([("text", vectorizer, ["text"])])
+    with pytest.raises(ValueError, match=r"got a table of shape \(12, 1\).*name the column as"):
+        columns.fit_transform(table)
+
+
+def test_it_works_inside_a_grid_search(vectorizer):
+    pipeline = make_pipeline(vectorizer, LogisticRegression())
+    grid = GridSearchCV(pipeline, {"embeddingvectorizer__truncate_dim": [4, None]}, cv=2)
+    grid.fit(TEXTS, LABELS)
+    assert len(grid.predict(TEXTS)) == len(TEXTS)
+
+
+def test_equal_transformers_share_one_model(artifact):
+    first, second = EmbeddingVectorizer(artifact), EmbeddingVectorizer(artifact, truncate_dim=4)
+    other = EmbeddingVectorizer(artifact, threads=1)
+    loaded = [vectorizer.fit(TEXTS)._load() for vectorizer in (first, second, other)]
+    assert loaded[0] is loaded[1]
+    assert loaded[0] is not loaded[2]
+
+
+def test_a_bare_string_is_refused(vectorizer):
+    with pytest.raises(ValueError, match="got one string: put it into a list"):
+        vectorizer.transform("a road")
+
+
+def test_a_row_that_is_no_text_is_named(vectorizer):
+    with pytest.raises(TypeError, match="1"):
+        vectorizer.transform(["a road", None])
+
+
+def test_no_texts_give_no_vectors(vectorizer):
+    assert vectorizer.transform([]).shape == (0, 32)
+
+
+def test_an_unknown_option_is_a_type_error(artifact):
+    with pytest.raises(TypeError, match="batchsize"):
+        EmbeddingVectorizer(artifact, batchsize=3)
+
+
+def test_its_usage_runs(artifact):
+    assert "health" in (said := run_usage(EmbeddingVectorizer, artifact)) or "transport" in said

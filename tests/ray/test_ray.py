@@ -1,0 +1,462 @@
+"""Encoding and comparing on a Ray cluster on this machine: the results of one process, to the bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ray")
+
+import onnxsim_embed
+from onnxsim_embed import Embedder, similarity_matrix
+from onnxsim_embed.errors import OnnxsimEmbedError, TableError
+from onnxsim_embed.files.vector_directory import open_vectors
+from onnxsim_embed.ray import cluster, encode_dataset, encode_files, graph, write_graph
+from onnxsim_embed.ray.cluster import Actors, plan_actors
+from onnxsim_embed.ray.encoder import EncodeOptions, PackedModel
+from onnxsim_embed.similarity.memory import PEAK_ENTRY_BYTES
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # the engine's own
+    pytest.mark.timeout(300),
+]
+
+WORDS = [
+    "river",
+    "school",
+    "solar",
+    "market",
+    "road",
+    "water",
+    "village",
+    "forest",
+    "007",
+    "line\nbreak",
+]
+
+
+def some_texts(count: int, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 6))) for _ in range(count)]
+
+
+def write_csv(path, texts, first=0):
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([["name", "text"], *((f"n{first + i}", t) for i, t in enumerate(texts))])
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine(tmp_path_factory):
+    """A cluster of this machine's processors, whose workers keep models in a directory of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with cluster():
+            yield
+
+
+@pytest.fixture(scope="module")
+def model(artifact):
+    return Embedder(artifact, precision="int8", threads=1)
+
+
+@pytest.fixture(scope="module")
+def encoded(artifact, model, tmp_path_factory):
+    """Three files of 90 rows, encoded in parts of 20; read-only."""
+    directory = tmp_path_factory.mktemp("encoded")
+    texts = some_texts(90)
+    for number, (start, stop) in enumerate([(0, 5), (5, 8), (8, 90)]):
+        write_csv(directory / f"part{number}.csv", texts[start:stop], start)
+    done = encode_files(
+        directory / "part*.csv", directory / "vectors", model, column="text", part_rows=20
+    )
+    return directory, texts, done
+
+
+# encoding
+
+
+def test_vectors_are_those_of_one_process(encoded, model):
+    _, texts, done = encoded
+    assert np.array_equal(done.vectors.read(), model.encode(texts))
+    assert done.vectors.ids() == list(range(90))
+    assert (done.rows_found, done.remarks) == (0, [])
+    assert [part.rows for part in done.vectors.parts] == [20, 20, 20, 20, 10]
+
+
+def test_what_is_done_is_not_done_again(encoded, model, tmp_path):
+    directory, _, finished = encoded
+    arguments = (directory / "part*.csv", tmp_path / "vectors", model)
+    shutil.copytree(directory / "vectors", tmp_path / "vectors")
+    (tmp_path / "vectors/part-00001.parquet").unlink()
+    (tmp_path / "vectors/part-00003.parquet").write_bytes(b"half a fi")
+    (tmp_path / "vectors/index.json").unlink()
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "vectors").glob("part-*")}
+    with pytest.raises(FileNotFoundError, match="unfinished job"):
+        open_vectors(tmp_path / "vectors")
+    done = encode_files(*arguments, column="text", part_rows=20)
+    assert done.rows_found == 50
+    assert np.array_equal(done.vectors.read(), finished.vectors.read())
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "vectors").glob("part-*")}
+    made = {name for name in after if after[name] != before.get(name)}
+    assert made == {"part-00001.parquet", "part-00003.parquet"}
+    again = encode_files(*arguments, column="text", part_rows=20)
+    assert (again.rows_found, again.actors) == (90, None)
+
+
+def test_another_job_s_directory_is_refused(encoded, model, tmp_path):
+    directory, _, done = encoded
+    target = directory / "vectors"
+    with pytest.raises(ValueError, match=r"another job \(part_rows: 20, now 30\)"):
+        encode_files(directory / "part*.csv", target, model, column="text", part_rows=30)
+    with pytest.raises(ValueError, match=r"max_seq_length: 48, now 9"):
+        encode_files(
+            directory / "part*.csv", target, model, column="text", part_rows=20, max_seq_length=9
+        )
+    with pytest.raises(ValueError, match="rows: 90, now 82"):
+        encode_files(directory / "part2.csv", target, model, column="text", part_rows=20)
+    (tmp_path / "other.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="choose another directory"):
+        encode_files(directory / "part2.csv", tmp_path, model, column="text", force=True)
+    assert np.array_equal(open_vectors(target).read(), done.vectors.read())
+
+
+def test_force_starts_over(encoded, model, tmp_path):
+    directory, texts, _ = encoded
+    target = tmp_path / "vectors"
+    shutil.copytree(directory / "vectors", target)
+    done = encode_files(
+        directory / "part0.csv",
+        target,
+        model,
+        column="text",
+        id_column="name",
+        part_rows=4,
+        force=True,
+    )
+    assert done.vectors.ids() == ["n0", "n1", "n2", "n3", "n4"]
+    assert np.array_equal(open_vectors(target).read(), model.encode(texts[:5]))
+    assert [part.rows for part in done.vectors.parts] == [4, 1]
+    assert len(list(target.glob("part-*"))) == 2
+
+
+POISON = [
+    {"id": 7, "text": "solar energy"},
+    {"id": 8, "text": None},
+    {"id": 9, "text": 3.5},
+    {"id": 10, "text": "a road"},
+    {"id": 11, "text": "road " * 2_000_000},
+    {"id": 12, "text": "a lone \ud800 surrogate"},
+    {"id": 13},
+]
+
+
+@pytest.fixture
+def poisoned(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in POISON))
+    return path
+
+
+def test_rows_without_a_usable_text_are_reported_and_stop_no_others(
+    poisoned, model, artifact, run, tmp_path
+):
+    target = tmp_path / "vectors"
+    done = encode_files(poisoned, target, model, column="text", id_column="id", part_rows=4)
+    assert done.vectors.ids() == [7, 10, 11]
+    told = {remark.id: (remark.reason, remark.encoded) for remark in done.remarks}
+    assert told[8] == ("no text (null)", False)
+    assert told[9] == ("no text but 3.5", False)
+    assert told[11][0].startswith("a text of 10,000,000 characters")
+    assert told[11][1]
+    assert "surrogate" in told[12][0]
+    assert not told[12][1]
+    assert told[13] == told[8]
+    lines = (target / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [8, 9, 11, 12, 13]
+    assert np.array_equal(done.vectors.read(), model.encode([POISON[i]["text"] for i in (0, 3, 4)]))
+    # A search names rows as the input does.
+    _, out, _ = run("search", "a road", "--in", target, "-m", artifact, "-k", 1, "-q")
+    assert out.split()[2] == "10"
+    # What is said of rows outlives the run that found it.
+    again = encode_files(poisoned, target, model, column="text", id_column="id", part_rows=4)
+    assert {remark.id for remark in again.remarks} == {8, 9, 11, 12, 13}
+    assert again.rows_found == 7
+
+
+def test_rows_without_a_usable_text_stop_all_where_asked(poisoned, model, tmp_path):
+    with pytest.raises(TableError, match="row 8 holds no text"):
+        encode_files(
+            poisoned, tmp_path / "v", model, column="text", id_column="id", on_error="raise"
+        )
+
+
+def test_mistakes_are_told_in_our_words(encoded, model, tmp_path):
+    directory, _, _ = encoded
+    with pytest.raises(ValueError, match="no column 'nope'; it has: name, text"):
+        encode_files(directory / "part0.csv", tmp_path / "v", model, column="nope")
+    with pytest.raises(ValueError, match="on_error must be one of skip, raise"):
+        encode_files(directory / "part0.csv", tmp_path / "v", model, on_error="ignore")
+    with pytest.raises(FileExistsError, match="holds texts to encode"):
+        encode_files(directory / "part0.csv", directory, model, column="text")
+    (tmp_path / "above/below").mkdir(parents=True)
+    shutil.copy(directory / "part0.csv", tmp_path / "above/below")
+    above = f"file://{tmp_path}/above"
+    with pytest.raises(FileExistsError, match="holds texts to encode"):
+        encode_files(f"{above}/below/part0.csv?x=1", f"{above}?x=1", model, column="text")
+    with pytest.raises(FileNotFoundError, match="no directory"):
+        encode_files(directory / "part0.csv", tmp_path / "a/b/c", model, column="text")
+    assert not (tmp_path / "v").exists()
+
+
+def test_an_address_where_nothing_listens_is_told_at_once(monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(
+        OnnxsimEmbedError, match=r"cannot connect to a Ray cluster at 127\.0\.0\.1:9: "
+    ):
+        cluster("127.0.0.1:9").__enter__()
+
+
+def test_a_dataset_gets_vectors(model, tmp_path):
+    import ray.data
+
+    texts = [*some_texts(70), None]
+    # Ray's own readers and writers reserve a whole processor each: there has to be one.
+    ray.data.from_items(
+        [{"id": i, "text": text} for i, text in enumerate(texts)], override_num_blocks=3
+    ).write_parquet(str(tmp_path / "texts"))
+    ds = ray.data.read_parquet(str(tmp_path / "texts"))
+    encode_dataset(ds, model, batch_size=16).write_parquet(str(tmp_path / "vectors"))
+    rows = ray.data.read_parquet(str(tmp_path / "vectors")).take_all()
+    rows.sort(key=lambda row: row["id"])
+    assert [row["id"] for row in rows] == list(range(71))
+    assert np.array_equal(np.stack([row["vector"] for row in rows[:70]]), model.encode(texts[:70]))
+    assert {row["vector_error"] for row in rows[:70]} == {None}
+    assert (rows[70]["vector"], rows[70]["vector_error"]) == (None, "no text (null)")
+
+
+def test_a_damaged_copy_of_the_model_is_made_anew(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path))
+    packed = PackedModel.of(model.artifact, "int8")
+    first = packed.load(1)
+    (first.artifact.directory / "onnx/model_int8.onnx").write_bytes(b"damaged")
+    assert np.array_equal(packed.load(1).encode(["a road"]), model.encode(["a road"]))
+
+
+def test_options_are_those_of_encode(model):
+    options = EncodeOptions(prompt="a dog ", truncate_dim=8, normalize_embeddings=True)
+    expected = model.encode(["a road"], prompt="a dog ", truncate_dim=8, normalize_embeddings=True)
+    assert np.array_equal(options.encode(model, ["a road"]), expected)
+    assert options.apply(model).truncate_dim == 8
+
+
+# comparing
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    """300 vectors with close ones among them, a zero row and two equal ones."""
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((60, 24))[rng.integers(0, 60, 300)]
+    rows = (rows + 0.4 * rng.standard_normal((300, 24))).astype(np.float32)
+    rows[17] = 0
+    rows[200] = rows[5]
+    return rows
+
+
+@pytest.fixture
+def many_pieces(monkeypatch):
+    """Tasks so small that a block has several."""
+    monkeypatch.setattr(graph, "LEAST_PAIRS", 1)
+    monkeypatch.setattr(graph, "TASKS_PER_CPU", 40)
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+def test_scores_are_those_of_one_process(vectors, tmp_path, many_pieces, include_self):
+    made = write_graph(
+        vectors, tmp_path / "g", threshold=0.3, block_rows=64, include_self=include_self
+    )
+    same = onnxsim_embed.write_graph(
+        vectors, tmp_path / "same", threshold=0.3, include_self=include_self
+    )
+    matrix, expected = (
+        made.to_matrix(),
+        similarity_matrix(vectors, threshold=0.3, include_self=include_self),
+    )
+    assert len(made.parts) == 5
+    assert made.vectors == same.vectors
+    for name in ("data", "indices", "indptr"):
+        assert np.array_equal(getattr(matrix, name), getattr(expected, name))
+    assert matrix.nnz > 1000
+
+
+@pytest.mark.parametrize("k", [1, 7, 100])
+def test_the_best_are_those_of_one_process(vectors, tmp_path, many_pieces, k):
+    made = write_graph(vectors, tmp_path / "g", k=k, block_rows=64).to_matrix()
+    expected = onnxsim_embed.write_graph(vectors, tmp_path / "same", k=k).to_matrix()
+    for name in ("data", "indices", "indptr"):
+        assert np.array_equal(getattr(made, name), getattr(expected, name))
+
+
+def test_pieces_that_are_there_are_kept(vectors, tmp_path, many_pieces, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "Merge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_graph(vectors, tmp_path / "g", threshold=0.3, block_rows=64)
+    parts = tmp_path / ".g.partial/parts"
+    pieces = {path.name: path.stat().st_mtime_ns for path in parts.glob("piece-*")}
+    assert len(pieces) > 5
+    lost = sorted(pieces)[2]
+    (parts / lost).unlink()
+    tasks = []
+    each = graph.run_each
+    monkeypatch.setattr(
+        graph, "run_each", lambda rows, work: tasks.append(rows) or each(rows, work)
+    )
+    with pytest.raises(ValueError, match=r"other settings \(threshold: 0.3, now 0.4\)"):
+        write_graph(vectors, tmp_path / "g", threshold=0.4, block_rows=64)
+    with pytest.raises(ValueError, match="half done by --engine ray"):
+        onnxsim_embed.write_graph(vectors, tmp_path / "g", threshold=0.3)
+    made = write_graph(vectors, tmp_path / "g", threshold=0.3).to_matrix()
+    assert [graph.piece_file(row["part"], row["piece"]) for row in tasks[0]] == [lost]
+    assert np.array_equal(made.data, similarity_matrix(vectors, threshold=0.3).data)
+    assert not (tmp_path / ".g.partial").exists()
+
+
+def test_encoded_directories_are_compared(encoded, tmp_path):
+    directory, _, done = encoded
+    made = write_graph(directory / "vectors", tmp_path / "g", threshold=0.5, block_rows=33)
+    expected = similarity_matrix(done.vectors.read(), threshold=0.5)
+    assert np.array_equal(made.to_matrix().toarray(), expected.toarray())
+    np.save(tmp_path / "v.npy", done.vectors.read())
+    made = write_graph(tmp_path / "v.npy", tmp_path / "h", threshold=0.5, block_rows=33)
+    assert np.array_equal(made.to_matrix().toarray(), expected.toarray())
+
+
+def test_a_row_of_nan_is_named(vectors, tmp_path):
+    broken = vectors.copy()
+    broken[250, 3] = np.nan
+    np.save(tmp_path / "v.npy", broken)
+    with pytest.raises(ValueError, match="NaN or infinity, first in row 250"):
+        write_graph(tmp_path / "v.npy", tmp_path / "g", threshold=0.5, block_rows=100)
+
+
+def test_graphs_refuse_what_they_cannot_do(vectors, tmp_path):
+    with pytest.raises(ValueError, match="one of threshold and k"):
+        write_graph(vectors, tmp_path / "g")
+    with pytest.raises(ValueError, match="block_rows must be positive"):
+        write_graph(vectors, tmp_path / "g", k=3, block_rows=0)
+    with pytest.raises(ValueError, match="k must be from 1 to 299"):
+        write_graph(vectors, tmp_path / "g", k=300)
+    with pytest.raises(FileNotFoundError, match="no file or directory"):
+        write_graph(tmp_path / "v.parquet", tmp_path / "g", k=3)
+    (tmp_path / "v.parquet").touch()
+    with pytest.raises(ValueError, match=r"or from \.npy"):
+        write_graph(tmp_path / "v.parquet", tmp_path / "g", k=3)
+
+
+def test_a_task_whose_pairs_do_not_fit_says_what_to_do(vectors, tmp_path):
+    with pytest.raises(MemoryError, match=r"more than 100 pairs .* raise the threshold"):
+        write_graph(vectors, tmp_path / "g", threshold=0.1, max_memory=100 * PEAK_ENTRY_BYTES)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_sets_without_pairs(rows, tmp_path):
+    made = write_graph(np.ones((rows, 4), np.float32), tmp_path / "g", threshold=0.5)
+    assert made.to_matrix().shape == (rows, rows)
+    assert made.nnz == rows
+
+
+# the command line
+
+
+def test_the_commands_do_both(artifact, run, texts_csv, tmp_path):
+    target, graph_target = tmp_path / "vectors", tmp_path / "graph"
+    code, out, err = run(
+        "encode", texts_csv, "--engine", "ray", "-c", "text", "-m", artifact, "-o", target
+    )
+    assert (code, err) == (0, "")
+    assert "Encoded 12 rows with" in out
+    assert f"Wrote {target}: 12 x 32 float32 in 1 part." in out
+    code, out, err = run("similarity", target, "--engine", "ray", "-t", "0.4", "-o", graph_target)
+    assert (code, err) == (0, "")
+    assert "Compared 12 rows" in out
+    # Without the engine, the directory is one of vectors like any other.
+    code, out, _ = run("similarity", target, "-t", "0.4", "-o", tmp_path / "m.npz", "--show", "1")
+    assert code == 0
+    from scipy import sparse
+
+    expected = sparse.load_npz(tmp_path / "m.npz").toarray()
+    assert np.array_equal(onnxsim_embed.open_graph(graph_target).to_matrix().toarray(), expected)
+    code, out, _ = run("info", target)
+    assert code == 0
+    assert "rows        12" in out
+    code, out, _ = run(
+        "encode", texts_csv, "--engine", "ray", "-c", "text", "-m", artifact, "-o", target
+    )
+    assert (code, out.splitlines()[0]) == (0, "Found 12 rows done.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["encode", "t.csv", "-o", "v", "--engine", "spark"],
+            "unknown engine 'spark'; known is ray",
+        ),
+        (["encode", "-", "-o", "v", "--engine", "ray"], "not standard input"),
+        (["encode", "t.csv", "-o", "v.npy", "--engine", "ray"], "a name without an ending"),
+        (
+            ["encode", "t.csv", "-o", "v", "--engine", "ray", "--dtype", "int8"],
+            "--dtype cannot be used",
+        ),
+        (["encode", "t.csv", "-o", "v.npy", "--id-column", "n"], "--id-column needs --engine ray"),
+        (["similarity", "v", "-o", "m.npz", "--engine", "ray"], "a name without an ending"),
+        (
+            ["similarity", "v", "-o", "m", "--engine", "ray", "--estimate"],
+            "--estimate cannot be used",
+        ),
+    ],
+)
+def test_what_the_engine_does_not_do_is_refused(refuse, arguments, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert told in refuse(*arguments)
+
+
+# processors
+
+
+@pytest.mark.parametrize(
+    ("nodes", "threads", "count"),
+    [([1], 1, 1), ([2], 2, 1), ([3], 3, 1), ([6], 3, 2), ([16], 4, 4), ([16, 16, 2], 2, 17), ([5, 7], 1, 12)],
+)  # fmt: skip
+def test_actors_use_every_processor_and_reserve_less(nodes, threads, count):
+    for spare in (0, 1):
+        plan = plan_actors(nodes, spare=spare)
+        assert (plan.threads, plan.count) == (threads, count)
+        assert threads * count == sum(nodes)
+        for cpus in nodes:
+            left = cpus - cpus // threads * plan.cpus
+            assert left >= max(spare, 0.0999)
+
+
+def test_actors_that_fit_nowhere_are_refused():
+    with pytest.raises(ValueError, match="no node has 8 CPUs for an actor; the largest has 4"):
+        plan_actors([4, 2], threads=8)
+    assert plan_actors([4, 2], threads=2, count=2) == Actors(2, 2, 1.8)
+
+
+def test_no_statistics_are_sent():
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"

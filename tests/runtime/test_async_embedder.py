@@ -1,0 +1,598 @@
+"""AsyncEmbedder: an Embedder's vectors for many callers at once, and an event loop that goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from support import TEXTS
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.runtime.async_embedder import AsyncEmbedder
+
+SURROGATE = "rural \ud800 road"
+PATIENCE = 30  # seconds after which a test has failed
+
+
+class Watched(Embedder):
+    """An Embedder that keeps the texts of each call, and can be held up before it answers."""
+
+    def __init__(self, artifact):
+        super().__init__(artifact, precision="fp32", threads=2)
+        self.calls = []
+        self.threads_seen = set()
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def encode(self, inputs, *args, **kwargs):
+        self.calls.append([inputs] if isinstance(inputs, str) else list(inputs))
+        self.threads_seen.add(threading.current_thread())
+        self.entered.set()
+        assert self.gate.wait(PATIENCE)
+        return super().encode(inputs, *args, **kwargs)
+
+    async def until_entered(self):
+        """Wait until a call has begun, without blocking the loop."""
+        for _ in range(PATIENCE * 1000):
+            if self.entered.is_set():
+                self.entered.clear()
+                return
+            await asyncio.sleep(0.001)
+        raise AssertionError("the model was never called")
+
+
+@pytest.fixture(scope="module")
+def alone(artifact):
+    """The same model without company: what each caller is to get."""
+    return Embedder(artifact, precision="fp32", threads=2)
+
+
+@pytest.fixture
+def watched(artifact):
+    model = Watched(artifact)
+    yield model
+    model.gate.set()  # a failed test leaves no thread behind
+
+
+def run(main):
+    """Run a coroutine in an event loop of its own."""
+    return asyncio.run(asyncio.wait_for(main, PATIENCE))
+
+
+def serve(embedder, *calls, method="encode", **options):
+    """Call concurrently, each call a tuple of arguments and a dict; return results and errors."""
+
+    async def main():
+        async with AsyncEmbedder(embedder, **options) as model:
+            started = (getattr(model, method)(*args, **kwargs) for args, kwargs in calls)
+            return await asyncio.gather(*started, return_exceptions=True)
+
+    return run(main())
+
+
+def assert_same(result, expected):
+    assert isinstance(result, np.ndarray), result
+    assert result.dtype == expected.dtype
+    np.testing.assert_array_equal(result, expected, strict=True)
+
+
+async def passes(count=20):
+    """Let the loop go round, and timers of 0 seconds ring."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+# the same vectors
+
+
+@pytest.mark.parametrize("max_wait", [0, 0.002])
+@pytest.mark.parametrize("max_texts", [5, 64])
+def test_fifty_callers_get_the_vectors_of_one_in_few_calls(watched, alone, max_wait, max_texts):
+    inputs = [TEXTS[i % len(TEXTS)] + f" {i}" * (i % 7) for i in range(50)]
+    calls = [((text,), {}) for text in inputs]
+    results = serve(watched, *calls, max_wait=max_wait, max_texts=max_texts)
+    for text, result in zip(inputs, results, strict=True):
+        assert_same(result, alone.encode(text))
+    together = min(max_texts, 50)
+    assert list(map(len, watched.calls)) == [together] * (50 // together)
+
+
+def test_all_callers_of_one_pass_share_one_call(watched):
+    serve(watched, *[(("a road",), {}) for _ in range(50)], max_wait=0)
+    assert watched.calls == [["a road"] * 50]
+
+
+def test_a_full_batch_does_not_wait(watched):
+    calls = [((["a", "b"],), {}) for _ in range(4)]
+    serve(watched, *calls, max_wait=1000, max_texts=4)
+    assert watched.calls == [["a", "b"] * 2] * 2
+
+
+FORMATS = [
+    {},
+    {"precision": "float16"},
+    {"precision": "binary"},
+    {"precision": "ubinary", "truncate_dim": 16},
+    {"precision": "int8"},
+    {"precision": "uint8", "truncate_dim": 5},
+    {"precision": "int8", "ranges": np.stack([np.full(32, -0.5), np.full(32, 0.5)])},
+    {"precision": "uint8", "ranges": [[-0.5] * 4, [0.5] * 4], "truncate_dim": 4},
+    {"truncate_dim": 7},
+    {"truncate_dim": 7, "normalize_embeddings": True},
+    {"normalize_embeddings": False},
+    {"prompt": "solar "},
+    {"prompt_name": "query"},
+    {"prompt_name": "query", "prompt": "", "precision": "int8"},
+]
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
+def test_prompts_and_formats_share_a_call(watched, alone, method):
+    calls = [((TEXTS[i : i + 5],), options) for i, options in enumerate(FORMATS)]
+    results = serve(watched, *calls, method=method, max_texts=1000)
+    assert len(watched.calls) == 1
+    for (args, options), result in zip(calls, results, strict=True):
+        assert_same(result, getattr(alone, method)(*args, **options))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "seen"),
+    [
+        ("encode", {}, "about the sun"),
+        ("encode", {"prompt": ""}, "the sun"),
+        ("encode_query", {}, "a dog the sun"),
+        ("encode_query", {"prompt_name": "passage"}, "read: the sun"),
+        ("encode_query", {"prompt": "by "}, "by the sun"),
+        ("encode_document", {}, "read: the sun"),
+        ("encode_document", {"prompt_name": "query"}, "a dog the sun"),
+        ("encode_document", {"prompt": ""}, "the sun"),
+    ],
+)
+def test_each_kind_of_text_has_its_prompt_once(watched, alone, method, options, seen):
+    watched.prompts |= {"passage": "read: ", "usual": "about "}
+    watched.default_prompt_name = "usual"
+    (result,) = serve(watched, (("the sun",), options), method=method)
+    assert_same(result, alone.encode(seen))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "uint8", "binary"])
+@pytest.mark.parametrize("dim", [None, 8])
+def test_no_texts(watched, alone, precision, dim):
+    options = {"precision": precision, "truncate_dim": dim, "normalize_embeddings": True}
+    (result,) = serve(watched, (([],), options))
+    assert_same(result, alone.encode([], **options))
+    assert watched.calls == []
+
+
+def test_one_text_is_one_row_and_a_list_of_one_is_a_matrix(alone):
+    text, row, texts, words = serve(
+        alone,
+        (("the sun",), {}),
+        ((["the sun"],), {}),
+        ((iter(TEXTS),), {}),
+        (({"the sky": 1, "the sun": 2},), {}),
+    )
+    assert text.shape == (32,)
+    assert_same(row, text[None])
+    assert_same(texts, alone.encode(TEXTS))
+    assert_same(words, alone.encode(["the sky", "the sun"]))
+
+
+def test_a_result_is_its_callers_own(alone):
+    calls = [((text,), {}) for text in ("the sun", "the sky", "the sun")]
+    sun, _, again = serve(alone, *calls)
+    sun[:] = 0
+    assert_same(again, alone.encode("the sun"))
+    assert again.base is None or again.base.size == 32  # keeps nothing of the others
+
+
+def test_texts_are_those_at_the_time_of_the_call(watched, alone):
+    async def main():
+        async with AsyncEmbedder(watched, max_wait=0.01) as model:
+            texts = ["the sun", "the sky"]
+            call = asyncio.create_task(model.encode(texts))
+            await asyncio.sleep(0)
+            texts[:] = [1]
+            return await call
+
+    assert_same(run(main()), alone.encode(["the sun", "the sky"]))
+
+
+# the event loop goes on
+
+
+def test_the_loop_goes_on_while_the_model_works(watched, alone):
+    async def main():
+        async with AsyncEmbedder(watched, max_wait=0) as model:
+            watched.gate.clear()
+            call = asyncio.create_task(model.encode(TEXTS))
+            await watched.until_entered()
+            await passes(1000)
+            assert not call.done()
+            watched.gate.set()
+            return await call
+
+    assert_same(run(main()), alone.encode(TEXTS))
+    assert threading.current_thread() not in watched.threads_seen
+    assert len(watched.threads_seen) == 1
+
+
+def test_requests_gather_while_the_model_works(watched):
+    async def main():
+        async with AsyncEmbedder(watched, max_wait=0) as model:
+            watched.gate.clear()
+            calls = [asyncio.create_task(model.encode("first"))]
+            await watched.until_entered()
+            for number in range(10):
+                calls.append(asyncio.create_task(model.encode(str(number))))
+                await passes()
+            assert len(watched.calls) == 1
+            watched.gate.set()
+            await asyncio.gather(*calls)
+
+    run(main())
+    assert watched.calls == [["first"], [str(number) for number in range(10)]]
+
+
+def test_a_large_request_is_not_split_and_others_follow_in_their_order(watched, alone):
+    large = [f"project {number} in the village" for number in range(5000)]
+
+    async def main():
+        async with AsyncEmbedder(watched, max_wait=1000, max_texts=3) as model:
+            before = asyncio.create_task(model.encode(["a", "b"]))
+            calls = [asyncio.create_task(model.encode(large))]
+            calls += [asyncio.create_task(model.encode(text)) for text in "cdef"]
+            return await asyncio.gather(before, *calls)
+
+    results = run(main())
+    assert watched.calls == [["a", "b"], large, ["c", "d", "e"], ["f"]]
+    assert_same(results[1], alone.encode(large))
+    assert_same(results[5], alone.encode("f"))
+
+
+# errors stay with their callers
+
+
+BAD = [
+    ((["the sun", 7],), {}, TypeError, r"text 1 is int \(7\)"),
+    ((7,), {}, TypeError, "got int"),
+    ((b"the sun",), {}, TypeError, "got bytes"),
+    ((None,), {}, TypeError, "got NoneType"),
+    (("the sun",), {"prompt_name": "poem"}, ValueError, "'poem' is not among"),
+    (("the sun",), {"precision": "int4"}, ValueError, "'int4' is not one of"),
+    (("the sun",), {"precision": "int8"}, ValueError, "int8 needs ranges"),
+    (([],), {"precision": "int4"}, ValueError, "'int4' is not one of"),
+    (([],), {"truncate_dim": 33}, ValueError, "from 1 to 32, got 33"),
+    (("the sun",), {"truncate_dim": 0}, ValueError, "from 1 to 32, got 0"),
+    (("the sun",), {"precision": "uint8", "ranges": [[0], [1]]}, ValueError, r"\(2, 32\)"),
+]
+
+
+@pytest.mark.parametrize(("args", "options", "kind", "message"), BAD)
+def test_bad_arguments_meet_nobody_else(watched, alone, args, options, kind, message):
+    good, bad, other = serve(watched, (("a",), {}), (args, options), (("b",), {}))
+    assert watched.calls == [["a", "b"]]
+    assert_same(good, alone.encode("a"))
+    assert_same(other, alone.encode("b"))
+    with pytest.raises(kind, match=message):
+        raise bad
+    if args[0] is not None:  # `Embedder.encode` has an older name for its inputs
+        with pytest.raises(kind, match=message):
+            alone.encode(*args, **options)
+
+
+def test_an_error_of_the_shared_call_reaches_the_guilty_alone(watched, alone):
+    inputs = [["the sun", "the sky"], ["a", "b", SURROGATE], "the road", SURROGATE]
+    results = serve(watched, *[((texts,), {}) for texts in inputs])
+    assert_same(results[0], alone.encode(inputs[0]))
+    assert_same(results[2], alone.encode(inputs[2]))
+    for guilty, row in ((1, 2), (3, 0)):
+        with pytest.raises(ValueError, match=f"text {row} is not valid Unicode") as theirs:
+            raise results[guilty]
+        with pytest.raises(ValueError, match="not valid Unicode") as ours:
+            alone.encode(inputs[guilty])
+        assert str(theirs.value) == str(ours.value)
+    assert list(map(len, watched.calls)) == [7, 2, 3, 1, 1]
+
+
+def test_a_prompt_that_is_no_text_is_its_callers_error(alone):
+    good, bad = serve(alone, (("a",), {}), (("b",), {"prompt": 5}))
+    assert_same(good, alone.encode("a"))
+    assert isinstance(bad, TypeError)
+
+
+def test_after_an_error_it_serves_on(watched, alone):
+    async def main():
+        async with AsyncEmbedder(watched) as model:
+            for _ in range(3):
+                with pytest.raises(ValueError, match="not valid Unicode"):
+                    await model.encode(SURROGATE)
+                assert_same(await model.encode("the sun"), alone.encode("the sun"))
+
+    run(main())
+
+
+@pytest.mark.parametrize("wait", [-1, float("nan"), float("inf")])
+def test_a_wait_that_cannot_be(alone, wait):
+    with pytest.raises(ValueError, match="max_wait"):
+        AsyncEmbedder(alone, max_wait=wait)
+
+
+def test_a_batch_of_no_texts_cannot_be(alone):
+    with pytest.raises(ValueError, match="max_texts must be at least 1, got 0"):
+        AsyncEmbedder(alone, max_texts=0)
+
+
+# cancelled callers
+
+
+def test_a_caller_cancelled_while_waiting_is_left_out(watched, alone):
+    async def main():
+        async with AsyncEmbedder(watched, max_wait=1000, max_texts=3) as model:
+            calls = [asyncio.create_task(model.encode(text)) for text in ("a", "b")]
+            await passes(2)
+            calls[0].cancel()
+            await passes(2)
+            calls.append(asyncio.create_task(model.encode("c")))
+            calls.append(asyncio.create_task(model.encode("d")))  # the third that counts
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    cancelled, *others = run(main())
+    assert watched.calls == [["b", "c", "d"]]
+    assert isinstance(cancelled, asyncio.CancelledError)
+    for text, result in zip("bcd", others, strict=True):
+        assert_same(result, alone.encode(text))
+
+
+def test_a_caller_cancelled_while_the_model_works_takes_nobody_along(watched, alone):
+    async def main():
+        async with AsyncEmbedder(watched, max_wait=0) as model:
+            watched.gate.clear()
+            calls = [asyncio.create_task(model.encode(text)) for text in ("a", SURROGATE, "c")]
+            await watched.until_entered()
+            calls[0].cancel()
+            calls[1].cancel()
+            await passes()
+            assert calls[0].cancelled()
+            assert calls[1].cancelled()
+            watched.gate.set()
+            return await calls[2], await model.encode("d")
+
+    third, later = run(main())
+    assert_same(third, alone.encode("c"))
+    assert_same(later, alone.encode("d"))
+
+
+def test_when_all_are_cancelled_the_model_is_not_called(watched):
+    async def main():
+        async with AsyncEmbedder(watched, max_wait=0.001) as model:
+            call = asyncio.create_task(model.encode("a"))
+            await passes(2)
+            call.cancel()
+            await asyncio.sleep(0.05)
+
+    run(main())
+    assert watched.calls == []
+
+
+def test_cancelling_the_batchs_own_task_leaves_no_caller_waiting(watched, alone):
+    async def main():
+        async with AsyncEmbedder(watched, max_wait=0, max_texts=1) as model:
+            watched.gate.clear()
+            others = asyncio.all_tasks()
+            calls = [asyncio.create_task(model.encode(text)) for text in "ab"]
+            await watched.until_entered()
+            (batch,) = asyncio.all_tasks() - others - set(calls)
+            batch.cancel()
+            await asyncio.wait(calls)
+            assert all(call.cancelled() for call in calls)
+            watched.gate.set()
+            return await model.encode("c")
+
+    assert_same(run(main()), alone.encode("c"))
+
+
+def test_a_time_limit_ends_a_call(watched):
+    async def main():
+        async with AsyncEmbedder(watched, max_wait=0) as model:
+            watched.gate.clear()
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(model.encode("a"), 0.01)
+            watched.gate.set()
+
+    run(main())
+
+
+# the end
+
+
+def test_closing_answers_those_that_run_and_those_that_wait(watched, alone):
+    async def main():
+        model = AsyncEmbedder(watched, max_wait=0, max_texts=2)
+        watched.gate.clear()
+        calls = [asyncio.create_task(model.encode(text)) for text in "abcde"]
+        await watched.until_entered()
+        closings = [asyncio.create_task(model.aclose()) for _ in range(2)]
+        await passes()
+        assert not any(closing.done() for closing in closings)
+        with pytest.raises(RuntimeError, match="closed"):
+            await model.encode("f")
+        watched.gate.set()
+        await asyncio.gather(*closings)
+        assert all(call.done() for call in calls)
+        await model.aclose()
+        with pytest.raises(RuntimeError, match="closed"):
+            await model.encode([])
+        return await asyncio.gather(*calls)
+
+    for text, result in zip("abcde", run(main()), strict=True):
+        assert_same(result, alone.encode(text))
+    assert watched.calls == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_closing_does_not_wait_for_company(watched, alone):
+    async def main():
+        async with AsyncEmbedder(watched, max_wait=1000) as model:
+            call = asyncio.create_task(model.encode("a"))
+            await passes(2)
+        return await call
+
+    assert_same(run(main()), alone.encode("a"))
+
+
+def test_what_was_never_used_closes(alone):
+    assert serve(alone) == []
+
+
+def test_closing_ends_the_thread(watched):
+    model = AsyncEmbedder(watched)
+
+    async def main():
+        async with model:
+            await model.encode("a")
+
+    run(main())
+    (thread,) = watched.threads_seen
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+# event loops
+
+
+def test_a_second_loop_is_refused_while_the_first_is_open(watched, alone):
+    async def main():
+        async with AsyncEmbedder(watched) as model:
+            await model.encode("a")
+            with ThreadPoolExecutor(1) as other:
+                loop = asyncio.get_running_loop()
+                with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                    await loop.run_in_executor(other, lambda: asyncio.run(model.encode("b")))
+            return await model.encode("c")
+
+    assert_same(run(main()), alone.encode("c"))
+    assert watched.calls == [["a"], ["c"]]
+
+
+def test_two_loops_share_an_embedder_with_a_front_each(alone):
+    calls = [((text,), {}) for text in TEXTS]
+    with ThreadPoolExecutor(2) as loops:
+        both = [loops.submit(serve, alone, *calls, max_texts=3) for _ in range(2)]
+        for done in both:
+            for text, result in zip(TEXTS, done.result(), strict=True):
+                assert_same(result, alone.encode(text))
+
+
+def test_a_new_loop_follows_a_closed_one(watched, alone):
+    model = AsyncEmbedder(watched)
+    for text in ("a", "b"):
+        assert_same(run(model.encode(text)), alone.encode(text))
+    run(model.aclose())
+    with pytest.raises(RuntimeError, match="closed"):
+        run(model.encode("c"))
+
+
+def test_a_loop_that_ends_amid_a_call_leaves_nothing_behind(watched, alone, caplog):
+    model = AsyncEmbedder(watched, max_wait=0, max_texts=1)
+
+    async def main():
+        watched.gate.clear()
+        calls = [asyncio.create_task(model.encode(text)) for text in "abc"]
+        await watched.until_entered()
+        return calls  # asyncio.run cancels them
+
+    assert all(call.cancelled() for call in run(main()))
+    watched.gate.set()
+    assert_same(run(model.encode("d")), alone.encode("d"))
+    run(model.aclose())
+    assert watched.calls == [["a"], ["d"]]
+    for thread in watched.threads_seen:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert caplog.records == []
+
+
+def test_a_loop_closed_over_its_tasks_does_not_hold_up_the_next(watched, alone):
+    model = AsyncEmbedder(watched, max_wait=0, max_texts=1)
+    loop = asyncio.new_event_loop()
+    watched.gate.clear()
+    calls = [loop.create_task(model.encode(text)) for text in "ab"]
+    loop.run_until_complete(watched.until_entered())
+    loop.close()
+    watched.gate.set()
+    assert_same(run(model.encode("c")), alone.encode("c"))
+    assert not any(call.done() for call in calls)
+
+
+# a web service
+
+
+def test_the_example_of_the_docstring(alone, monkeypatch):
+    """Runs it with a stand-in for the FastAPI it imports: routes, a lifespan, a request's `app`."""
+
+    class FastAPI:
+        def __init__(self, lifespan):
+            self.lifespan, self.routes, self.state = lifespan, {}, SimpleNamespace()
+
+        def post(self, path):
+            return lambda handler: self.routes.setdefault(path, handler)
+
+    module = ModuleType("fastapi")
+    module.FastAPI, module.Request = FastAPI, SimpleNamespace
+    monkeypatch.setitem(sys.modules, "fastapi", module)
+    monkeypatch.setattr(Embedder, "from_pretrained", lambda name: alone)
+    example = inspect.getdoc(AsyncEmbedder).partition("::\n\n")[2]
+    names = {}
+    exec(textwrap.dedent(example), names)
+
+    async def main():
+        app = names["app"]
+        async with app.lifespan(app):
+            handler, request = app.routes["/embed"], module.Request(app=app)
+            return await asyncio.gather(*(handler(request, TEXTS[i:]) for i in range(5)))
+
+    for start, answer in enumerate(run(main())):
+        assert answer == alone.encode(TEXTS[start:]).tolist()
+
+
+def test_a_service_under_load(watched, alone):
+    """What FastAPI does with the docstring's example: a lifespan, and one task a request."""
+
+    async def handle(state, texts):
+        try:
+            vectors = await state["model"].encode(texts, normalize_embeddings=True)
+        except (TypeError, ValueError) as error:
+            return 422, str(error)
+        return 200, vectors.tolist()
+
+    async def client(state, number):
+        answers = []
+        for turn in range(5):
+            bad = number == 3 and turn == 2
+            texts = [SURROGATE] if bad else TEXTS[(number + turn) % 7 :]
+            answers.append((texts, await handle(state, texts)))
+        return answers
+
+    async def main():
+        state = {}
+        async with AsyncEmbedder(watched) as state["model"]:
+            return await asyncio.gather(*(client(state, number) for number in range(20)))
+
+    refused = 0
+    for texts, (status, answer) in (pair for answers in run(main()) for pair in answers):
+        if status == 200:
+            assert answer == alone.encode(texts, normalize_embeddings=True).tolist()
+        else:
+            assert texts == [SURROGATE]
+            assert "text 0 is not valid Unicode" in answer
+            refused += 1
+    assert refused == 1
+    assert len(watched.calls) < 60  # of 100 requests; a batch of the guilty runs again one by one

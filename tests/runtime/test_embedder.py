@@ -1,0 +1,615 @@
+"""Embedder: sentence-transformers' vectors, whatever the company, the batch or the threads."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+from support import TEXTS, write_checkpoint
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.artifact.manifest import Artifact
+from onnxsim_embed.export import export_model
+
+CLOSE = 1e-5
+MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "cls+mean")
+
+MORE_TEXTS = [
+    *TEXTS,
+    "\x00\x1f control \x7f \ufffd",
+    "tab\tand\r\nline\u2028breaks\u00a0here",
+    "ÀÉÎÕÜ ß ﬁ Ⅷ ½ ㎏",
+    "👩‍👩‍👧‍👦 🇨🇭 e\u0301",
+    "העברית العربية हिन्दी ไทย 한국어",
+    "x" * 150,
+    "water " * 46,  # fills the model to the last token
+    "water " * 47,
+    *(f"project {number} in the village" for number in range(40)),
+]
+
+QUICKSTART = [
+    "The weather is lovely today.",
+    "It's so sunny outside!",
+    "He drove to the stadium.",
+]
+
+
+VARIED_WORDS = (
+    "rural water supply for schools and clinics a new bridge across the river solar energy naïve "
+    "Straße проект école مدرسة 学校 प्रकल्प 🙂 100% $5 co-operative don't e.g. 3.14"
+)
+
+
+def reference(directory):
+    """The same checkpoint in sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(directory), device="cpu", local_files_only=True)
+
+
+@pytest.fixture(scope="module")
+def model(artifact):
+    return Embedder(artifact, precision="fp32", threads=2)
+
+
+@pytest.fixture(scope="module")
+def vectors(model):
+    """The vectors of MORE_TEXTS."""
+    return model.encode(MORE_TEXTS)
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint):
+    """The tiny checkpoint in sentence-transformers. Read-only."""
+    return reference(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def minilm(real_checkpoint, tmp_path_factory):
+    """The real MiniLM, fp32 alone: int8 takes a minute more."""
+    target = tmp_path_factory.mktemp("artifacts") / "minilm-fp32"
+    return Embedder(export_model(real_checkpoint, target, precisions=["fp32"]))
+
+
+@pytest.fixture(scope="module")
+def minilm_vectors(minilm):
+    """The real vectors of varied_texts()."""
+    return minilm.encode(varied_texts())
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes), encoding="utf-8")
+
+
+# the same vectors as sentence-transformers
+
+
+@pytest.mark.parametrize("schema", ["legacy", "new"])
+@pytest.mark.parametrize("pooling", MODES)
+def test_fp32_equals_sentence_transformers(tmp_path, pooling, schema):
+    checkpoint = write_checkpoint(
+        tmp_path / "checkpoint",
+        pooling=pooling,
+        schema=schema,
+        normalize=schema == "new",
+        dense=pooling in ("cls", "cls+mean"),
+        seed=len(pooling),
+    )
+    model = Embedder(export_model(checkpoint, tmp_path / "artifact", precisions=["fp32"]))
+    expected = reference(checkpoint).encode(MORE_TEXTS)
+    vectors = model.encode(MORE_TEXTS)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(MORE_TEXTS), model.embedding_dimension)
+    np.testing.assert_allclose(vectors, expected, atol=CLOSE, rtol=CLOSE)
+
+
+def varied_texts():
+    """Some three hundred texts: short, long, odd, empty, repeated, in many scripts."""
+    rng = np.random.default_rng(0)
+    words = VARIED_WORDS.split()
+    texts = [" ".join(rng.choice(words, rng.integers(1, 30))) for _ in range(150)]
+    letters = [chr(c) for c in rng.integers(0x20, 0x2FFFF, 4000) if not 0xD800 <= c < 0xE000]
+    texts += ["".join(rng.choice(letters, rng.integers(1, 60))) for _ in range(40)]
+    texts += [" ".join(rng.choice(words, 2000)) for _ in range(2)]
+    return [*texts, *texts[:20], *MORE_TEXTS, *QUICKSTART, "\n", "\t \u3000", "🏳️‍🌈" * 300]
+
+
+@pytest.mark.real
+def test_minilm_equals_sentence_transformers(real_checkpoint, minilm_vectors):
+    expected = reference(real_checkpoint).encode(varied_texts(), batch_size=16)
+    np.testing.assert_allclose(minilm_vectors, expected, atol=CLOSE)
+
+
+@pytest.mark.real
+def test_minilm_gives_the_published_quickstart_matrix(minilm):
+    vectors = minilm.encode(QUICKSTART)
+    expected = [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]]
+    np.testing.assert_allclose(minilm.similarity(vectors, vectors), expected, atol=1e-4)
+
+
+def test_int8_vectors_are_close_to_fp32_and_of_the_same_kind(artifact, vectors):
+    quantized = Embedder(artifact, precision="int8").encode(MORE_TEXTS)
+    assert (quantized.shape, quantized.dtype) == (vectors.shape, np.float32)
+    assert np.sum(quantized * vectors, axis=1).mean() > 0.9
+
+
+# what may be encoded
+
+
+def test_one_text_gives_one_vector(model, vectors):
+    vector = model.encode(MORE_TEXTS[4])
+    assert (vector.shape, vector.dtype) == ((32,), np.float32)
+    np.testing.assert_array_equal(vector, vectors[4])
+    np.testing.assert_array_equal(model.encode(np.str_(MORE_TEXTS[4])), vectors[4])
+
+
+def series(texts):
+    import pandas as pd
+
+    return pd.Series(texts, index=range(7, 7 + len(texts)))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [list, tuple, iter, series, lambda texts: np.array(texts, object), np.array,
+     lambda texts: dict.fromkeys(texts).keys()],
+    ids=["list", "tuple", "generator", "series", "objects", "array", "keys"],
+)  # fmt: skip
+def test_any_iterable_of_texts_is_taken(model, wrap):
+    texts = MORE_TEXTS[-20:]
+    np.testing.assert_array_equal(model.encode(wrap(texts)), model.encode(texts))
+
+
+@pytest.mark.parametrize("none", [[], (), iter(()), np.array([], str)])
+def test_no_texts_give_no_rows_of_the_right_width(model, none):
+    vectors = model.encode(none)
+    assert (vectors.shape, vectors.dtype) == ((0, 32), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "width", "dtype"),
+    [({"truncate_dim": 8}, 8, np.float32), ({"precision": "binary"}, 4, np.int8),
+     ({"precision": "uint8", "truncate_dim": 16}, 16, np.uint8),
+     ({"normalize_embeddings": True}, 32, np.float32)],
+)  # fmt: skip
+def test_no_texts_in_other_formats(model, kwargs, width, dtype):
+    vectors = model.encode([], **kwargs)
+    assert (vectors.shape, vectors.dtype) == ((0, width), dtype)
+
+
+def test_sentences_is_an_older_name_of_inputs(model, vectors):
+    np.testing.assert_array_equal(model.encode(sentences=MORE_TEXTS), vectors)
+    for kwargs in ({}, {"inputs": ["a"], "sentences": ["a"]}):
+        with pytest.raises(TypeError, match=r"`inputs`.*`sentences`"):
+            model.encode(**kwargs)
+
+
+@pytest.mark.parametrize("bad", [None, 3, b"bytes", ["nested"], float("nan")])
+def test_a_row_that_is_no_text_is_named(model, bad):
+    with pytest.raises(TypeError, match=rf"^text 3 is {type(bad).__name__} "):
+        model.encode(["a", "b", "c", bad, "d"], prompt="a ")
+
+
+def test_rows_are_counted_from_the_first_text_of_all(model):
+    with pytest.raises(TypeError, match=r"^text 9000 is NoneType"):
+        model.encode(["x"] * 9000 + [None])
+
+
+def test_a_lone_surrogate_is_named_by_row(model):
+    with pytest.raises(ValueError, match=r"^text 1 is not valid Unicode"):
+        model.encode(["a", "\ud800"])
+
+
+@pytest.mark.parametrize("bad", [b"bytes", bytearray(b"x"), 3, 2.5, object()])
+def test_what_is_no_text_and_no_iterable_of_texts_is_refused(model, bad):
+    with pytest.raises(TypeError, match="text"):
+        model.encode(bad)
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document", "encode_stream"])
+def test_an_unknown_argument_is_refused(model, method):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'convert_to_tensors'"):
+        getattr(model, method)(["a"], convert_to_tensors=True)
+
+
+# the same vectors in any company
+
+
+def test_order_does_not_matter(model, vectors):
+    order = np.random.default_rng(0).permutation(len(MORE_TEXTS))
+    permuted = model.encode([MORE_TEXTS[row] for row in order])
+    np.testing.assert_array_equal(permuted, vectors[order])
+
+
+def test_alone_equals_in_company(model, vectors):
+    alone = np.stack([model.encode(text) for text in MORE_TEXTS])
+    np.testing.assert_array_equal(alone, vectors)
+
+
+@pytest.mark.real
+def test_alone_equals_in_company_on_minilm(minilm, minilm_vectors):
+    alone = np.stack([minilm.encode(text) for text in varied_texts()[::9]])
+    np.testing.assert_array_equal(alone, minilm_vectors[::9])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [None, 1, 3, 1000])
+def test_batches_and_threads_do_not_matter(artifact, vectors, threads, batch_size):
+    model = Embedder(artifact, precision="fp32", threads=threads)
+    np.testing.assert_array_equal(model.encode(MORE_TEXTS, batch_size=batch_size), vectors)
+
+
+def test_repeated_texts_have_equal_vectors(model, vectors):
+    np.testing.assert_array_equal(model.encode(MORE_TEXTS * 3), np.tile(vectors, (3, 1)))
+
+
+def test_many_callers_may_share_an_embedder(model, vectors):
+    parts = [list(range(start, len(MORE_TEXTS), 8)) for start in range(8)]
+
+    def encode(rows):
+        return [model.encode([MORE_TEXTS[row] for row in rows]) for _ in range(5)]
+
+    with ThreadPoolExecutor(8) as callers:
+        for rows, results in zip(parts, callers.map(encode, parts), strict=True):
+            for result in results:
+                np.testing.assert_array_equal(result, vectors[rows])
+
+
+# prompts
+
+
+PROMPTS = {
+    "both": {"query": "a dog ", "document": "the cat "},
+    "query alone": {"query": "a dog "},
+    "others": {"sts": "as it is ", "query": "", "document": ""},
+    "none": {},
+}
+
+
+def with_prompts(artifact, prompts, default=None):
+    """The tiny model with other prompts."""
+    manifest = Artifact.open(artifact).manifest
+    changed = replace(manifest, prompts=prompts, default_prompt_name=default)
+    return Embedder(Artifact(artifact, changed), precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def prompted(artifact, tmp_path_factory):
+    """Embedder and reference for a set of prompts and a default prompt, made once each."""
+    made = {}
+
+    def make(name, default=None):
+        if (name, default) not in made:
+            checkpoint = write_checkpoint(
+                tmp_path_factory.mktemp("prompted") / "tiny", prompts=PROMPTS[name]
+            )
+            edit_json(checkpoint / "config_sentence_transformers.json", default_prompt_name=default)
+            ours = with_prompts(artifact, PROMPTS[name], default)
+            made[name, default] = ours, reference(checkpoint)
+        return made[name, default]
+
+    return make
+
+
+def test_prompts_of_a_checkpoint_are_kept_with_their_default(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", prompts=PROMPTS["both"])
+    edit_json(checkpoint / "config_sentence_transformers.json", default_prompt_name="query")
+    model = Embedder(export_model(checkpoint, tmp_path / "artifact"), precision="fp32")
+    assert (model.prompts, model.default_prompt_name) == (PROMPTS["both"], "query")
+    np.testing.assert_allclose(model.encode(TEXTS), reference(checkpoint).encode(TEXTS), atol=CLOSE)
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [("both", None), ("both", "document"), ("both", "query"), ("query alone", None),
+     ("query alone", "query"), ("others", "sts"), ("none", None)],
+)  # fmt: skip
+def test_prompts_apply_as_in_sentence_transformers(prompted, name, default, method):
+    ours, theirs = prompted(name, default)
+    expected = getattr(theirs, method)(TEXTS)
+    np.testing.assert_allclose(getattr(ours, method)(TEXTS), expected, atol=CLOSE)
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"prompt": "x "},
+        {"prompt": ""},
+        {"prompt_name": "query"},
+        {"prompt_name": "document", "prompt": "x "},
+    ],
+)
+def test_a_prompt_asked_for_wins(prompted, method, kwargs):
+    ours, theirs = prompted("both", "document")
+    expected = getattr(theirs, method)(TEXTS, **kwargs)
+    np.testing.assert_allclose(getattr(ours, method)(TEXTS, **kwargs), expected, atol=CLOSE)
+
+
+@pytest.mark.parametrize("names", ["document passage corpus", "passage corpus", "corpus"])
+def test_documents_take_the_first_prompt_that_is_there(artifact, names):
+    first, *others = names.split()
+    prompts = {name: f"{name} " for name in others} | {first: "the cat ", "query": "a dog "}
+    model = with_prompts(artifact, prompts)
+    expected = model.encode(TEXTS, prompt="the cat ")
+    np.testing.assert_array_equal(model.encode_document(TEXTS), expected)
+
+
+def test_a_prompt_stands_before_the_text(model):
+    expected = model.encode(["a dog " + text for text in TEXTS])
+    np.testing.assert_array_equal(model.encode(TEXTS, prompt_name="query"), expected)
+    np.testing.assert_array_equal(model.encode_query(TEXTS[0]), expected[0])
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document", "encode_stream"])
+def test_an_unknown_prompt_lists_those_there_are(model, method):
+    with pytest.raises(ValueError, match=r"prompt_name 'pasage' is not among .*\['query'\]"):
+        getattr(model, method)(["a"], prompt_name="pasage")
+
+
+# formats and lengths
+
+
+@pytest.mark.parametrize("normalize", [None, False, True])
+@pytest.mark.parametrize("truncate_dim", [None, 1, 20, 32])
+def test_truncation_and_normalization_equal_sentence_transformers(
+    model, theirs, truncate_dim, normalize
+):
+    vectors = model.encode(TEXTS, truncate_dim=truncate_dim, normalize_embeddings=normalize)
+    expected = theirs.encode(TEXTS, truncate_dim=truncate_dim, normalize_embeddings=bool(normalize))
+    np.testing.assert_allclose(vectors, expected, atol=CLOSE)
+    assert vectors.flags.c_contiguous
+
+
+@pytest.mark.parametrize("truncate_dim", [0, -1, 33])
+def test_a_width_that_is_not_there_is_refused(model, truncate_dim):
+    for texts in (TEXTS, []):
+        with pytest.raises(
+            ValueError, match=f"truncate_dim must be from 1 to 32, got {truncate_dim}"
+        ):
+            model.encode(texts, truncate_dim=truncate_dim)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "uint8", "binary", "ubinary"])
+def test_output_formats_equal_those_of_the_same_vectors(model, vectors, precision):
+    from sentence_transformers.util import quantize_embeddings
+
+    finished = model.encode(MORE_TEXTS, precision=precision)
+    expected = (
+        vectors.astype(np.float16)
+        if precision == "float16"
+        else quantize_embeddings(vectors, precision)
+    )
+    assert finished.dtype == expected.dtype
+    np.testing.assert_array_equal(finished, expected)
+
+
+def test_one_text_in_bits_is_one_row(model):
+    assert model.encode("a road", precision="binary").shape == (4,)
+
+
+def test_an_unknown_format_lists_those_there_are(model):
+    for texts in ([], ["a"]):
+        with pytest.raises(ValueError, match="'int4' is not one of float32, float16, int8"):
+            model.encode(texts, precision="int4")
+
+
+@pytest.mark.parametrize("length", [3, 8, 20])
+def test_a_shorter_maximum_cuts_texts_as_in_sentence_transformers(artifact, checkpoint, length):
+    ours, theirs = Embedder(artifact, precision="fp32"), reference(checkpoint)
+    assert ours.max_seq_length == theirs.max_seq_length == 48
+    ours.max_seq_length = theirs.max_seq_length = length
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=CLOSE)
+    assert max(len(ids) for ids in ours.token_ids(TEXTS)) == length
+
+
+@pytest.mark.parametrize("length", [49, 2, 0, 7.5])
+def test_a_maximum_the_model_does_not_have_is_refused(model, length):
+    with pytest.raises(ValueError, match=f"max_seq_length .*got {length}"):
+        model.max_seq_length = length
+    assert model.max_seq_length == 48
+
+
+@pytest.mark.parametrize("batch_size", [0, -2])
+def test_a_batch_of_no_texts_is_refused(model, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        model.encode(TEXTS, batch_size=batch_size)
+
+
+# streams
+
+
+def test_a_stream_gives_the_same_vectors_in_order(model):
+    texts = MORE_TEXTS * 150  # several blocks
+    blocks = list(model.encode_stream(text for text in texts))
+    assert len(blocks) > 1
+    assert all(block.dtype == np.float32 and block.ndim == 2 for block in blocks)
+    np.testing.assert_array_equal(np.concatenate(blocks), model.encode(texts))
+
+
+def test_a_stream_reads_no_further_ahead_than_it_needs(model):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield MORE_TEXTS[taken % len(MORE_TEXTS)]
+
+    stream = model.encode_stream(endless())
+    assert taken == 0
+    rows = sum(len(block) for block in islice(stream, 2))
+    assert rows <= taken < 50_000
+    stream.close()
+
+
+def test_an_empty_stream_has_no_blocks(model):
+    assert list(model.encode_stream([])) == []
+
+
+def test_a_stream_checks_its_arguments_when_it_is_made(model):
+    for kwargs, error in (
+        ({"inputs": "one text"}, TypeError),
+        ({"inputs": [], "prompt_name": "no"}, ValueError),
+        ({"inputs": [], "truncate_dim": 99}, ValueError),
+    ):
+        with pytest.raises(error):
+            model.encode_stream(**kwargs)
+
+
+@pytest.mark.parametrize("after", [0, 3, 9000])
+def test_an_iterable_that_fails_passes_its_error_on_and_breaks_nothing(model, vectors, after):
+    def failing():
+        yield from islice((text for _ in range(1000) for text in MORE_TEXTS), after)
+        raise ConnectionError("the source is gone")
+
+    for encode in (model.encode, lambda texts: list(model.encode_stream(texts))):
+        with pytest.raises(ConnectionError, match="the source is gone"):
+            encode(failing())
+    np.testing.assert_array_equal(model.encode(MORE_TEXTS), vectors)
+
+
+def test_a_stream_left_half_way_breaks_nothing(model, vectors):
+    next(model.encode_stream(MORE_TEXTS * 300))
+    np.testing.assert_array_equal(model.encode(MORE_TEXTS), vectors)
+
+
+class Keyboard(io.StringIO):
+    """A terminal whose user presses Ctrl-C as soon as the progress bar moves."""
+
+    pressed = False
+
+    def write(self, text):
+        if not self.pressed and re.search(r" ([1-9]\d{0,2}|[1-3]\d{3})/4000", text):
+            self.pressed = True
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_interruption_stops_the_work(artifact, monkeypatch, threads):
+    model = Embedder(artifact, threads=threads)
+    texts = [f"{number} " + "water road " * 20 for number in range(4000)]
+    monkeypatch.setattr(sys, "stderr", Keyboard())
+    with pytest.raises(KeyboardInterrupt):
+        model.encode(texts, batch_size=1, show_progress_bar=True)
+    time.sleep(0.1)  # a batch that runs may end
+    spent = time.process_time()
+    time.sleep(0.4)
+    assert time.process_time() - spent < 0.1
+    assert model.encode("a road").shape == (32,)
+    # Bars of other threads do not wait for a lock that the interrupted one took.
+    other = threading.Thread(
+        target=model.encode, args=(texts[:3],), kwargs={"show_progress_bar": True}, daemon=True
+    )
+    other.start()
+    other.join(timeout=30)
+    assert not other.is_alive()
+
+
+# what it says of itself
+
+
+def test_the_report_counts_texts_and_tokens(artifact):
+    model = Embedder(artifact, threads=2)
+    model.encode(TEXTS)
+    report = model.last_report
+    distinct = dict.fromkeys(TEXTS)
+    assert (report.texts, report.distinct) == (len(TEXTS), len(distinct))
+    assert report.tokens == sum(len(ids) for ids in model.token_ids(list(distinct)))
+    assert report.truncated == 1
+    assert (report.threads, report.provider) == (2, "CPUExecutionProvider")
+    assert 0 < report.seconds_tokenize < report.seconds
+    assert min(report.seconds_run, report.seconds_pool) > 0
+    assert report.texts_per_second == pytest.approx(report.texts / report.seconds)
+    assert report.tokens_per_second == pytest.approx(report.tokens / report.seconds)
+
+
+def test_the_report_counts_all_texts_of_many_blocks(model):
+    model.encode(["x"] * 10_000 + ["water " * 99] * 2)
+    assert (model.last_report.texts, model.last_report.truncated) == (10_002, 2)
+    model.encode([])
+    assert (model.last_report.texts, model.last_report.texts_per_second) == (0, 0)
+
+
+def test_progress_is_shown_on_request_only(model, capsys):
+    model.encode(TEXTS)
+    assert capsys.readouterr() == ("", "")
+    model.encode(TEXTS, show_progress_bar=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"{len(TEXTS)}/{len(TEXTS)}" in captured.err
+
+
+def test_what_it_is(model, artifact):
+    assert model.embedding_dimension == model.get_embedding_dimension() == 32
+    assert model.get_sentence_embedding_dimension() == 32
+    assert model.prompts == {"query": "a dog "}
+    assert repr(model).startswith("Embedder('tiny', precision='fp32', dim=32, ")
+    assert model.artifact.directory == artifact
+
+
+@pytest.mark.parametrize("measure", ["cosine", "dot", "euclidean", "manhattan"])
+def test_similarity_equals_sentence_transformers(artifact, checkpoint, vectors, measure):
+    opened = Artifact.open(artifact)
+    manifest = replace(opened.manifest, similarity_fn_name=measure)
+    ours, theirs = Embedder(Artifact(artifact, manifest)), reference(checkpoint)
+    theirs.similarity_fn_name = measure
+    left, right = vectors[:9] * 3, vectors[9:18]
+    every, paired = ours.similarity(left, right), ours.similarity_pairwise(left, right)
+    assert every.dtype == paired.dtype == np.float32
+    np.testing.assert_allclose(every, theirs.similarity(left, right), atol=1e-4)
+    np.testing.assert_allclose(paired, theirs.similarity_pairwise(left, right), atol=1e-4)
+    np.testing.assert_allclose(
+        ours.similarity(left[0], right), theirs.similarity(left[0], right), atol=1e-4
+    )
+
+
+def test_the_measure_of_the_checkpoint_is_kept(tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", normalize=False)
+    edit_json(checkpoint / "config_sentence_transformers.json", similarity_fn_name="dot")
+    model = Embedder(export_model(checkpoint, tmp_path / "artifact", precisions=["fp32"]))
+    vectors = model.encode(TEXTS)
+    np.testing.assert_allclose(model.similarity(vectors, vectors), vectors @ vectors.T, rtol=1e-5)
+
+
+# loading
+
+
+def test_an_artifact_loads_by_path_in_every_form(artifact, vectors):
+    for form in (artifact, str(artifact)):
+        model = Embedder.from_pretrained(form, precision="fp32", device="cpu", threads=1)
+        np.testing.assert_array_equal(model.encode(MORE_TEXTS), vectors)
+    assert Embedder(Artifact.open(artifact)).embedding_dimension == 32
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"precision": "fp64"}, "precision 'fp64' is not in .* holds fp32, int8"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"threads": 0}, "threads must be a positive integer or None, got 0"),
+        ({"threads": "2"}, "threads must be a positive integer or None, got '2'"),
+    ],
+)
+def test_a_wrong_setting_says_what_is_allowed(artifact, kwargs, message):
+    for make in (Embedder, Embedder.from_pretrained):
+        with pytest.raises(ValueError, match=message):
+            make(artifact, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64])
+def test_numbers_of_numpy_are_numbers(artifact, kind):
+    model = Embedder(artifact, threads=kind(1))
+    model.max_seq_length = kind(20)
+    assert model.encode(["a"], batch_size=kind(2), truncate_dim=kind(4)).shape == (1, 4)

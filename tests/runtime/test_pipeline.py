@@ -1,0 +1,362 @@
+"""Runner: windows, repeated texts, lone batches, padded batches, forks, faults."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnxruntime
+import pytest
+from support import TEXTS
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.runtime import pipeline as runner
+from onnxsim_embed.runtime.session import Session
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+PRECISIONS = ("fp32", "int8")
+LENGTHS = [f"{'water road ' * (n // 2)}{'city' * (n % 2)}" for n in range(1, 46)]
+
+
+@pytest.fixture
+def model(artifact):
+    return Embedder(artifact, precision="fp32", threads=2)
+
+
+def sessions_made(monkeypatch):
+    """Note the threads of every session made from now on."""
+    made = []
+
+    class Noting(Session):
+        def __init__(self, path, device="auto", intra_op_threads=1):
+            made.append(intra_op_threads)
+            super().__init__(path, device, intra_op_threads)
+
+    monkeypatch.setattr("onnxsim_embed.runtime.embedder.Session", Noting)
+    return made
+
+
+# lone batches
+
+
+def test_short_texts_never_pay_for_a_second_session(artifact, monkeypatch):
+    made = sessions_made(monkeypatch)
+    monkeypatch.setattr(runner, "LONE_SECONDS", 60.0)
+    model = Embedder(artifact, threads=2)
+    for text in TEXTS:
+        model.encode(text)
+    assert made == [1]
+
+
+def test_long_texts_one_at_a_time_get_a_session_of_several_threads_once(artifact, monkeypatch):
+    made = sessions_made(monkeypatch)
+    monkeypatch.setattr(runner, "LONE_SECONDS", 0.0)
+    model = Embedder(artifact, threads=16)
+    for _ in range(3 * runner.LONE_CALLS):
+        model.encode("water road")
+    assert made == [1, runner.LONE_THREADS]
+
+
+@pytest.mark.parametrize("threads", [1, None])
+def test_one_thread_stays_one(artifact, monkeypatch, threads):
+    made = sessions_made(monkeypatch)
+    monkeypatch.setattr(runner, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr("onnxsim_embed.runtime.embedder.available_cpus", lambda: 1)
+    model = Embedder(artifact, threads=threads)
+    for _ in range(3 * runner.LONE_CALLS):
+        model.encode("water road")
+    assert made == [1]
+
+
+def assert_the_same_from_either_session(directory, precision, monkeypatch):
+    model = Embedder(directory, precision=precision, threads=2)
+    expected = model.encode(LENGTHS)
+    monkeypatch.setattr(runner, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "LONE_CALLS", 0)
+    model.encode("x")
+    for text, vector in zip(LENGTHS, expected, strict=True):
+        np.testing.assert_array_equal(model.encode(text), vector)
+    assert model._runner._lone_session is not None
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_vector_is_the_same_from_either_session(artifact, monkeypatch, precision):
+    assert_the_same_from_either_session(artifact, precision, monkeypatch)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_vector_of_minilm_is_the_same_from_either_session(real_artifact, monkeypatch, precision):
+    assert_the_same_from_either_session(real_artifact, precision, monkeypatch)
+
+
+def test_one_text_is_reported_like_many(model):
+    model.encode("water " * 99)
+    one = model.last_report
+    model.encode(["water " * 99])
+    many = model.last_report
+    for name in ("texts", "distinct", "tokens", "truncated", "threads", "provider"):
+        assert getattr(one, name) == getattr(many, name)
+    assert 0 < one.seconds_tokenize + one.seconds_run + one.seconds_pool <= one.seconds
+
+
+# threads
+
+
+def test_several_threads_with_lone_and_many_texts_at_once(artifact, monkeypatch):
+    monkeypatch.setattr(runner, "LONE_SECONDS", 0.0)
+    model = Embedder(artifact, threads=2)
+    expected = model.encode(TEXTS)
+
+    def work(number):
+        if number % 2:
+            return model.encode(TEXTS)
+        return np.stack([model.encode(text) for text in TEXTS])
+
+    with ThreadPoolExecutor(8) as workers:
+        for found in workers.map(work, range(16)):
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_a_forked_child_encodes(artifact):
+    """In a process of its own, because pytest has threads that a fork would inherit."""
+    code = """
+import os, sys
+from onnxsim_embed import Embedder
+from onnxsim_embed.runtime import pipeline as runner
+runner.LONE_SECONDS, runner.LONE_CALLS = 0.0, 0
+model = Embedder(sys.argv[1], threads=2)
+texts = [f"water {'road ' * n}" for n in range(40)]
+expected, one = model.encode(texts), [model.encode("a road") for _ in range(3)][-1]
+child = os.fork()
+if child == 0:
+    same = (model.encode(texts) == expected).all() and (model.encode("a road") == one).all()
+    os._exit(0 if same else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(artifact)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "0", done.stderr
+
+
+# windows
+
+
+def test_results_go_straight_into_the_output(model, monkeypatch):
+    monkeypatch.setattr(runner, "WINDOW_TEXTS", 7)
+    texts = [f"{text} {number % 3}" for number in range(3) for text in TEXTS]
+    expected = np.stack([model.encode(text) for text in texts])
+    np.testing.assert_array_equal(model.encode(texts), expected)
+
+
+def test_each_array_of_a_stream_is_full_but_the_last(model, monkeypatch):
+    monkeypatch.setattr(runner, "WINDOW_TEXTS", 8)
+    texts = [f"road {number % 5}" for number in range(19)]
+    blocks = list(model.encode_stream(iter(texts)))
+    assert [len(block) for block in blocks] == [8, 8, 3]
+    np.testing.assert_array_equal(np.concatenate(blocks), model.encode(texts))
+
+
+def test_a_stream_of_repeated_texts_runs_each_once_a_window(model):
+    model.encode(["a road", "water", "a road"] * 50)
+    assert (model.last_report.texts, model.last_report.distinct) == (150, 2)
+
+
+@pytest.mark.parametrize("precision", ["float16", "binary", "ubinary"])
+def test_a_stream_in_another_format_equals_encode(model, precision):
+    blocks = list(model.encode_stream(iter(TEXTS), precision=precision))
+    np.testing.assert_array_equal(
+        np.concatenate(blocks), model.encode(TEXTS, precision=precision), strict=True
+    )
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_ranges_spread_components_as_in_sentence_transformers(model, precision):
+    from sentence_transformers.util import quantize_embeddings
+
+    vectors = model.encode(TEXTS)
+    ranges = np.stack([vectors[::2].min(axis=0), vectors[::2].max(axis=0)])
+    expected = quantize_embeddings(vectors, precision, ranges=ranges)
+    given = {"precision": precision, "ranges": ranges}
+    np.testing.assert_array_equal(model.encode(TEXTS, **given), expected, strict=True)
+    query = quantize_embeddings(model.encode_query(TEXTS), precision, ranges=ranges)
+    np.testing.assert_array_equal(model.encode_query(TEXTS[3], **given), query[3], strict=True)
+    document = quantize_embeddings(model.encode_document(TEXTS), precision, ranges=ranges)
+    np.testing.assert_array_equal(model.encode_document(TEXTS, **given), document)
+    np.testing.assert_array_equal(
+        np.concatenate(list(model.encode_stream(TEXTS, **given))), expected
+    )
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_a_stream_needs_ranges_and_they_must_fit(model, precision):
+    with pytest.raises(
+        ValueError, match=rf"stream of {precision} needs ranges, an array \(2, 32\)"
+    ):
+        model.encode_stream(TEXTS, precision=precision)
+    with pytest.raises(ValueError, match=r"ranges must have shape \(2, 32\), got \(2, 31\)"):
+        model.encode(TEXTS, precision=precision, ranges=np.zeros((2, 31)))
+
+
+# token embeddings
+
+
+@pytest.mark.parametrize("prompt", [None, "about: "])
+def test_token_embeddings_equal_those_of_sentence_transformers(model, checkpoint, prompt):
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
+    expected = theirs.encode(TEXTS, prompt=prompt, output_value="token_embeddings")
+    found = model.encode(TEXTS, prompt=prompt, output_value="token_embeddings")
+    assert len(found) == len(TEXTS)
+    for ours, other in zip(found, expected, strict=True):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, other.numpy(), atol=1e-5)
+    one = model.encode(TEXTS[0], prompt=prompt, output_value="token_embeddings")
+    np.testing.assert_array_equal(one, found[0])
+
+
+def test_an_unknown_output_value_lists_those_there_are(model):
+    with pytest.raises(ValueError, match="not one of sentence_embedding, token_embeddings"):
+        model.encode(TEXTS, output_value="all")
+
+
+# padded batches
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """An onnxruntime that says it holds CUDA, and computes on the CPU; notes what it is fed."""
+    fed = []
+
+    class OnCuda(onnxruntime.InferenceSession):
+        def __init__(self, path, options, providers):
+            assert providers[0] == (CUDA, {"device_id": "0"}) or providers[0] == CUDA
+            super().__init__(path, options, [CPU])
+
+        def get_providers(self):
+            return [CUDA, CPU]
+
+        def run(self, names, feed, *rest):
+            fed.append(feed)
+            return super().run(names, feed, *rest)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", OnCuda)
+    return fed
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", [CUDA, CPU]])
+def test_a_gpu_gets_large_padded_batches_of_the_portable_file(artifact, cuda, device):
+    model = Embedder(artifact, device=device, threads=2)
+    assert (model.precision, model.provider) == ("fp32", CUDA)
+    vectors = model.encode(TEXTS)
+    assert len(cuda) == 1  # all texts in one batch
+    ids, mask = cuda[0]["input_ids"], cuda[0]["attention_mask"]
+    assert ids.shape == mask.shape == (len(dict.fromkeys(TEXTS)), 48)
+    assert (ids[mask == 0] == 0).all()
+    lengths = [len(tokens) for tokens in model.token_ids(list(dict.fromkeys(TEXTS)))]
+    assert sorted(mask.sum(axis=1)) == sorted(lengths)
+    assert model.last_report.provider == CUDA
+    expected = Embedder(artifact, precision="fp32", device=[CUDA]).encode(TEXTS)
+    np.testing.assert_array_equal(vectors, expected)
+
+
+def test_padded_vectors_are_those_of_the_cpu_within_rounding(artifact, cuda, monkeypatch):
+    padded = Embedder(artifact, device="cuda")
+    vectors, tokens = padded.encode(TEXTS), padded.encode(TEXTS, output_value="token_embeddings")
+    alone = np.stack([padded.encode(text) for text in TEXTS])
+    monkeypatch.undo()
+    model = Embedder(artifact, precision="fp32", device="cpu")
+    np.testing.assert_allclose(vectors, model.encode(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(alone, vectors, atol=1e-5)
+    for ours, other in zip(
+        tokens, model.encode(TEXTS, output_value="token_embeddings"), strict=True
+    ):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
+
+
+def test_int8_is_refused_on_a_gpu(artifact, cuda):
+    with pytest.raises(ValueError, match=rf"'int8' is for the CPU, and {CUDA} was asked for"):
+        Embedder(artifact, precision="int8", device="cuda")
+
+
+def test_auto_says_when_cuda_does_not_start_and_runs_the_cpus_best(artifact, monkeypatch, caplog):
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: real(path, options, providers=[CPU]),
+    )
+    model = Embedder(artifact)
+    assert model.provider == CPU
+    assert model._runner.session.sequence_major  # the run path's own file
+    assert f"using the CPU: {CUDA} could not be started" in caplog.text
+    assert model.encode(TEXTS).shape == (len(TEXTS), 32)
+
+
+# faults
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["water road. " * 900_000, "\0" * 3_000_000, "漢" * 3_000_000],
+    ids=["words", "NUL", "Chinese"],
+)
+def test_a_text_of_megabytes_is_a_text_like_any_other(model, text):
+    found = model.encode(["a road", text, "water"])
+    np.testing.assert_array_equal(found[[0, 2]], model.encode(["a road", "water"]))
+    assert np.isfinite(found).all()
+
+
+def test_nul_characters_are_dropped_as_in_sentence_transformers(model, checkpoint):
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
+    texts = ["wa\0ter road", "\0", "road\0 \0city"]
+    np.testing.assert_allclose(model.encode(texts), theirs.encode(texts), atol=1e-5)
+
+
+def test_a_generator_that_raises_midway_leaves_the_model_in_order(model, monkeypatch):
+    monkeypatch.setattr(runner, "WINDOW_TEXTS", 4)
+
+    def texts():
+        yield from [f"road {number}" for number in range(10)]
+        raise RuntimeError("the source is gone")
+
+    stream = model.encode_stream(texts())
+    blocks = [next(stream) for _ in range(3)]  # nothing that was read is lost
+    assert [len(block) for block in blocks] == [4, 4, 2]
+    np.testing.assert_array_equal(
+        np.concatenate(blocks), model.encode([f"road {number}" for number in range(10)])
+    )
+    with pytest.raises(RuntimeError, match="the source is gone"):
+        next(stream)
+    with pytest.raises(RuntimeError, match="the source is gone"):
+        model.encode(texts())
+    assert model.encode("road").shape == (32,)
+
+
+def test_no_thread_stays_behind_an_embedder(artifact):
+    before = set(threading.enumerate())
+    model = Embedder(artifact, threads=3)
+    model.encode([f"road {'water ' * (number % 9)}" for number in range(500)])
+    started = set(threading.enumerate()) - before
+    assert started
+    del model
+    gc.collect()
+    for thread in started:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in started)

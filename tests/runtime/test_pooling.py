@@ -1,0 +1,255 @@
+"""Pooling, Dense and normalization against plain loops, torch and sentence-transformers."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.runtime.pooling import (
+    ACTIVATIONS,
+    Dense,
+    Head,
+    PoolingMode,
+    load_dense,
+    normalize,
+    pool,
+)
+
+MODES = list(PoolingMode)
+BATCH, TOKENS, WIDTH = 12, 9, 8
+
+each_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.value)
+
+
+def hidden_states(seed=0):
+    return np.random.default_rng(seed).standard_normal((BATCH, TOKENS, WIDTH)).astype(np.float32)
+
+
+def right_padded(seed=0):
+    lengths = np.random.default_rng(seed).integers(1, TOKENS + 1, BATCH)
+    return (np.arange(TOKENS) < lengths[:, None]).astype(np.int64)
+
+
+def with_holes(seed=0):
+    mask = np.random.default_rng(seed).integers(0, 2, (BATCH, TOKENS))
+    mask[0] = 0
+    return mask
+
+
+MASKS = {
+    "right padding": right_padded(),
+    "left padding": right_padded()[:, ::-1].copy(),
+    "holes and a row without tokens": with_holes(),
+    "all rows without tokens": np.zeros((BATCH, TOKENS), np.int64),
+}
+
+
+def pool_in_loops(hidden, mask, mode):
+    rows = []
+    for states, real in zip(hidden.astype(np.float64), mask, strict=True):
+        positions = np.flatnonzero(real)
+        if len(positions) == 0:
+            rows.append(np.zeros(hidden.shape[2]))
+            continue
+        weights = [1.0] * len(positions)
+        if mode is PoolingMode.CLS:
+            positions = positions[:1]
+        elif mode is PoolingMode.LAST_TOKEN:
+            positions = positions[-1:]
+        elif mode is PoolingMode.WEIGHTED_MEAN:
+            weights = [float(position - positions[0] + 1) for position in positions]
+        tokens = [states[position] for position in positions]
+        if mode is PoolingMode.MAX:
+            rows.append(np.max(tokens, axis=0))
+            continue
+        total = sum(weight * token for weight, token in zip(weights, tokens, strict=False))
+        divisor = sum(weights[: len(tokens)])
+        rows.append(total / (np.sqrt(divisor) if mode is PoolingMode.MEAN_SQRT_LEN else divisor))
+    return np.array(rows)
+
+
+@each_mode
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_a_mode_equals_its_definition(mode, mask):
+    pooled = pool(hidden_states(), mask, [mode])
+    assert pooled.dtype == np.float32
+    np.testing.assert_allclose(pooled, pool_in_loops(hidden_states(), mask, mode), atol=1e-6)
+
+
+@each_mode
+def test_no_mask_equals_a_mask_of_ones(mode):
+    hidden = hidden_states()
+    ones = np.ones(hidden.shape[:2], np.int64)
+    unmasked = pool(hidden, None, [mode])
+    assert unmasked.dtype == np.float32
+    np.testing.assert_allclose(unmasked, pool(hidden, ones, [mode]), atol=1e-6)
+    np.testing.assert_allclose(unmasked, pool_in_loops(hidden, ones, mode), atol=1e-6)
+
+
+@each_mode
+def test_what_stands_in_the_padding_does_not_matter(mode):
+    hidden, mask = hidden_states(), right_padded()
+    spoilt = np.where(mask[:, :, None] == 1, hidden, np.float32(np.nan))
+    np.testing.assert_array_equal(pool(spoilt, mask, [mode]), pool(hidden, mask, [mode]))
+
+
+# Where versions before 5.4 have Pooling, and later ones a second name for it.
+@pytest.mark.filterwarnings("ignore:Importing from 'sentence_transformers.models' is deprecated")
+@each_mode
+def test_a_mode_equals_sentence_transformers(mode):
+    import torch
+    from sentence_transformers.models import Pooling
+
+    hidden, mask = hidden_states(), right_padded()
+    features = {
+        "token_embeddings": torch.from_numpy(hidden),
+        "attention_mask": torch.from_numpy(mask),
+    }
+    theirs = Pooling(WIDTH, pooling_mode=mode.value)(features)["sentence_embedding"].numpy()
+    np.testing.assert_allclose(pool(hidden, mask, [mode]), theirs, atol=1e-6)
+
+
+def test_several_modes_are_concatenated_in_order():
+    hidden, mask = hidden_states(), with_holes()
+    modes = [PoolingMode.MAX, PoolingMode.CLS, PoolingMode.MEAN]
+    expected = np.concatenate([pool(hidden, mask, [mode]) for mode in modes], axis=1)
+    np.testing.assert_array_equal(pool(hidden, mask, modes), expected)
+
+
+@each_mode
+@pytest.mark.parametrize("shape", [(0, TOKENS, WIDTH), (3, 0, WIDTH), (0, 0, WIDTH)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_empty_input_gives_float32_zeros(mode, shape, masked):
+    mask = np.ones(shape[:2], np.int64) if masked else None
+    pooled = pool(np.ones(shape, np.float32), mask, [mode])
+    assert (pooled.shape, pooled.dtype) == ((shape[0], WIDTH), np.float32)
+    assert not pooled.any()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@each_mode
+def test_a_row_is_pooled_alike_alone_and_in_company(mode, masked):
+    hidden = hidden_states()
+    mask = with_holes() if masked else None
+    alone = [
+        pool(hidden[i : i + 1], None if mask is None else mask[i : i + 1], [mode])
+        for i in range(BATCH)
+    ]
+    np.testing.assert_array_equal(pool(hidden, mask, [mode]), np.concatenate(alone))
+
+
+def test_shapes_that_disagree_are_refused():
+    with pytest.raises(ValueError, match=r"hidden must have shape .* got \(2, 3\)"):
+        pool(np.ones((2, 3), np.float32), None, MODES[:1])
+    with pytest.raises(
+        ValueError, match=r"attention_mask \(2, 4\) does not fit hidden \(2, 3, 4\)"
+    ):
+        pool(np.ones((2, 3, 4), np.float32), np.ones((2, 4), np.int64), MODES[:1])
+    with pytest.raises(ValueError, match="at least one pooling mode"):
+        pool(np.ones((2, 3, 4), np.float32), None, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [*((mode.value, mode) for mode in MODES), ("mean_sqrt_len", PoolingMode.MEAN_SQRT_LEN),
+     ("last", PoolingMode.LAST_TOKEN), ("weighted_mean", PoolingMode.WEIGHTED_MEAN)],
+)  # fmt: skip
+def test_modes_are_found_by_name(name, mode):
+    assert PoolingMode.parse(name) is mode
+
+
+def test_an_unknown_mode_lists_those_there_are():
+    with pytest.raises(ValueError, match="unknown pooling 'median'; known are mean, cls, max, "):
+        PoolingMode.parse("median")
+
+
+def test_normalized_rows_have_norm_one_and_zero_rows_stay_zero():
+    vectors = hidden_states()[:, 0].copy()
+    vectors[3] = 0
+    unit = normalize(vectors)
+    assert unit.dtype == np.float32
+    norms = np.linalg.norm(unit.astype(np.float64), axis=1)
+    np.testing.assert_allclose(norms, np.arange(BATCH) != 3, atol=1e-6)
+    assert normalize(np.zeros((0, 5), np.float32)).shape == (0, 5)
+
+
+def linear(seed=3, inputs=WIDTH, outputs=5):
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((inputs, outputs)).astype(np.float32)
+    return weight, rng.standard_normal(outputs).astype(np.float32)
+
+
+@pytest.mark.parametrize("scale", [1, 100])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_dense_equals_torch(activation, with_bias, scale):
+    import torch
+
+    module, _, name = activation.rpartition(".")
+    weight, bias = linear()
+    pooled = hidden_states()[:, 0] * np.float32(scale)
+    layer = torch.nn.Linear(WIDTH, 5, bias=with_bias)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight.T))
+        if with_bias:
+            layer.bias.copy_(torch.from_numpy(bias))
+        theirs = getattr(import_module(module), name)()(layer(torch.from_numpy(pooled))).numpy()
+    ours = Dense(weight, bias if with_bias else None, activation)(pooled)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, atol=2e-6 * scale)
+
+
+def test_dense_of_no_rows_is_float32():
+    out = Dense(*linear(), "torch.nn.modules.activation.Tanh")(np.zeros((0, WIDTH), np.float32))
+    assert (out.shape, out.dtype) == ((0, 5), np.float32)
+
+
+def test_dense_maps_a_row_alike_alone_and_in_company():
+    dense = Dense(*linear(outputs=67), "torch.nn.modules.activation.GELU")
+    pooled = hidden_states()[:, 0]
+    alone = np.concatenate([dense(pooled[i : i + 1]) for i in range(BATCH)])
+    np.testing.assert_array_equal(dense(pooled), alone)
+
+
+def test_a_head_pools_then_maps_then_normalizes():
+    dense = Dense(*linear(inputs=2 * WIDTH), "torch.nn.modules.linear.Identity")
+    modes = (PoolingMode.CLS, PoolingMode.MEAN)
+    hidden, mask = hidden_states(), right_padded()
+    expected = normalize(dense(pool(hidden, mask, modes)))
+    np.testing.assert_array_equal(Head(modes, (dense,), True)(hidden, mask), expected)
+
+
+def write_dense(directory, config, tensors):
+    (directory / "config.json").write_text(config, encoding="utf-8")
+    save_file(tensors, directory / "model.safetensors")
+    return load_dense(directory / "config.json", directory / "model.safetensors")
+
+
+def test_a_dense_module_is_read_as_it_was_written(tmp_path):
+    weight, bias = linear()
+    tensors = {"linear.weight": weight.T.copy(), "linear.bias": bias}
+    name = "torch.nn.modules.activation.ReLU"
+    dense = write_dense(tmp_path, json.dumps({"activation_function": name}), tensors)
+    np.testing.assert_array_equal(dense.weight, weight)
+    np.testing.assert_array_equal(dense.bias, bias)
+    assert dense.activation == name
+
+
+@pytest.mark.parametrize(
+    ("config", "tensor", "message"),
+    [
+        ("{", "linear.weight", "not a readable Dense module"),
+        ("{}", "linear.weight", "activation_function"),
+        ('{"activation_function": "x"}', "other", "linear.weight"),
+        ('{"activation_function": "my.Cube"}', "linear.weight", r"'my\.Cube' is not one of"),
+    ],
+)
+def test_a_broken_dense_module_is_named(tmp_path, config, tensor, message):
+    with pytest.raises(ArtifactError, match=message) as caught:
+        write_dense(tmp_path, config, {tensor: np.ones((2, 3), np.float32)})
+    assert str(tmp_path) in str(caught.value)

@@ -1,0 +1,127 @@
+"""Providers are chosen as asked, and no fallback is silent."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.runtime.session import Session, openvino_options, resolve_providers
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
+IDS = np.array([[2, 9, 10, 3], [2, 11, 12, 3]], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("device", "available", "expected"),
+    [
+        ("cpu", [CUDA, CPU], [CPU]),
+        ("auto", [CPU], [CPU]),
+        ("auto", ["AzureExecutionProvider", CPU], [CPU]),
+        ("auto", [CUDA, CPU], [CUDA, CPU]),
+        ("cuda", [CUDA, CPU], [(CUDA, {"device_id": "0"}), CPU]),
+        ("cuda:1", [CUDA, CPU], [(CUDA, {"device_id": "1"}), CPU]),
+        ("openvino", [OPENVINO, CPU], [(OPENVINO, {"device_type": "CPU"}), CPU]),
+        ([CPU], [CUDA, CPU], [CPU]),
+        ([(CUDA, {"device_id": 3}), CPU], [CUDA, CPU], [(CUDA, {"device_id": 3}), CPU]),
+    ],
+)
+def test_a_device_names_its_providers(device, available, expected):
+    assert resolve_providers(device, available) == expected
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda 1"])
+def test_an_unknown_device_lists_those_allowed(device):
+    with pytest.raises(
+        ValueError, match=r"unknown device .*; allowed are auto, cpu, cuda, cuda:N, openvino"
+    ):
+        resolve_providers(device, [CUDA, CPU])
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_cuda_that_is_not_offered_says_how_to_get_it(device):
+    with pytest.raises(ValueError, match=rf"{device}.*offers .*{CPU}.*onnxruntime-gpu, or .*cpu"):
+        resolve_providers(device, [CPU])
+
+
+def test_openvino_that_is_not_offered_says_how_to_get_it():
+    with pytest.raises(ValueError, match=rf"openvino.*offers .*{CPU}.*onnxruntime-openvino, or"):
+        resolve_providers("openvino", [CPU])
+
+
+def test_openvino_gets_the_processors_that_we_may_use(monkeypatch):
+    monkeypatch.setattr("onnxsim_embed.runtime.session.available_cpus", lambda: 3)
+    shared, lone = openvino_options(1), openvino_options(2)
+    assert (shared["num_of_threads"], shared["num_streams"]) == ("3", "3")  # one for each caller
+    assert (lone["num_of_threads"], lone["num_streams"]) == ("2", "1")
+
+
+@pytest.mark.parametrize(
+    "device", [["TensorrtExecutionProvider", CPU], [(CUDA, {"device_id": 0})], [], ()]
+)
+def test_a_list_with_a_provider_that_is_not_offered_is_refused(device):
+    with pytest.raises(
+        ValueError, match=rf"not offered by this onnxruntime, which has \['{CPU}'\]"
+    ):
+        resolve_providers(device, [CPU])
+
+
+@pytest.fixture
+def cuda_that_fails(monkeypatch):
+    """An onnxruntime that offers CUDA and takes the CPU, as the real one does without a driver."""
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: session(path, options, [CPU]),
+    )
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", [CUDA, CPU], [(CUDA, {}), CPU]])
+def test_cuda_that_becomes_cpu_raises(cuda_that_fails, artifact, device):
+    with pytest.raises(ValueError, match=f"was asked for, but the session runs on {CPU}"):
+        Session(artifact / "onnx/model.onnx", device)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_device_that_allows_the_cpu_takes_it(cuda_that_fails, artifact, device):
+    assert Session(artifact / "onnx/model.onnx", device).provider == CPU
+
+
+def test_a_session_on_the_cpu_says_so(artifact):
+    session = Session(artifact / "onnx/model.onnx", "cpu")
+    assert session.provider == CPU
+    assert session.runs_on_cpu
+
+
+@pytest.mark.parametrize("content", [b"", b"no onnx at all" * 9])
+def test_a_file_that_is_no_model_is_named(tmp_path, content):
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"onnxruntime cannot load .*model\.onnx"):
+        Session(tmp_path / "model.onnx", "cpu")
+
+
+def test_hidden_states_are_float32_of_the_shape_of_the_ids(artifact):
+    hidden = Session(artifact / "onnx/model.onnx", "cpu").run(IDS)
+    assert (hidden.shape, hidden.dtype) == ((2, 4, 32), np.float32)
+    assert np.isfinite(hidden).all()
+
+
+def test_masked_tokens_do_not_change_the_others(artifact):
+    session = Session(artifact / "onnx/model.onnx", "cpu")
+    padded = np.pad(IDS, ((0, 0), (0, 3)))
+    mask = np.pad(np.ones_like(IDS), ((0, 0), (0, 3)))
+    np.testing.assert_allclose(session.run(padded, mask)[:, :4], session.run(IDS), atol=1e-5)
+
+
+def test_many_threads_may_run_one_session(artifact):
+    session = Session(artifact / "onnx/model.onnx", "cpu")
+    expected = session.run(IDS)
+    with ThreadPoolExecutor(8) as workers:
+        for hidden in workers.map(session.run, [IDS] * 40):
+            np.testing.assert_array_equal(hidden, expected)

@@ -1,0 +1,283 @@
+"""Tiny seeded checkpoints and texts that tests share, built in code. No network."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import textwrap
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "it",
+    "for",
+    "on",
+    "with",
+    "as",
+    "at",
+    "by",
+    "from",
+    "water",
+    "road",
+    "school",
+    "health",
+    "project",
+    "rural",
+    "people",
+    "training",
+    "support",
+    "village",
+    "river",
+    "market",
+    "solar",
+    "energy",
+    "forest",
+    "child",
+    "women",
+    "farm",
+    "food",
+    "city",
+    "bank",
+    "data",
+    "code",
+    "cat",
+    "dog",
+    "sun",
+    "sky",
+    "weather",
+    "lovely",
+    "today",
+    "##s",
+    "##ing",
+    "##ed",
+    "##er",
+    "##ly",
+    "##tion",
+]
+LETTERS = [c for c in "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"]
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *WORDS,
+    *LETTERS,
+    *(f"##{c}" for c in LETTERS),
+]
+VOCABULARY = list(dict.fromkeys(VOCABULARY))
+
+TEXTS = [
+    "the water of the river",
+    "the river and the water",
+    "",
+    "   ",
+    "rural school project for children",
+    "a school for children in the village",
+    "solar energy",
+    "solar energy",
+    "women farm food for the market. " * 4,
+    "naïve café 漢字 🙂",
+    "data code cat dog " * 40,
+    "x",
+]
+
+
+def tokenizer_json(vocabulary: list[str] = VOCABULARY) -> dict:
+    """A BERT WordPiece tokenizer with a stale padding and truncation, as published ones have."""
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return {
+        "version": "1.0",
+        "truncation": {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
+        "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None,
+                    "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": [
+            {"id": ids[t], "content": t, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": True} for t in special
+        ],
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+                       "strip_accents": None, "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                       {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+            "pair": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                     {"SpecialToken": {"id": "[SEP]", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}},
+                     {"SpecialToken": {"id": "[SEP]", "type_id": 1}}],
+            "special_tokens": {
+                t: {"id": t, "ids": [ids[t]], "tokens": [t]} for t in ("[CLS]", "[SEP]")
+            },
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                  "max_input_chars_per_word": 100, "vocab": ids},
+    }  # fmt: skip
+
+
+def bert_config(**changes) -> dict:
+    """config.json of the tiny model: 2 layers, 32 wide, 4 heads."""
+    return {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 2,
+        "vocab_size": len(VOCABULARY),
+        "pad_token_id": 0,
+        "position_embedding_type": "absolute",
+    } | changes
+
+
+def bert_tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    """Seeded random weights under PyTorch's names, of a size that makes attention uneven."""
+    rng = np.random.default_rng(seed)
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    tensors = {}
+
+    def matrix(name: str, *shape: int, scale: float) -> None:
+        tensors[name] = (rng.standard_normal(shape) * scale).astype(np.float32)
+
+    def linear(name: str, outputs: int, inputs: int) -> None:
+        matrix(f"{name}.weight", outputs, inputs, scale=1.4 / np.sqrt(inputs))
+        matrix(f"{name}.bias", outputs, scale=0.1)
+
+    def norm(name: str) -> None:
+        tensors[f"{name}.weight"] = (1 + 0.1 * rng.standard_normal(hidden)).astype(np.float32)
+        matrix(f"{name}.bias", hidden, scale=0.1)
+
+    matrix("embeddings.word_embeddings.weight", config["vocab_size"], hidden, scale=1.0)
+    matrix(
+        "embeddings.position_embeddings.weight",
+        config["max_position_embeddings"],
+        hidden,
+        scale=0.3,
+    )
+    matrix("embeddings.token_type_embeddings.weight", config["type_vocab_size"], hidden, scale=0.3)
+    norm("embeddings.LayerNorm")
+    for number in range(config["num_hidden_layers"]):
+        name = f"encoder.layer.{number}"
+        for part in ("query", "key", "value"):
+            linear(f"{name}.attention.self.{part}", hidden, hidden)
+        linear(f"{name}.attention.output.dense", hidden, hidden)
+        norm(f"{name}.attention.output.LayerNorm")
+        linear(f"{name}.intermediate.dense", inner, hidden)
+        linear(f"{name}.output.dense", hidden, inner)
+        norm(f"{name}.output.LayerNorm")
+    linear("pooler.dense", hidden, hidden)
+    return tensors
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_checkpoint(
+    directory: Path,
+    *,
+    pooling: str | None = "mean",
+    normalize: bool = True,
+    dense: bool = False,
+    schema: str = "legacy",
+    seed: int = 0,
+    prompts: dict[str, str] | None = None,
+    config: dict | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+    max_seq_length: int = 48,
+) -> Path:
+    """Write a Sentence-Transformers directory; `schema` is legacy (versions 2 to 5.3) or new (5.4 on).
+
+    `pooling=None` leaves modules.json out: a plain Hugging Face directory.
+    """
+    config = config or bert_config()
+    tensors = tensors if tensors is not None else bert_tensors(config, seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "config.json", config)
+    save_file(tensors, directory / "model.safetensors")
+    write_json(directory / "tokenizer.json", tokenizer_json())
+    tokenizer_config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "max_length": 8,
+                        "model_max_length": max_seq_length if schema == "new" else 512,
+                        "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]",
+                        "cls_token": "[CLS]", "mask_token": "[MASK]"}  # fmt: skip
+    write_json(directory / "tokenizer_config.json", tokenizer_config)
+    (directory / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    if pooling is None:
+        return directory
+    legacy = schema == "legacy"
+    kinds = {"Transformer": "base.modules.transformer", "Pooling": "sentence_transformer.modules.pooling",
+             "Dense": "base.modules.dense", "Normalize": "base.modules.normalize"}  # fmt: skip
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    if legacy:
+        write_json(
+            directory / "sentence_bert_config.json",
+            {"max_seq_length": max_seq_length, "do_lower_case": False},
+        )
+        keys = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens",
+                "mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "weightedmean": "weightedmean_tokens",
+                "lasttoken": "lasttoken"}  # fmt: skip
+        table = {f"pooling_mode_{key}": name in pooling.split("+") for name, key in keys.items()}
+        write_json(
+            directory / "1_Pooling/config.json",
+            {"word_embedding_dimension": config["hidden_size"], **table},
+        )
+    else:
+        write_json(
+            directory / "sentence_bert_config.json", {"transformer_task": "feature-extraction"}
+        )
+        modes = pooling.split("+")
+        mode = modes[0] if len(modes) == 1 else modes
+        table = {
+            "embedding_dimension": config["hidden_size"],
+            "pooling_mode": mode,
+            "include_prompt": True,
+        }
+        write_json(directory / "1_Pooling/config.json", table)
+    if dense:
+        modules.append(("2_Dense", "Dense"))
+        rng = np.random.default_rng(seed + 1)
+        width = config["hidden_size"] * len(pooling.split("+"))
+        write_json(directory / "2_Dense/config.json", {
+            "in_features": width, "out_features": 16, "bias": True,
+            "activation_function": "torch.nn.modules.activation.Tanh"})  # fmt: skip
+        save_file({"linear.weight": (rng.standard_normal((16, width)) * 0.3).astype(np.float32),
+                   "linear.bias": rng.standard_normal(16).astype(np.float32)},
+                  directory / "2_Dense/model.safetensors")  # fmt: skip
+    if normalize:
+        modules.append((f"{len(modules)}_Normalize", "Normalize"))
+        (directory / modules[-1][0]).mkdir(exist_ok=True)
+    write_json(directory / "modules.json", [
+        {"idx": i, "name": str(i), "path": path,
+         "type": f"sentence_transformers.models.{kind}" if legacy else f"sentence_transformers.{kinds[kind]}.{kind}"}
+        for i, (path, kind) in enumerate(modules)
+    ])  # fmt: skip
+    write_json(directory / "config_sentence_transformers.json",
+               {"prompts": prompts or {}, "default_prompt_name": None, "similarity_fn_name": "cosine"})  # fmt: skip
+    return directory
+
+
+def run_usage(documented: object, artifact: object) -> str:
+    """Run what stands below "Usage::", on a tiny model; return what it prints."""
+    code = textwrap.dedent(inspect.getdoc(documented).partition("Usage::\n")[2])
+    assert '"all-MiniLM-L6-v2"' in code
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        exec(code.replace('"all-MiniLM-L6-v2"', repr(str(artifact))), {"__name__": "usage"})
+    return printed.getvalue().strip()
