@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-from test_out_of_core import assert_same
 from test_compare import clustered_vectors
+from test_out_of_core import assert_same
 
 from onnxsim_embed import open_graph
 from onnxsim_embed.cli import similarity as command

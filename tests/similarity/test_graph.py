@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 from scipy import sparse
-from test_out_of_core import assert_same, one_thread  # noqa: F401 - one_thread is a fixture
 from test_compare import clustered_vectors
+from test_out_of_core import assert_same, one_thread  # noqa: F401 - one_thread is a fixture
 
 from onnxsim_embed import open_graph, write_graph
 from onnxsim_embed.errors import TableError

@@ -12,8 +12,8 @@ import sys
 import numpy as np
 import pytest
 from scipy import sparse
-from test_out_of_core import assert_same, one_thread  # noqa: F401 - one_thread is a fixture
 from test_compare import SETS, clustered_vectors
+from test_out_of_core import assert_same, one_thread  # noqa: F401 - one_thread is a fixture
 from test_unit_rows import on_disk
 
 from onnxsim_embed import open_graph, write_graph
