@@ -25,12 +25,13 @@ demo: $(VENV)/demo  ## export the real MiniLM, embed examples/projects.csv, comp
 	$(BIN)/python examples/demo.py build/demo
 
 test: $(VENV)/dev  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: $(VENV)/dev  ## ruff and mypy
+lint: $(VENV)/dev  ## ruff, mypy, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/dev  ## speed and fidelity, ours and what is installed: bench/results, both READMEs
 	$(BIN)/python bench/run.py --rounds 3 $(ARGS)

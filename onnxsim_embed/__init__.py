@@ -22,6 +22,7 @@ _HOMES = {
     "estimate_similarity": "similarity.compare",
     "neighbours": "similarity.compare",
     "open_graph": "similarity.graph",
+    "open_vectors": "files.vector_directory",
     "similar_pairs": "similarity.compare",
     "similarity_matrix": "similarity.compare",
     "top_k": "similarity.compare",
@@ -29,6 +30,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from onnxsim_embed.files.vector_directory import open_vectors
     from onnxsim_embed.runtime.async_embedder import AsyncEmbedder
     from onnxsim_embed.runtime.embedder import Embedder
     from onnxsim_embed.runtime.encode_to_file import encode_to_file
@@ -64,6 +66,7 @@ __all__ = [
     "estimate_similarity",
     "neighbours",
     "open_graph",
+    "open_vectors",
     "similar_pairs",
     "similarity_matrix",
     "top_k",

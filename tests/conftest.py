@@ -51,10 +51,17 @@ def real_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def real_artifact(real_checkpoint, tmp_path_factory) -> Path:
     """The real all-MiniLM-L6-v2's artifact, fp32 and int8."""
+    from filelock import FileLock
+
     from onnxsim_embed.export import export_model
 
-    target = tmp_path_factory.mktemp("artifacts") / "minilm"
-    export_model("minilm", target)
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one export for all of its processes
+        shared = shared.parent
+    target = shared / "minilm"
+    with FileLock(target.with_suffix(".lock")):
+        if not target.exists():
+            export_model("minilm", target)
     return target
 
 
