@@ -206,7 +206,7 @@ def locate_artifact(
             revision=revision,
             recipe=recipe,
             source=hub_id,
-            leave_out=True,
+            skip_unfaithful=True,
             force=True,
         )
     return Artifact.open(target)

@@ -103,7 +103,7 @@ def export(
         token=token,
         local_files_only=local_files_only,
         calibration=texts,
-        bar=_parse_bar(bar),
+        min_fidelity=_parse_bar(bar),
         force=force,
     )
     print_artifact(artifact.directory, artifact.manifest)
@@ -164,7 +164,7 @@ def verify(
 
     artifact = Artifact.open(directory)
     chosen = None if texts is None else read_texts(str(texts), column, None)
-    report = verify_artifact(artifact, against=against, texts=chosen, bar=_parse_bar(bar))
+    report = verify_artifact(artifact, against=against, texts=chosen, min_fidelity=_parse_bar(bar))
     print_fidelity(report)
     problems = [problem for part in report.values() for problem in part["problems"]]
     if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,10 @@ def export_model(
     recipe: Recipe | None = None,
     source: str | None = None,
     calibration: Sequence[str] | None = None,
-    bar: tuple[float, float] | None = None,
-    leave_out: bool = False,
+    min_fidelity: tuple[float, float] | None = None,
+    skip_unfaithful: bool = False,
     force: bool = False,
+    bar: tuple[float, float] | None = None,
 ) -> Artifact:
     """Export a checkpoint to an artifact directory, and prove it faithful before it is published.
 
@@ -61,9 +63,12 @@ def export_model(
     :param source: what the manifest names as the source, when the caller has fetched the checkpoint.
     :param calibration: texts like those to be embedded, at least 16 different ones, on which int8
         ranges are chosen; None for the texts that ship with the package.
-    :param bar: least mean and min cosine of int8 to fp32; None for 0.995 and 0.98.
-    :param leave_out: leave out, with a warning, another precision than fp32 that is not faithful.
-    :param force: replace an artifact that is already there.
+    :param min_fidelity: minimum mean and worst-case cosine of int8 against fp32; None for 0.995 and
+        0.98.
+    :param skip_unfaithful: omit int8 or fp16, with a warning, if it misses the threshold; otherwise
+        the export fails.
+    :param force: replace an existing artifact.
+    :param bar: deprecated name of `min_fidelity`.
     :returns: the artifact.
     :raises CheckpointError: if the checkpoint cannot be read or its architecture not exported.
     :raises VerificationError: if the result is not faithful; nothing is written then.
@@ -108,13 +113,22 @@ def export_model(
         precisions,
         recipe,
         calibration,
-        bar,
+        _renamed_bar(min_fidelity, bar),
         matryoshka_dims,
-        leave_out,
+        skip_unfaithful,
     )
     with atomic_directory(target) as work:
         build_artifact(checkpoint, work, plan)
     return Artifact.open(target)
+
+
+def _renamed_bar(
+    min_fidelity: tuple[float, float] | None, bar: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    if bar is None:
+        return min_fidelity
+    warnings.warn("bar is deprecated; use min_fidelity", DeprecationWarning, stacklevel=3)
+    return bar
 
 
 def _demand_onnx() -> None:
@@ -160,6 +174,7 @@ def verify_artifact(
     *,
     against: str | Path | None = None,
     texts: Sequence[str] | None = None,
+    min_fidelity: tuple[float, float] | None = None,
     bar: tuple[float, float] | None = None,
 ) -> Mapping[str, Mapping[str, Any]]:
     """Compare a finished artifact with what it was made from.
@@ -167,7 +182,8 @@ def verify_artifact(
     :param against: checkpoint directory or model name that fp32 is compared with; "torch" for the
         model that the manifest names; None compares quantized files with the fp32 file only.
     :param texts: texts to compare on, at least two; None for those of the package.
-    :param bar: least mean and min cosine of quantized files; None for the default.
+    :param min_fidelity: minimum mean and worst-case cosine of int8; None for the default.
+    :param bar: deprecated name of `min_fidelity`.
     :returns: for each precision a report; "problems" lists what is not faithful.
     :raises ArtifactError: if a file of the artifact is damaged.
     :raises CheckpointError: if `against` cannot be found.
@@ -175,6 +191,7 @@ def verify_artifact(
     """
     from onnxsim_embed.export.verify import verify_fp16, verify_fp32, verify_quantized
 
+    min_fidelity = _renamed_bar(min_fidelity, bar)
     artifact.check()
     if texts is not None and len(texts) < 2:
         raise ValueError(f"verifying needs at least 2 texts, got {len(texts)}")
@@ -198,7 +215,7 @@ def verify_artifact(
         if precision == "fp16":
             report[precision] = verify_fp16(artifact, texts)
         elif precision != "fp32":
-            report[precision] = verify_quantized(precision, artifact, bar, texts)
+            report[precision] = verify_quantized(precision, artifact, min_fidelity, texts)
     return report
 
 

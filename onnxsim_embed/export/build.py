@@ -62,19 +62,19 @@ class Plan:
     :param precisions: beside fp32.
     :param recipe: whose known answers to check, or None.
     :param calibration: texts for the ranges of int8, or None for those of the package.
-    :param bar: least mean and min cosine of int8 to fp32, or None for the default.
+    :param min_fidelity: minimum mean and worst-case cosine of int8 to fp32, or None for the default.
     :param matryoshka_dims: widths to which vectors may be cut.
     :param report_only: whether an unfaithful fp32 file is reported rather than an error.
-    :param leave_out: whether a precision that is not faithful is left out, rather than an error.
+    :param skip_unfaithful: whether a precision that is not faithful is left out, rather than an error.
     """
 
     via: str
     precisions: Sequence[str]
     recipe: Recipe | None = None
     calibration: Sequence[str] | None = None
-    bar: tuple[float, float] | None = None
+    min_fidelity: tuple[float, float] | None = None
     matryoshka_dims: Sequence[int] = ()
-    leave_out: bool = False
+    skip_unfaithful: bool = False
     report_only: bool = False
 
 
@@ -181,7 +181,7 @@ def _add_int8(manifest: Manifest, encoder: Encoder, plan: Plan, work: Path) -> M
         errors = [chosen["error"] for layer in entry.layers for chosen in layer.values()]
         made = replace(manifest, precisions={**manifest.precisions, "int8": entry})
         made = _publish(made, work)
-        report = verify_quantized("int8", Artifact(work, made), plan.bar)
+        report = verify_quantized("int8", Artifact(work, made), plan.min_fidelity)
         if not report["problems"]:
             break
         logger.warning("%s", "; ".join(report["problems"]))
@@ -200,7 +200,7 @@ def _settle(
     verification = {**before.verification, precision: report}
     if not report["problems"]:
         return replace(made, verification=verification)
-    if not plan.leave_out:
+    if not plan.skip_unfaithful:
         _refuse(report)
     entry = made.precisions[precision]
     for name in (entry.file, entry.encoder, *entry.data):

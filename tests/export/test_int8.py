@@ -212,7 +212,7 @@ def test_a_hostile_checkpoint_is_exported_in_fp32_alone(run, hostile, tmp_path):
 
 
 def test_a_lower_bar_lets_a_hostile_checkpoint_pass(hostile, tmp_path):
-    made = export_model(hostile, tmp_path / "a", bar=(0.9, 0.5))
+    made = export_model(hostile, tmp_path / "a", min_fidelity=(0.9, 0.5))
     assert made.manifest.verification["int8"]["mean_cosine"] < 0.995
 
 
