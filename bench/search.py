@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from onnxsim_embed.similarity.candidates import product as int8_product
+from onnxsim_embed.similarity.candidates import int8_matmul
 from onnxsim_embed.similarity.compare import top_k, unit_vectors
 from onnxsim_embed.similarity.index import VectorIndex
 from onnxsim_embed.system.hardware import available_cpus, cpu_name
@@ -111,7 +111,7 @@ def kernel_jobs(unit: Float32, queries: Float32) -> dict[str, Job]:
                   "com.microsoft", K=width, N=n, bits=8, block_size=64, accuracy_level=4)  # fmt: skip
     four = graph("MatMulNBits", {"vectors": left[:, ::2].copy().reshape(n, -1, 32), "steps": np.full(n * width // 64, 0.01, np.float32)},
                  "com.microsoft", K=width, N=n, bits=4, block_size=64, accuracy_level=4)  # fmt: skip
-    product, zero = int8_product(available_cpus(), os.getpid()), np.array(128, np.uint8)
+    product, zero = int8_matmul(available_cpus(), os.getpid()), np.array(128, np.uint8)
     jobs: dict[str, Job] = {"copy float32": copy_job(unit)}
     for count in (1, 8):
         some = queries[:count]

@@ -130,11 +130,11 @@ def similarity(
     _check_similarity_outputs(files, pairs, heatmap, force)
     from onnxsim_embed.cli.graph_files import SimilarityJob
     from onnxsim_embed.similarity.graph_writer import check_graph_target
-    from onnxsim_embed.similarity.memory import Budget, parse_bytes
+    from onnxsim_embed.similarity.memory import MemoryBudget, parse_bytes
 
     if "graph" in named:
         check_graph_target(named["graph"], force)
-    most = None if max_memory is None else Budget(parse_bytes(max_memory)).most
+    most = None if max_memory is None else MemoryBudget(parse_bytes(max_memory)).max_bytes
     started = time.perf_counter()
     texts, vectors = _texts_and_vectors(file, column, file_format, model, precision, threads, quiet)
     kept = _first_of_equals(texts if texts is not None else vectors) if drop_duplicates else None

@@ -15,7 +15,7 @@ from onnxsim_embed.files.vector_directory import VectorDirectory, is_vector_dire
 from onnxsim_embed.files.vectors import read_vectors
 from onnxsim_embed.ray.cluster import LOADER_SHARE, cpus_of, nodes
 from onnxsim_embed.similarity.graph_writer import digest
-from onnxsim_embed.similarity.unit_rows import UnitRows, unit_vectors
+from onnxsim_embed.similarity.unit_rows import TiledRows, UnitRows, unit_vectors
 
 Float32 = npt.NDArray[np.float32]
 
@@ -107,7 +107,7 @@ def self_scores(rows: Float32, threshold: float) -> Float32:
     return UnitRows(rows).diagonal(threshold)
 
 
-class BlockRows(UnitRows):
+class BlockRows(TiledRows):
     """Unit vectors in the object store.
 
     :param blocks: a reference to each block.
@@ -115,15 +115,8 @@ class BlockRows(UnitRows):
     """
 
     def __init__(self, blocks: Sequence[Any], height: int, rows: int, width: int) -> None:
-        self.rows, self.width = rows, width
-        self.tile_rows = height
+        super().__init__(rows, width, height)
         self._blocks = blocks
-        self._whole = None
-
-    @property
-    def whole(self) -> bool:
-        """Blocks are compared one by one, even if there is one only."""
-        return False
 
     def load(self, rows: slice) -> Float32:
         """Return a block, float32 (rows, dim), without a copy where this node has it."""

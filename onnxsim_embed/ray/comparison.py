@@ -13,12 +13,12 @@ from scipy import sparse
 from onnxsim_embed.files.checkpoint import naming
 from onnxsim_embed.ray.blocks import BlockRows
 from onnxsim_embed.ray.cluster import ACTOR_SHARE, EXPECTED, nodes, pack, quiet, unpack
-from onnxsim_embed.similarity.compare import BLOCK_BYTES
+from onnxsim_embed.similarity.compare import TILE_BYTES
 from onnxsim_embed.similarity.graph import part_file
 from onnxsim_embed.similarity.graph_writer import ADVICE, by_column, write_part
-from onnxsim_embed.similarity.memory import PEAK_ENTRY_BYTES, USUAL_SHARE, Limit
+from onnxsim_embed.similarity.memory import MEMORY_SHARE, PEAK_ENTRY_BYTES, PairCounter
 from onnxsim_embed.similarity.out_of_core import AllPairs, concatenate_pairs, merge_top_k
-from onnxsim_embed.similarity.scoring import Best, Found
+from onnxsim_embed.similarity.scoring import RowPairs, TopK
 from onnxsim_embed.similarity.sparse import build_matrix, matrix_pairs
 from onnxsim_embed.system.hardware import available_memory
 
@@ -74,16 +74,18 @@ class Compare:
         """Write the pairs of a task."""
         number, piece = int(task["part"]), int(task["piece"])
         rows = BlockRows(self.blocks, self.height, self.rows, self.width)
-        pairs = AllPairs(rows, rows, BLOCK_BYTES)
+        pairs = AllPairs(rows, rows, TILE_BYTES)
         own = slice(number * self.height, min((number + 1) * self.height, self.rows))
         width = self.columns * self.height
         others = slice(piece * width, min((piece + 1) * width, self.rows))
-        found: Iterator[Found]
+        found: Iterator[RowPairs]
         if self.k is None:
-            limit = Limit(_room(self.most), self.threshold, ADVICE)
-            found = pairs.above(self.threshold, upper=True, rows=own, columns=others, seen=limit)
+            limit = PairCounter(_room(self.most), self.threshold, ADVICE)
+            found = pairs.above(
+                self.threshold, upper=True, rows=own, columns=others, on_pairs=limit
+            )
         else:
-            best = pairs.best(self.k, skip_self=True, rows=own, columns=others)
+            best = pairs.top_k(self.k, skip_self=True, rows=own, columns=others)
             found = map(by_column, best)
         name = part_file(number) if task["alone"] else piece_file(number, piece)
         with naming(self.parts):
@@ -100,7 +102,7 @@ def _room(most: int | None) -> int:
             return int(np.iinfo(np.int64).max)
         here = ray.get_runtime_context().get_node_id()
         cpus = [node["Resources"].get("CPU", 1) for node in nodes() if node["NodeID"] == here]
-        most = int(free * USUAL_SHARE / max(1, *cpus, 1))
+        most = int(free * MEMORY_SHARE / max(1, *cpus, 1))
     return most // PEAK_ENTRY_BYTES
 
 
@@ -128,7 +130,7 @@ class Merge:
                 np.hstack([piece.indices.reshape(height, -1).astype(np.int64) for piece in pieces]),
                 self.k,
             )
-            found = by_column(Best(scores, columns))
+            found = by_column(TopK(scores, columns))
         with naming(self.parts):
             write_part(self.parts / part_file(number), build_matrix([found], self.rows))
         for path in paths:

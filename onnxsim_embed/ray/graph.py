@@ -35,7 +35,7 @@ from onnxsim_embed.similarity.graph_writer import (
     graph_settings,
     row_pointers,
 )
-from onnxsim_embed.similarity.memory import Budget
+from onnxsim_embed.similarity.memory import MemoryBudget
 from onnxsim_embed.system.progress import progress_bar
 
 Float32 = npt.NDArray[np.float32]
@@ -110,7 +110,7 @@ def write_graph(
             source,
             job.part_rows,
             columns,
-            None if max_memory is None else Budget(max_memory).most,
+            None if max_memory is None else MemoryBudget(max_memory).max_bytes,
         )
         job.finish(run.parts(show_progress_bar), run.diagonal() if k is None else None)
     return open_graph(target)

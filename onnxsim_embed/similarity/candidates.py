@@ -37,30 +37,30 @@ INT8_COLUMNS = 1024
 class CandidateScorer(Protocol):
     """CandidateScorer scores of rows with columns.
 
-    :param apart: columns whose rough scores say nothing; ascending.
+    :param outliers: columns whose scorer scores say nothing; ascending.
     :param stored: columns are stored in blocks of so many, and `block` takes none that crosses an edge;
         None: any block will do.
     """
 
-    apart: Int64
+    outliers: Int64
     stored: int | None
 
     def __init__(self, left: Float32, right: Float32) -> None: ...
 
     def block(self, rows: slice, columns: slice) -> Scores:
-        """Return rough scores, (rows, columns), in units of their own."""
+        """Return scorer scores, (rows, columns), in units of their own."""
         ...
 
     def limits(self, rows: slice, threshold: float) -> Scores:
-        """Return (rows, 1): where an exact score is above the threshold, the rough one is above this."""
+        """Return (rows, 1): where an exact score is above the threshold, the scorer one is above this."""
         ...
 
     def below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Scores:
-        """Return (rows, 1): what a pair passes that scores no less than one of rough score `bound`."""
+        """Return (rows, 1): what a pair passes that scores no less than one of scorer score `bound`."""
         ...
 
     def exact_below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Float32:
-        """Return (rows, 1): an exact score that pairs with rough score `bound`, (rows,), reach."""
+        """Return (rows, 1): an exact score that pairs with scorer score `bound`, (rows,), reach."""
         ...
 
 
@@ -76,7 +76,7 @@ class Float32Scorer:
     :param right: float32 unit vectors (m, dim).
     """
 
-    apart: Int64 = np.zeros(0, np.int64)
+    outliers: Int64 = np.zeros(0, np.int64)
     stored: int | None = None
 
     def __init__(self, left: Float32, right: Float32) -> None:
@@ -111,7 +111,7 @@ class Int8Scorer:
     stored: int | None = INT8_COLUMNS
 
     def __init__(self, left: Float32, right: Float32) -> None:
-        self._product = product()
+        self._product = int8_matmul()
         parts = row_chunks(len(right), 1024)
         largest = list(map_chunks(lambda part: _largest(right[part]), parts))
         usual = _usual(np.concatenate([np.zeros(0, np.float32), *largest]))
@@ -127,8 +127,8 @@ class Int8Scorer:
         for _ in map_chunks(keep_right, parts):
             pass
         self._lost = 1.1 * _usual(lost)
-        self.apart = np.flatnonzero(lost > self._lost)
-        kept[self.apart] = 0
+        self.outliers = np.flatnonzero(lost > self._lost)
+        kept[self.outliers] = 0
         self._right = [
             np.ascontiguousarray(kept[part].T) for part in row_chunks(len(right), INT8_COLUMNS)
         ]
@@ -174,7 +174,7 @@ class Int8Scorer:
         return np.asarray((bound / scale - self._error[rows])[:, None], np.float32)
 
     def _whole(self, rows: slice, scores: npt.NDArray[np.float64]) -> Scores:
-        """Return the largest whole rough scores, int32 (rows, 1), that are surely below `scores`."""
+        """Return the largest whole scorer scores, int32 (rows, 1), that are surely below `scores`."""
         whole = np.floor(scores * self._row_steps[rows] * float(self._steps)) - 1
         limits = np.iinfo(np.int32)
         return np.clip(whole, limits.min, limits.max).astype(np.int32)[:, None]
@@ -186,7 +186,7 @@ def int8_scoring_supported(width: int) -> bool:
 
 
 @cache
-def product(threads: int = 1, process: int = 0) -> Any:  # noqa: ANN401 - onnxruntime is untyped
+def int8_matmul(threads: int = 1, process: int = 0) -> Any:  # noqa: ANN401 - onnxruntime is untyped
     """Return onnxruntime's product of uint8 (m, k) and int8 (k, n): int32 (m, n).
 
     :param threads: threads inside one call.

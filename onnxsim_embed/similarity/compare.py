@@ -9,15 +9,16 @@ import numpy.typing as npt
 from scipy import sparse
 
 from onnxsim_embed.similarity.memory import (
-    Budget,
     Estimate,
-    Limit,
+    MemoryBudget,
+    PairCounter,
     Progress,
     check_result_size,
     estimate_best,
     estimate_entries,
 )
 from onnxsim_embed.similarity.out_of_core import AllPairs
+from onnxsim_embed.similarity.scoring import TopK
 from onnxsim_embed.similarity.sparse import build_matrix, symmetric_matrix
 from onnxsim_embed.similarity.unit_rows import Float32, UnitRows, check_dims, unit_vectors
 
@@ -39,20 +40,9 @@ __all__ = [
 
 Int64 = npt.NDArray[np.int64]
 
-# Bytes of one thread's block of rough scores: large enough for matrix products at full speed, small
+# Bytes of one thread's block of scorer scores: large enough for matrix products at full speed, small
 # enough to read again for the comparison before it leaves the caches.
-BLOCK_BYTES = 8 << 20
-
-
-class TopK(NamedTuple):
-    """The k best of each query, best first; equal scores by lower index.
-
-    :param scores: float32 array (queries, k).
-    :param indices: int64 array (queries, k), rows of the searched vectors.
-    """
-
-    scores: Float32
-    indices: Int64
+TILE_BYTES = 8 << 20
 
 
 class Pairs(NamedTuple):
@@ -91,7 +81,7 @@ def similarity_matrix(
     include_self: bool = True,
     max_memory: int | None = None,
     show_progress_bar: bool = False,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int = TILE_BYTES,
 ) -> sparse.csr_array:
     """Return every cosine above a threshold as a sparse matrix.
 
@@ -132,7 +122,7 @@ def similar_pairs(
     other: npt.ArrayLike | None = None,
     max_memory: int | None = None,
     show_progress_bar: bool = False,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int = TILE_BYTES,
 ) -> Pairs:
     """Return every pair with a cosine above a threshold, best first.
 
@@ -167,7 +157,7 @@ def estimate_similarity(
     :raises ValueError: as `similarity_matrix` or `top_k`.
     """
     check_threshold(threshold)
-    work = _Work(vectors, other, None, BLOCK_BYTES)
+    work = _Work(vectors, other, None, TILE_BYTES)
     if k is not None:
         work.check_k(k, skip_self=other is None)
         return estimate_best(work.left, work.right, k)
@@ -181,7 +171,7 @@ def top_k(
     *,
     max_memory: int | None = None,
     show_progress_bar: bool = False,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int = TILE_BYTES,
 ) -> TopK:
     """Return the k vectors closest to each query.
 
@@ -203,7 +193,7 @@ def neighbours(
     *,
     max_memory: int | None = None,
     show_progress_bar: bool = False,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int = TILE_BYTES,
 ) -> TopK:
     """Return the k closest other rows of each row of one set.
 
@@ -227,7 +217,7 @@ def closest_pairs(
     :param count: how many pairs.
     :param max_memory: as for `similarity_matrix`.
     """
-    work = _Work(vectors, None, max_memory, BLOCK_BYTES)
+    work = _Work(vectors, None, max_memory, TILE_BYTES)
     size = work.left.rows
     k = min(count, size - 1)
     if k < 1:
@@ -314,12 +304,12 @@ class _Work:
         max_memory: int | None,
         block_bytes: int,
     ) -> None:
-        self._budget = Budget(max_memory)
-        self.left = UnitRows(vectors, self._budget.for_vectors)
+        self._budget = MemoryBudget(max_memory)
+        self.left = UnitRows(vectors, self._budget.vector_bytes)
         self.right = self.left
         if other is not None:
-            self.right = UnitRows(other, self._budget.for_vectors)
-            check_dims(self.left.width, self.right.width)
+            self.right = UnitRows(other, self._budget.vector_bytes)
+            check_dims(self.left.dim, self.right.dim)
         self._pairs = AllPairs(self.left, self.right, block_bytes)
 
     def above(self, threshold: float, *, upper: bool, entries: int, bar: bool) -> sparse.csr_array:
@@ -327,10 +317,10 @@ class _Work:
 
         :param entries: entries of the result that a pair makes.
         """
-        most = self._budget.entries(self.left, self.right)
+        most = self._budget.max_entries(self.left, self.right)
         check_result_size(self.left, self.right, threshold, most)
-        limit = Limit(most // entries, threshold)
-        found = self._pairs.above(threshold, upper=upper, seen=limit)
+        limit = PairCounter(most // entries, threshold)
+        found = self._pairs.above(threshold, upper=upper, on_pairs=limit)
         with Progress(self.left.rows, bar, upper) as progress:
             return build_matrix((progress.count(part) for part in found), self.right.rows)
 
@@ -350,14 +340,14 @@ class _Work:
     def best(self, k: int, *, skip_self: bool, bar: bool = False) -> TopK:
         """Return the k best of each row."""
         self.check_k(k, skip_self)
-        self._budget.check_best(self.left, self.right, k)
+        self._budget.check_top_k(self.left, self.right, k)
         scores = np.empty((self.left.rows, k), np.float32)
         indices = np.empty(scores.shape, np.int64)
         done = 0
         with Progress(self.left.rows, bar, upper=False) as progress:
-            for part in self._pairs.best(k, skip_self=skip_self):
+            for part in self._pairs.top_k(k, skip_self=skip_self):
                 rows = slice(done, done + len(part.scores))
-                scores[rows], indices[rows] = part.scores, part.columns
+                scores[rows], indices[rows] = part.scores, part.indices
                 done = rows.stop
                 progress.add(len(part.scores))
         return TopK(scores, indices)

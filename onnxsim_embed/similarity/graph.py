@@ -26,7 +26,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.similarity.memory import PEAK_ENTRY_BYTES, Budget, in_units
+from onnxsim_embed.similarity.memory import PEAK_ENTRY_BYTES, MemoryBudget, in_units
 from onnxsim_embed.similarity.sparse import build_matrix, matrix_pairs, symmetric_matrix
 
 # Raised when the files change, or the scores in them: parts of two versions never make one graph.
@@ -112,7 +112,7 @@ class SimilarityGraph:
         :raises MemoryError: if it does not fit.
         :raises TableError: as `blocks`.
         """
-        most, need = Budget(max_memory).most, self.nnz * PEAK_ENTRY_BYTES
+        most, need = MemoryBudget(max_memory).max_bytes, self.nnz * PEAK_ENTRY_BYTES
         if most is not None and need > most:
             raise MemoryError(
                 f"the matrix of {self.directory} takes {in_units(need)} while it is put together, and "

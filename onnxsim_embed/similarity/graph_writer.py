@@ -30,7 +30,7 @@ from onnxsim_embed.files.checkpoint import (
     naming,
     partial_directory,
 )
-from onnxsim_embed.similarity.compare import BLOCK_BYTES, check_threshold
+from onnxsim_embed.similarity.compare import TILE_BYTES, check_threshold
 from onnxsim_embed.similarity.graph import (
     DAMAGE,
     DIAGONAL,
@@ -41,9 +41,9 @@ from onnxsim_embed.similarity.graph import (
     open_graph,
     part_file,
 )
-from onnxsim_embed.similarity.memory import Budget, Limit, Progress
+from onnxsim_embed.similarity.memory import MemoryBudget, PairCounter, Progress, ResultTooLargeError
 from onnxsim_embed.similarity.out_of_core import AllPairs
-from onnxsim_embed.similarity.scoring import Best, Found
+from onnxsim_embed.similarity.scoring import RowPairs, TopK
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows, check_vectors
 
@@ -68,7 +68,7 @@ def write_graph(
     max_memory: int | None = None,
     show_progress_bar: bool = False,
     force: bool = False,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int = TILE_BYTES,
 ) -> SimilarityGraph:
     """Compare all rows of a set with each other and write the result part by part, whatever its size.
 
@@ -103,21 +103,23 @@ def write_graph(
     array = np.asarray(vectors)
     check_vectors(array)
     settings = graph_settings(len(array), threshold, k, include_self, partial(digest, array))
-    budget = Budget(max_memory)
+    budget = MemoryBudget(max_memory)
     with locked(target) as work:
         job = GraphJob(work, target, settings, force)
-        rows = UnitRows(array, budget.for_vectors)
-        parts = _write_parts(job, AllPairs(rows, rows, block_bytes), budget, show_progress_bar)
+        rows = UnitRows(array, budget.vector_bytes)
+        parts = _write_parts(job, rows, block_bytes, budget, show_progress_bar)
         job.finish(parts, rows.diagonal(job.threshold) if k is None else None)
     return open_graph(target)
 
 
-def _write_parts(job: GraphJob, pairs: AllPairs, budget: Budget, show: bool) -> list[Part]:
+def _write_parts(
+    job: GraphJob, units: UnitRows, block_bytes: int, budget: MemoryBudget, show: bool
+) -> list[Part]:
     """Write the parts that are missing; return all."""
-    size = pairs.left.rows
+    size, pairs = units.rows, AllPairs(units, units, block_bytes)
     if job.journal is None:
         rows = min(PART_PAIRS // max(1, size), size)
-        job.begin(max(1, min(rows, budget.rows(pairs, job.threshold, job.k))))
+        job.begin(max(1, min(rows, budget.max_rows(units, job.threshold, job.k))))
     elif "columns" in job.journal:
         raise ValueError(
             f"{job.target} is half done by --engine ray: finish it there, or start over with --force"
@@ -141,19 +143,21 @@ def _write_parts(job: GraphJob, pairs: AllPairs, budget: Budget, show: bool) -> 
 
 
 def _fitting(
-    job: GraphJob, pairs: AllPairs, first: int, rows: int, budget: Budget, progress: Progress
+    job: GraphJob, pairs: AllPairs, first: int, rows: int, budget: MemoryBudget, progress: Progress
 ) -> sparse.csr_array:
     """Return the matrix of some rows from `first` on: of fewer where rows find more than usual."""
     while True:
         try:
             part = slice(first, first + rows)
             if job.k is None:
-                limit = Limit(budget.entries(pairs.left, pairs.right), job.threshold, ADVICE)
-                found = pairs.above(job.threshold, upper=True, rows=part, seen=limit)
+                limit = PairCounter(
+                    budget.max_entries(pairs.left, pairs.right), job.threshold, ADVICE
+                )
+                found = pairs.above(job.threshold, upper=True, rows=part, on_pairs=limit)
             else:
-                found = map(by_column, pairs.best(job.k, skip_self=True, rows=part))
+                found = map(by_column, pairs.top_k(job.k, skip_self=True, rows=part))
             return build_matrix(map(progress.count, found), pairs.right.rows)
-        except MemoryError:
+        except ResultTooLargeError:
             if rows == 1:
                 raise
         rows = (rows + 1) // 2
@@ -223,7 +227,7 @@ def _check_k(k: int, most: int) -> None:
 
 
 def digest(array: npt.NDArray[Any]) -> str:
-    """Return what tells vectors apart: a digest of their shape, number format and bytes."""
+    """Return what tells vectors outliers: a digest of their shape, number format and bytes."""
     found = hashlib.sha256(f"{array.shape} {array.dtype.str}".encode())
     step = max(1, DIGEST_BYTES // max(1, array.shape[1] * array.itemsize))
     for first in range(0, len(array), step):
@@ -342,13 +346,13 @@ def row_pointers(path: Path, most: int) -> npt.NDArray[Any] | None:
     return pointers if 1 <= len(pointers) - 1 <= most else None
 
 
-def by_column(best: Best) -> Found:
+def by_column(best: TopK) -> RowPairs:
     """Return the k best of each row as pairs, columns ascending."""
-    order = np.argsort(best.columns, axis=1)
-    rows, k = best.columns.shape
-    return Found(
+    order = np.argsort(best.indices, axis=1)
+    rows, k = best.indices.shape
+    return RowPairs(
         np.full(rows, k, np.int64),
-        np.take_along_axis(best.columns, order, axis=1).ravel(),
+        np.take_along_axis(best.indices, order, axis=1).ravel(),
         np.take_along_axis(best.scores, order, axis=1).ravel(),
     )
 

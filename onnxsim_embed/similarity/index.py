@@ -1,4 +1,4 @@
-"""Search one set again and again: an int8 copy is read for every query, exact scores decide.
+"""TiledComparison one set again and again: an int8 copy is read for every query, exact scores decide.
 
 A few queries against many vectors are bound by memory: each component is read once and used once or a
 few times. The copy has a byte a component where float32 has four. Its scores have a proven error, so the
@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.similarity.candidates import product, quantize_rows, rounding
+from onnxsim_embed.similarity.candidates import int8_matmul, quantize_rows, rounding
 from onnxsim_embed.similarity.compare import TopK, check_threshold, similarity_matrix, top_k
-from onnxsim_embed.similarity.scoring import Bounds, Found, exact_scores, select_top_k
+from onnxsim_embed.similarity.scoring import Bounds, RowPairs, exact_scores, select_top_k
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import check_vectors, unit_vectors
 from onnxsim_embed.system.hardware import available_cpus, int8_supported
@@ -52,7 +52,7 @@ class _Queries(NamedTuple):
 
     :param whole: int8 array (dim, q).
     :param steps: float32 array (q, 1), what one unit of `whole` stands for.
-    :param error: float32 array (q, 1), what a rough score may be off beside what its row lost.
+    :param error: float32 array (q, 1), what a scorer score may be off beside what its row lost.
     """
 
     whole: npt.NDArray[np.int8]
@@ -61,7 +61,7 @@ class _Queries(NamedTuple):
 
 
 class _Near(NamedTuple):
-    """Pairs that may count: query, row, and rough scores less and plus what the row lost."""
+    """Pairs that may count: query, row, and scorer scores less and plus what the row lost."""
 
     query: Int64
     row: Int64
@@ -173,11 +173,11 @@ class VectorIndex:
         """Turn unit vectors of queries into int8."""
         whole, steps, norms = quantize_rows(unit, self._most)
         lost = norms[:, None].astype(np.float64) * (1 + self._most_lost)
-        # The norms, the steps, the rough scores and the exact ones are float32 themselves.
+        # The norms, the steps, the scorer scores and the exact ones are float32 themselves.
         error = (lost * (1 + 1e-5) + rounding(self.width) + 2e-6).astype(np.float32)
         return _Queries(np.ascontiguousarray(whole.T.astype(np.int8)), steps, error)
 
-    def _above(self, unit: Float32, threshold: float) -> Found:
+    def _above(self, unit: Float32, threshold: float) -> RowPairs:
         """Return the scores of some queries above a threshold."""
         ready = self._ready(unit)
         near = self._near(ready, lambda low: threshold - ready.error)
@@ -185,7 +185,7 @@ class VectorIndex:
         above = scores > np.float32(threshold)
         query, row, scores = near.query[above], near.row[above], scores[above]
         order = np.lexsort((row, query))
-        return Found(np.bincount(query, minlength=len(unit)), row[order], scores[order])
+        return RowPairs(np.bincount(query, minlength=len(unit)), row[order], scores[order])
 
     def _best(self, unit: Float32, k: int) -> TopK:
         """Return the k best rows of some queries."""
@@ -203,7 +203,7 @@ class VectorIndex:
     def _near(self, ready: _Queries, floor: Callable[[Float32], Float32]) -> _Near:
         """Return the pairs of each strip that reach the floor, which a strip's low scores set."""
         # Threads inside a call, which wake faster than Python's.
-        session = product(self._threads, os.getpid())
+        session = int8_matmul(self._threads, os.getpid())
 
         def take(part: slice) -> _Near:
             feed = {"left": self._whole[part], "right": ready.whole, "zero": self._zero}

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxsim_embed.similarity.out_of_core import AllPairs
-from onnxsim_embed.similarity.scoring import Found, Search
-from onnxsim_embed.similarity.unit_rows import COMPONENT_BYTES, Float32, UnitRows
+from onnxsim_embed.similarity.scoring import RowPairs, TiledComparison
+from onnxsim_embed.similarity.unit_rows import COMPONENT_BYTES, Float32, TiledRows, UnitRows
 from onnxsim_embed.system.hardware import available_cpus, available_memory
 from onnxsim_embed.system.progress import progress_bar
 
@@ -27,7 +26,7 @@ PEAK_ENTRY_BYTES = 24
 BEST_BYTES = 24
 
 # Share of the free memory that is used where none is named.
-USUAL_SHARE = 0.75
+MEMORY_SHARE = 0.75
 
 # Rows of a sample. The number of entries differs between rows by about as much as their mean, so that
 # an estimate from 256 of them is right within a tenth or so.
@@ -64,7 +63,7 @@ class Estimate(NamedTuple):
         )
 
 
-class Budget:
+class MemoryBudget:
     """The memory that a comparison may use.
 
     :param max_memory: bytes beyond the input; None for three quarters of what is free.
@@ -75,47 +74,46 @@ class Budget:
     def __init__(self, max_memory: float | None) -> None:
         if max_memory is None:
             free = available_memory()
-            self.most = None if free is None else int(free * USUAL_SHARE)
+            self.max_bytes = None if free is None else int(free * MEMORY_SHARE)
         elif not isinstance(max_memory, Real):
             raise TypeError(f"max_memory must be a number of bytes, got {max_memory!r}")
         elif not 1 <= max_memory < math.inf:
             raise ValueError(f"max_memory must be positive, got {max_memory}")
         else:
-            self.most = int(max_memory)  # 4e9 is a number of bytes, too
-        self.for_vectors = None if self.most is None else self.most // 2
+            self.max_bytes = int(max_memory)  # 4e9 is a number of bytes, too
+        self.vector_bytes = None if self.max_bytes is None else self.max_bytes // 2
 
-    def entries(self, left: UnitRows, right: UnitRows) -> int:
+    def max_entries(self, left: TiledRows, right: TiledRows) -> int:
         """Return how many entries fit beside the loaded vectors."""
-        if self.most is None:
+        if self.max_bytes is None:
             return np.iinfo(np.int64).max
-        return max(0, self.most - _loaded(left, right)) // PEAK_ENTRY_BYTES
+        return max(0, self.max_bytes - _loaded(left, right)) // PEAK_ENTRY_BYTES
 
-    def rows(self, pairs: AllPairs, threshold: float | None, k: int | None) -> int:
+    def max_rows(self, units: UnitRows, threshold: float | None, k: int | None) -> int:
         """Return how many rows may be compared at a time, so that what they find fits beside the vectors.
 
         :param threshold: as for `similarity_matrix`, or None for the k best.
         """
-        left, right = pairs.left, pairs.right
-        if self.most is None:
-            return left.tile_rows
+        if self.max_bytes is None:
+            return units.tile_rows
         if threshold is None:
             each = float(BEST_BYTES + PEAK_ENTRY_BYTES) * (k or 0)
         else:
-            counts, _ = _sample(left, right, threshold)
+            counts, _ = _sample(units, units, threshold)
             each = float(counts.mean() if len(counts) else 0) * PEAK_ENTRY_BYTES
-        room = max(0, self.most - _loaded(left, right)) / 2
-        return min(left.tile_rows, int(room / max(each, 1)))
+        room = max(0, self.max_bytes - _loaded(units, units)) / 2
+        return min(units.tile_rows, int(room / max(each, 1)))
 
-    def check_best(self, left: UnitRows, right: UnitRows, k: int) -> None:
+    def check_top_k(self, left: TiledRows, right: TiledRows, k: int) -> None:
         """Refuse k best of each row that do not fit.
 
         :raises MemoryError: with what to do instead.
         """
         need = left.rows * k * BEST_BYTES
-        if self.most is not None and need > self.most - _loaded(left, right):
+        if self.max_bytes is not None and need > self.max_bytes - _loaded(left, right):
             raise MemoryError(
                 f"the {k} best of {left.rows:,} rows take {in_units(need)}, more than max_memory allows "
-                f"({in_units(self.most)}, vectors included): ask for fewer, or take write_graph "
+                f"({in_units(self.max_bytes)}, vectors included): ask for fewer, or take write_graph "
                 "(similarity --top-k K -o DIRECTORY), which writes them part by part"
             )
 
@@ -126,7 +124,11 @@ _ADVICE = (
 )
 
 
-class Limit:
+class ResultTooLargeError(MemoryError):
+    """The result of a comparison exceeds the memory it may use."""
+
+
+class PairCounter:
     """Counts pairs when they are found, and stops a comparison that finds more than fit.
 
     :param most: pairs that fit.
@@ -138,24 +140,24 @@ class Limit:
         self._threshold = threshold
         self._advice = advice
 
-    def __call__(self, part: Found) -> None:
+    def __call__(self, part: RowPairs) -> None:
         """Count the pairs of a part.
 
         :raises MemoryError: with the advice.
         """
         self._left -= len(part.scores)
         if self._left < 0:
-            raise MemoryError(
+            raise ResultTooLargeError(
                 f"more than {_about(self._most)} pairs score above {self._threshold}, and max_memory has "
                 f"no room for their matrix; {self._advice}"
             )
 
 
-def _loaded(left: UnitRows, right: UnitRows) -> int:
+def _loaded(left: TiledRows, right: TiledRows) -> int:
     sets = [left] if left is right else [left, right]
-    panels = [min(part.tile_rows, part.rows) * part.width for part in sets]
-    # Of one set two panels are compared, of two sets a panel of each.
-    return COMPONENT_BYTES * sum(panels) * (2 if left is right and not left.whole else 1)
+    tiles = [min(part.tile_rows, part.rows) * part.dim for part in sets]
+    # Of one set two tiles are compared, of two sets a tile of each.
+    return COMPONENT_BYTES * sum(tiles) * (2 if left is right and not left.in_memory else 1)
 
 
 def check_result_size(left: UnitRows, right: UnitRows, threshold: float, most: int) -> None:
@@ -195,10 +197,10 @@ def estimate_best(left: UnitRows, right: UnitRows, k: int) -> Estimate:
     """Return what the k best of each row take; the time is that of a sample of rows."""
     rows = _sample_rows(left, SAMPLE_ROWS)
     seconds = 0.0
-    for panel in right.panels():
-        search = Search(rows, right.load(panel), 8 << 20)
+    for tile in right.tiles():
+        search = TiledComparison(rows, right.load(tile), 8 << 20)
         started = time.perf_counter()
-        for _ in search.best(min(k, panel.stop - panel.start), skip_self=False):
+        for _ in search.top_k(min(k, tile.stop - tile.start), skip_self=False):
             pass
         seconds += time.perf_counter() - started
     entries = left.rows * k
@@ -227,8 +229,8 @@ def _sample(
     rows = _sample_rows(left, size)
     counts = np.zeros(len(rows), np.int64)
     seconds = 0.0
-    for panel in right.panels():
-        search = Search(rows, right.load(panel), 8 << 20)
+    for tile in right.tiles():
+        search = TiledComparison(rows, right.load(tile), 8 << 20)
         started = time.perf_counter()
         for found in search.above(threshold, upper=False):
             counts += found.counts
@@ -278,7 +280,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._pairs(self._done) - self._pairs(before))
 
-    def count(self, part: Found) -> Found:
+    def count(self, part: RowPairs) -> RowPairs:
         """Count a part's rows as done, and hand it on."""
         self.add(len(part.counts))
         return part

@@ -2,8 +2,8 @@
 
 Strips of rows run side by side on threads that use one BLAS thread each: products scale as well as with
 BLAS's own threads, and all else scales with them. A strip goes through its columns block by block, keeps
-the pairs that may count by their rough scores, and computes those exactly, each by itself: a score is
-the same bit for bit whatever the blocks, the threads and the kind of rough scores.
+the pairs that may count by their scorer scores, and computes those exactly, each by itself: a score is
+the same bit for bit whatever the blocks, the threads and the kind of scorer scores.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Scores = npt.NDArray[Any]
 # Pairs scored at once: two gathered copies of so many 384-wide rows stay in a second-level cache.
 PAIRS = 256
 
-# Fewer pairs or strips than these are not worth a trial of the two kinds of rough scores, which does a
+# Fewer pairs or strips than these are not worth a trial of the two kinds of scorer scores, which does a
 # strip's first columns with each.
 TRIAL_PAIRS = 1 << 24
 TRIAL_CHUNKS = 24
 TRIAL_COLUMNS = 8192
 
 
-class Found(NamedTuple):
+class RowPairs(NamedTuple):
     """Pairs of a strip, row by row, columns ascending.
 
     :param counts: int64 array (rows,), pairs of each row.
@@ -52,15 +52,15 @@ class Found(NamedTuple):
     scores: Float32
 
 
-class Best(NamedTuple):
-    """The k best of each row of a strip, best first, equal scores by lower column.
+class TopK(NamedTuple):
+    """Top-k of each query in descending order of score; ties by lower index.
 
-    :param scores: float32 array (rows, k).
-    :param columns: int64 array (rows, k).
+    :param scores: float32 array (queries, k).
+    :param indices: int64 array (queries, k), row numbers of the searched vectors.
     """
 
     scores: Float32
-    columns: Int64
+    indices: Int64
 
 
 def block_shape(block_bytes: int, rows: int) -> tuple[int, int]:
@@ -98,55 +98,57 @@ def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> 
     return np.clip(scores, np.float32(-1), np.float32(1), out=scores)
 
 
-Trial = Callable[["Search", CandidateScorer], object]
+Trial = Callable[["TiledComparison", CandidateScorer], object]
 
 
-class Search:
+class TiledComparison:
     """A comparison of two sets, or of one with itself.
 
     :param left: float32 unit vectors (n, dim).
     :param right: float32 unit vectors (m, dim).
-    :param block_bytes: bytes of rough scores that a thread holds at a time.
-    :param rough: rough scores; None tries both kinds on a part and takes the faster.
+    :param block_bytes: bytes of scorer scores that a thread holds at a time.
+    :param scorer: scorer scores; None tries both kinds on a part and takes the faster.
     """
 
     def __init__(
-        self, left: Float32, right: Float32, block_bytes: int, rough: CandidateScorer | None = None
+        self, left: Float32, right: Float32, block_bytes: int, scorer: CandidateScorer | None = None
     ) -> None:
         self.left = left
         self.right = right
-        self._rough = rough
+        self._rough = scorer
         self._height, self._width = block_shape(block_bytes, len(left))
 
     @property
     def kind(self) -> type[CandidateScorer] | None:
-        """The kind of rough scores, once it is chosen."""
+        """The kind of scorer scores, once it is chosen."""
         return None if self._rough is None else type(self._rough)
 
-    def above(self, threshold: float, *, upper: bool, rows: slice | None = None) -> Iterator[Found]:
+    def above(
+        self, threshold: float, *, upper: bool, rows: slice | None = None
+    ) -> Iterator[RowPairs]:
         """Yield the pairs above a threshold, strip by strip.
 
         :param upper: take only columns beyond the row (left and right are one set).
         :param rows: rows to compare; None for all.
         """
-        rough = self._chosen(lambda part, kind: part._above(kind, part.rows, threshold, None))
+        scorer = self._chosen(lambda part, kind: part._above(kind, part.rows, threshold, None))
 
-        def take(part: slice) -> Found:
-            return self._above(rough, part, threshold, part.start if upper else None)
+        def take(part: slice) -> RowPairs:
+            return self._above(scorer, part, threshold, part.start if upper else None)
 
         yield from map_chunks(take, self._strips(rows))
 
-    def best(self, k: int, *, skip_self: bool, rows: slice | None = None) -> Iterator[Best]:
+    def top_k(self, k: int, *, skip_self: bool, rows: slice | None = None) -> Iterator[TopK]:
         """Yield the k best of each row, strip by strip.
 
         :param k: from 1 to the number of right vectors (one less with `skip_self`).
         :param skip_self: a row is none of its own best (left and right are one set).
         :param rows: rows to compare; None for all.
         """
-        rough = self._chosen(lambda part, kind: part._best(kind, part.rows, k, False), 4 * k)
+        scorer = self._chosen(lambda part, kind: part._best(kind, part.rows, k, False), 4 * k)
 
-        def take(part: slice) -> Best:
-            return self._best(rough, part, k, skip_self)
+        def take(part: slice) -> TopK:
+            return self._best(scorer, part, k, skip_self)
 
         yield from map_chunks(take, self._strips(rows))
 
@@ -161,9 +163,9 @@ class Search:
         return slice(0, len(self.left))
 
     def _chosen(self, run: Trial, least_columns: int = 1) -> CandidateScorer:
-        """Return the rough scores given or chosen before, else of the kind that does a part faster.
+        """Return the scorer scores given or chosen before, else of the kind that does a part faster.
 
-        :param run: does a part with a kind of rough scores.
+        :param run: does a part with a kind of scorer scores.
         :param least_columns: columns without which a part says nothing.
         """
         if self._rough is None:
@@ -180,7 +182,7 @@ class Search:
         ):
             return False
         middle = rows // 2
-        part = Search(
+        part = TiledComparison(
             self.left[middle : middle + MIN_CHUNK_ROWS],
             self.right[:TRIAL_COLUMNS],
             4 * self._height * self._width,
@@ -188,28 +190,28 @@ class Search:
         seconds = []
         with threadpool_limits(1, "blas"):
             for kind in (Float32Scorer, Int8Scorer):
-                rough = kind(part.left, part.right)
-                rough.block(slice(0, 1), slice(0, 1))
+                scorer = kind(part.left, part.right)
+                scorer.block(slice(0, 1), slice(0, 1))
                 started = time.perf_counter()
-                run(part, rough)
+                run(part, scorer)
                 seconds.append(time.perf_counter() - started)
         return seconds[1] < seconds[0]
 
-    def _columns(self, rough: CandidateScorer, start: int) -> Iterator[slice]:
+    def _columns(self, scorer: CandidateScorer, start: int) -> Iterator[slice]:
         """Yield the blocks of columns from `start` on, none of which crosses the edge of a stored one."""
         total = len(self.right)
         while start < total:
-            edge = total if rough.stored is None else (start // rough.stored + 1) * rough.stored
+            edge = total if scorer.stored is None else (start // scorer.stored + 1) * scorer.stored
             stop = min(start + self._width, edge, total)
             yield slice(start, stop)
             start = stop
 
     def _above(
-        self, rough: CandidateScorer, part: slice, threshold: float, upper: int | None
-    ) -> Found:
+        self, scorer: CandidateScorer, part: slice, threshold: float, upper: int | None
+    ) -> RowPairs:
         """Return a strip's pairs; with `upper`, those beyond the row, from that column on."""
         height = part.stop - part.start
-        limits = rough.limits(part, threshold)
+        limits = scorer.limits(part, threshold)
         found = [(np.zeros(0, np.int16), np.zeros(0, np.int64), np.zeros(0, np.float32))]
 
         def keep(row: Int64, column: Int64) -> None:
@@ -220,56 +222,58 @@ class Search:
             above = scores > np.float32(threshold)
             found.append((row[above].astype(np.int16), column[above], scores[above]))
 
-        for block in self._columns(rough, upper or 0):
+        for block in self._columns(scorer, upper or 0):
             width = block.stop - block.start
-            row, column = _places(_scores(rough, part, block) > limits)
+            row, column = _places(_scores(scorer, part, block) > limits)
             by_column = _order(column, width)
             keep(row[by_column], column[by_column] + block.start)
-        if len(rough.apart):
+        if len(scorer.outliers):
             near = np.argwhere(
-                self.left[part] @ self.right[rough.apart].T
+                self.left[part] @ self.right[scorer.outliers].T
                 > np.float32(threshold - rounding(self.left.shape[1]))
             )
-            keep(near[:, 0], rough.apart[near[:, 1]])
+            keep(near[:, 0], scorer.outliers[near[:, 1]])
         row, column, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        # Blocks come with rising columns, and so do the pairs of each row, but for the columns apart.
-        order = np.lexsort((column, row)) if len(rough.apart) else np.argsort(row, kind="stable")
-        return Found(np.bincount(row, minlength=height), column[order], scores[order])
+        # Blocks come with rising columns, and so do the pairs of each row, but for the columns outliers.
+        order = (
+            np.lexsort((column, row)) if len(scorer.outliers) else np.argsort(row, kind="stable")
+        )
+        return RowPairs(np.bincount(row, minlength=height), column[order], scores[order])
 
-    def _best(self, rough: CandidateScorer, part: slice, k: int, skip_self: bool) -> Best:
+    def _best(self, scorer: CandidateScorer, part: slice, k: int, skip_self: bool) -> TopK:
         """Return a strip's k best."""
         height = part.stop - part.start
         own = np.arange(height)
         bounds = Bounds(height, k)
         rows, columns, values = [], [], []
-        for block in self._columns(rough, 0):
-            scores = _scores(rough, part, block)
+        for block in self._columns(scorer, 0):
+            scores = _scores(scorer, part, block)
             lowest = _lowest(scores.dtype)
             if skip_self:
                 mine = (own + part.start >= block.start) & (own + part.start < block.stop)
                 scores[own[mine], own[mine] + part.start - block.start] = lowest
             maxima = bounds.add(scores)
-            limits = np.maximum(rough.below(part, bounds.kth), lowest)
+            limits = np.maximum(scorer.below(part, bounds.kth), lowest)
             row, column = _above_limits(scores, maxima, _group_size(scores.shape[1], k), limits)
             rows.append(row)
             columns.append(column + block.start)
             values.append(scores[row, column])
         row, column = np.concatenate(rows), np.concatenate(columns)
-        near = np.concatenate(values) > rough.below(part, bounds.kth)[row, 0]
+        near = np.concatenate(values) > scorer.below(part, bounds.kth)[row, 0]
         row, column = row[near], column[near]
-        if len(rough.apart):
-            close = self.left[part] @ self.right[rough.apart].T
+        if len(scorer.outliers):
+            close = self.left[part] @ self.right[scorer.outliers].T
             if skip_self:
-                close[own[:, None] + part.start == rough.apart] = -np.inf
-            least = rough.exact_below(part, bounds.kth) - np.float32(rounding(self.left.shape[1]))
+                close[own[:, None] + part.start == scorer.outliers] = -np.inf
+            least = scorer.exact_below(part, bounds.kth) - np.float32(rounding(self.left.shape[1]))
             more = np.argwhere((close >= least) & (close > -np.inf))
             row = np.concatenate([row, more[:, 0]])
-            column = np.concatenate([column, rough.apart[more[:, 1]]])
+            column = np.concatenate([column, scorer.outliers[more[:, 1]]])
         exact = exact_scores(self.left, self.right, row + part.start, column)
         return select_top_k(row, column, exact, height, k)
 
 
-def select_top_k(row: Int64, column: Int64, scores: Float32, rows: int, k: int) -> Best:
+def select_top_k(row: Int64, column: Int64, scores: Float32, rows: int, k: int) -> TopK:
     """Return the k best of each row from pairs in any order, of which each row has at least k.
 
     :param row: int64 array (pairs,), from 0 up to `rows`.
@@ -279,7 +283,7 @@ def select_top_k(row: Int64, column: Int64, scores: Float32, rows: int, k: int) 
     order = np.lexsort((column, -scores, row))
     counts = np.bincount(row, minlength=rows)
     chosen = order[(np.cumsum(counts) - counts)[:, None] + np.arange(k)]
-    return Best(scores[chosen], column[chosen])
+    return TopK(scores[chosen], column[chosen])
 
 
 class Bounds:
@@ -348,11 +352,11 @@ def _places(mask: npt.NDArray[np.bool_]) -> tuple[Int64, Int64]:
     return row, flat - row * width
 
 
-def _scores(rough: CandidateScorer, rows: slice, columns: slice) -> Scores:
-    """Return a block of rough scores, of which those that say nothing are the lowest."""
-    scores = rough.block(rows, columns)
-    first, last = np.searchsorted(rough.apart, (columns.start, columns.stop))
-    scores[:, rough.apart[first:last] - columns.start] = _lowest(scores.dtype)
+def _scores(scorer: CandidateScorer, rows: slice, columns: slice) -> Scores:
+    """Return a block of scorer scores, of which those that say nothing are the lowest."""
+    scores = scorer.block(rows, columns)
+    first, last = np.searchsorted(scorer.outliers, (columns.start, columns.stop))
+    scores[:, scorer.outliers[first:last] - columns.start] = _lowest(scores.dtype)
     return scores
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.similarity.scoring import Found
+from onnxsim_embed.similarity.scoring import RowPairs
 
 Float32 = npt.NDArray[np.float32]
 
 
-def build_matrix(parts: Iterable[Found], columns: int) -> sparse.csr_array:
+def build_matrix(parts: Iterable[RowPairs], columns: int) -> sparse.csr_array:
     """Build the canonical matrix whose rows are those of the strips, one after the other.
 
     :param columns: the matrix's width.
@@ -39,9 +39,9 @@ def build_matrix(parts: Iterable[Found], columns: int) -> sparse.csr_array:
     )
 
 
-def matrix_pairs(matrix: sparse.csr_array) -> Found:
+def matrix_pairs(matrix: sparse.csr_array) -> RowPairs:
     """Return the entries of a matrix as pairs, row by row: what `build_matrix` builds it from."""
-    return Found(np.diff(matrix.indptr), matrix.indices.astype(np.int64), matrix.data)
+    return RowPairs(np.diff(matrix.indptr), matrix.indices.astype(np.int64), matrix.data)
 
 
 def symmetric_matrix(above: sparse.csr_array, diagonal: Float32) -> sparse.csr_array:

@@ -1,7 +1,8 @@
-"""Vectors of any kind -> float32 unit vectors, all at once or a panel of rows at a time. numpy only."""
+"""L2-normalized float32 rows, in memory or loaded tile by tile. numpy only."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,17 +12,18 @@ import numpy.typing as npt
 from onnxsim_embed.system.threads import map_chunks, row_chunks
 
 Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 
-# Bytes that a component of a loaded row takes: float32, and int8 as a row and as a column.
+# Bytes of a component of a loaded row: float32, and int8 as a row and as a column.
 COMPONENT_BYTES = 6
 
-# Rows done at once: they go through the processor's caches several times, not through memory.
+# Rows normalized at once: they pass through the processor's caches several times, not through memory.
 UNIT_ROWS = 1024
 
-# Squared norms that float32 holds without a component's square becoming nothing or infinite.
+# Range of squared norms in which no component's square underflows or overflows in float32.
 SAFE_SQUARES = (1e-24, 1e30)
 
-# Strips from which on threads are worth their start.
+# Chunks from which on threads are worth their start.
 MIN_PARALLEL_CHUNKS = 8
 
 
@@ -29,58 +31,48 @@ def unit_vectors(vectors: npt.ArrayLike, *, first_row: int = 0) -> Float32:
     """Return vectors as float32 rows of L2 norm 1; zero rows stay zero.
 
     :param vectors: (n, dim), float16, float32, float64 or integers.
-    :param first_row: what errors call the first row.
+    :param first_row: number of the first row in error messages.
     :raises ValueError: naming the first row with NaN or infinity, or the shape if it is not 2-D.
     """
     array = np.asarray(vectors)
     check_vectors(array)
-    values = np.empty(array.shape, np.float32)
+    unit = np.empty(array.shape, np.float32)
 
-    def fill(part: slice) -> None:
-        _fill(values[part], array[part], first_row + part.start)
+    def fill(chunk: slice) -> None:
+        _normalize(unit[chunk], array[chunk], first_row + chunk.start)
 
     if len(array) < MIN_PARALLEL_CHUNKS * UNIT_ROWS:
         fill(slice(0, len(array)))
     else:
         for _ in map_chunks(fill, row_chunks(len(array), UNIT_ROWS)):
             pass
-    return values
+    return unit
 
 
-def _fill(values: Float32, array: npt.NDArray[Any], first_row: int) -> None:
+def _normalize(out: Float32, array: npt.NDArray[Any], first_row: int) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
-        values[...] = array
-        squares = np.einsum("ij,ij->i", values, values)
-    usual = (squares > SAFE_SQUARES[0]) & (squares < SAFE_SQUARES[1])
-    values /= np.where(usual, np.sqrt(squares), np.float32(1))[:, None]
-    rare = np.flatnonzero(~usual)
-    if len(rare):
-        values[rare] = _unit_rows_of_any_size(array[rare], rare + first_row)
-
-
-def _unit_rows_of_any_size(array: npt.NDArray[Any], numbers: npt.NDArray[np.int64]) -> Float32:
-    """Return unit vectors of rows whose squares may leave float32's range.
-
-    :param numbers: what errors call the rows.
-    """
-    # As float64 while it matters: what is beyond float32 there has a direction nevertheless.
-    wide: npt.NDArray[Any] = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
-    largest = np.abs(wide).max(axis=1, keepdims=True, initial=0)
+        out[...] = array
+        squares = np.einsum("ij,ij->i", out, out)
+    safe = (squares > SAFE_SQUARES[0]) & (squares < SAFE_SQUARES[1])
+    out /= np.where(safe, np.sqrt(squares), np.float32(1))[:, None]
+    extreme = np.flatnonzero(~safe)
+    if not len(extreme):
+        return
+    # In float64 as long as it matters: values beyond float32's range have a direction nevertheless.
+    rows: npt.NDArray[Any] = array[extreme]
+    rows = rows.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     if not np.isfinite(largest).all():
-        row = int(numbers[~np.isfinite(largest[:, 0])][0])
+        row = int(extreme[~np.isfinite(largest[:, 0])][0]) + first_row
         raise ValueError(f"vectors hold NaN or infinity, first in row {row}")
-    wide /= np.where(largest > 0, largest, np.float32(1))
-    values: Float32 = wide.astype(np.float32, copy=False)
-    norms = np.sqrt(np.einsum("ij,ij->i", values, values))[:, None]
-    values /= np.where(norms > 0, norms, np.float32(1))
-    return values
+    rows /= np.where(largest > 0, largest, np.float32(1))
+    scaled: Float32 = rows.astype(np.float32, copy=False)
+    norms = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))[:, None]
+    out[extreme] = scaled / np.where(norms > 0, norms, np.float32(1))
 
 
 def check_vectors(array: npt.NDArray[Any]) -> None:
-    """Refuse what is no table of numbers.
-
-    :raises ValueError: naming the shape or the dtype.
-    """
+    """Raise ValueError, naming the shape or the dtype, unless `array` is a 2-D array of numbers."""
     if array.ndim != 2:
         raise ValueError(f"vectors must have shape (n, dim), got {array.shape}")
     if array.dtype.kind not in "fiu":
@@ -88,69 +80,90 @@ def check_vectors(array: npt.NDArray[Any]) -> None:
 
 
 def check_dims(left: int, right: int) -> None:
-    """Refuse two sets of different widths.
-
-    :raises ValueError: naming both.
-    """
+    """Raise ValueError, naming both, if two sets of vectors differ in dimension."""
     if left != right:
-        raise ValueError(f"vectors have different widths: {left} and {right}")
+        raise ValueError(f"vectors have different dimensions: {left} and {right}")
 
 
-class UnitRows:
-    """The unit vectors of a set: in memory where they fit, else loaded a panel at a time.
+class TiledRows(ABC):
+    """Unit rows of a set, loaded in tiles of rows.
+
+    :param rows: number of rows.
+    :param dim: components of a row.
+    :param tile_rows: rows of a tile.
+    """
+
+    def __init__(self, rows: int, dim: int, tile_rows: int) -> None:
+        self.rows = rows
+        self.dim = dim
+        self.tile_rows = tile_rows
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all rows are in memory, so that they are compared at once."""
+        return False
+
+    @abstractmethod
+    def load(self, rows: slice) -> Float32:
+        """Return the unit rows of a tile, float32 (rows, dim)."""
+
+    def tiles(self, start: int = 0, stop: int | None = None) -> Iterator[slice]:
+        """Yield slices of at most `tile_rows` rows, from `start` to `stop`."""
+        stop = self.rows if stop is None else stop
+        for first in range(start, stop, self.tile_rows):
+            yield slice(first, min(first + self.tile_rows, stop))
+
+    def diagonal(self, threshold: float) -> Float32:
+        """Return each row's cosine with itself, float32 (rows,), NaN where it does not exceed a threshold.
+
+        It is 1 for any direction and 0 for a zero row, whatever the rounding of a product.
+        """
+        nonzero = [np.any(self.load(tile) != 0, axis=1) for tile in self.tiles()]
+        scores = np.concatenate([np.zeros(0, np.float32), *nonzero], dtype=np.float32)
+        scores[~(scores > threshold)] = np.nan
+        return scores
+
+
+class UnitRows(TiledRows):
+    """Unit rows of an array: normalized once if they fit in memory, else one tile at a time.
 
     :param vectors: (n, dim), an array in memory or memory-mapped.
-    :param max_bytes: most bytes that two panels may take, what comparing them needs included; None: all
-        rows are one panel.
-    :raises ValueError: as `unit_vectors`; of a set that does not fit, rows are looked at when they are
+    :param max_bytes: maximum bytes of two tiles, including what comparing them needs; None: all rows are
+        one tile.
+    :raises ValueError: as `unit_vectors`; where the set does not fit, rows are checked when they are
         loaded.
     """
 
     def __init__(self, vectors: npt.ArrayLike, max_bytes: int | None = None) -> None:
         array = np.asarray(vectors)
         check_vectors(array)
-        self.rows, self.width = array.shape
-        row_bytes = COMPONENT_BYTES * max(1, self.width)
-        self.tile_rows = max(1, self.rows)
-        if max_bytes is not None and self.rows * row_bytes > max_bytes // 2:
-            self.tile_rows = max(1, max_bytes // 2 // row_bytes)
+        rows, dim = array.shape
+        row_bytes = COMPONENT_BYTES * max(1, dim)
+        tile_rows = max(1, rows)
+        if max_bytes is not None and rows * row_bytes > max_bytes // 2:
+            tile_rows = max(1, max_bytes // 2 // row_bytes)
+        super().__init__(rows, dim, tile_rows)
         self._vectors = array
-        self._whole = unit_vectors(array) if self.whole else None
+        self._unit = unit_vectors(array) if self.in_memory else None
 
     @property
-    def whole(self) -> bool:
-        """Whether all rows are in memory."""
+    def in_memory(self) -> bool:
+        """See `TiledRows`."""
         return self.tile_rows >= self.rows
 
     def load(self, rows: slice) -> Float32:
-        """Return the unit vectors of some rows, float32 (rows, dim)."""
-        if self._whole is not None:
-            return self._whole[rows]
+        """See `TiledRows`; any rows."""
+        if self._unit is not None:
+            return self._unit[rows]
         return unit_vectors(self._vectors[rows], first_row=rows.start)
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Float32:
-        """Return the unit vectors of rows anywhere, float32 (rows, dim)."""
-        if self._whole is not None:
-            return self._whole[rows]
+    def take(self, rows: Int64) -> Float32:
+        """Return the unit rows of any row numbers, float32 (rows, dim)."""
+        if self._unit is not None:
+            return self._unit[rows]
         try:
             return unit_vectors(self._vectors[rows])
         except ValueError:
-            for panel in self.panels():  # names the first such row of the set
-                self.load(panel)
+            for tile in self.tiles():  # names the first such row of the set
+                self.load(tile)
             raise
-
-    def diagonal(self, threshold: float) -> Float32:
-        """Return the cosine of each row with itself, float32 (rows,), NaN where it is not above a threshold.
-
-        It is 1 for any direction and 0 for a zero row, whatever the rounding of a product.
-        """
-        parts = [np.any(self.load(panel) != 0, axis=1) for panel in self.panels()]
-        scores = np.concatenate([np.zeros(0, np.float32), *parts], dtype=np.float32)
-        scores[~(scores > threshold)] = np.nan
-        return scores
-
-    def panels(self, start: int = 0, stop: int | None = None) -> Iterator[slice]:
-        """Yield slices of at most `tile_rows` rows, from `start` to `stop`."""
-        stop = self.rows if stop is None else stop
-        for first in range(start, stop, self.tile_rows):
-            yield slice(first, min(first + self.tile_rows, stop))

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 import onnxsim_embed
 from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer, int8_scoring_supported
 from onnxsim_embed.similarity.compare import unit_vectors
-from onnxsim_embed.similarity.scoring import Search
+from onnxsim_embed.similarity.scoring import TiledComparison
 from onnxsim_embed.similarity.sparse import build_matrix
 
 pytestmark = pytest.mark.skipif(
@@ -56,12 +56,13 @@ each_block = pytest.mark.parametrize("block_bytes", [3000, 1 << 23])
 
 def searches(left, right, block_bytes):
     return [
-        Search(left, right, block_bytes, kind(left, right)) for kind in (Float32Scorer, Int8Scorer)
+        TiledComparison(left, right, block_bytes, kind(left, right))
+        for kind in (Float32Scorer, Int8Scorer)
     ]
 
 
 def select_top_k(search, k, skip_self):
-    parts = list(search.best(k, skip_self=skip_self))
+    parts = list(search.top_k(k, skip_self=skip_self))
     return [np.concatenate([getattr(part, name) for part in parts]) for name in parts[0]._fields]
 
 
@@ -104,26 +105,26 @@ def test_two_sets_give_the_same_too(vectors):
 
 @each_set
 def test_the_bound_of_the_error_holds(vectors):
-    rough = Int8Scorer(vectors, vectors)
+    scorer = Int8Scorer(vectors, vectors)
     rows = slice(0, len(vectors))
     exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
-    scores = rough.block(rows, slice(0, len(vectors)))
-    trusted = np.setdiff1d(np.arange(len(vectors)), rough.apart)
+    scores = scorer.block(rows, slice(0, len(vectors)))
+    trusted = np.setdiff1d(np.arange(len(vectors)), scorer.outliers)
     for threshold in (-0.5, 0.0, 0.3, 0.8):
-        passed = scores > rough.limits(rows, threshold)
+        passed = scores > scorer.limits(rows, threshold)
         assert (passed | (exact <= threshold))[:, trusted].all()
-    least = rough.exact_below(rows, scores[:, trusted[0]].astype(np.float64))
+    least = scorer.exact_below(rows, scores[:, trusted[0]].astype(np.float64))
     assert (exact[:, trusted[0]] >= least[:, 0]).all()
 
 
 @each_set
 def test_int8_leaves_few_pairs_that_do_not_count(vectors):
-    rough = Int8Scorer(vectors, vectors)
+    scorer = Int8Scorer(vectors, vectors)
     rows = slice(0, len(vectors))
-    passed = rough.block(rows, rows) > rough.limits(rows, 0.5)
+    passed = scorer.block(rows, rows) > scorer.limits(rows, 0.5)
     exact = vectors @ vectors.T
     assert not passed[exact < 0.4].any()
-    assert len(rough.apart) <= 0.05 * len(vectors)
+    assert len(scorer.outliers) <= 0.05 * len(vectors)
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -136,7 +137,7 @@ def test_hardly_any_rows(rows):
 def test_scores_do_not_depend_on_the_blocks():
     vectors = SETS["hostile"]
     matrices = [
-        build_matrix(Search(vectors, vectors, size).above(0.3, upper=True), ROWS)
+        build_matrix(TiledComparison(vectors, vectors, size).above(0.3, upper=True), ROWS)
         for size in (777, 50_000, 1 << 23)
     ]
     for matrix in matrices[1:]:

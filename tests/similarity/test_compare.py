@@ -370,7 +370,7 @@ def test_vectors_of_different_widths_are_refused():
         lambda: similar_pairs(left, other=right),
         lambda: top_k(left, right, 1),
     ):
-        with pytest.raises(ValueError, match="different widths: 4 and 5"):
+        with pytest.raises(ValueError, match="different dimensions: 4 and 5"):
             use()
 
 

@@ -203,7 +203,7 @@ def test_a_killed_job_goes_on_with_the_part_that_is_missing(tmp_path, target, mo
     assert len(done) == 4
     assert len(names(parts)) == 5  # and half a part
     rows = []
-    for name in ("above", "best"):
+    for name in ("above", "top_k"):
         call = getattr(AllPairs, name)
         monkeypatch.setattr(
             AllPairs, name,

@@ -15,9 +15,9 @@ from onnxsim_embed.similarity.compare import neighbours, similar_pairs, similari
 from onnxsim_embed.similarity.memory import (
     COMPONENT_BYTES,
     SAMPLE_ROWS,
-    Budget,
     Estimate,
-    Limit,
+    MemoryBudget,
+    PairCounter,
     Progress,
     in_time,
     in_units,
@@ -91,7 +91,7 @@ def test_an_estimate_reads_well():
 def test_an_estimate_checks_what_it_is_given():
     with pytest.raises(ValueError, match="threshold must be from -1 to 1, got 2"):
         estimate_similarity(SMALL, 2)
-    with pytest.raises(ValueError, match="different widths: 24 and 3"):
+    with pytest.raises(ValueError, match="different dimensions: 24 and 3"):
         estimate_similarity(SMALL, other=np.ones((4, 3)))
 
 
@@ -150,7 +150,7 @@ def test_a_result_that_just_fits_is_not_refused(monkeypatch):
 
 @pytest.mark.parametrize("room", [20_000_000, 600_000])
 def test_refusal_comes_before_the_memory_is_gone(room):
-    """Also where a panel's strips are whole only after all columns have been read."""
+    """Also where a tile's strips are whole only after all columns have been read."""
     vectors = np.tile(DENSE, (2, 8))
     tracemalloc.start()
     try:
@@ -194,7 +194,7 @@ def test_the_peak_is_no_more_than_what_was_allowed(call):
 
 
 def test_more_neighbours_than_fit_are_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr(AllPairs, "best", lambda *args, **options: pytest.fail("it began"))
+    monkeypatch.setattr(AllPairs, "top_k", lambda *args, **options: pytest.fail("it began"))
     for call in (
         lambda: neighbours(DENSE, 400, max_memory=1_000_000),
         lambda: top_k(DENSE, DENSE, 400, max_memory=1_000_000),
@@ -220,37 +220,36 @@ def test_what_is_no_number_of_bytes_is_refused(max_memory):
 
 @pytest.mark.parametrize("max_memory", [4e9, np.int32(100_000_000), np.float32(1e9)])
 def test_any_number_of_bytes_will_do(max_memory):
-    assert Budget(max_memory).most == int(max_memory)
+    assert MemoryBudget(max_memory).max_bytes == int(max_memory)
     assert similarity_matrix(SMALL, max_memory=max_memory).nnz > 0
 
 
 def test_by_default_three_quarters_of_what_is_free_are_used(monkeypatch):
     monkeypatch.setattr(budget, "available_memory", lambda: 1000)
-    assert (Budget(None).most, Budget(None).for_vectors) == (750, 375)
+    assert (MemoryBudget(None).max_bytes, MemoryBudget(None).vector_bytes) == (750, 375)
     with pytest.raises(MemoryError, match="max_memory"):
         similarity_matrix(SMALL, 0)
     monkeypatch.setattr(budget, "available_memory", lambda: None)  # it is not known
-    assert Budget(None).most is None
+    assert MemoryBudget(None).max_bytes is None
     assert similarity_matrix(SMALL, 0).nnz > 0
     assert neighbours(SMALL, 3).indices.shape == (100, 3)
 
 
 def test_rows_of_a_part_are_what_fits():
     units = UnitRows(SMALL)
-    pairs = AllPairs(units, units, 1 << 20)
     loaded = SMALL.size * COMPONENT_BYTES
     entries = similarity_matrix(SMALL, 0).nnz
     for rows in (1, 10, 100):
         room = 2 * 24 * entries * rows // 100
-        assert Budget(loaded + room + 50).rows(pairs, 0, None) == rows
-        assert Budget(loaded + 2 * 48 * 5 * rows).rows(pairs, None, 5) == rows
-    assert Budget(1 << 40).rows(pairs, 0, None) == 100
-    assert Budget(loaded).rows(pairs, 0, None) == 0
+        assert MemoryBudget(loaded + room + 50).max_rows(units, 0, None) == rows
+        assert MemoryBudget(loaded + 2 * 48 * 5 * rows).max_rows(units, None, 5) == rows
+    assert MemoryBudget(1 << 40).max_rows(units, 0, None) == 100
+    assert MemoryBudget(loaded).max_rows(units, 0, None) == 0
 
 
 def test_a_limit_counts_all_pairs():
     part = next(iter_parts(SMALL))
-    limit = Limit(2 * len(part.scores), 0.5, "do something else")
+    limit = PairCounter(2 * len(part.scores), 0.5, "do something else")
     limit(part)
     limit(part)
     with pytest.raises(MemoryError, match=r"score above 0\.5, .*; do something else$"):

@@ -25,7 +25,7 @@ from onnxsim_embed.similarity.compare import (
     top_k,
 )
 from onnxsim_embed.similarity.out_of_core import AllPairs, merge_top_k
-from onnxsim_embed.similarity.scoring import Search
+from onnxsim_embed.similarity.scoring import TiledComparison
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows
 from onnxsim_embed.system import threads
@@ -52,12 +52,12 @@ needs_int8 = pytest.mark.skipif(
 
 
 def few(vectors, rows):
-    """The set, or as much of it as is twelve panels: single rows make for many searches."""
+    """The set, or as much of it as is twelve tiles: single rows make for many searches."""
     return vectors[: 12 * rows]
 
 
 def alone(vectors, rows=None):
-    """A comparison of a set with itself, in panels of so many rows or in one go."""
+    """A comparison of a set with itself, in tiles of so many rows or in one go."""
     units = UnitRows(vectors) if rows is None else in_panels(vectors, rows)
     return AllPairs(units, units, BLOCK)
 
@@ -67,7 +67,7 @@ def above(pairs, threshold, **options):
 
 
 def best(pairs, k, **options):
-    parts = list(pairs.best(k, **options))
+    parts = list(pairs.top_k(k, **options))
     return [np.concatenate([getattr(part, name) for part in parts]) for name in parts[0]._fields]
 
 
@@ -89,12 +89,12 @@ def assert_same(ours, theirs):
 @each_threshold
 def test_the_pairs_above_a_threshold_are_the_same(vectors, rows, threshold):
     vectors = few(vectors, rows)
-    whole, panels = alone(vectors), alone(vectors, rows)
+    whole, tiles = alone(vectors), alone(vectors, rows)
     for upper in (True, False):
         expected = above(whole, threshold, upper=upper)
-        assert_same(above(panels, threshold, upper=upper), expected)
+        assert_same(above(tiles, threshold, upper=upper), expected)
         some = slice(4, 11)
-        part = above(panels, threshold, upper=upper, rows=some)
+        part = above(tiles, threshold, upper=upper, rows=some)
         assert_same(part, above(whole, threshold, upper=upper, rows=some))
         assert_same(part, expected[some])
 
@@ -104,13 +104,13 @@ def test_the_pairs_above_a_threshold_are_the_same(vectors, rows, threshold):
 @pytest.mark.parametrize("k", [1, 4, 30])
 def test_the_k_best_are_the_same(vectors, rows, k):  # of crossing vectors, most are ties
     vectors = few(vectors, rows)
-    whole, panels = alone(vectors), alone(vectors, rows)
+    whole, tiles = alone(vectors), alone(vectors, rows)
     k = min(k, len(vectors) - 1)
     for skip_self in (True, False):
         expected = best(whole, k, skip_self=skip_self)
-        assert_same(best(panels, k, skip_self=skip_self), expected)
+        assert_same(best(tiles, k, skip_self=skip_self), expected)
         some = slice(4, 11)
-        part = best(panels, k, skip_self=skip_self, rows=some)
+        part = best(tiles, k, skip_self=skip_self, rows=some)
         assert_same(part, [values[some] for values in expected])
 
 
@@ -128,14 +128,14 @@ def test_two_sets_give_the_same(left, right):
         few(vectors, min(left or 5, right or 5)) for vectors in (SETS["clustered"], OTHER)
     )
     whole = AllPairs(UnitRows(one), UnitRows(other), BLOCK)
-    panels = AllPairs(
+    tiles = AllPairs(
         UnitRows(one) if left is None else in_panels(one, left),
         UnitRows(other) if right is None else in_panels(other, right),
         BLOCK,
     )
-    assert_same(above(panels, 0.3, upper=False), above(whole, 0.3, upper=False))
+    assert_same(above(tiles, 0.3, upper=False), above(whole, 0.3, upper=False))
     for k in (1, 7, len(other)):
-        assert_same(best(panels, k, skip_self=False), best(whole, k, skip_self=False))
+        assert_same(best(tiles, k, skip_self=False), best(whole, k, skip_self=False))
 
 
 @pytest.mark.parametrize("rows", [None, 3])
@@ -148,11 +148,11 @@ def test_a_set_without_rows_leaves_the_shape_of_the_other(rows):
 
 @each_panel
 def test_pairs_are_seen_when_they_are_found(rows):
-    """A panel's strips are whole only after all columns: a limit of memory must not wait for that."""
+    """A tile's strips are whole only after all columns: a limit of memory must not wait for that."""
     vectors, seen = few(SETS["clustered"], rows), []
     for pairs in (alone(vectors), alone(vectors, rows)):
         given = 0
-        for part in pairs.above(0, upper=True, seen=lambda part: seen.append(len(part.scores))):
+        for part in pairs.above(0, upper=True, on_pairs=lambda part: seen.append(len(part.scores))):
             given += len(part.scores)
             assert sum(seen) >= given
         assert sum(seen) == given == above(pairs, 0, upper=True).nnz
@@ -166,15 +166,15 @@ def test_pairs_are_seen_when_they_are_found(rows):
             raise FullError
 
     with pytest.raises(FullError):
-        next(alone(np.ones((40, 3)), 10).above(0, upper=True, seen=stop))
+        next(alone(np.ones((40, 3)), 10).above(0, upper=True, on_pairs=stop))
 
 
 # some columns at a time
 
 
-def groups_of(panels, height, rows):
-    """Columns in groups of so many panels, as slices."""
-    step = panels * height
+def groups_of(tiles, height, rows):
+    """Columns in groups of so many tiles, as slices."""
+    step = tiles * height
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
@@ -192,7 +192,7 @@ def entries(parts, first):
 
 def merged(parts, k):
     """The k best of what several searches of the same rows found."""
-    whole = [[np.concatenate([getattr(x, name) for x in part]) for name in ("scores", "columns")]
+    whole = [[np.concatenate([getattr(x, name) for x in part]) for name in ("scores", "indices")]
              for part in map(list, parts)]  # fmt: skip
     return merge_top_k(np.hstack([x[0] for x in whole]), np.hstack([x[1] for x in whole]), k)
 
@@ -217,10 +217,10 @@ def test_groups_of_columns_give_together_what_all_give(vectors, height, step, th
         parts = [pairs.above(threshold, upper=flag, rows=rows, columns=c) for c in groups]
         expected = pairs.above(threshold, upper=flag, rows=rows)
         assert entries(parts, rows.start) == entries([expected], rows.start)
-        found = merged((pairs.best(k, skip_self=flag, rows=rows, columns=c) for c in groups), k)
+        found = merged((pairs.top_k(k, skip_self=flag, rows=rows, columns=c) for c in groups), k)
         assert found[0].shape[1] == min(k, n - flag)
         if found[0].shape[1]:
-            whole = pairs.best(found[0].shape[1], skip_self=flag, rows=rows)
+            whole = pairs.top_k(found[0].shape[1], skip_self=flag, rows=rows)
             assert_same(found, merged([whole], k))
 
 
@@ -236,7 +236,7 @@ def test_groups_of_columns_give_what_one_go_gives(vectors, step):
         assert entries(parts, 0) == entries([whole.above(0.3, upper=upper)], 0)
     expected = best(whole, k, skip_self=True)
     for rows in groups_of(1, 5, n):
-        parts = (pairs.best(k, skip_self=True, rows=rows, columns=columns) for columns in groups)
+        parts = (pairs.top_k(k, skip_self=True, rows=rows, columns=columns) for columns in groups)
         assert_same(merged(parts, k), [values[rows] for values in expected])
 
 
@@ -255,11 +255,11 @@ def test_groups_of_columns_of_another_set():
     groups = groups_of(2, 3, len(other))
     parts = [pairs.above(0.2, upper=False, columns=columns) for columns in groups]
     assert entries(parts, 0) == entries([whole.above(0.2, upper=False)], 0)
-    parts = (pairs.best(4, skip_self=False, columns=columns) for columns in groups)  # of 6 and 1
+    parts = (pairs.top_k(4, skip_self=False, columns=columns) for columns in groups)  # of 6 and 1
     assert_same(merged(parts, 4), best(whole, 4, skip_self=False))
 
 
-# the kind of rough scores
+# the kind of scorer scores
 
 
 @needs_int8
@@ -272,7 +272,7 @@ def test_int8_rough_scores_are_chosen_once_and_carried_on(monkeypatch, rows, sea
         asked.append(self)
         return True
 
-    monkeypatch.setattr(Search, "_int8_is_faster", faster)
+    monkeypatch.setattr(TiledComparison, "_int8_is_faster", faster)
     keep = Int8Scorer.block
     monkeypatch.setattr(Int8Scorer, "block", lambda *args: used.append(1) or keep(*args))
     calls = {
@@ -280,10 +280,10 @@ def test_int8_rough_scores_are_chosen_once_and_carried_on(monkeypatch, rows, sea
         "best": lambda pairs: best(pairs, 6, skip_self=True),
     }
     vectors = SETS["clustered"]
-    panels = alone(vectors, rows)
-    found = calls[search](panels)
+    tiles = alone(vectors, rows)
+    found = calls[search](tiles)
     assert len(asked) == 1
-    assert len(used) > len(list(panels.left.panels()))
+    assert len(used) > len(list(tiles.left.tiles()))
     monkeypatch.undo()
     assert_same(found, calls[search](alone(vectors)))
 
@@ -297,13 +297,13 @@ def test_the_first_panel_is_where_both_kinds_are_tried(monkeypatch, step, kind):
     monkeypatch.setattr(blocks, "TRIAL_CHUNKS", 2)
     monkeypatch.setattr(blocks, "time", SimpleNamespace(perf_counter=lambda: next(times)))
     kinds = []
-    made = Search.__init__
+    made = TiledComparison.__init__
 
     def record(self, *arguments):
         made(self, *arguments)
         kinds.append(self.kind)
 
-    monkeypatch.setattr(Search, "__init__", record)
+    monkeypatch.setattr(TiledComparison, "__init__", record)
     vectors = np.random.default_rng(0).standard_normal((1100, 8)).astype(np.float32)
     found = above(alone(vectors, 550), 0.9, upper=True)
     assert kinds == [None, None, kind, kind]  # the second is the trial's own
@@ -331,7 +331,7 @@ def results(vectors, other=OTHER, **options):
 
 @pytest.fixture
 def small_panels(monkeypatch):
-    """Let every set be loaded in panels of so many rows."""
+    """Let every set be loaded in tiles of so many rows."""
 
     def force(rows):
         monkeypatch.setattr(

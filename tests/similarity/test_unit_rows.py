@@ -1,4 +1,4 @@
-"""Unit vectors are the same whole and in panels, whatever their number format and wherever they lie."""
+"""Unit vectors are the same whole and in tiles, whatever their number format and wherever they lie."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def on_disk(vectors, path):
 
 
 def in_panels(vectors, rows):
-    """The set with room for two panels of so many rows."""
+    """The set with room for two tiles of so many rows."""
     return UnitRows(vectors, 2 * rows * COMPONENT_BYTES * max(1, vectors.shape[1]))
 
 
 def all_of(units):
-    return np.concatenate([units.load(panel) for panel in units.panels()])
+    return np.concatenate([units.load(tile) for tile in units.tiles()])
 
 
 @each_format
@@ -42,8 +42,8 @@ def all_of(units):
 def test_panels_make_up_the_whole(tmp_path, dtype, rows):
     vectors = on_disk(as_format(CLUSTERED, dtype), tmp_path / "v.npy")
     units = in_panels(vectors, rows)
-    assert not units.whole
-    assert [panel.stop - panel.start for panel in units.panels()][:2] == [rows, rows]
+    assert not units.in_memory
+    assert [tile.stop - tile.start for tile in units.tiles()][:2] == [rows, rows]
     whole = unit_vectors(vectors)
     np.testing.assert_array_equal(all_of(units), whole, strict=True)
     assert whole.dtype == np.float32
@@ -62,7 +62,7 @@ def test_the_diagonal_is_one_but_for_zero_rows(rows):
 
 
 @pytest.mark.parametrize(
-    ("start", "stop", "panels"),
+    ("start", "stop", "tiles"),
     [
         (0, None, [(0, 17), (17, 34), (34, 51), (51, 68), (68, 83)]),
         (10, 30, [(10, 27), (27, 30)]),
@@ -70,16 +70,16 @@ def test_the_diagonal_is_one_but_for_zero_rows(rows):
         (9, 9, []),
     ],
 )
-def test_panels_may_begin_and_end_anywhere(start, stop, panels):
-    found = in_panels(CLUSTERED, 17).panels(start, stop)
-    assert [(panel.start, panel.stop) for panel in found] == panels
+def test_panels_may_begin_and_end_anywhere(start, stop, tiles):
+    found = in_panels(CLUSTERED, 17).tiles(start, stop)
+    assert [(tile.start, tile.stop) for tile in found] == tiles
 
 
 def test_what_fits_is_loaded_once():
     size = CLUSTERED.size * COMPONENT_BYTES
     for room, whole in ((None, True), (2 * size, True), (2 * size - 1, False), (0, False)):
         units = UnitRows(CLUSTERED, room)
-        assert units.whole is whole
+        assert units.in_memory is whole
         assert np.shares_memory(*(units.load(slice(0, stop)) for stop in (5, 9))) is whole
     assert UnitRows(CLUSTERED, 0).tile_rows == 1  # a row is the least
 
@@ -96,7 +96,7 @@ def test_sets_without_rows_or_components(shape):
         units = UnitRows(np.zeros(shape, np.float32), room)
         assert units.take(np.zeros(0, np.int64)).shape == (0, shape[1])
         np.testing.assert_array_equal(units.diagonal(-1), np.zeros(shape[0], np.float32))
-        assert units.whole or shape == (3, 0)
+        assert units.in_memory or shape == (3, 0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
