@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.runtime.postprocess import OutputPrecision, finish_vectors
+from onnxsim_embed.runtime.options import OutputPrecision
+from onnxsim_embed.runtime.postprocess import quantize_vectors
 from onnxsim_embed.similarity.clustering import BestPairs, best_of_rows, communities, score_chunks
 from onnxsim_embed.similarity.compare import (
     cos_sim,
@@ -85,7 +86,7 @@ def quantize_embeddings(
     ranges: npt.ArrayLike | None = None,
     calibration_embeddings: npt.ArrayLike | None = None,
 ) -> npt.NDArray[Any]:
-    """Convert vectors to another number format; see `vectors.finish_vectors`.
+    """Convert vectors to another number format; see `Embedder.encode`.
 
     :param embeddings: floats (n, dim).
     :param precision: float32, float16, int8, uint8, binary or ubinary.
@@ -100,8 +101,7 @@ def quantize_embeddings(
     if ranges is None and calibration_embeddings is not None:
         known = np.asarray(calibration_embeddings)
         ranges = np.stack([known.min(axis=0), known.max(axis=0)])
-    bounds = None if ranges is None else np.asarray(ranges, np.float32)
-    return finish_vectors(array.astype(np.float32, copy=False), precision, bounds)
+    return quantize_vectors(array.astype(np.float32, copy=False), precision, ranges)
 
 
 def semantic_search(

@@ -63,7 +63,7 @@ def ours(precision: str, settings: Settings) -> System:
     )
     if dynamic:
         session = import_module("onnxsim_embed.runtime.session").Session
-        model._runner.session = session(dynamic_file(Path(settings["work"])), "cpu")
+        model._pipeline.session = session(dynamic_file(Path(settings["work"])), "cpu")
 
     def encode(texts: list[str], batch: int) -> Any:  # noqa: ANN401 - an array
         # A lone text goes the way of a query.
@@ -71,7 +71,7 @@ def ours(precision: str, settings: Settings) -> System:
 
     def limit(tokens: int) -> None:
         # The model itself takes lower values alone; its positions go further.
-        model._runner.tokenizer.max_seq_length = tokens
+        model._pipeline.tokenizer.max_seq_length = tokens
 
     def report() -> dict[str, float]:
         last = model.last_report

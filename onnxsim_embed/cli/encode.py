@@ -32,7 +32,7 @@ from onnxsim_embed.files.atomic import atomic_file, check_output
 if TYPE_CHECKING:
     from onnxsim_embed.runtime.embedder import Embedder
     from onnxsim_embed.runtime.encode_to_file import EncodeResult
-    from onnxsim_embed.runtime.postprocess import OutputPrecision
+    from onnxsim_embed.runtime.options import OutputPrecision
 
 
 def encode(

@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.runtime.embedder import Embedder, as_list
-from onnxsim_embed.runtime.postprocess import OutputPrecision, finish_vectors
-from onnxsim_embed.runtime.tokenization import check_texts
+from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.options import EncodeArguments, EncodeOptions, OutputPrecision
+from onnxsim_embed.runtime.postprocess import check_truncation, finish_vectors
+from onnxsim_embed.runtime.tokenization import as_list, check_texts
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(eq=False)
@@ -121,21 +125,20 @@ class AsyncEmbedder:
         loop = self._bind()
         if self._closed:
             raise RuntimeError("this AsyncEmbedder is closed")
-        prefix = self.embedder.prompt_text(prompt_name, prompt)
-        # Makes an iterator over nothing, which is never run: for what it raises.
-        self.embedder.encode_stream((), prompt="", truncate_dim=truncate_dim)
-        texts = [inputs] if isinstance(inputs, str) else as_list(inputs)
-        check_texts(texts)
-        finish = partial(
-            finish_vectors,
+        options = EncodeOptions(
             precision=precision,
-            ranges=None if ranges is None else np.asarray(ranges, np.float32),
+            ranges=ranges,
+            normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
-            normalizes=normalize_embeddings,
         )
-        # Zeros show a wrong format before it meets other requests. One row alone has no range.
-        width = self.embedder.embedding_dimension
-        result = finish(np.zeros((min(len(texts), 2), width), np.float32))
+        prefix = self.embedder.prompt_text(prompt_name, prompt)
+        dim = self.embedder.embedding_dimension
+        check_truncation(truncate_dim, dim)
+        texts = as_list(inputs)
+        check_texts(texts)
+        finish = partial(finish_vectors, options=options)
+        # Invalid ranges show on zeros, before they meet other requests. One row alone has no range.
+        result = finish(np.zeros((min(len(texts), 2), dim), np.float32))
         if texts:
             request = _Request(texts, prefix, finish, loop.create_future())
             result = await self._answer(request)
@@ -146,48 +149,24 @@ class AsyncEmbedder:
         inputs: str | Iterable[str],
         prompt_name: str | None = None,
         prompt: str | None = None,
-        *,
-        precision: OutputPrecision = "float32",
-        ranges: npt.ArrayLike | None = None,
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
+        **arguments: Unpack[EncodeArguments],
     ) -> npt.NDArray[Any]:
         """Encode search queries: `encode` with the prompt of `Embedder.encode_query`."""
         if prompt_name is None and prompt is None:
             prompt = self.embedder.query_prompt()
-        return await self.encode(
-            inputs,
-            prompt_name,
-            prompt,
-            precision=precision,
-            ranges=ranges,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
-        )
+        return await self.encode(inputs, prompt_name, prompt, **arguments)
 
     async def encode_document(
         self,
         inputs: str | Iterable[str],
         prompt_name: str | None = None,
         prompt: str | None = None,
-        *,
-        precision: OutputPrecision = "float32",
-        ranges: npt.ArrayLike | None = None,
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
+        **arguments: Unpack[EncodeArguments],
     ) -> npt.NDArray[Any]:
         """Encode documents: `encode` with the prompt of `Embedder.encode_document`."""
         if prompt_name is None and prompt is None:
             prompt = self.embedder.document_prompt()
-        return await self.encode(
-            inputs,
-            prompt_name,
-            prompt,
-            precision=precision,
-            ranges=ranges,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
-        )
+        return await self.encode(inputs, prompt_name, prompt, **arguments)
 
     async def aclose(self) -> None:
         """Refuse new calls, and return when all earlier ones are answered."""

@@ -6,24 +6,35 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact.manifest import MANIFEST, Artifact
+from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.runtime.outputs import OutputValue, make_output
-from onnxsim_embed.runtime.pipeline import EncodeReport, Runner
-from onnxsim_embed.runtime.pooling import Head, PoolingMode, load_dense
-from onnxsim_embed.runtime.postprocess import SPREAD, OutputPrecision, finish_vectors
+from onnxsim_embed.runtime.options import (
+    RANGED,
+    EncodeArguments,
+    EncodeOptions,
+    OutputPrecision,
+    OutputValue,
+    check_positive,
+)
+from onnxsim_embed.runtime.pipeline import EncodeReport, Pipeline
+from onnxsim_embed.runtime.pooling import load_head
+from onnxsim_embed.runtime.postprocess import make_output, quantize_vectors
 from onnxsim_embed.runtime.session import Session, first_provider
-from onnxsim_embed.runtime.tokenization import Tokenizer
+from onnxsim_embed.runtime.tokenization import Tokenizer, as_list, check_iterable
 from onnxsim_embed.system.hardware import CPU_PROVIDER, available_cpus
 from onnxsim_embed.system.onnx_session import Device
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +71,7 @@ class Embedder:
     ) -> None:
         if not isinstance(artifact, Artifact):
             artifact = Artifact.open(Path(artifact))
-        if threads is not None and (not isinstance(threads, Integral) or threads < 1):
-            raise ValueError(f"threads must be a positive integer or None, got {threads!r}")
+        check_positive("threads", threads)
         self.artifact = artifact
         self.prompts = dict(artifact.manifest.prompts)
         self.default_prompt_name = artifact.manifest.default_prompt_name
@@ -70,13 +80,13 @@ class Embedder:
         callers = available_cpus() if threads is None else int(threads)
         provider = first_provider(device)
         self.precision = artifact.choose_precision(precision, provider)
-        self._runner = self._make_runner(device, provider, callers)
+        self._pipeline = self._make_pipeline(device, provider, callers)
         if device == "auto" and self.provider != provider:
             logger.warning("using the CPU: %s could not be started", provider)
             self.precision = artifact.choose_precision(precision, CPU_PROVIDER)
-            self._runner = self._make_runner("cpu", CPU_PROVIDER, callers)
+            self._pipeline = self._make_pipeline("cpu", CPU_PROVIDER, callers)
 
-    def _make_runner(self, device: Device, provider: str, threads: int) -> Runner:
+    def _make_pipeline(self, device: Device, provider: str, threads: int) -> Pipeline:
         manifest = self.artifact.manifest
         with ThreadPoolExecutor(1) as checker:  # digests are computed while the tokenizer loads
             file = checker.submit(self._model_file, provider)
@@ -86,7 +96,7 @@ class Embedder:
                 manifest.do_lower_case,
                 manifest.pad_token_id,
             )
-        return Runner(tokenizer, partial(Session, file.result(), device), threads)
+        return Pipeline(tokenizer, partial(Session, file.result(), device), threads)
 
     def _model_file(self, provider: str) -> Path:
         encoder = self.artifact.manifest.precisions[self.precision].encoder
@@ -163,7 +173,7 @@ class Embedder:
     @property
     def max_seq_length(self) -> int:
         """Tokens kept of a text, special tokens included; may be set lower."""
-        return self._runner.tokenizer.max_seq_length
+        return self._pipeline.tokenizer.max_seq_length
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
@@ -171,22 +181,22 @@ class Embedder:
             raise ValueError(
                 f"max_seq_length can be at most {self._longest} for this model, got {value}"
             )
-        self._runner.tokenizer.max_seq_length = value
+        self._pipeline.tokenizer.max_seq_length = value
 
     @property
     def provider(self) -> str:
         """The execution provider that runs the model."""
-        return self._runner.session.provider
+        return self._pipeline.session.provider
 
     @property
     def threads(self) -> int:
         """Batches run at the same time."""
-        return self._runner.threads
+        return self._pipeline.threads
 
     @property
     def last_report(self) -> EncodeReport:
         """What the last call of `encode` or `encode_stream` did."""
-        return self._runner.last_report
+        return self._pipeline.last_report
 
     def settings(self, *, threads: int, token_budget: int) -> AbstractContextManager[None]:
         """Encode with other threads and batches for a while; not while other threads encode.
@@ -194,7 +204,7 @@ class Embedder:
         :param threads: batches run at the same time.
         :param token_budget: tokens in a batch.
         """
-        return self._runner.settings(threads=threads, token_budget=token_budget)
+        return self._pipeline.settings(threads=threads, token_budget=token_budget)
 
     def __repr__(self) -> str:
         name = self.artifact.manifest.name
@@ -202,40 +212,6 @@ class Embedder:
             f"Embedder({name!r}, precision={self.precision!r}, dim={self.embedding_dimension}, "
             f"provider={self.provider!r}, threads={self.threads})"
         )
-
-    @overload
-    def encode(
-        self,
-        inputs: str,
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int | None = ...,
-        show_progress_bar: bool | None = ...,
-        *,
-        output_value: OutputValue = ...,
-        precision: OutputPrecision = ...,
-        ranges: npt.ArrayLike | None = ...,
-        normalize_embeddings: bool | None = ...,
-        truncate_dim: int | None = ...,
-        sentences: None = ...,
-    ) -> npt.NDArray[Any]: ...
-
-    @overload
-    def encode(
-        self,
-        inputs: Iterable[str] | None = ...,
-        prompt_name: str | None = ...,
-        prompt: str | None = ...,
-        batch_size: int | None = ...,
-        show_progress_bar: bool | None = ...,
-        *,
-        output_value: OutputValue = ...,
-        precision: OutputPrecision = ...,
-        ranges: npt.ArrayLike | None = ...,
-        normalize_embeddings: bool | None = ...,
-        truncate_dim: int | None = ...,
-        sentences: str | Iterable[str] | None = ...,
-    ) -> npt.NDArray[Any]: ...
 
     def encode(
         self,
@@ -251,69 +227,85 @@ class Embedder:
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
         sentences: str | Iterable[str] | None = None,
-    ) -> npt.NDArray[Any] | list[npt.NDArray[np.float32]]:
-        """Turn texts into vectors.
+    ) -> npt.NDArray[Any]:
+        """Return the embeddings of texts.
 
-        A text's vector does not depend on the texts beside it, on the batch or on the threads (on a
-        GPU, where batches are padded: not beyond rounding).
+        The embedding of a text depends neither on the other texts nor on batches and threads (on a
+        GPU, where batches are padded, up to rounding).
 
         :param inputs: one text, or any iterable of texts.
-        :param prompt_name: name of one of the model's prompts, put before each text.
-        :param prompt: text put before each text; wins over `prompt_name`.
-        :param batch_size: at most so many texts in one call of the model; None (recommended): as many
-            as fill the processor's cache.
-        :param show_progress_bar: True, False, or None for none.
+        :param prompt_name: name of one of the model's prompts, prepended to each text.
+        :param prompt: string prepended to each text; overrides `prompt_name`.
+        :param batch_size: maximum number of texts per model call; None (recommended) fits batches
+            to the processor's cache.
+        :param show_progress_bar: whether to show a progress bar on standard error.
         :param output_value: "sentence_embedding", or "token_embeddings" for the hidden states of each
-            text's tokens instead.
-        :param precision: number format of the result: float32, float16, int8, uint8, binary, ubinary.
-        :param ranges: float32 array (2, dim), smallest and largest value of each component, for int8
-            and uint8; None takes those of the result itself.
-        :param normalize_embeddings: True scales vectors to L2 norm 1. None and False leave them as
-            the model's own modules make them (many end in a normalization of their own).
-        :param truncate_dim: keep only the first so many components, before `normalize_embeddings`.
-        :param sentences: older name of `inputs`.
-        :returns: array (n, dim), or (dim,) for one text; float32 unless `precision` says otherwise.
-            With "token_embeddings" a list of n float32 arrays (tokens, hidden), or one array.
-        :raises TypeError: naming the row that is not a string.
-        :raises ValueError: for an unknown prompt, precision or dimension.
+            text's tokens.
+        :param precision: dtype of the result: float32, float16, int8, uint8, binary or ubinary.
+        :param ranges: float32 array (2, dim), minimum and maximum of each dimension, for int8 and
+            uint8; None computes them from the result itself.
+        :param normalize_embeddings: True scales embeddings to unit L2 norm. None and False leave them
+            as the model's own modules return them (many end in a normalization layer).
+        :param truncate_dim: truncate embeddings to this dimension, before `normalize_embeddings`.
+        :param sentences: former name of `inputs`.
+        :returns: array (n, dim), or (dim,) for one text; float32 unless `precision` differs. With
+            "token_embeddings" a list of n float32 arrays (tokens, hidden), or one such array.
+        :raises TypeError: if the input is not a text or an iterable of texts, naming the row.
+        :raises ValueError: for an unknown prompt, an invalid precision, range or dimension.
         """
         if (inputs is None) == (sentences is None):
             raise TypeError(
-                "encode takes texts as `inputs` (or, under its older name, as `sentences`), once"
+                "encode takes texts either as `inputs` or, under the former name, as `sentences`"
             )
-        given = sentences if inputs is None else inputs
-        assert given is not None
-        single = isinstance(given, str)
-        texts = [given] if isinstance(given, str) else as_list(given)
-        spread = precision in SPREAD and ranges is None  # needs all vectors at once
-        output = make_output(
-            self.head,
-            self.embedding_dimension,
-            output_value,
-            "float32" if spread else precision,
-            ranges,
-            normalize_embeddings,
-            truncate_dim,
+        texts = inputs if inputs is not None else sentences
+        assert texts is not None
+        options = EncodeOptions(
+            prompt_name=prompt_name,
+            prompt=prompt,
+            batch_size=batch_size,
+            output_value=output_value,
+            precision=precision,
+            ranges=ranges,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
         )
-        prefix = self.prompt_text(prompt_name, prompt)
-        _check_batch_size(batch_size)
-        if single and not spread:
-            return self._runner.run_one(texts[0], prefix, output)
-        result = np.empty((len(texts), *output.shape), output.dtype)
-        for _ in self._runner.stream(
-            texts,
+        return self.encode_with(options, texts, show_progress_bar=bool(show_progress_bar))
+
+    def encode_with(
+        self,
+        options: EncodeOptions,
+        texts: str | Iterable[str],
+        *,
+        show_progress_bar: bool = False,
+        report: EncodeReport | None = None,
+    ) -> Any:  # noqa: ANN401 - an array or a list of arrays
+        """Return what `encode` returns for these options.
+
+        :param report: filled with the figures of this call; None creates one.
+        """
+        single, rows = isinstance(texts, str), as_list(texts)
+        own_ranges = options.precision in RANGED and options.ranges is None
+        computed = replace(options, precision="float32") if own_ranges else options
+        output = make_output(self.head, self.embedding_dimension, computed)
+        prefix = self.prompt_text(options.prompt_name, options.prompt)
+        if single and not own_ranges:
+            return self._pipeline.run_one(rows[0], prefix, output, report)
+        result = np.empty((len(rows), *output.shape), output.dtype)
+        for _ in self._pipeline.stream(
+            rows,
             prefix,
             output,
-            batch_size=batch_size,
-            progress=bool(show_progress_bar),
+            batch_size=options.batch_size,
+            progress=show_progress_bar,
             into=result,
+            report=report,
         ):
             pass
-        if output_value == "token_embeddings":
-            return result[0] if single else list(result)
-        if spread:
-            result = finish_vectors(result, precision)
-        return result[0] if single else result
+        if own_ranges:
+            result = quantize_vectors(result, options.precision)
+        if single:
+            return result[0]
+        return list(result) if options.output_value == "token_embeddings" else result
 
     def encode_query(
         self,
@@ -322,26 +314,12 @@ class Embedder:
         prompt: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
-        *,
-        precision: OutputPrecision = "float32",
-        ranges: npt.ArrayLike | None = None,
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
+        **arguments: Unpack[EncodeArguments],
     ) -> npt.NDArray[Any]:
         """Encode search queries: `encode` with the model's "query" prompt, where it has one."""
         if prompt_name is None and prompt is None:
             prompt = self.query_prompt()
-        return self.encode(
-            inputs,
-            prompt_name,
-            prompt,
-            batch_size,
-            show_progress_bar,
-            precision=precision,
-            ranges=ranges,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
-        )
+        return self.encode(inputs, prompt_name, prompt, batch_size, show_progress_bar, **arguments)
 
     def encode_document(
         self,
@@ -350,26 +328,12 @@ class Embedder:
         prompt: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
-        *,
-        precision: OutputPrecision = "float32",
-        ranges: npt.ArrayLike | None = None,
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
+        **arguments: Unpack[EncodeArguments],
     ) -> npt.NDArray[Any]:
         """Encode documents: `encode` with the model's "document", "passage" or "corpus" prompt."""
         if prompt_name is None and prompt is None:
             prompt = self.document_prompt()
-        return self.encode(
-            inputs,
-            prompt_name,
-            prompt,
-            batch_size,
-            show_progress_bar,
-            precision=precision,
-            ranges=ranges,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
-        )
+        return self.encode(inputs, prompt_name, prompt, batch_size, show_progress_bar, **arguments)
 
     def encode_stream(
         self,
@@ -379,44 +343,51 @@ class Embedder:
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         *,
-        precision: OutputPrecision = "float32",
-        ranges: npt.ArrayLike | None = None,
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
         progress_start: int = 0,
+        **arguments: Unpack[EncodeArguments],
     ) -> Iterator[npt.NDArray[Any]]:
-        """Yield the vectors of an iterable of any length, in order, in bounded memory.
+        """Yield the embeddings of an iterable of any length, in order, with bounded memory.
 
         Each array is new and holds 4,096 rows, the last one the rest. Texts are read up to two arrays
-        ahead. Where the iterable raises, the vectors of all texts before that are yielded first.
+        ahead. If the iterable raises, the embeddings of all texts before that are yielded first.
 
         :param inputs: any iterable of texts.
-        :param progress_start: texts that the progress bar counts as done before. The rest: see
-            `encode`; int8 and uint8 need `ranges`.
+        :param progress_start: number of texts that the progress bar counts as done before. For the
+            other arguments see `encode`; int8 and uint8 need `ranges`.
         :returns: arrays (n, dim); together one row for each text.
         """
-        if isinstance(inputs, (str, bytes)) or not isinstance(inputs, Iterable):
-            raise TypeError(
-                f"encode_stream takes an iterable of texts, not one {type(inputs).__name__}"
-            )
-        output = make_output(
-            self.head,
-            self.embedding_dimension,
-            "sentence_embedding",
-            precision,
-            ranges,
-            normalize_embeddings,
-            truncate_dim,
+        options = EncodeOptions(
+            prompt_name=prompt_name, prompt=prompt, batch_size=batch_size, **arguments
         )
-        prefix = self.prompt_text(prompt_name, prompt)
-        _check_batch_size(batch_size)
-        return self._runner.stream(
+        return self.stream_with(
+            options,
             inputs,
-            prefix,
-            output,
-            batch_size=batch_size,
-            progress=bool(show_progress_bar),
+            show_progress_bar=bool(show_progress_bar),
             progress_start=progress_start,
+        )
+
+    def stream_with(
+        self,
+        options: EncodeOptions,
+        texts: Iterable[str],
+        *,
+        show_progress_bar: bool = False,
+        progress_start: int = 0,
+        report: EncodeReport | None = None,
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Yield what `encode_stream` yields for these options.
+
+        :param report: filled with the figures of this call; None creates one.
+        """
+        check_iterable(texts)
+        return self._pipeline.stream(
+            texts,
+            self.prompt_text(options.prompt_name, options.prompt),
+            make_output(self.head, self.embedding_dimension, options),
+            batch_size=options.batch_size,
+            progress=show_progress_bar,
+            progress_start=progress_start,
+            report=report,
         )
 
     def token_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
@@ -424,7 +395,7 @@ class Embedder:
 
         :returns: int64 arrays (t,), one a text.
         """
-        tokens = self._runner.tokenizer(texts)
+        tokens = self._pipeline.tokenizer(texts)
         return np.split(tokens.ids, tokens.offsets[1:-1]) if len(texts) else []
 
     def similarity(self, left: npt.ArrayLike, right: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -474,32 +445,3 @@ class Embedder:
     def document_prompt(self) -> str:
         """Return what `encode_document` puts before each text: the first document prompt, or nothing."""
         return next((self.prompts[name] for name in DOCUMENT_PROMPTS if name in self.prompts), "")
-
-
-def load_head(artifact: Artifact) -> Head:
-    """Return what the artifact says comes after its encoder."""
-    manifest = artifact.manifest
-    dense = (
-        load_dense(artifact.file(f"{path}/config.json"), artifact.file(f"{path}/model.safetensors"))
-        for path in manifest.dense
-    )
-    try:
-        modes = tuple(PoolingMode.parse(name) for name in manifest.pooling)
-    except ValueError as error:
-        raise ArtifactError(f"{artifact.directory / MANIFEST}: {error}") from None
-    return Head(modes, tuple(dense), manifest.normalize)
-
-
-def _check_batch_size(batch_size: int | None) -> None:
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-
-
-def as_list(texts: Iterable[str]) -> list[str]:
-    """Return the texts as a list.
-
-    :raises TypeError: if they are no iterable of texts.
-    """
-    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise TypeError(f"encode takes a text or an iterable of texts, got {type(texts).__name__}")
-    return list(texts)

@@ -19,9 +19,14 @@ from onnxsim_embed.artifact.manifest import Manifest
 from onnxsim_embed.files.checkpoint import KeptRows, Settings, check_target, count_rows, locked
 from onnxsim_embed.files.provenance import Provenance
 from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.options import (
+    RANGED,
+    EncodeOptions,
+    OutputPrecision,
+    check_ranges,
+)
 from onnxsim_embed.runtime.pipeline import EncodeReport
-from onnxsim_embed.runtime.postprocess import SPREAD, OutputPrecision
-from onnxsim_embed.runtime.tokenization import check_texts, name_invalid_text
+from onnxsim_embed.runtime.tokenization import check_iterable, check_texts, name_invalid_text
 from onnxsim_embed.system.onnx_session import RUNTIME_VERSION
 
 if TYPE_CHECKING:
@@ -97,18 +102,18 @@ def encode_to_file(
     path = Path(path).absolute()
     check_target(path, force)
     check_format(precision, ranges is not None)
-    if isinstance(texts, (str, bytes)):
-        raise TypeError(f"encode_to_file takes an iterable of texts, not {type(texts).__name__}")
+    check_iterable(texts)
     prompt = embedder.prompt_text(prompt_name, prompt)
-    limits = None if ranges is None else _checked_ranges(ranges)
-    empty = embedder.encode(  # checks the arguments too
-        [],
+    limits = None if ranges is None else check_ranges(ranges)
+    options = EncodeOptions(
         prompt=prompt,
         batch_size=batch_size,
         precision=precision,
         ranges=limits,
+        normalize_embeddings=normalize_embeddings,
         truncate_dim=truncate_dim,
     )
+    empty = embedder.encode_with(options, [])  # raises for invalid dimensions
     settings: Settings = {
         **identity(embedder),
         "prompt": repr(prompt),
@@ -129,16 +134,13 @@ def encode_to_file(
         if on_rows is not None:
             on_rows(found)
         reader = _Reader(source, found)
-        blocks = embedder.encode_stream(
+        report = EncodeReport()
+        blocks = embedder.stream_with(
+            options,
             reader,
-            prompt=prompt,
-            batch_size=batch_size,
-            show_progress_bar=show_progress_bar,
-            precision=precision,
-            ranges=limits,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
+            show_progress_bar=bool(show_progress_bar),
             progress_start=found,
+            report=report,
         )
         try:
             for block in blocks:
@@ -159,7 +161,6 @@ def encode_to_file(
                 ranges=limits,
             )
         )
-        report = embedder.last_report
         return EncodeResult(path, kept.rows, empty.shape[1], empty.dtype, found, report)
 
 
@@ -172,22 +173,13 @@ def check_format(precision: str, has_ranges: bool) -> None:
         raise ValueError(
             f"unknown number format {precision!r}; known are {', '.join(get_args(OutputPrecision))}"
         )
-    if precision in SPREAD and not has_ranges:
+    if precision in RANGED and not has_ranges:
         raise ValueError(
             f"{precision} vectors need --ranges: an array (2, dim) of the smallest and largest value of "
             "each component in a representative set of float32 vectors"
         )
-    if has_ranges and precision not in SPREAD:
-        raise ValueError(f"ranges are for {' and '.join(SPREAD)}; {precision} takes none")
-
-
-def _checked_ranges(ranges: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    limits = np.asarray(ranges, np.float32)
-    if not np.isfinite(limits).all() or (limits[:1] > limits[1:]).any():
-        raise ValueError(
-            "ranges must be two rows of finite numbers: the smallest values, then the largest"
-        )
-    return limits
+    if has_ranges and precision not in RANGED:
+        raise ValueError(f"ranges are for {' and '.join(RANGED)}; {precision} takes none")
 
 
 def provenance_of(

@@ -23,7 +23,7 @@ from onnxsim_embed.runtime.batching import (
     plan_batches,
     plan_padded_batches,
 )
-from onnxsim_embed.runtime.outputs import Mask, Output
+from onnxsim_embed.runtime.postprocess import Mask, Output
 from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.runtime.tokenization import Tokenizer, Tokens
 from onnxsim_embed.system.progress import progress_bar
@@ -105,7 +105,7 @@ class _Window:
     jobs: list[Future[int]] = field(default_factory=list)
 
 
-class Runner:
+class Pipeline:
     """Runs texts through tokenizer and session; any number of threads may call it.
 
     :param make_session: makes a session whose operators use so many threads.
@@ -119,7 +119,8 @@ class Runner:
         self.session = make_session(1)
         self.threads = threads
         self.token_budget = TOKEN_BUDGET if self.session.runs_on_cpu else PADDED_TOKEN_BUDGET
-        self.last_report = EncodeReport()
+        self._last_report = EncodeReport()
+        self._own_reports = threading.local()
         self._make_session = make_session
         self._forget_threads()
         _living().add(self)
@@ -143,6 +144,7 @@ class Runner:
         progress: bool = False,
         progress_start: int = 0,
         into: npt.NDArray[Any] | None = None,
+        report: EncodeReport | None = None,
     ) -> Iterator[npt.NDArray[Any]]:
         """Yield the results of texts, in order, in arrays of WINDOW_TEXTS rows (the last: the rest).
 
@@ -150,7 +152,7 @@ class Runner:
         :param into: array (n, ...) for the results of all texts; what is yielded are parts of it.
         """
         started = time.perf_counter()
-        report = EncodeReport(threads=self.threads, provider=self.session.provider)
+        report = self._new_report(report)
         total = len(texts) if isinstance(texts, Sequence) else None
         bar = None
         if progress:
@@ -185,9 +187,11 @@ class Runner:
             if bar is not None:
                 bar.close()
             report.seconds = time.perf_counter() - started
-            self.last_report = report
+            self._finished(report)
 
-    def run_one(self, text: str, prefix: str, output: Output) -> npt.NDArray[Any]:
+    def run_one(
+        self, text: str, prefix: str, output: Output, report: EncodeReport | None = None
+    ) -> npt.NDArray[Any]:
         """Return the result of one text, without windows, plans and workers: a row as in `stream`."""
         started = time.perf_counter()
         tokens = self.tokenizer([prefix + text if prefix else text])
@@ -197,19 +201,30 @@ class Runner:
         ran = time.perf_counter()
         result = output.finish(hidden, mask)[0]
         ended = time.perf_counter()
-        self.last_report = EncodeReport(
-            texts=1,
-            distinct=1,
-            tokens=len(tokens.ids),
-            truncated=int(tokens.truncated[0]),
-            seconds=ended - started,
-            seconds_tokenize=tokenized - started,
-            seconds_run=ran - tokenized,
-            seconds_pool=ended - ran,
-            threads=self.threads,
-            provider=self.session.provider,
-        )
+        report = self._new_report(report)
+        report.texts = report.distinct = 1
+        report.tokens = len(tokens.ids)
+        report.truncated = int(tokens.truncated[0])
+        report.seconds_tokenize = tokenized - started
+        report.seconds_run = ran - tokenized
+        report.seconds_pool = ended - ran
+        report.seconds = ended - started
+        self._finished(report)
         return result
+
+    @property
+    def last_report(self) -> EncodeReport:
+        """The report of this thread's last call; of any thread's where this one has made none."""
+        report: EncodeReport = getattr(self._own_reports, "last", self._last_report)
+        return report
+
+    def _new_report(self, report: EncodeReport | None) -> EncodeReport:
+        report = EncodeReport() if report is None else report
+        report.threads, report.provider = self.threads, self.session.provider
+        return report
+
+    def _finished(self, report: EncodeReport) -> None:
+        self._last_report = self._own_reports.last = report
 
     @contextmanager
     def settings(self, *, threads: int, token_budget: int) -> Iterator[None]:
@@ -350,9 +365,9 @@ def _first_occurrences(
 
 
 @lru_cache(maxsize=1)
-def _living() -> weakref.WeakSet[Runner]:
+def _living() -> weakref.WeakSet[Pipeline]:
     """Return the set of runners that are told after a fork."""
-    runners: weakref.WeakSet[Runner] = weakref.WeakSet()
+    runners: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
     def forget() -> None:
         for runner in list(runners):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from onnxsim_embed.artifact.manifest import MANIFEST, Artifact
 from onnxsim_embed.errors import ArtifactError
 
 Float32 = npt.NDArray[np.float32]
@@ -203,6 +204,20 @@ def load_dense(config_file: Path, weights_file: Path) -> Dense:
             f"{config_file}: activation {dense.activation!r} is not one of {sorted(ACTIVATIONS)}"
         )
     return dense
+
+
+def load_head(artifact: Artifact) -> Head:
+    """Return the modules that follow the encoder of an artifact."""
+    manifest = artifact.manifest
+    dense = (
+        load_dense(artifact.file(f"{path}/config.json"), artifact.file(f"{path}/model.safetensors"))
+        for path in manifest.dense
+    )
+    try:
+        modes = tuple(PoolingMode.parse(name) for name in manifest.pooling)
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.directory / MANIFEST}: {error}") from None
+    return Head(modes, tuple(dense), manifest.normalize)
 
 
 def gelu(x: Float32) -> Float32:

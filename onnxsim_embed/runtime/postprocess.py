@@ -1,47 +1,89 @@
-"""Number formats of finished vectors, as sentence-transformers' quantize_embeddings makes them."""
+"""Hidden states -> results: pooling, truncation, normalization, output dtype."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.runtime.pooling import normalize
+from onnxsim_embed.runtime.options import RANGED, EncodeOptions, OutputPrecision, check_ranges
+from onnxsim_embed.runtime.pooling import Float32, Head, normalize
 
-OutputPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-
-# Formats that spread the range of each component, which must be known.
-SPREAD = ("int8", "uint8")
+Mask = npt.NDArray[np.int64] | None
 
 
-def finish_vectors(
-    vectors: npt.NDArray[np.float32],
-    precision: OutputPrecision = "float32",
-    ranges: npt.NDArray[np.float32] | None = None,
-    *,
-    truncate_dim: int | None = None,
-    normalizes: bool | None = None,
+class Output(NamedTuple):
+    """The function that turns hidden states into results, and their type.
+
+    :param finish: maps hidden, float32 (batch, tokens, hidden), and its mask to one result a row.
+    :param shape: shape of one text's result.
+    :param dtype: dtype of the results.
+    """
+
+    finish: Callable[[Float32, Mask], npt.NDArray[Any]]
+    shape: tuple[int, ...]
+    dtype: npt.DTypeLike
+
+
+def make_output(head: Head, dim: int, options: EncodeOptions) -> Output:
+    """Return the output stage of a model for some options.
+
+    :param head: the model's own pooling.
+    :param dim: dimension of its vectors.
+    :raises ValueError: for dimensions that the model does not have, or missing ranges.
+    """
+    kept = check_truncation(options.truncate_dim, dim)
+    if options.output_value == "token_embeddings":
+        return Output(_token_vectors, (), object)
+    if options.precision in RANGED and options.ranges is None:
+        raise ValueError(
+            f"precision {options.precision!r} needs ranges here: an array (2, {kept}), the minimum "
+            "and maximum of each dimension in a representative set of float32 vectors"
+        )
+    # Quantizing no rows yields the shape and dtype of a row, and checks the ranges.
+    sample = quantize_vectors(np.zeros((0, kept), np.float32), options.precision, options.ranges)
+    return Output(
+        lambda hidden, mask: finish_vectors(head(hidden, mask), options),
+        sample.shape[1:],
+        sample.dtype,
+    )
+
+
+def check_truncation(truncate_dim: int | None, dim: int) -> int:
+    """Return the dimension of vectors after truncation.
+
+    :raises ValueError: if it exceeds `dim`.
+    """
+    if truncate_dim is not None and truncate_dim > dim:
+        raise ValueError(f"truncate_dim must be from 1 to {dim}, got {truncate_dim}")
+    return dim if truncate_dim is None else int(truncate_dim)
+
+
+def finish_vectors(vectors: Float32, options: EncodeOptions) -> npt.NDArray[Any]:
+    """Truncate, normalize and quantize vectors (n, dim) as the options say."""
+    if options.truncate_dim is not None:
+        vectors = np.ascontiguousarray(vectors[:, : options.truncate_dim])
+    if options.normalize_embeddings:
+        vectors = normalize(vectors)
+    return quantize_vectors(vectors, options.precision, options.ranges)
+
+
+def quantize_vectors(
+    vectors: Float32, precision: OutputPrecision, ranges: npt.ArrayLike | None = None
 ) -> npt.NDArray[Any]:
-    """Shorten vectors, scale them to L2 norm 1 and convert them to another number format, as asked.
+    """Convert vectors to another dtype, exactly as sentence-transformers' `quantize_embeddings`.
 
-    int8 and uint8 spread each component's range over 256 steps; binary and ubinary keep one bit a
-    component (above zero or not), eight to a byte. Formats equal sentence-transformers'
-    `quantize_embeddings`.
+    int8 and uint8 map the range of each dimension to 256 steps; binary and ubinary keep one bit per
+    dimension (positive or not), eight to a byte.
 
     :param vectors: float32 array (n, dim).
-    :param precision: the format.
-    :param ranges: float32 array (2, dim), smallest and largest value of each component, for int8 and
-        uint8; None takes them from `vectors`, so that results depend on the whole set.
-    :param truncate_dim: keep only the first so many components.
-    :param normalizes: scale what is kept to L2 norm 1.
+    :param ranges: minimum and maximum of each dimension (2, dim), for int8 and uint8; None computes
+        them from `vectors`, so that results depend on the whole set.
     :returns: array (n, dim); (n, dim / 8) for binary (int8) and ubinary (uint8).
-    :raises ValueError: for an unknown format or ranges of another shape.
+    :raises ValueError: for an unknown precision or invalid ranges.
     """
-    if truncate_dim is not None:
-        vectors = np.ascontiguousarray(vectors[:, :truncate_dim])
-    if normalizes:
-        vectors = normalize(vectors)
     if precision == "float32":
         return vectors
     if precision == "float16":
@@ -49,16 +91,7 @@ def finish_vectors(
     if precision in ("binary", "ubinary"):
         bits = np.packbits(vectors > 0, axis=-1)
         return (bits - 128).view(np.int8) if precision == "binary" else bits
-    if precision in SPREAD:
-        return _spread(vectors, precision, ranges)
-    raise ValueError(
-        f"precision {precision!r} is not one of {', '.join(get_args(OutputPrecision))}"
-    )
-
-
-def _spread(
-    vectors: npt.NDArray[np.float32], precision: str, ranges: npt.NDArray[np.float32] | None
-) -> npt.NDArray[Any]:
+    EncodeOptions(precision=precision)  # raises for an unknown one
     if ranges is None:
         if len(vectors) == 0:
             return vectors.astype(precision)
@@ -68,9 +101,15 @@ def _spread(
                 "pass ranges of a representative set"
             )
         ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
-    if ranges.shape != (2, vectors.shape[1]):
-        raise ValueError(f"ranges must have shape (2, {vectors.shape[1]}), got {ranges.shape}")
-    low, high = ranges
+    low, high = check_ranges(ranges, vectors.shape[1])
     steps = (high - low) / 255
     scaled = np.clip(np.floor((vectors - low) / np.where(steps > 0, steps, 1)), 0, 255)
     return scaled.astype(np.uint8) if precision == "uint8" else (scaled - 128).astype(np.int8)
+
+
+def _token_vectors(hidden: Float32, mask: Mask) -> npt.NDArray[Any]:
+    """Return an object array (batch,) of float32 arrays (tokens, hidden), without padding."""
+    rows = np.empty(len(hidden), object)
+    for row, states in enumerate(hidden):
+        rows[row] = np.array(states if mask is None else states[mask[row] == 1])
+    return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -67,17 +67,54 @@ class Tokens:
         return ids, real.astype(np.int64)
 
 
+def as_list(texts: str | Iterable[str]) -> list[str]:
+    """Return one text or an iterable of texts as a list; raises as `check_iterable`."""
+    if isinstance(texts, str):
+        return [texts]
+    check_iterable(texts)
+    return list(texts)
+
+
+def check_iterable(texts: object) -> None:
+    """Raise TypeError unless the argument is an ordered iterable of texts, naming what to pass."""
+    shape = getattr(texts, "shape", None)
+    if isinstance(texts, str):
+        advice = "pass a list of texts"
+    elif isinstance(texts, (bytes, bytearray, memoryview)):
+        advice = "decode it, for example with .decode('utf-8')"
+    elif isinstance(texts, Mapping):
+        advice = "pass its texts, for example list(mapping.values())"
+    elif isinstance(texts, (set, frozenset)):
+        advice = "a set has no order; pass a list, for example sorted(texts)"
+    elif isinstance(shape, tuple) and len(shape) != 1:
+        advice = f"its shape is {tuple(shape)}; pass one column of texts, for example table['text']"
+    elif not isinstance(texts, Iterable):
+        advice = "pass a text or a list of texts"
+    else:
+        return
+    raise TypeError(f"expected an iterable of texts, got {type(texts).__name__}: {advice}")
+
+
 def check_texts(texts: Sequence[object], first_row: int = 0) -> None:
     """Raise TypeError naming the first row that is not a string.
 
-    :param texts: what should be strings.
-    :param first_row: number of the first text in the caller's own count.
+    :param texts: the texts to check.
+    :param first_row: row number of the first text, for the message.
     """
     for row, text in enumerate(texts, start=first_row):
         if not isinstance(text, str):
+            if isinstance(text, (bytes, bytearray)):
+                advice = "decode it, for example with .decode('utf-8')"
+            elif isinstance(text, Mapping):
+                advice = "pass its text, for example row['text']"
+            elif isinstance(text, Iterable):
+                advice = "pass one flat list of texts"
+            elif repr(text) in ("None", "nan", "<NA>", "NaT"):
+                advice = "drop such rows or replace them by ''"
+            else:
+                advice = "convert it with str() if it is meant as a text"
             raise TypeError(
-                f"text {row} is {type(text).__name__} ({text!r:.60}), not a string; "
-                "drop such rows or replace them by ''"
+                f"text {row} is {type(text).__name__} ({text!r:.60}), not a string; {advice}"
             )
 
 

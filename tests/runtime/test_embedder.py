@@ -374,9 +374,7 @@ def test_truncation_and_normalization_equal_sentence_transformers(
 @pytest.mark.parametrize("truncate_dim", [0, -1, 33])
 def test_a_width_that_is_not_there_is_refused(model, truncate_dim):
     for texts in (TEXTS, []):
-        with pytest.raises(
-            ValueError, match=f"truncate_dim must be from 1 to 32, got {truncate_dim}"
-        ):
+        with pytest.raises(ValueError, match="truncate_dim"):
             model.encode(texts, truncate_dim=truncate_dim)
 
 
@@ -422,7 +420,7 @@ def test_a_maximum_the_model_does_not_have_is_refused(model, length):
 
 @pytest.mark.parametrize("batch_size", [0, -2])
 def test_a_batch_of_no_texts_is_refused(model, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+    with pytest.raises(ValueError, match="batch_size"):
         model.encode(TEXTS, batch_size=batch_size)
 
 

@@ -81,7 +81,7 @@ def assert_the_same_from_either_session(directory, precision, monkeypatch):
     model.encode("x")
     for text, vector in zip(LENGTHS, expected, strict=True):
         np.testing.assert_array_equal(model.encode(text), vector)
-    assert model._runner._lone_session is not None
+    assert model._pipeline._lone_session is not None
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -302,7 +302,7 @@ def test_auto_says_when_cuda_does_not_start_and_runs_the_cpus_best(artifact, mon
     )
     model = Embedder(artifact)
     assert model.provider == CPU
-    assert model._runner.session.sequence_major  # the run path's own file
+    assert model._pipeline.session.sequence_major  # the run path's own file
     assert f"using the CPU: {CUDA} could not be started" in caplog.text
     assert model.encode(TEXTS).shape == (len(TEXTS), 32)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxsim_embed.runtime.postprocess import finish_vectors
+from onnxsim_embed.runtime.options import RANGED
+from onnxsim_embed.runtime.postprocess import quantize_vectors
 
-SPREAD = ("int8", "uint8")
 BITS = ("binary", "ubinary")
-FORMATS = ("float32", *SPREAD, *BITS)
+FORMATS = ("float32", *RANGED, *BITS)
 
 
 @pytest.fixture(scope="module")
@@ -27,51 +27,51 @@ def some_vectors(rows=150, dim=32, seed=0):
 @pytest.mark.parametrize("precision", FORMATS)
 def test_a_format_equals_theirs(theirs, precision, dim):
     vectors = some_vectors(dim=dim)
-    ours, expected = finish_vectors(vectors, precision), theirs(vectors, precision)
+    ours, expected = quantize_vectors(vectors, precision), theirs(vectors, precision)
     assert ours.dtype == expected.dtype
     np.testing.assert_array_equal(ours, expected)
 
 
-@pytest.mark.parametrize("precision", SPREAD)
+@pytest.mark.parametrize("precision", RANGED)
 def test_given_ranges_are_used_and_values_beyond_them_clipped(theirs, precision):
     vectors, calibration = some_vectors(), some_vectors(seed=1) / 2
     ranges = np.stack([calibration.min(axis=0), calibration.max(axis=0)])
     expected = theirs(vectors, precision, ranges=ranges)
-    np.testing.assert_array_equal(finish_vectors(vectors, precision, ranges), expected)
+    np.testing.assert_array_equal(quantize_vectors(vectors, precision, ranges), expected)
     limits = np.iinfo(expected.dtype)
     assert {expected.min(), expected.max()} == {limits.min, limits.max}
 
 
-@pytest.mark.parametrize("precision", SPREAD)
+@pytest.mark.parametrize("precision", RANGED)
 def test_with_ranges_a_row_alone_equals_the_row_in_company(precision):
     vectors = some_vectors()
     ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
-    whole = finish_vectors(vectors, precision, ranges)
-    np.testing.assert_array_equal(finish_vectors(vectors[:1], precision, ranges), whole[:1])
+    whole = quantize_vectors(vectors, precision, ranges)
+    np.testing.assert_array_equal(quantize_vectors(vectors[:1], precision, ranges), whole[:1])
 
 
-@pytest.mark.parametrize("precision", SPREAD)
+@pytest.mark.parametrize("precision", RANGED)
 def test_a_component_that_never_changes_is_spread_like_theirs(theirs, precision):
     vectors = some_vectors()
     vectors[:, 3] = 0.25
-    np.testing.assert_array_equal(finish_vectors(vectors, precision), theirs(vectors, precision))
+    np.testing.assert_array_equal(quantize_vectors(vectors, precision), theirs(vectors, precision))
 
 
-@pytest.mark.parametrize("precision", SPREAD)
+@pytest.mark.parametrize("precision", RANGED)
 def test_one_vector_alone_has_no_ranges(precision):
     with pytest.raises(ValueError, match="ranges"):
-        finish_vectors(some_vectors(rows=1), precision)
+        quantize_vectors(some_vectors(rows=1), precision)
 
 
 @pytest.mark.parametrize("precision", BITS)
 def test_zero_is_not_above_zero(theirs, precision):
     vectors = np.array([[0, -0.0, 1e-30, -1, 1, 0, 0, 1]], np.float32)
-    np.testing.assert_array_equal(finish_vectors(vectors, precision), theirs(vectors, precision))
+    np.testing.assert_array_equal(quantize_vectors(vectors, precision), theirs(vectors, precision))
 
 
 def test_float16_rounds():
     vectors = some_vectors()
-    np.testing.assert_array_equal(finish_vectors(vectors, "float16"), vectors.astype(np.float16))
+    np.testing.assert_array_equal(quantize_vectors(vectors, "float16"), vectors.astype(np.float16))
 
 
 @pytest.mark.parametrize(
@@ -80,22 +80,22 @@ def test_float16_rounds():
      ("uint8", np.uint8, 32), ("binary", np.int8, 4), ("ubinary", np.uint8, 4)],
 )  # fmt: skip
 def test_no_rows_keep_width_and_dtype(precision, dtype, width):
-    finished = finish_vectors(np.zeros((0, 32), np.float32), precision)
+    finished = quantize_vectors(np.zeros((0, 32), np.float32), precision)
     assert (finished.shape, finished.dtype) == ((0, width), dtype)
 
 
 def test_the_input_is_left_as_it_was():
     vectors = some_vectors()
     for precision in FORMATS:
-        finish_vectors(vectors, precision)
+        quantize_vectors(vectors, precision)
     np.testing.assert_array_equal(vectors, some_vectors())
 
 
 def test_an_unknown_format_lists_those_there_are():
     with pytest.raises(ValueError, match="'int4' is not one of float32, float16, int8, uint8, bin"):
-        finish_vectors(some_vectors(), "int4")
+        quantize_vectors(some_vectors(), "int4")
 
 
 def test_ranges_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r"ranges must have shape \(2, 32\), got \(2, 31\)"):
-        finish_vectors(some_vectors(), "int8", np.zeros((2, 31), np.float32))
+        quantize_vectors(some_vectors(), "int8", np.zeros((2, 31), np.float32))

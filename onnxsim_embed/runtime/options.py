@@ -1,0 +1,85 @@
+"""Options of an encode call, validated once and carried through every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Literal, TypedDict, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+OutputValue = Literal["sentence_embedding", "token_embeddings"]
+OutputPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+
+# Output dtypes that map the quantization range of each dimension to 256 steps.
+RANGED = ("int8", "uint8")
+
+
+class EncodeArguments(TypedDict, total=False):
+    """Keyword-only arguments of the encode methods; see `Embedder.encode`."""
+
+    precision: OutputPrecision
+    ranges: npt.ArrayLike | None
+    normalize_embeddings: bool | None
+    truncate_dim: int | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodeOptions:
+    """Options of an encode call; for their meaning see `Embedder.encode`.
+
+    What depends on the model (the prompt's name, the dimensions) is checked where the model is known.
+
+    :raises ValueError: for an argument outside its allowed values.
+    """
+
+    prompt_name: str | None = None
+    prompt: str | None = None
+    batch_size: int | None = None
+    output_value: OutputValue = "sentence_embedding"
+    precision: OutputPrecision = "float32"
+    ranges: npt.ArrayLike | None = None
+    normalize_embeddings: bool | None = None
+    truncate_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("batch_size", self.batch_size)
+        check_positive("truncate_dim", self.truncate_dim)
+        for name, allowed in (("output_value", OutputValue), ("precision", OutputPrecision)):
+            value, known = getattr(self, name), get_args(allowed)
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+        if self.ranges is not None:
+            if self.precision not in RANGED:
+                raise ValueError(
+                    f"ranges apply to precision {' and '.join(RANGED)} only, got {self.precision!r}"
+                )
+            object.__setattr__(self, "ranges", check_ranges(self.ranges))
+
+
+def check_positive(name: str, value: int | None) -> None:
+    """Raise ValueError unless the value is a positive integer or None."""
+    if value is not None and (not isinstance(value, Integral) or value < 1):
+        raise ValueError(f"{name} must be a positive integer or None, got {value!r}")
+
+
+def check_ranges(ranges: npt.ArrayLike, dim: int | None = None) -> npt.NDArray[np.float32]:
+    """Return quantization ranges as a float32 array (2, dim).
+
+    :param ranges: minimum and maximum of each dimension.
+    :param dim: dimension of the vectors; None if it is not known yet.
+    :raises ValueError: for another shape, NaN, infinity, or a minimum above its maximum.
+    """
+    array = np.array(ranges, np.float32)
+    if array.ndim != 2 or len(array) != 2 or (dim is not None and array.shape[1] != dim):
+        expected = "dim" if dim is None else dim
+        raise ValueError(f"ranges must have shape (2, {expected}), got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("ranges must be finite, got NaN or infinity")
+    if (wrong := np.flatnonzero(array[0] > array[1])).size:
+        raise ValueError(
+            f"ranges must hold minima, then maxima: the minimum of dimension {wrong[0]} exceeds "
+            "its maximum"
+        )
+    return array
