@@ -112,7 +112,7 @@ def similarity(
         )  # fmt: skip
         if list(named) != ["graph"]:
             raise ValueError("--engine ray writes a directory: give -o a name without an ending")
-        from onnxsim_embed.similarity.memory import parse_bytes
+        from onnxsim_embed.system.units import parse_bytes
 
         compare_on_ray(
             file,
@@ -130,7 +130,8 @@ def similarity(
     _check_similarity_outputs(files, pairs, heatmap, force)
     from onnxsim_embed.cli.graph_files import SimilarityJob
     from onnxsim_embed.similarity.graph_writer import check_graph_target
-    from onnxsim_embed.similarity.memory import MemoryBudget, parse_bytes
+    from onnxsim_embed.similarity.memory import MemoryBudget
+    from onnxsim_embed.system.units import parse_bytes
 
     if "graph" in named:
         check_graph_target(named["graph"], force)

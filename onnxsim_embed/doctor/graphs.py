@@ -82,7 +82,7 @@ def _check_graph(place: Place, name: str) -> None:
 
 def _open(path: str, provider: str) -> tuple[list[Any], list[Any]]:
     """Return inputs and outputs of an ONNX file, which is loaded but not run."""
-    import onnxruntime
+    from onnxsim_embed.system.onnx_session import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

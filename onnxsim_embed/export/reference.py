@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.system.hardware import available_cpus
+from onnxsim_embed.system.threads import single_blas_thread
 
 Float32 = npt.NDArray[np.float32]
 Hidden = Callable[[npt.NDArray[np.int64]], Float32]
@@ -116,5 +116,5 @@ def reference_vectors(
     :returns: float32 array (n, dim).
     """
     # Texts side by side with one BLAS thread each; see quantize.py for what happens otherwise.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cpus()) as workers:
+    with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
         return np.concatenate(list(workers.map(lambda ids: finish(hidden(ids[None])), token_ids)))

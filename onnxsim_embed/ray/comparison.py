@@ -20,7 +20,7 @@ from onnxsim_embed.similarity.memory import MEMORY_SHARE, PEAK_ENTRY_BYTES, Pair
 from onnxsim_embed.similarity.out_of_core import AllPairs, concatenate_pairs, merge_top_k
 from onnxsim_embed.similarity.scoring import RowPairs, TopK
 from onnxsim_embed.similarity.sparse import build_matrix, matrix_pairs
-from onnxsim_embed.system.hardware import available_memory
+from onnxsim_embed.system.memory import available_memory
 
 
 def piece_file(number: int, piece: int) -> str:

@@ -1,4 +1,4 @@
-"""Providers, threads and the ONNX session. The only run-time importer of onnxruntime."""
+"""Providers, threads and the ONNX session."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.system.hardware import CPU_PROVIDER, GPU_PROVIDERS, available_cpus
-from onnxsim_embed.system.onnx_session import Device, Provider, start_session
+from onnxsim_embed.system.onnx_session import Device, Provider, onnxruntime, start_session
 
 
 def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider]:

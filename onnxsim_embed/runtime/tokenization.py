@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
@@ -19,7 +17,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.system.hardware import available_cpus
+from onnxsim_embed.system.threads import limit_rayon_threads
 
 # Of a very long text so many characters a token are read at first; few languages need more.
 CHARACTERS_PER_TOKEN = 16
@@ -137,7 +135,7 @@ class Tokenizer:
         do_lower_case: bool = False,
         pad_token_id: int = 0,
     ) -> None:
-        _bound_threads()
+        limit_rayon_threads()
         try:
             self._backend = BackendTokenizer.from_file(str(path))
         except BaseException as error:
@@ -261,16 +259,6 @@ def _boundary(backend: BackendTokenizer) -> re.Pattern[str] | None:
         return None
     chinese = "\u3400-\u4dbf\u4e00-\u9fff" if normalizer.handle_chinese_chars else ""
     return re.compile(rf"[ \n!-/:-@\[-`{{-~{chinese}]")
-
-
-@lru_cache(maxsize=1)
-def _bound_threads() -> None:
-    """Let the tokenizers library use as many threads as this process has processors.
-
-    It makes its threads once, at the first batch, and asks this variable; its own count sees neither
-    OMP_NUM_THREADS nor every kind of quota.
-    """
-    os.environ.setdefault("RAYON_NUM_THREADS", str(available_cpus()))
 
 
 def name_invalid_text(texts: Sequence[str], first_row: int) -> None:

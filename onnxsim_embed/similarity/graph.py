@@ -26,8 +26,9 @@ import numpy.typing as npt
 from scipy import sparse
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.similarity.memory import PEAK_ENTRY_BYTES, MemoryBudget, in_units
+from onnxsim_embed.similarity.memory import PEAK_ENTRY_BYTES, MemoryBudget
 from onnxsim_embed.similarity.sparse import build_matrix, matrix_pairs, symmetric_matrix
+from onnxsim_embed.system.units import format_bytes
 
 # Raised when the files change, or the scores in them: parts of two versions never make one graph.
 FORMAT_VERSION = 1
@@ -115,8 +116,8 @@ class SimilarityGraph:
         most, need = MemoryBudget(max_memory).max_bytes, self.nnz * PEAK_ENTRY_BYTES
         if most is not None and need > most:
             raise MemoryError(
-                f"the matrix of {self.directory} takes {in_units(need)} while it is put together, and "
-                f"max_memory allows {in_units(most)}: go through its parts with blocks()"
+                f"the matrix of {self.directory} takes {format_bytes(need)} while it is put together, and "
+                f"max_memory allows {format_bytes(most)}: go through its parts with blocks()"
             )
         whole = build_matrix((matrix_pairs(block) for _, block in self.blocks()), self.rows)
         return whole if self.threshold is None else symmetric_matrix(whole, self._diagonal())

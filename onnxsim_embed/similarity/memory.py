@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from numbers import Real
 from types import TracebackType
@@ -13,8 +12,10 @@ import numpy as np
 
 from onnxsim_embed.similarity.scoring import RowPairs, TiledComparison
 from onnxsim_embed.similarity.unit_rows import COMPONENT_BYTES, Float32, TiledRows, UnitRows
-from onnxsim_embed.system.hardware import available_cpus, available_memory
+from onnxsim_embed.system.hardware import available_cpus
+from onnxsim_embed.system.memory import available_memory
 from onnxsim_embed.system.progress import progress_bar
+from onnxsim_embed.system.units import format_bytes, format_duration
 
 # Bytes of an entry of the result: a float32 score and an int32 column.
 ENTRY_BYTES = 8
@@ -58,8 +59,8 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         number = f"{self.entries:,}" if self.exact else f"about {_about(self.entries)}"
         return (
-            f"{number} scores, {in_units(self.result_bytes)} "
-            f"({in_units(self.peak_bytes)} at the peak), {in_time(self.seconds)}"
+            f"{number} scores, {format_bytes(self.result_bytes)} "
+            f"({format_bytes(self.peak_bytes)} at the peak), {format_duration(self.seconds)}"
         )
 
 
@@ -112,8 +113,8 @@ class MemoryBudget:
         need = left.rows * k * BEST_BYTES
         if self.max_bytes is not None and need > self.max_bytes - _loaded(left, right):
             raise MemoryError(
-                f"the {k} best of {left.rows:,} rows take {in_units(need)}, more than max_memory allows "
-                f"({in_units(self.max_bytes)}, vectors included): ask for fewer, or take write_graph "
+                f"the {k} best of {left.rows:,} rows take {format_bytes(need)}, more than max_memory allows "
+                f"({format_bytes(self.max_bytes)}, vectors included): ask for fewer, or take write_graph "
                 "(similarity --top-k K -o DIRECTORY), which writes them part by part"
             )
 
@@ -284,40 +285,6 @@ class Progress:
         """Count a part's rows as done, and hand it on."""
         self.add(len(part.counts))
         return part
-
-
-def in_units(number: float) -> str:
-    """Return a number of bytes in words: "12 MB", "3.4 GB"."""
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while number >= 999.5 and len(units) > 1:
-        number /= 1000
-        units.pop(0)
-    return f"{number:.3g} {units[0]}" if number < 999.5 else f"{number:,.0f} {units[0]}"
-
-
-def parse_bytes(text: str) -> int:
-    """Read a number of bytes such as "4GB", "500 MB" or "1000000"; 1 kB is 1000 bytes, 1 KiB 1024.
-
-    :raises ValueError: for anything else.
-    """
-    units = {"": 1, "b": 1}
-    for power, letter in enumerate("kmgt", 1):
-        units[letter] = units[f"{letter}b"] = 1000**power
-        units[f"{letter}ib"] = 1024**power
-    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if found is None or found[2].lower() not in units:
-        raise ValueError(f"{text!r} is no number of bytes; write it such as 4GB or 500MB")
-    return int(float(found[1]) * units[found[2].lower()])
-
-
-def in_time(seconds: float) -> str:
-    """Return a duration in words: "0.4 s", "12 min", "3.1 h"."""
-    if seconds < 90:
-        return f"{max(seconds, 0.01):.2g} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    hours = seconds / 3600
-    return f"{hours:.2g} h" if hours < 99.5 else f"{hours:,.0f} h"
 
 
 def _about(number: int) -> str:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from onnxsim_embed.similarity.candidates import (
     CandidateScorer,
@@ -23,7 +22,13 @@ from onnxsim_embed.similarity.candidates import (
     int8_scoring_supported,
     rounding,
 )
-from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks, row_chunks
+from onnxsim_embed.system.threads import (
+    MIN_CHUNK_ROWS,
+    chunk_height,
+    map_chunks,
+    row_chunks,
+    single_blas_thread,
+)
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -188,7 +193,7 @@ class TiledComparison:
             4 * self._height * self._width,
         )
         seconds = []
-        with threadpool_limits(1, "blas"):
+        with single_blas_thread():
             for kind in (Float32Scorer, Int8Scorer):
                 scorer = kind(part.left, part.right)
                 scorer.block(slice(0, 1), slice(0, 1))

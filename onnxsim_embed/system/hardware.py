@@ -1,10 +1,12 @@
-"""What this machine offers this process: processors and their instructions."""
+"""Processors available to this process and their instruction sets."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,42 +15,57 @@ CPUINFO = Path("/proc/cpuinfo")
 CPU_PROVIDER = "CPUExecutionProvider"  # onnxruntime's name
 GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
+# x86 instructions that accumulate u8 x s8 products in 32 bits. Processors without them add pairs in
+# 16 bits, which saturates: fast and wrong (onnxruntime#6004).
+X86_INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
+
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """Return how many processors this process may really use, at least 1.
+    """Return the number of processors that this process may use, at least 1.
 
-    The least of its affinity, the quota of its control group (version 1 or 2; a container's limit,
-    which the number of the host's processors does not show), and `OMP_NUM_THREADS` where it is set.
+    The minimum of its affinity mask, the quota of its control groups (version 1 or 2: the limit of a
+    container, which `os.cpu_count` ignores) and `OMP_NUM_THREADS` where it is set.
 
-    :param root: where /proc and /sys are.
+    :param root: directory that holds /proc and /sys.
     """
     limits = [
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ]
     if (quota := cgroup_cpus(root)) is not None:
-        limits.append(int(quota))  # a part of a processor more would only be throttled
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if asked.isdecimal() and int(asked) > 0:
-        limits.append(int(asked))
+        limits.append(int(quota))  # a fraction of a processor more would only be throttled
+    requested = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if requested.isdecimal() and int(requested) > 0:
+        limits.append(int(requested))
     return max(1, min(limits))
 
 
 def cgroup_cpus(root: Path = Path("/")) -> float | None:
-    """Return the processors that the control group's quota allows, or None where there is no limit.
+    """Return the processors that the CPU quota of the control groups allows, or None without a quota.
 
-    A group is bound by every group above it as well; the tightest counts.
-
-    :param root: where /proc and /sys are.
+    :param root: directory that holds /proc and /sys.
     """
-    quotas = [_quota_v2(g) if unified else _quota_v1(g) for g, unified in _groups(root, "cpu")]
-    known = [quota for quota in quotas if quota is not None]
-    return min(known) if known else None
+    quotas = []
+    for group, unified in control_groups("cpu", root):
+        names = ["cpu.max"] if unified else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        with suppress(OSError, ValueError, ZeroDivisionError):  # "max" is no quota
+            quota, period = map(
+                int, " ".join((group / n).read_text("utf-8") for n in names).split()
+            )
+            if quota > 0:
+                quotas.append(quota / period)
+    return min(quotas, default=None)
 
 
-def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """Yield the control groups that bind this process, and whether each is of version 2."""
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, bool]]:
+    """Yield the control groups that bind this process, and whether each is of version 2.
+
+    A group is bound by all of its ancestors as well.
+
+    :param controller: for example "cpu" or "memory".
+    :param root: directory that holds /proc and /sys.
+    """
     try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return
     for line in lines:
@@ -57,123 +74,60 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
         if controllers:  # version 1
             if controller not in controllers.split(","):
                 continue
-            named = base / controllers
-            base = named if named.is_dir() else base / controller
-        # Inside a container the path is often the host's, and only the mount point is there.
-        parts = [part for part in path.split("/") if part and part != ".."]
-        for depth in range(len(parts) + 1):
-            yield base.joinpath(*parts[:depth]), not controllers
-
-
-def _quota_v2(group: Path) -> float | None:
-    try:
-        quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _quota_v1(group: Path) -> float | None:
-    try:
-        quota = int((group / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
-        period = int((group / "cpu.cfs_period_us").read_text(encoding="utf-8"))
-        return quota / period if quota > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
-def available_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes that this process may still take, or None where it is not known.
-
-    The least of what the machine has free and what its control groups leave; caches of files count as
-    free.
-
-    :param root: where /proc and /sys are.
-    """
-    free = [_free_of_group(group, unified) for group, unified in _groups(root, "memory")]
-    free.append(_free_of_machine(root))
-    known = [value for value in free if value is not None]
-    return max(0, min(known)) if known else None
-
-
-def _free_of_machine(root: Path) -> int | None:
-    try:
-        for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    try:  # no Linux: half of what is built in
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _free_of_group(group: Path, unified: bool) -> int | None:
-    names = ("memory.max", "memory.current", "inactive_file")
-    if not unified:
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-    try:
-        most, used = ((group / name).read_text(encoding="utf-8").strip() for name in names[:2])
-        if most == "max":
-            return None
-        free = int(most) - int(used)
-    except (OSError, ValueError):
-        return None
-    try:
-        for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines():
-            if line.startswith(names[2] + " "):
-                free += int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass  # without it, caches count as used
-    return free
-
-
-# Processors on which u8 x s8 products are added up in 32 bits. Older x86 ones add pairs in 16 bits,
-# which saturates: fast and wrong (onnxruntime#6004).
-X86_INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
+            base = base / controllers if (base / controllers).is_dir() else base / controller
+        # Inside a container the path is often the host's, and only the mount point exists.
+        names = [name for name in path.split("/") if name and name != ".."]
+        for depth in range(len(names) + 1):
+            yield base.joinpath(*names[:depth]), not controllers
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return the processor's feature flags by Linux's names; empty where they are not known."""
-    try:
-        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("flags", "Features")):
-                return frozenset(line.partition(":")[2].split())
-    except OSError:
-        pass
+    """Return the processor's feature flags under Linux's names; empty if they are unknown.
+
+    Where there is no /proc/cpuinfo (Windows, macOS) they are those of numpy's dispatcher, which does
+    not probe avx_vnni and amx_int8.
+    """
+    if flags := _cpuinfo("flags", "Features"):
+        return frozenset(flags.split())
+    for module in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):  # 2, 1
+        with suppress(ImportError, AttributeError):
+            features: dict[str, bool] = importlib.import_module(module).__cpu_features__
+            names = {"AVX512VNNI": "avx512_vnni"}
+            return frozenset(names.get(name, name.lower()) for name, has in features.items() if has)
     return frozenset()
+
+
+@lru_cache(maxsize=1)
+def cpu_name() -> str:
+    """Return the processor's marketing name, or the architecture if the name is unknown."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*keys: str) -> str:
+    """Return the first processor's value of one of these keys in /proc/cpuinfo, or ""."""
+    with suppress(OSError):
+        for line in CPUINFO.read_text("utf-8", errors="replace").splitlines():
+            if line.startswith(keys):
+                return line.partition(":")[2].strip()
+    return ""
 
 
 def int8_supported(
     machine: str | None = None, flags: frozenset[str] | None = None
 ) -> tuple[bool, str]:
-    """Return whether int8 models run right and fast on this machine, and why.
+    """Return whether int8 models are exact and fast on this machine, and the reason.
 
-    :param machine: architecture as `platform.machine()` says it; None for this one.
+    :param machine: architecture as in `platform.machine()`; None for this machine's.
     :param flags: processor flags; None for this machine's.
     """
     machine = (machine or platform.machine()).lower()
     flags = cpu_flags() if flags is None else flags
     if machine in ("arm64", "aarch64"):
-        return True, "arm64 adds int8 products in 32 bits"
-    if machine in ("x86_64", "amd64"):
-        found = [flag for flag in X86_INT8_FLAGS if flag in flags]
-        if found:
-            return True, f"the processor has {', '.join(found)}"
-        if not flags:
-            return False, "the processor's flags are not known here, and x86 without VNNI saturates"
-        return False, "the processor has no VNNI, so that its int8 products saturate"
-    return False, f"int8 was not tried on {machine}"
-
-
-@lru_cache(maxsize=1)
-def cpu_name() -> str:
-    """Return the processor's marketing name, or the architecture where it is not known."""
-    try:
-        for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return True, "arm64 accumulates int8 products in 32 bits"
+    if machine not in ("x86_64", "amd64"):
+        return False, f"int8 is untested on {machine}"
+    if supported := [flag for flag in X86_INT8_FLAGS if flag in flags]:
+        return True, f"the processor has {', '.join(supported)}"
+    if not flags:
+        return False, "the processor's flags are unknown, and int8 saturates on x86 without VNNI"
+    return False, "the processor has no VNNI, so int8 products would saturate"

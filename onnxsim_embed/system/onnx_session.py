@@ -1,15 +1,18 @@
-"""The only module that imports onnxruntime at run time."""
+"""onnxruntime sessions. No other module imports onnxruntime; they take it from here."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import onnxruntime
+# Some releases send telemetry and start a thread that keeps a forked child from exiting. The variable
+# is read at import; disable_telemetry_events() comes too late.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as onnxruntime
 
 Provider = str | tuple[str, Mapping[str, Any]]
-
-
 Device = str | Sequence[Provider]
 
 RUNTIME_VERSION: str = onnxruntime.__version__
@@ -22,10 +25,11 @@ def start_session(
     *,
     spin: bool = True,
 ) -> Any:  # noqa: ANN401 - onnxruntime is untyped
-    """Return onnxruntime's session of a file or of a model's bytes.
+    """Return an onnxruntime session.
 
+    :param model: path of an ONNX file, or its bytes.
     :param intra_op_threads: threads inside one call.
-    :param spin: let them wait awake for the next call for a while.
+    :param spin: whether these threads busy-wait for the next call for a while.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads

@@ -6,26 +6,12 @@ from functools import cache
 from typing import Any
 
 
-def progress_bar(
-    *,
-    desc: str,
-    unit: str,
-    total: float | None,
-    initial: int = 0,
-    unit_scale: bool = False,
-    smoothing: float = 0.3,
-    disable: bool = False,
-) -> Any:  # noqa: ANN401 - tqdm is untyped
-    """Return a progress bar on standard error; see tqdm for the parameters."""
-    return _bar_class()(
-        desc=desc,
-        unit=unit,
-        total=total,
-        initial=initial,
-        unit_scale=unit_scale,
-        smoothing=smoothing,
-        disable=disable,
-    )
+def progress_bar(**options: Any) -> Any:  # noqa: ANN401 - tqdm is untyped
+    """Return a tqdm progress bar on standard error.
+
+    :param options: tqdm's own.
+    """
+    return _bar_class()(**{"smoothing": 0.3, **options})
 
 
 @cache
@@ -34,8 +20,8 @@ def _bar_class() -> Any:  # noqa: ANN401
 
     class Bar(tqdm):  # type: ignore[misc]  # tqdm is untyped
         def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> bool:
-            # tqdm's own keeps the lock that all bars share when writing is interrupted (Ctrl-C, a closed
-            # stream): bars of other threads would wait for ever.
+            # tqdm's own keeps the lock that all bars share when writing is interrupted (Ctrl-C, a
+            # closed stream): bars of other threads would wait for ever.
             if nolock or lock_args:
                 return bool(super().refresh(nolock, lock_args))
             with self.get_lock():

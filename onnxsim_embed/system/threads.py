@@ -1,52 +1,125 @@
-"""Strips of rows, worked on side by side by threads that use one BLAS thread each."""
+"""Thread limits of BLAS and Rayon, and row chunks processed by a thread pool."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from itertools import islice
-from typing import TypeVar
+from threading import Lock, Thread
+from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from onnxsim_embed.system.hardware import available_cpus
 
 T = TypeVar("T")
 
-# Rows of a strip: matrix products in int8 pack the other side anew for each, which 1,024 rows make cheap.
+# int8 matrix products repack the right-hand side for each chunk; 1,024 rows make that cheap.
 CHUNK_ROWS = 1024
 
-# Where there are few rows or many processors: enough for products at nearly full speed.
+# For few rows or many processors: enough for matrix products at nearly full speed.
 MIN_CHUNK_ROWS = 256
 
-# Strips for each processor, so that none waits long for the last.
+# Chunks per processor, so that none idles long at the end.
 CHUNKS_PER_CPU = 8
 
 
+class BlasLimit:
+    """Limits BLAS to one thread while at least one user is inside; the last one restores the limit.
+
+    The limit is a property of the process: users that set and restored it on their own would restore
+    each other's. It must not be held across a `yield`, after which its user may never return.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._users = 0
+        self._before: list[int | None] = []
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Hold the limit for the duration of a block."""
+        with self._lock:
+            if self._users == 0:
+                self._before = [library.num_threads for library in _blas_libraries()]
+                _set_blas_threads([1] * len(self._before))
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    _set_blas_threads(self._before)
+
+
+@cache  # finding the libraries takes milliseconds; numpy's is loaded before the first call
+def _blas_libraries() -> list[Any]:
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+def _set_blas_threads(limits: Sequence[int | None]) -> None:
+    """Set the limit of each library, from a thread that ends.
+
+    threadpoolctl gives the control of OpenBLAS to the first thread that sets a limit, until it ends:
+    the last user is often another thread than the first.
+    """
+
+    def apply() -> None:
+        for library, limit in zip(_blas_libraries(), limits, strict=True):
+            library.set_num_threads(limit)
+
+    thread = Thread(target=apply)
+    thread.start()
+    thread.join()
+
+
+single_blas_thread = BlasLimit()
+
+
+def limit_rayon_threads() -> None:
+    """Make Rayon, which tokenizers uses, start as many threads as this process may use.
+
+    Rayon reads the variable once, at the first batch; its own count ignores OMP_NUM_THREADS and some
+    quotas.
+    """
+    os.environ.setdefault("RAYON_NUM_THREADS", str(available_cpus()))
+
+
 def row_chunks(rows: int, height: int = CHUNK_ROWS) -> list[slice]:
-    """Cut rows into strips."""
+    """Split rows into chunks of at most `height` rows."""
     return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
 
 
 def chunk_height(rows: int) -> int:
-    """Return how many rows a strip should have, so that every processor has several."""
+    """Return the rows of a chunk such that every processor gets several chunks."""
     return min(CHUNK_ROWS, max(MIN_CHUNK_ROWS, rows // (CHUNKS_PER_CPU * available_cpus())))
 
 
-def map_chunks(function: Callable[[slice], T], parts: list[slice]) -> Iterator[T]:
-    """Yield `function` of each strip, in order, computed on as many threads as there are processors."""
-    callers = min(available_cpus(), len(parts))
-    if callers <= 1:
-        with threadpool_limits(1, "blas"):
-            yield from map(function, parts)
+def map_chunks(function: Callable[[slice], T], chunks: Sequence[slice]) -> Iterator[T]:
+    """Yield `function(chunk)` for each chunk, in order, from one thread per processor.
+
+    BLAS uses one thread inside `function`.
+    """
+
+    def call(chunk: slice) -> T:
+        with single_blas_thread():
+            return function(chunk)
+
+    workers = min(available_cpus(), len(chunks))
+    if workers <= 1:
+        yield from map(call, chunks)
         return
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(callers) as workers:
-        rest = iter(parts)
-        waiting = [workers.submit(function, part) for part in islice(rest, callers + 1)]
+    with ThreadPoolExecutor(workers) as pool:
+        remaining = iter(chunks)
+        futures = [pool.submit(call, chunk) for chunk in islice(remaining, workers + 1)]
         try:
-            while waiting:  # few at a time: results wait in order, and memory is bounded
-                yield waiting.pop(0).result()
-                waiting += [workers.submit(function, part) for part in islice(rest, 1)]
+            while futures:  # few at a time: results wait in order, and memory is bounded
+                yield futures.pop(0).result()
+                futures += [pool.submit(call, chunk) for chunk in islice(remaining, 1)]
         finally:
-            for job in waiting:
-                job.cancel()
+            for future in futures:
+                future.cancel()

@@ -188,9 +188,9 @@ def test_the_librarys_threads_are_as_many_as_the_processors(path):
     code = """
 import os, sys
 os.environ.pop("RAYON_NUM_THREADS", None)
-from onnxsim_embed.system import hardware as machine
+from onnxsim_embed.system import threads
 from onnxsim_embed.runtime import tokenization
-tokenization.available_cpus = lambda: 5
+threads.available_cpus = lambda: 5
 before = len(os.listdir("/proc/self/task"))
 tokenization.Tokenizer(sys.argv[1], 48)(["water road"] * 500)
 print(len(os.listdir("/proc/self/task")) - before)

@@ -19,9 +19,6 @@ from onnxsim_embed.similarity.memory import (
     MemoryBudget,
     PairCounter,
     Progress,
-    in_time,
-    in_units,
-    parse_bytes,
 )
 from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.unit_rows import UnitRows
@@ -259,49 +256,6 @@ def test_a_limit_counts_all_pairs():
 def iter_parts(vectors):
     units = UnitRows(vectors)
     return AllPairs(units, units, 1 << 20).above(0, upper=False)
-
-
-# in words
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (12_345_678, "12.3 MB"),
-     (999_499, "999 kB"), (999_999, "1 MB"), (3.4e9, "3.4 GB"), (1e12, "1 TB"),
-     (1.5e15, "1,500 TB")],
-)  # fmt: skip
-def test_bytes_in_words(number, words):
-    assert in_units(number) == words
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0, "0.01 s"), (1e-6, "0.01 s"), (0.4321, "0.43 s"), (12.3, "12 s"), (89.9, "90 s"),
-     (91, "2 min"), (5300, "88 min"), (5400, "1.5 h"), (11_160, "3.1 h"), (180_000, "50 h"),
-     (3_600_000, "1,000 h")],
-)  # fmt: skip
-def test_seconds_in_words(seconds, words):
-    assert in_time(seconds) == words
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("4GB", 4 * 10**9), ("4 gb", 4 * 10**9), ("500MB", 5 * 10**8), ("500 M", 5 * 10**8),
-     ("1.5k", 1500), (" 2 TB ", 2 * 10**12), ("1KiB", 1024), ("2GiB", 2 << 30), ("0.5MiB", 1 << 19),
-     ("1000000", 10**6), ("12b", 12), ("0", 0), ("123456789012345 TiB", 123456789012345 << 40)],
-)  # fmt: skip
-def test_bytes_are_read(text, number):
-    assert parse_bytes(text) == number
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "GB", "4 GBs", "4xb", "-4GB", "+4GB", "1e9", "4,5GB", "4.GB", ".5GB", "4 G B", "0x10",
-     "nan", "inf", "four", "4GB 5MB", "4bi", "4bib", "9" * 400],
-)  # fmt: skip
-def test_what_is_no_number_of_bytes_says_how_to_write_one(text):
-    with pytest.raises(ValueError, match="is no number of bytes; write it such as 4GB or 500MB"):
-        parse_bytes(text)
 
 
 # progress

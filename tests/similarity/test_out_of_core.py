@@ -39,7 +39,7 @@ OTHER = clustered_vectors(seed=3, rows=31)
 def one_thread():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threads, "available_cpus", lambda: 1)
-        patch.setattr(threads, "threadpool_limits", lambda *_: nullcontext())
+        patch.setattr(threads, "single_blas_thread", nullcontext)
         yield
 
 

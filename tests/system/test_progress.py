@@ -1,6 +1,4 @@
-"""A bar whose writing is interrupted does not stop the bars of other threads."""
-
-from __future__ import annotations
+"""Progress bars."""
 
 import io
 import sys
@@ -11,31 +9,31 @@ import pytest
 from onnxsim_embed.system.progress import progress_bar
 
 
-class Broken(io.StringIO):
+class Interrupted(io.StringIO):
     def write(self, text):
         raise KeyboardInterrupt
 
 
-def test_a_bar_says_what_is_done(capsys):
+def test_a_bar_shows_progress_on_standard_error(capsys):
     bar = progress_bar(desc="Comparing", unit=" pairs", total=4, initial=1)
     bar.update(3)
     bar.close()
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "Comparing: 100%" in shown.err
-    assert "4/4" in shown.err
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Comparing: 100%" in err
+    assert "4/4" in err
 
 
-def test_no_bar_is_shown_where_none_is_wanted(capsys):
+def test_a_disabled_bar_prints_nothing(capsys):
     bar = progress_bar(desc="Training", unit="step", total=4, disable=True)
     bar.update(4)
     bar.close()
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_interrupted_bar_lets_go_of_the_lock(monkeypatch):
+def test_an_interrupted_bar_releases_the_lock(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(sys, "stderr", Broken())
+        patch.setattr(sys, "stderr", Interrupted())
         with pytest.raises(KeyboardInterrupt):
             progress_bar(desc="Encoding", unit=" texts", total=4)
     thread = threading.Thread(

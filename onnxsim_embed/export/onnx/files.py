@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import TensorProto, numpy_helper
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.system.hardware import CPU_PROVIDER
+from onnxsim_embed.system.onnx_session import onnxruntime
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "last_hidden_state"

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
 from onnxsim_embed.export.bert import (
     AnyLinear,
@@ -49,6 +48,7 @@ from onnxsim_embed.export.quantization.ranges import (
     fit_smoothing,
 )
 from onnxsim_embed.system.hardware import available_cpus
+from onnxsim_embed.system.threads import single_blas_thread
 
 if TYPE_CHECKING:
     from onnxsim_embed.export.quantization.onnx import InputSplit
@@ -90,7 +90,7 @@ def quantize_static(
 
     # Layers side by side, each with one BLAS thread: BLAS threads that share processors with anything
     # else wait for each other (a factorization here took 5 s on two threads, 0.15 s on one).
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cpus()) as workers:
+    with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
         made = list(workers.map(quantize, range(len(bert.layers))))
     norms = [bert.norm, *(layer.norm for layer, _, _ in made)]
     for number, (_, shift, _) in enumerate(made):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from onnxsim_embed.export.bert import Bert
 from onnxsim_embed.export.onnx.bert_graph import build_encoder
 from onnxsim_embed.export.texts import read_texts
 from onnxsim_embed.runtime.batching import plan_batches
 from onnxsim_embed.runtime.tokenization import check_texts
+from onnxsim_embed.system.onnx_session import onnxruntime
 
 Float32 = npt.NDArray[np.float32]
 

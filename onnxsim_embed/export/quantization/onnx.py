@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
-from threadpoolctl import threadpool_limits
 
 from onnxsim_embed.export.bert import Linear
 from onnxsim_embed.export.onnx.builder import MICROSOFT
@@ -38,6 +37,7 @@ from onnxsim_embed.export.quantization.ranges import (
     spread_rows,
 )
 from onnxsim_embed.system.hardware import available_cpus
+from onnxsim_embed.system.threads import single_blas_thread
 
 Float32 = npt.NDArray[np.float32]
 
@@ -154,7 +154,7 @@ def quantize_graph(
         return _fit(seen[name], [entry.linear for entry in linears], budget)
 
     # See quantize.py for why BLAS gets one thread.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cpus()) as workers:
+    with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
         fits = list(workers.map(fit, groups.items()))
     rewrite = _Rewrite()
     notes = []

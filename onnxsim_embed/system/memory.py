@@ -1,0 +1,36 @@
+"""Memory available to this process."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from onnxsim_embed.system.hardware import control_groups
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that this process may still allocate.
+
+    The minimum of the machine's available memory and what its control groups leave; the page cache
+    counts as available.
+
+    :param root: directory that holds /proc and /sys.
+    """
+    import psutil
+
+    free = [int(psutil.virtual_memory().available)]
+    for group, unified in control_groups("memory", root):
+        limit, usage, cache = (
+            ("memory.max", "memory.current", "inactive_file")
+            if unified
+            else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        )
+        with suppress(OSError, ValueError):  # "max" is no limit
+            left = int((group / limit).read_text("utf-8")) - int((group / usage).read_text("utf-8"))
+            with suppress(OSError, ValueError):  # without memory.stat the cache counts as used
+                statistics = dict(
+                    map(str.split, (group / "memory.stat").read_text("utf-8").splitlines())
+                )
+                left += int(statistics.get(cache, 0))
+            free.append(left)
+    return max(0, min(free))
