@@ -71,7 +71,7 @@ def _size(manifest: Manifest, precision: str) -> int:
 
 def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:
     """Print a verification report as a table, with the sizes of files where several are there."""
-    from onnxsim_embed.export.card import FIDELITY_HEADER, fidelity_table
+    from onnxsim_embed.export.fidelity import FIDELITY_HEADER, fidelity_table
 
     header, rows = FIDELITY_HEADER, fidelity_table(report)
     if sizes and len(sizes) > 1:

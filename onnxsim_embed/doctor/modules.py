@@ -8,7 +8,8 @@ from typing import Any
 from onnxsim_embed.artifact.manifest import Artifact, is_artifact
 from onnxsim_embed.doctor.place import ST, TEI, Finding, Place
 from onnxsim_embed.doctor.tokenizers import model_length, positions
-from onnxsim_embed.export.checkpoint import LEGACY_POOLING, TRANSFORMER_CONFIGS
+from onnxsim_embed.export.checkpoint import TRANSFORMER_CONFIGS
+from onnxsim_embed.export.modules import LEGACY_POOLING
 
 LEGACY_TYPES = "sentence_transformers.models."
 KINDS = ("Transformer", "Pooling", "Dense", "Normalize")

@@ -6,7 +6,7 @@ from typing import Any
 
 from onnxsim_embed.doctor.place import FASTEMBED, JS, ST, TEI, TOKENIZERS, Finding, Place
 from onnxsim_embed.export.checkpoint import AFTER_PADDING, LONGEST_SEQUENCE, TRANSFORMER_CONFIGS
-from onnxsim_embed.export.configs import SPECIAL_TOKENS
+from onnxsim_embed.export.tokenizer import SPECIAL_TOKENS
 
 
 def check_files(place: Place) -> None:

@@ -17,7 +17,6 @@ from onnxsim_embed.files.atomic import atomic_directory
 if TYPE_CHECKING:
     from onnxsim_embed.export.checkpoint import Checkpoint
 
-
 VIAS = ("auto", "direct", "optimum", "adopt")
 
 
@@ -42,30 +41,31 @@ def export_model(
     force: bool = False,
     bar: tuple[float, float] | None = None,
 ) -> Artifact:
-    """Export a checkpoint to an artifact directory, and prove it faithful before it is published.
+    """Export a checkpoint to an artifact directory and verify it against its reference.
+
+    The directory appears complete and verified, or not at all.
 
     :param model: recipe name, checkpoint directory or Hub id; or a directory of ONNX files.
-    :param target: the directory to write. It appears whole or not at all.
-    :param precisions: "fp32", "int8", "fp16" (for GPUs); fp32 is always written, as it is the
-        reference.
+    :param target: directory to write.
+    :param precisions: "fp32", "int8", "fp16" (for GPUs); fp32 is always written.
     :param via: "direct" (built from the weights; model_type bert), "optimum" (traced; every
-        architecture that optimum knows), "adopt" (the directory's own ONNX files, checked and
-        copied), or "auto": direct for bert, optimum for others, adopt where there are ONNX files and
-        no weights.
-    :param pooling: pooling mode, for a checkpoint that states none or states it wrongly.
-    :param prompts: texts by name, beside those of the checkpoint or in their place.
-    :param max_seq_length: tokens kept of a text, in place of what the checkpoint says.
-    :param matryoshka_dims: widths to which the model was trained to have its vectors cut.
+        architecture that optimum supports), "adopt" (the directory's own ONNX files, checked and
+        copied), or "auto": adopt if there are ONNX files and no weights, else direct for bert and
+        optimum for other architectures.
+    :param pooling: pooling mode that overrides the checkpoint's; required if it states none.
+    :param prompts: prompts by name, added to those of the checkpoint or replacing them.
+    :param max_seq_length: maximum number of tokens of a text; None for the checkpoint's.
+    :param matryoshka_dims: dims to which the model was trained to have its vectors truncated.
     :param revision: revision of a Hub id.
     :param token: access token for the Hub; None for the one that is logged in, False for none.
     :param local_files_only: take a Hub id from the local cache, without the network.
-    :param recipe: what is known of the model, when the caller has looked it up.
-    :param source: what the manifest names as the source, when the caller has fetched the checkpoint.
-    :param calibration: texts like those to be embedded, at least 16 different ones, on which int8
-        ranges are chosen; None for the texts that ship with the package.
+    :param recipe: known facts of the model; None to look them up.
+    :param source: name of the source in the manifest, for a checkpoint that was downloaded before.
+    :param calibration: at least 16 different texts that resemble those to be embedded, from which
+        int8 quantization ranges are chosen; None for the bundled texts.
     :param min_fidelity: minimum mean and worst-case cosine of int8 against fp32; None for 0.995 and
         0.98.
-    :param skip_unfaithful: omit int8 or fp16, with a warning, if it misses the threshold; otherwise
+    :param skip_unfaithful: omit int8 or fp16, with a warning, if it misses its threshold; otherwise
         the export fails.
     :param force: replace an existing artifact.
     :param bar: deprecated name of `min_fidelity`.
@@ -74,10 +74,10 @@ def export_model(
     :raises VerificationError: if the result is not faithful; nothing is written then.
     :raises FileExistsError: if the target exists and `force` is not set.
     :raises MissingExtraError: if the `export` or `optimum` extra is needed and not installed.
-    :raises ValueError: for an unknown precision, way or pooling, impossible widths, or too few
+    :raises ValueError: for an unknown precision, `via` or pooling, invalid dims, or too few
         calibration texts.
     """
-    _demand_onnx()
+    _require_onnx()
     from onnxsim_embed.artifact.cache import locate_checkpoint
     from onnxsim_embed.export.build import Plan, build_artifact
     from onnxsim_embed.export.checkpoint import open_checkpoint
@@ -88,15 +88,15 @@ def export_model(
     if unknown := [name for name in precisions if name not in MODEL_FILES]:
         raise ValueError(f"unknown precision {unknown[0]!r}; known are {', '.join(MODEL_FILES)}")
     if via not in VIAS:
-        raise ValueError(f"unknown way {via!r}; known are {', '.join(VIAS)}")
-    if wrong := [width for width in matryoshka_dims if not _is_positive(width)]:
-        raise ValueError(f"matryoshka_dims must be positive integers, got {wrong[0]!r}")
+        raise ValueError(f"unknown via {via!r}; known are {', '.join(VIAS)}")
+    if invalid := [dim for dim in matryoshka_dims if type(dim) is not int or dim < 1]:
+        raise ValueError(f"matryoshka_dims must be positive integers, got {invalid[0]!r}")
     if calibration is not None:
         check_calibration(calibration)
-    directory, found = locate_checkpoint(
+    directory, known = locate_checkpoint(
         model, revision, token=token, local_files_only=local_files_only
     )
-    recipe = recipe or found
+    recipe = recipe or known
     if source is None and recipe is None and not Path(model).is_dir():
         source = str(model)  # a Hub id; the directory is named after a commit
     checkpoint = open_checkpoint(
@@ -109,7 +109,7 @@ def export_model(
         max_seq_length=max_seq_length,
     )
     plan = Plan(
-        choose_way(checkpoint, via),
+        resolve_via(checkpoint, via),
         precisions,
         recipe,
         calibration,
@@ -125,26 +125,21 @@ def export_model(
 def _renamed_bar(
     min_fidelity: tuple[float, float] | None, bar: tuple[float, float] | None
 ) -> tuple[float, float] | None:
-    if bar is None:
-        return min_fidelity
-    warnings.warn("bar is deprecated; use min_fidelity", DeprecationWarning, stacklevel=3)
-    return bar
+    if bar is not None:
+        warnings.warn("bar is deprecated; use min_fidelity", DeprecationWarning, stacklevel=3)
+    return min_fidelity if bar is None else bar
 
 
-def _demand_onnx() -> None:
+def _require_onnx() -> None:
     if importlib.util.find_spec("onnx") is None:
         raise MissingExtraError("exporting a model", "export", "onnx")
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def resolve_via(checkpoint: Checkpoint, via: str = "auto") -> str:
+    """Return the method that exports a checkpoint: "direct", "optimum" or "adopted".
 
-
-def choose_way(checkpoint: Checkpoint, via: str = "auto") -> str:
-    """Return how a checkpoint is exported: "direct", "optimum" or "adopted".
-
-    :raises CheckpointError: if its architecture is not built directly and that was asked for.
-    :raises MissingExtraError: if it takes optimum, which is not installed.
+    :raises CheckpointError: if "direct" is requested and does not support the architecture.
+    :raises MissingExtraError: if optimum is needed and not installed.
     """
     from onnxsim_embed.export.adopt import find_onnx
     from onnxsim_embed.export.onnx.trace import has_optimum
@@ -152,8 +147,7 @@ def choose_way(checkpoint: Checkpoint, via: str = "auto") -> str:
 
     kind = checkpoint.config.get("model_type")
     if via == "auto":
-        onnx = find_onnx(checkpoint.transformer) or find_onnx(checkpoint.directory)
-        if onnx is not None and not has_weights(checkpoint.transformer):
+        if find_onnx(checkpoint) and not has_weights(checkpoint.transformer):
             via = "adopt"
         else:
             via = "direct" if kind == "bert" or not isinstance(kind, str) else "optimum"
@@ -161,8 +155,8 @@ def choose_way(checkpoint: Checkpoint, via: str = "auto") -> str:
         return "adopted"
     if via == "direct" and kind != "bert":
         raise CheckpointError(
-            f"architecture {kind!r} is not built directly, which is for 'bert' (MiniLM, BERT, BGE, E5, "
-            "GTE v1); other architectures are traced with --via optimum"
+            f"architecture {kind!r} cannot be exported with via='direct', which is for 'bert' (MiniLM, "
+            "BERT, BGE, E5, GTE v1); use via='optimum'"
         )
     if via == "optimum" and not has_optimum():
         raise MissingExtraError(f"exporting architecture {kind!r}", "optimum", "optimum-onnx")
@@ -177,24 +171,24 @@ def verify_artifact(
     min_fidelity: tuple[float, float] | None = None,
     bar: tuple[float, float] | None = None,
 ) -> Mapping[str, Mapping[str, Any]]:
-    """Compare a finished artifact with what it was made from.
+    """Compare a finished artifact with its reference.
 
-    :param against: checkpoint directory or model name that fp32 is compared with; "torch" for the
-        model that the manifest names; None compares quantized files with the fp32 file only.
-    :param texts: texts to compare on, at least two; None for those of the package.
+    :param against: checkpoint directory or model name with which fp32 is compared; "torch" for the
+        model that the manifest names; None to compare only quantized files with the fp32 file.
+    :param texts: at least two texts to compare on; None for the bundled ones.
     :param min_fidelity: minimum mean and worst-case cosine of int8; None for the default.
     :param bar: deprecated name of `min_fidelity`.
-    :returns: for each precision a report; "problems" lists what is not faithful.
+    :returns: for each precision a report; its "problems" is empty if the file is faithful.
     :raises ArtifactError: if a file of the artifact is damaged.
     :raises CheckpointError: if `against` cannot be found.
-    :raises MissingExtraError: if "torch" is asked for and not installed.
+    :raises MissingExtraError: if "torch" is requested and not installed.
     """
-    from onnxsim_embed.export.verify import verify_fp16, verify_fp32, verify_quantized
+    from onnxsim_embed.export.verify import verify_derived, verify_fp32
 
     min_fidelity = _renamed_bar(min_fidelity, bar)
     artifact.check()
     if texts is not None and len(texts) < 2:
-        raise ValueError(f"verifying needs at least 2 texts, got {len(texts)}")
+        raise ValueError(f"verification needs at least 2 texts, got {len(texts)}")
     report: dict[str, Mapping[str, Any]] = {}
     if against is not None:
         from onnxsim_embed.artifact.cache import locate_checkpoint
@@ -205,32 +199,30 @@ def verify_artifact(
         if against == "torch" and not has_torch():
             raise MissingExtraError("verifying against PyTorch", "test", "torch")
         manifest = artifact.manifest
-        directory, found = locate_checkpoint(manifest.source if against == "torch" else against)
+        directory, known = locate_checkpoint(manifest.source if against == "torch" else against)
         pooling = manifest.pooling[0] if len(manifest.pooling) == 1 else None
-        checkpoint = open_checkpoint(directory, pooling=pooling, recipe=found)
-        recipe = find_recipe(manifest.source)
+        checkpoint = open_checkpoint(directory, pooling=pooling, recipe=known)
         tensors = checkpoint.tensors() if checkpoint.architecture == "bert" else {}
-        report["fp32"] = verify_fp32(checkpoint, tensors, recipe, artifact, texts)
+        recipe = find_recipe(manifest.source)
+        report["fp32"] = verify_fp32(artifact, checkpoint, tensors, recipe, texts)
     for precision in artifact.manifest.precisions:
-        if precision == "fp16":
-            report[precision] = verify_fp16(artifact, texts)
-        elif precision != "fp32":
-            report[precision] = verify_quantized(precision, artifact, min_fidelity, texts)
+        if precision != "fp32":
+            report[precision] = verify_derived(precision, artifact, min_fidelity, texts)
     return report
 
 
 def verify_recipe(
     recipe: Recipe, *, token: str | bool | None = None, local_files_only: bool = False
 ) -> Mapping[str, Any]:
-    """Export a published model (fp32, into a directory that does not stay) and run its known answers.
+    """Export a published model as fp32 to a temporary directory and check its known answers.
 
     :param token: access token for the Hub; None for the one that is logged in, False for none.
     :param local_files_only: take the weights from an installed package or the Hub's local cache only.
-    :returns: the report of fp32; "problems" lists what is not faithful or not as published.
-    :raises CheckpointError: if the weights cannot be had.
+    :returns: the report of fp32; "problems" lists what is not faithful or differs from publications.
+    :raises CheckpointError: if the weights are not available.
     :raises MissingExtraError: if the `export` extra is not installed.
     """
-    _demand_onnx()
+    _require_onnx()
     from onnxsim_embed.artifact.cache import locate_checkpoint
     from onnxsim_embed.export.build import Plan, build_artifact
     from onnxsim_embed.export.checkpoint import open_checkpoint
@@ -238,6 +230,6 @@ def verify_recipe(
     directory, _ = locate_checkpoint(recipe.name, token=token, local_files_only=local_files_only)
     checkpoint = open_checkpoint(directory, recipe=recipe)
     with tempfile.TemporaryDirectory(prefix="onnxsim-embed-") as work:
-        plan = Plan(choose_way(checkpoint), (), recipe, report_only=True)
+        plan = Plan(resolve_via(checkpoint), (), recipe, report_only=True)
         manifest = build_artifact(checkpoint, Path(work), plan)
     return manifest.verification["fp32"]

@@ -1,4 +1,4 @@
-"""A directory of somebody else's ONNX files -> fp32 file of an artifact: checked and copied."""
+"""Existing ONNX files -> fp32 file of an artifact: checked and copied."""
 
 from __future__ import annotations
 
@@ -18,52 +18,49 @@ from onnxsim_embed.export.onnx.files import (
     put_hidden_first,
 )
 
-# Where exporters put their fp32 file, first choice first.
-PLACES = ("onnx/model.onnx", "model.onnx")
+# Names of exporters' fp32 files in order of preference.
+ONNX_FILES = ("onnx/model.onnx", "model.onnx")
 
-# What makes a vector depend on its batch: ranges taken from the data as it comes.
+# Operators that take quantization ranges from the batch, so that vectors depend on it.
 DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 
 
-def find_onnx(directory: Path) -> Path | None:
-    """Return the fp32 ONNX file of a directory, or None."""
-    return next((directory / p for p in PLACES if (directory / p).is_file()), None)
+def find_onnx(checkpoint: Checkpoint) -> Path | None:
+    """Return the fp32 ONNX file of a checkpoint, or None."""
+    paths = (
+        d / name for d in (checkpoint.transformer, checkpoint.directory) for name in ONNX_FILES
+    )
+    return next((path for path in paths if path.is_file()), None)
 
 
 def adopt(checkpoint: Checkpoint, target: Path) -> GraphEncoder:
-    """Copy an ONNX file and the weights beside it; only outputs are renamed or reordered.
+    """Copy an ONNX file and its external weights; outputs may be renamed or reordered.
 
     :param target: the ONNX file to write.
-    :raises CheckpointError: if there is none, or it does not compute hidden states of token ids.
+    :raises CheckpointError: if there is none, or it does not compute hidden states from token ids.
     """
-    path = find_onnx(checkpoint.transformer) or find_onnx(checkpoint.directory)
+    path = find_onnx(checkpoint)
     if path is None:
         raise CheckpointError(
-            f"{checkpoint.directory} holds no ONNX file to adopt: neither {' nor '.join(PLACES)} is there"
+            f"{checkpoint.directory} has no ONNX file: expected {' or '.join(ONNX_FILES)}"
         )
     model = load_graph(path)
-    where = str(path)
-    check_inputs(model, where)
+    check_inputs(model, str(path))
     if dynamic := [node.op_type for node in model.graph.node if node.op_type in DYNAMIC]:
         raise CheckpointError(
-            f"{where} is quantized dynamically ({dynamic[0]}): its vectors change with the batch; "
-            "give the float32 file, --precision int8 makes a static one of it"
+            f"{path} is quantized dynamically ({dynamic[0]}), which makes vectors depend on the batch; "
+            "adopt the float32 file, from which precisions=['int8'] makes a static one"
         )
     names = data_files(model, path)
-    for name in (path.name, *names):
-        _check_link(path.with_name(name), checkpoint.directory)
+    for file in (path, *map(path.with_name, names)):
+        if (real := outside(file, checkpoint.directory)) is not None:
+            raise CheckpointError(f"{file} is a link to {real}, outside {checkpoint.directory}")
     for name in names:
         shutil.copyfile(path.with_name(name), target.with_name(name))
-    if put_hidden_first(model, where):
+    if put_hidden_first(model, str(path)):
         onnx.save(model, target)
     else:
         shutil.copyfile(path, target)
     layers = checkpoint.config.get("num_hidden_layers", checkpoint.config.get("n_layers", 0))
     method = f"adopted: {path.relative_to(checkpoint.directory).as_posix()} of the source"
     return GraphEncoder(hidden_size(target), int(layers), method, "adopted", tuple(names))
-
-
-def _check_link(path: Path, directory: Path) -> None:
-    """Refuse a link that leads out of the directory, but for the Hub's cache, which is made of them."""
-    if (real := outside(path, directory)) is not None:
-        raise CheckpointError(f"{path} is a link to {real}, outside {directory}")

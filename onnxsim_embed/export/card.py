@@ -1,13 +1,12 @@
-"""The model card of an artifact: what it is, how faithful, how to load it."""
+"""The model card of an artifact: facts, fidelity and usage."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from onnxsim_embed.artifact.manifest import Manifest
+from onnxsim_embed.export.fidelity import FIDELITY_HEADER, fidelity_table
 
 TEMPLATE = """---
 library_name: onnxsim-embed
@@ -39,27 +38,8 @@ It also loads in sentence-transformers: `SentenceTransformer("path/to/this/direc
 """
 
 
-FIDELITY_HEADER = [
-    "precision", "compared with", "texts", "min cosine", "1st percentile", "mean cosine",
-    "Spearman of pairs", "top-10 overlap", "batch-variant",
-]  # fmt: skip
-
-
-def fidelity_table(report: Mapping[str, Any]) -> list[list[str]]:
-    """Return a verification report as rows under FIDELITY_HEADER."""
-    rows = []
-    for precision, part in report.items():
-        cells = (
-            f"{part[key]:.6f}" for key in ("min_cosine", "p1_cosine", "mean_cosine", "spearman")
-        )
-        overlap = f"{part['top10_overlap']:.3f}"
-        variant = "-" if part["batch_variant"] is None else str(part["batch_variant"])
-        rows.append([precision, part["reference"], str(part["texts"]), *cells, overlap, variant])
-    return rows
-
-
 def write_card(manifest: Manifest, path: Path) -> None:
-    """Write the model card from what the manifest says."""
+    """Write the model card from the manifest."""
     head = "| " + " | ".join(FIDELITY_HEADER) + " |\n" + "|---" * len(FIDELITY_HEADER) + "|\n"
     rows = "\n".join("| " + " | ".join(row) + " |" for row in fidelity_table(manifest.verification))
     text = TEMPLATE.format(

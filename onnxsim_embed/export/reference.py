@@ -1,4 +1,4 @@
-"""Independent references for an export: PyTorch where it is installed, else BERT written in numpy."""
+"""Independent references for an export: PyTorch if it is installed, else BERT written in numpy."""
 
 from __future__ import annotations
 
@@ -23,22 +23,18 @@ def has_torch() -> bool:
 
 
 def torch_reference(checkpoint: Checkpoint) -> Hidden:
-    """Return transformers' own model as a function from input_ids (1, t) to hidden (1, t, h)."""
+    """Return transformers' own model as a function from input_ids (1, t) to hidden states (1, t, h)."""
     import torch
     from transformers import AutoModel
     from transformers.utils import logging
 
-    showed = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     model = AutoModel.from_pretrained(
-        checkpoint.transformer,
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
-    if showed:
+        checkpoint.transformer, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    ).eval()
+    if enabled:
         logging.enable_progress_bar()
-    model.eval()
 
     def run(input_ids: npt.NDArray[np.int64]) -> Float32:
         with torch.inference_mode():
@@ -50,9 +46,9 @@ def torch_reference(checkpoint: Checkpoint) -> Hidden:
 
 
 def numpy_reference(config: Mapping[str, object], tensors: Mapping[str, Float32]) -> Hidden:
-    """Return BERT straight from its weights, as Devlin et al. (arXiv:1810.04805) define it.
+    """Return BERT as Devlin et al. (arXiv:1810.04805) define it, from its unmodified weights.
 
-    Shares no code with the exported graph and folds nothing, so that a mistake in either shows.
+    Shares no code with the exported graph, so that an error in either shows.
     """
     from scipy.special import erf
 
@@ -86,10 +82,10 @@ def numpy_reference(config: Mapping[str, object], tensors: Mapping[str, Float32]
         for number in range(layers):
             name = f"encoder.layer.{number}"
             q, k, v = (
-                linear(x, f"{name}.attention.self.{part}")
+                linear(x, f"{name}.attention.self.{projection}")
                 .reshape(len(ids), heads, -1)
                 .transpose(1, 0, 2)
-                for part in ("query", "key", "value")
+                for projection in ("query", "key", "value")
             )
             scores = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(q.shape[-1]))
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -109,12 +105,12 @@ def numpy_reference(config: Mapping[str, object], tensors: Mapping[str, Float32]
 def reference_vectors(
     hidden: Hidden, finish: Callable[[Float32], Float32], token_ids: Sequence[npt.NDArray[np.int64]]
 ) -> Float32:
-    """Run a reference text by text, unpadded.
+    """Run a reference one text at a time, unpadded.
 
-    :param finish: pooling and what follows it, from hidden (1, t, h) to vectors (1, dim).
+    :param finish: pooling and what follows it, from hidden states (1, t, h) to vectors (1, dim).
     :param token_ids: int64 arrays (t,).
     :returns: float32 array (n, dim).
     """
-    # Texts side by side with one BLAS thread each; see quantize.py for what happens otherwise.
-    with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
-        return np.concatenate(list(workers.map(lambda ids: finish(hidden(ids[None])), token_ids)))
+    # Texts in parallel with one BLAS thread each, which is faster than the reverse.
+    with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as pool:
+        return np.concatenate(list(pool.map(lambda ids: finish(hidden(ids[None])), token_ids)))

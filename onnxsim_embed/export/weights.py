@@ -1,20 +1,20 @@
-"""Weight files -> float32 arrays: safetensors, shards, and PyTorch's pickles through PyTorch."""
+"""Files of a checkpoint: JSON objects, and weights in safetensors files, shards or PyTorch pickles."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
-from onnxsim_embed.export.texts import read_json
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
-
-# What holds a module's weights, first choice first: one file, or the index of several.
+# Names of weight files in order of preference: a single file, or the index of its shards.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -23,37 +23,59 @@ WEIGHT_FILES = (
 )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file.
+
+    :raises CheckpointError: if the file is missing, unreadable or holds another JSON type.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds {type(value).__name__}, not a JSON object")
+    return value
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file, or an empty one if there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON, in the form of every JSON file of an artifact."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def has_weights(directory: Path) -> bool:
-    """Return whether a directory holds weights in a form that is read."""
+    """Return whether a directory holds weights in a supported format."""
     return any((directory / name).is_file() for name in WEIGHT_FILES)
 
 
 def read_tensors(directory: Path) -> Tensors:
-    """Read `model.safetensors` or `pytorch_model.bin` (through PyTorch), or their shards, as float32.
+    """Return the weights of a directory as float32 arrays, under names without wrapper prefixes.
 
-    Names lose the prefixes that heads and wrappers add, and TensorFlow's old gamma and beta become
-    weight and bias.
+    TensorFlow's gamma and beta are renamed to weight and bias.
 
-    :raises CheckpointError: naming the file and the tensor.
+    :raises CheckpointError: naming the file or tensor that is missing, damaged or not finite.
     """
-    found = next((name for name in WEIGHT_FILES if (directory / name).is_file()), None)
-    if found is None:
+    source = next((name for name in WEIGHT_FILES if (directory / name).is_file()), None)
+    if source is None:
         raise CheckpointError(
-            f"{directory} has no weights: none of {', '.join(WEIGHT_FILES)} is there"
+            f"{directory} has no weights: expected one of {', '.join(WEIGHT_FILES)}"
         )
-    read = read_safetensors if ".safetensors" in found else read_pickle
-    files = [found]
-    if found.endswith(".index.json"):
-        files = _shards(directory / found)
-    raw: Tensors = {}
-    for name in files:
-        raw.update(read(directory / name))
-    check_finite(raw, directory)
-    return {_plain_name(name): value for name, value in raw.items()}
+    read = read_safetensors if ".safetensors" in source else read_pickle
+    names = _shards(directory / source) if source.endswith(".index.json") else [source]
+    tensors: Tensors = {}
+    for name in names:
+        tensors |= {_plain_name(key): value for key, value in read(directory / name).items()}
+    return tensors
 
 
 def _shards(index: Path) -> list[str]:
-    """Return the files that an index names, all of its own directory."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no weight_map from tensors to files")
@@ -63,26 +85,25 @@ def _shards(index: Path) -> list[str]:
     return sorted(shards)
 
 
-def check_finite(tensors: Tensors, directory: Path) -> None:
-    """Raise CheckpointError naming the first tensor that holds NaN or infinity."""
-    for name, value in tensors.items():
-        if not np.isfinite(value).all():
-            raise CheckpointError(
-                f"tensor {name!r} in {directory} holds NaN or infinite values: the "
-                "checkpoint is broken (a diverged training run?)"
-            )
-
-
 def _plain_name(name: str) -> str:
     for prefix in ("0.auto_model.", "auto_model.", "model.", "bert."):
         name = name.removeprefix(prefix)
     stem, _, last = name.rpartition(".")
-    renamed = {"gamma": "weight", "beta": "bias"}.get(last, last)
-    return f"{stem}.{renamed}"
+    return f"{stem}.{ {'gamma': 'weight', 'beta': 'bias'}.get(last, last) }"
+
+
+def _check_finite(tensors: Tensors, path: Path) -> Tensors:
+    for name, value in tensors.items():
+        if not np.isfinite(value).all():
+            raise CheckpointError(
+                f"tensor {name!r} in {path} holds NaN or infinite values: the checkpoint is broken "
+                "(a diverged training run?)"
+            )
+    return tensors
 
 
 def read_safetensors(path: Path) -> Tensors:
-    """Read the floating-point tensors of a safetensors file as float32."""
+    """Return the floating-point tensors of a safetensors file as float32."""
     import safetensors
 
     try:
@@ -92,12 +113,12 @@ def read_safetensors(path: Path) -> Tensors:
         raise CheckpointError(f"{path} is missing") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
-    tensors: Tensors = {}
-    for name, entry in entries:
-        decode = DECODERS.get(entry["dtype"])
-        if decode is not None:  # the rest are integer buffers such as position_ids
-            tensors[name] = decode(entry["data"]).reshape(entry["shape"])
-    return tensors
+    tensors = {
+        name: DECODERS[entry["dtype"]](entry["data"]).reshape(entry["shape"])
+        for name, entry in entries
+        if entry["dtype"] in DECODERS  # the rest are integer buffers such as position_ids
+    }
+    return _check_finite(tensors, path)
 
 
 def _decode_bfloat16(data: bytes) -> npt.NDArray[np.float32]:
@@ -105,7 +126,7 @@ def _decode_bfloat16(data: bytes) -> npt.NDArray[np.float32]:
 
 
 def _decode_float64(data: bytes) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is named
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are reported
         return np.frombuffer(data, "<f8").astype(np.float32)
 
 
@@ -118,7 +139,7 @@ DECODERS: dict[str, Callable[[bytes], npt.NDArray[np.float32]]] = {
 
 
 def read_pickle(path: Path) -> Tensors:
-    """Read the floating-point tensors of a PyTorch pickle as float32, with weights_only."""
+    """Return the floating-point tensors of a PyTorch pickle as float32, read with weights_only."""
     try:
         import torch
     except ImportError:
@@ -130,8 +151,9 @@ def read_pickle(path: Path) -> Tensors:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises anything
         raise CheckpointError(f"{path} cannot be read with weights_only=True: {error}") from None
-    return {
+    tensors = {
         name: value.to(torch.float32).numpy()
         for name, value in state.items()
         if value.is_floating_point()
     }
+    return _check_finite(tensors, path)

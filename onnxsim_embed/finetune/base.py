@@ -8,7 +8,7 @@ from pathlib import Path
 from onnxsim_embed import __version__
 from onnxsim_embed.artifact.cache import locate_checkpoint
 from onnxsim_embed.errors import CheckpointError
-from onnxsim_embed.export import choose_way
+from onnxsim_embed.export import resolve_via
 from onnxsim_embed.export.bert import load_bert
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.runtime.embedder import DOCUMENT_PROMPTS
@@ -29,12 +29,12 @@ def open_base(model: str | Path) -> Checkpoint:
             "says how token vectors become one"
         )
     checkpoint = open_checkpoint(directory, recipe=recipe)
-    way = choose_way(checkpoint)
-    if way == "adopted":
+    via = resolve_via(checkpoint)
+    if via == "adopted":
         raise CheckpointError(
             f"{directory} holds ONNX files and no weights, so it cannot be trained"
         )
-    if way == "direct":
+    if via == "direct":
         load_bert(checkpoint.config, checkpoint.tensors())
     return checkpoint
 

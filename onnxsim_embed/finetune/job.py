@@ -14,8 +14,8 @@ from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, list_files
 from onnxsim_embed.errors import VerificationError
 from onnxsim_embed.export import export_model
 from onnxsim_embed.export.checkpoint import Checkpoint
+from onnxsim_embed.export.fidelity import compare_vectors
 from onnxsim_embed.export.quantization.calibration import LEAST_TEXTS
-from onnxsim_embed.export.verify import compare_vectors
 from onnxsim_embed.files.atomic import atomic_directory, atomic_file
 from onnxsim_embed.finetune.base import base_prompts, open_base, versions
 from onnxsim_embed.finetune.pairs import TextPairs, clean_pairs, without_negatives

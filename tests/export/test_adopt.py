@@ -149,7 +149,7 @@ def ignore_the_mask(model):
         (keep_pooled_only, r"no hidden states .*pooled \(2 axes\)"),
         (add_position_ids, r"takes the inputs input_ids, attention_mask, position_ids; supported"),
         (take_int32, "input input_ids is INT32, not INT64"),
-        (quantize_dynamically, "quantized dynamically .*change with the batch"),
+        (quantize_dynamically, "quantized dynamically"),
     ],
 )
 def test_a_file_of_another_interface_is_refused(foreign, tmp_path, change, message):
@@ -175,16 +175,16 @@ def test_a_damaged_file_is_named(foreign, tmp_path, content):
 
 def test_a_directory_without_weights_and_onnx_says_so(foreign, tmp_path):
     (foreign / MODEL).unlink()
-    with pytest.raises(CheckpointError, match=r"has no weights: none of model\.safetensors"):
+    with pytest.raises(CheckpointError, match="has no weights"):
         export_model(foreign, tmp_path / "a", precisions=FP32)
-    with pytest.raises(CheckpointError, match=r"holds no ONNX file to adopt: .*onnx/model\.onnx"):
+    with pytest.raises(CheckpointError, match=r"has no ONNX file: .*onnx/model\.onnx"):
         export_model(foreign, tmp_path / "a", precisions=FP32, via="adopt")
 
 
 def test_pooling_must_still_be_said(foreign, tmp_path):
     shutil.rmtree(foreign / "1_Pooling")
     (foreign / "modules.json").unlink()
-    with pytest.raises(CheckpointError, match="--pooling"):
+    with pytest.raises(CheckpointError, match="pooling="):
         export_model(foreign, tmp_path / "a", precisions=FP32)
     made = export_model(foreign, tmp_path / "a", precisions=FP32, pooling="cls")
     assert made.manifest.pooling == ("cls",)

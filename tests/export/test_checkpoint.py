@@ -13,7 +13,9 @@ from support import bert_config, bert_tensors, write_checkpoint, write_json
 
 from onnxsim_embed.artifact.recipes import find_recipe
 from onnxsim_embed.errors import CheckpointError
-from onnxsim_embed.export.checkpoint import open_checkpoint, read_dense, read_tensors
+from onnxsim_embed.export.checkpoint import open_checkpoint
+from onnxsim_embed.export.modules import read_dense
+from onnxsim_embed.export.weights import read_tensors
 from onnxsim_embed.runtime.pooling import PoolingMode
 
 WORD = "embeddings.word_embeddings.weight"
@@ -94,7 +96,7 @@ def test_a_checkpoint_without_pooling_asks_for_it(tiny, missing):
         write_json(tiny / "1_Pooling/config.json", {"word_embedding_dimension": 32})
     else:
         change_modules(tiny, ("", "Transformer"), ("2_Normalize", "Normalize"))
-    with pytest.raises(CheckpointError, match="--pooling"):
+    with pytest.raises(CheckpointError, match="pooling="):
         open_checkpoint(tiny)
 
 
@@ -169,7 +171,7 @@ def test_a_module_that_cannot_be_exported_is_named(tiny, kind, before):
 )
 def test_modules_in_an_order_that_cannot_be_exported_are_refused(tiny, modules):
     change_modules(tiny, ("", "Transformer"), *modules)
-    with pytest.raises(CheckpointError, match=r"modules.json: module .* at this place"):
+    with pytest.raises(CheckpointError, match=r"modules.json: module .* position"):
         open_checkpoint(tiny)
 
 
@@ -343,9 +345,7 @@ def test_an_unreadable_config_is_named(tiny, text):
 def test_a_checkpoint_without_a_tokenizer_says_which_files_it_lacks(tiny):
     (tiny / "tokenizer.json").unlink()
     (tiny / "vocab.txt").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"no tokenizer: neither tokenizer.json nor vocab.txt"
-    ):
+    with pytest.raises(CheckpointError, match=r"no tokenizer: .*tokenizer.json, vocab.txt"):
         open_checkpoint(tiny)
 
 
@@ -500,7 +500,7 @@ def test_a_float64_beyond_float32_is_not_finite(tmp_path, tensors):
 
 def test_missing_weights_list_the_files_that_were_looked_for(tiny):
     (tiny / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"no weights: none of model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"no weights: .*model.safetensors"):
         open_checkpoint(tiny).tensors()
 
 
@@ -557,7 +557,7 @@ def test_a_dense_module_of_another_kind_is_refused(dense, setting):
 
 def test_dense_without_weights_names_what_it_lacks(dense):
     save_file({"linear.bias": np.zeros(16, np.float32)}, dense / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"2_Dense holds no tensor linear.weight"):
+    with pytest.raises(CheckpointError, match=r"2_Dense has no tensor linear.weight"):
         read_dense(dense)
     (dense / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="2_Dense has no weights"):

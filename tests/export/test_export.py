@@ -393,7 +393,7 @@ def test_a_dense_module_that_is_not_finite_names_the_tensor(tmp_path, name, valu
     tensors = {key: np.ones(shape, np.float32) for key, shape in DENSE.items()}
     tensors[name].flat[0] = value
     save_file(tensors, directory / "2_Dense/model.safetensors")
-    with pytest.raises(CheckpointError, match=f"'{name}' in .*2_Dense holds NaN or infinite"):
+    with pytest.raises(CheckpointError, match=f"'{name}' in .*2_Dense.* holds NaN or infinite"):
         export_model(directory, tmp_path / "a", precisions=FP32)
 
 
@@ -423,7 +423,7 @@ def test_a_dense_module_that_cannot_be_exported_says_why(tmp_path, change, messa
 def test_a_dense_module_of_another_width_says_both(tmp_path):
     directory = write_checkpoint(tmp_path / "c", dense=True, pooling="cls+mean")
     write_json(directory / "1_Pooling/config.json", {"pooling_mode": "cls"})
-    with pytest.raises(CheckpointError, match=r"2_Dense takes 64 features.* gives 32"):
+    with pytest.raises(CheckpointError, match=r"2_Dense takes 64 features.* outputs 32"):
         export_model(directory, tmp_path / "a", precisions=FP32)
 
 
@@ -648,7 +648,7 @@ def test_a_configuration_without_an_architecture_is_named(tmp_path):
 
 def test_only_bert_is_built_directly(tmp_path):
     directory = write_checkpoint(tmp_path / "c", config=bert_config(model_type="mpnet"))
-    with pytest.raises(CheckpointError, match=r"architecture 'mpnet' .*--via optimum"):
+    with pytest.raises(CheckpointError, match=r"architecture 'mpnet' .*via='optimum'"):
         export_model(directory, tmp_path / "a", precisions=FP32, via="direct")
 
 

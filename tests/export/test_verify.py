@@ -13,14 +13,13 @@ from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.artifact.recipes import KnownAnswer
 from onnxsim_embed.export.bert import ACTIVATIONS
 from onnxsim_embed.export.checkpoint import open_checkpoint
+from onnxsim_embed.export.fidelity import bundled_texts, compare_vectors
 from onnxsim_embed.export.reference import numpy_reference, reference_vectors, torch_reference
-from onnxsim_embed.export.texts import read_texts
 from onnxsim_embed.export.verify import (
     check_known_answer,
-    compare_vectors,
     verification_texts,
+    verify_derived,
     verify_fp32,
-    verify_quantized,
 )
 
 
@@ -35,8 +34,8 @@ def random_vectors(seed: int, rows: int = 40, dim: int = 12) -> np.ndarray:
 def test_equal_vectors_agree_fully(rows):
     vectors = random_vectors(0, rows)
     found = compare_vectors(vectors, vectors)
-    assert found.min_cosine == pytest.approx(1, abs=1e-12)
-    assert found.mean_cosine == pytest.approx(1, abs=1e-12)
+    assert found.min_cosine == pytest.approx(1, abs=1e-6)
+    assert found.mean_cosine == pytest.approx(1, abs=1e-6)
     assert found.spearman == pytest.approx(1)
     assert found.top10_overlap == 1
 
@@ -104,7 +103,7 @@ def test_verification_texts_are_many_different_and_unseen_by_calibration():
     texts = verification_texts()
     assert len(texts) >= 100
     assert len(set(texts)) == len(texts)
-    assert not set(texts) & set(read_texts("calibration.jsonl"))
+    assert not set(texts) & set(bundled_texts("calibration.jsonl"))
 
 
 # References
@@ -173,7 +172,7 @@ def test_each_published_quantity_is_compared(model, answer, name):
     published = tuple(map(tuple, wrong)) if wrong.ndim == 2 else tuple(wrong)
     problems = check_known_answer(model, replace(answer, **{name: published}))
     assert len(problems) == 1
-    assert f"{name} published by a test is off by 0.0002 (allowed 1e-05)" in problems[0]
+    assert f"{name} published by a test is off by 0.0002 (tolerance 1e-05)" in problems[0]
 
 
 def test_what_is_not_a_number_is_a_problem(model, answer):
@@ -215,8 +214,8 @@ def test_a_known_answer_that_cannot_be_run_leaves_the_model_as_it_was(model, ans
 
 def test_both_precisions_are_reported(checkpoint, artifact):
     opened, made = open_checkpoint(checkpoint), Artifact.open(artifact)
-    fp32 = verify_fp32(opened, opened.tensors(), None, made)
-    int8 = verify_quantized("int8", made)
+    fp32 = verify_fp32(made, opened, opened.tensors())
+    int8 = verify_derived("int8", made)
     for part in (fp32, int8):
         assert part["problems"] == []
         assert part["texts"] >= 50
@@ -227,13 +226,13 @@ def test_both_precisions_are_reported(checkpoint, artifact):
 
 def test_texts_of_the_caller_are_compared(checkpoint, artifact):
     opened = open_checkpoint(checkpoint)
-    report = verify_fp32(opened, opened.tensors(), None, Artifact.open(artifact), TEXTS)
+    report = verify_fp32(Artifact.open(artifact), opened, opened.tensors(), texts=TEXTS)
     assert report["texts"] == len(TEXTS)
     assert report["problems"] == []
 
 
 def test_another_checkpoint_is_a_problem_with_numbers(tmp_path, artifact):
     other = open_checkpoint(write_checkpoint(tmp_path / "c", seed=1))
-    report = verify_fp32(other, other.tensors(), None, Artifact.open(artifact), TEXTS)
+    report = verify_fp32(Artifact.open(artifact), other, other.tensors(), texts=TEXTS)
     assert len(report["problems"]) == 1
-    assert re.search(r"fp32 .*mean cosine -?0\.\d+ \(at least", report["problems"][0])
+    assert re.search(r"fp32 .*mean cosine -?0\.\d+ \(threshold", report["problems"][0])

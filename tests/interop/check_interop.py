@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.export import export_model
-from onnxsim_embed.export.texts import read_texts
+from onnxsim_embed.export.fidelity import bundled_texts
 from onnxsim_embed.runtime.session import Session
 
 READERS = Path(__file__).parent / "readers"
@@ -36,7 +36,7 @@ PROMPT = "a dog "
 MANY = "the committee of the valley repaired gravel roads, bridges and clinics after the rains. "
 TEXT_KINDS = [
     *TEXTS,
-    *read_texts("verification.jsonl")[:60],
+    *bundled_texts("verification.jsonl")[:60],
     *(MANY * times for times in (6, 7, 8, 14, 15, 16, 40)),  # around 128 and 256 tokens, and beyond
     "ÅNGSTRÖM İstanbul straße ﬁne e\u0301te\u0301 \u200bzero\u00adwidth",
     "漢字かな交じり文 한국어 العربية हिन्दी ไทย",

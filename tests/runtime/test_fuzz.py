@@ -20,7 +20,8 @@ from onnxsim_embed.artifact.manifest import Artifact, Manifest
 from onnxsim_embed.artifact.recipes import read_recipe, recipes_directory
 from onnxsim_embed.doctor import diagnose
 from onnxsim_embed.errors import OnnxsimEmbedError
-from onnxsim_embed.export.checkpoint import open_checkpoint, read_dense
+from onnxsim_embed.export.checkpoint import open_checkpoint
+from onnxsim_embed.export.modules import read_dense
 from onnxsim_embed.export.weights import read_safetensors, read_tensors
 from onnxsim_embed.files.checkpoint import JOURNAL, ROWS, Journal
 from onnxsim_embed.files.provenance import read_provenance, sidecar

@@ -20,7 +20,8 @@ from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.doctor import diagnose, repair
 from onnxsim_embed.errors import OnnxsimEmbedError
 from onnxsim_embed.export import export_model
-from onnxsim_embed.export.checkpoint import open_checkpoint, read_dense
+from onnxsim_embed.export.checkpoint import open_checkpoint
+from onnxsim_embed.export.modules import read_dense
 from onnxsim_embed.export.weights import read_safetensors
 from onnxsim_embed.files.provenance import read_provenance, sidecar
 from onnxsim_embed.files.vectors import read_vectors

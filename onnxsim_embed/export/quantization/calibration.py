@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.export.bert import Bert
+from onnxsim_embed.export.fidelity import bundled_texts
 from onnxsim_embed.export.onnx.bert_graph import build_encoder
-from onnxsim_embed.export.texts import read_texts
 from onnxsim_embed.runtime.batching import plan_batches
 from onnxsim_embed.runtime.tokenization import check_texts
 from onnxsim_embed.system.onnx_session import onnxruntime
@@ -46,7 +46,7 @@ LEAST_TEXTS = 16
 
 def calibration_texts() -> list[str]:
     """Return the calibration texts that ship with the package."""
-    return read_texts("calibration.jsonl")
+    return bundled_texts("calibration.jsonl")
 
 
 def check_calibration(texts: Sequence[str]) -> None:

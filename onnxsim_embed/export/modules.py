@@ -1,0 +1,111 @@
+"""Modules of a Sentence-Transformers directory: where the encoder is and what follows it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.export.weights import read_json, read_tensors
+from onnxsim_embed.runtime.pooling import PoolingMode
+
+# Boolean keys of Pooling's config.json before sentence-transformers 5.4, which has one key with mode
+# names. The order is that in which several modes are concatenated.
+LEGACY_POOLING = {
+    "pooling_mode_cls_token": PoolingMode.CLS,
+    "pooling_mode_max_tokens": PoolingMode.MAX,
+    "pooling_mode_mean_tokens": PoolingMode.MEAN,
+    "pooling_mode_mean_sqrt_len_tokens": PoolingMode.MEAN_SQRT_LEN,
+    "pooling_mode_weightedmean_tokens": PoolingMode.WEIGHTED_MEAN,
+    "pooling_mode_lasttoken": PoolingMode.LAST_TOKEN,
+}
+
+
+@dataclass
+class Modules:
+    """Modules of modules.json; paths are relative to the checkpoint."""
+
+    transformer: str = ""
+    pooling: tuple[PoolingMode, ...] = ()
+    dense: tuple[str, ...] = ()
+    normalize: bool = False
+
+
+def read_modules(directory: Path) -> Modules:
+    """Read modules.json; without one, the directory is a plain transformer.
+
+    :raises CheckpointError: naming the module that cannot be exported.
+    """
+    path = directory / "modules.json"
+    modules = Modules()
+    if not path.is_file():
+        return modules
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        kinds = [(str(e["type"]).rsplit(".", 1)[-1], str(e["path"])) for e in entries]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a readable list of modules: {error!r}") from None
+    for kind, folder in kinds:
+        if PurePosixPath(folder).is_absolute() or ".." in PurePosixPath(folder).parts:
+            raise CheckpointError(f"{path} names a path outside the checkpoint: {folder!r}")
+        if kind == "Transformer":
+            modules.transformer = folder
+        elif kind == "Pooling" and not (modules.pooling or modules.dense or modules.normalize):
+            modules.pooling = _read_pooling(directory / folder / "config.json")
+        elif kind == "Dense" and not modules.normalize:
+            modules.dense += (folder,)
+        elif kind == "Normalize":
+            modules.normalize = True
+        elif kind != "Dropout":  # has no effect outside training
+            raise CheckpointError(
+                f"{path}: module {kind!r} cannot be exported in this position; supported are "
+                "Transformer, Pooling, Dense and a final Normalize"
+            )
+    return modules
+
+
+def _read_pooling(path: Path) -> tuple[PoolingMode, ...]:
+    config = read_json(path)
+    if config.get("include_prompt") is False:
+        raise CheckpointError(f"{path}: include_prompt false (pooling without the prompt) is not supported")  # fmt: skip
+    if "pooling_mode" not in config:
+        return tuple(mode for key, mode in LEGACY_POOLING.items() if config.get(key))
+    names = config["pooling_mode"]
+    try:
+        return tuple(
+            PoolingMode.parse(name) for name in ([names] if isinstance(names, str) else names)
+        )
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def read_dense(
+    directory: Path,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, str]:
+    """Read a Dense module.
+
+    :returns: weight (in_features, out_features), bias (out_features,) or None, activation name.
+    :raises CheckpointError: if it cannot be read or exported.
+    """
+    config = read_json(directory / "config.json")
+    if (
+        config.get("use_residual")
+        or config.get("module_input_name", "sentence_embedding") != "sentence_embedding"
+    ):
+        raise CheckpointError(
+            f"{directory}: a Dense module on tokens or with a residual is not supported"
+        )
+    tensors = read_tensors(directory)
+    if "linear.weight" not in tensors:
+        raise CheckpointError(f"{directory} has no tensor linear.weight")
+    shapes = {name: value.shape for name, value in tensors.items()}
+    outputs = shapes["linear.weight"][0]
+    if len(shapes["linear.weight"]) != 2 or shapes.get("linear.bias", (outputs,)) != (outputs,):
+        raise CheckpointError(f"{directory}: shapes do not make a linear layer: {shapes}")
+    # Tanh is sentence-transformers' own default.
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    return np.ascontiguousarray(tensors["linear.weight"].T), tensors.get("linear.bias"), activation
