@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from lab.conditions import machine, today
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.benchmark.conditions import machine, today
 from onnxsim_embed.files.texts import iter_texts
 from onnxsim_embed.ray import EncodedFiles, cluster, encode_files, write_graph
 from onnxsim_embed.similarity.compare import similarity_matrix

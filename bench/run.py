@@ -15,15 +15,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from lab import install_size, report
+from lab.corpus import Corpus, documentation, file_corpus
+from lab.peers import SIMILARITY_SYSTEMS, TEXT_SYSTEMS, Environments, choose
+from lab.similarity_bench import SimilarityBench, SimilarityPlan
+from lab.text_bench import TextBench
+from lab.text_plan import CASES, TextPlan
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.cache import locate_artifact
-from onnxsim_embed.benchmark import install_size, report
-from onnxsim_embed.benchmark.corpus import Corpus, documentation, file_corpus
-from onnxsim_embed.benchmark.peers import SIMILARITY_SYSTEMS, TEXT_SYSTEMS, Environments, choose
-from onnxsim_embed.benchmark.similarity_bench import SimilarityBench, SimilarityPlan
-from onnxsim_embed.benchmark.text_bench import TextBench
-from onnxsim_embed.benchmark.text_plan import CASES, TextPlan
 from onnxsim_embed.files.texts import iter_texts
 from onnxsim_embed.system.hardware import available_cpus
 

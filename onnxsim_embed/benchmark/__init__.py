@@ -1,6 +1,4 @@
-"""Speed, fidelity and memory beside other systems, measured on one's own texts and machine.
+"""`onnxsim-embed bench`: speed beside fidelity on the user's texts, ours and installed libraries.
 
-`onnxsim-embed bench` runs it from an installed package, the scripts in bench/ from a checkout. Every
-system is a process of its own; `worker`, `text_systems`, `similarity_systems` and `products` run in the
-environments of those processes and import nothing of this package unless the system is ours.
+bench/ of the repository imports these modules for its larger programme; nothing here imports bench/.
 """

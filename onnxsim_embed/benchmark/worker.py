@@ -1,86 +1,203 @@
-"""A system in a process of its own: loads it, then answers requests on standard input.
+"""One system that encodes texts, measured in a process and an environment of its own.
 
-    PYTHON worker.py SYSTEMS.py NAME SETTINGS
+    PYTHON worker.py NAME SETTINGS < REQUEST > ANSWER
 
-Runs in the system's own environment: only the standard library is imported here. SYSTEMS.py has
-`load(name, settings)`, which returns a function from a request to an answer. Requests and answers are
-lines of JSON. An answer's "finish" is called once memory is read, and gives the rest of the answer. The first line out says that the system has loaded and done its first piece of work.
+Only the standard library is imported at module level. Settings, request and answer are JSON.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
-import runpy
 import sys
+import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-Answer = Callable[[dict[str, Any]], dict[str, Any]]
+Encode = Callable[[list[str], int], Any]  # texts, in batches of a size, to an array of unit vectors
+System = tuple[Encode, Callable[[int], object]]  # the second sets the maximum tokens of a text
+Settings = dict[str, Any]
 
-PACKAGES = (
-    "onnxsim-embed", "numpy", "scipy", "onnxruntime", "torch", "transformers", "sentence-transformers",
-    "optimum", "optimum-onnx", "optimum-intel", "openvino", "nncf", "fastembed", "faiss-cpu",
-    "scikit-learn", "sparse-dot-topn",
-)  # fmt: skip
+BATCH_SAMPLE = 64  # texts on which the batch size of a peer is chosen
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what is installed here and matters."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+def load(name: str, settings: Settings) -> System:
+    """Load ours-PRECISION, torch, st-BACKEND[-VARIANT] or fastembed, and encode a first text.
+
+    :param settings: `artifact`, `checkpoint`, `work` and `calibration` (directories for exports of
+        peers), `threads`, `pooling`, `dim`, `max_seq_length`, `int8_kernels`.
+    """
+    family, _, variant = name.partition("-")
+    makers = {"ours": ours, "torch": transformers, "st": sentence_transformers}
+    encode, limit = makers.get(family, fastembed)(variant, settings)
+    limit(settings["max_seq_length"])
+    encode(["a first text"], 1)
+    return encode, limit
 
 
-def memory_mb() -> tuple[float, float]:
-    """Return resident memory now and at its peak, in 1e6 bytes; (0, 0) where the system does not say."""
+def measure(encode: Encode, request: dict[str, Any]) -> dict[str, Any]:
+    """Time all cases of a request once.
+
+    :param request: `texts`, `batches` to choose from, `latency` and `growth` (numbers of texts of a
+        call, and of calls), `vectors` (a file for the vectors), `sts` (texts, and a file for theirs).
+    """
+    texts, save = request["texts"], import_module("numpy").save
+
+    def seconds(chosen: list[str], batch: int) -> float:
+        started = time.perf_counter()
+        encode(chosen, batch)
+        return time.perf_counter() - started
+
+    sample = texts[:: max(1, len(texts) // BATCH_SAMPLE)]
+    batch = min(request["batches"], key=lambda size: min(seconds(sample, size) for _ in range(2)))
+    save(request["vectors"], encode(texts, batch))  # and warms up
+    answer: dict[str, Any] = {"batch": batch, "seconds": seconds(texts, batch)}
+    answer["peak_mb"] = memory_mb("VmHWM")
+    for case in ("latency", "growth"):
+        answer[case] = {
+            size: [
+                seconds((texts * 2)[call % len(texts) :][: int(size)], batch)
+                for call in range(calls)
+            ]
+            for size, calls in request.get(case, {}).items()
+        }
+    if "sts" in request:
+        save(request["sts"]["vectors"], encode(request["sts"]["texts"], batch))
+    return answer
+
+
+def ours(precision: str, settings: Settings) -> System:
+    """Return onnxsim-embed, which chooses its own batches and has the model's maximum of tokens."""
+    embedder = import_module("onnxsim_embed").Embedder
+    model = embedder(settings["artifact"], precision=precision, threads=settings["threads"])
+
+    def encode(texts: list[str], batch: int) -> Any:  # noqa: ANN401 - an array
+        return model.encode(texts[0] if len(texts) == 1 else texts, normalize_embeddings=True)
+
+    return encode, lambda tokens: None
+
+
+def transformers(_: str, settings: Settings) -> System:
+    """Return PyTorch through transformers: pooling by hand, batches in order of arrival."""
+    torch, library = import_module("torch"), import_module("transformers")
+    torch.set_num_threads(settings["threads"])
+    tokenizer = library.AutoTokenizer.from_pretrained(settings["checkpoint"])
+    model = library.AutoModel.from_pretrained(settings["checkpoint"]).eval()
+    if settings["pooling"] not in (["mean"], ["cls"]):
+        raise ValueError(f"the torch peer pools by mean or cls, not by {settings['pooling']}")
+
+    def encode(texts: list[str], batch: int) -> Any:  # noqa: ANN401 - an array
+        vectors = []
+        for start in range(0, len(texts), batch):
+            part = texts[start : start + batch]
+            inputs = tokenizer(part, padding=True, truncation=True, return_tensors="pt")
+            with torch.inference_mode():
+                hidden = model(**inputs).last_hidden_state
+                mask = inputs["attention_mask"][:, :, None].to(hidden.dtype)
+                mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+                pooled = hidden[:, 0] if settings["pooling"] == ["cls"] else mean
+                vectors.append(torch.nn.functional.normalize(pooled, dim=1))
+        return torch.cat(vectors).numpy()
+
+    return encode, lambda tokens: setattr(tokenizer, "model_max_length", tokens)
+
+
+def sentence_transformers(backend: str, settings: Settings) -> System:
+    """Return sentence-transformers on PyTorch, or on a file that its own functions exported."""
+    library, threads = import_module("sentence_transformers"), settings["threads"]
+    import_module("torch").set_num_threads(threads)
+    kind, _, variant = backend.partition("-")
+    source, options = settings["checkpoint"], {}
+    if kind != "torch":
+        source, options["file_name"] = export_by_peer(library, kind, variant, settings)
+    if kind == "onnx":
+        session = import_module("onnxruntime").SessionOptions()
+        session.intra_op_num_threads = threads
+        options |= {"session_options": session, "provider": "CPUExecutionProvider"}
+    elif kind == "openvino":
+        hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        options["ov_config"] = hints
+    model = library.SentenceTransformer(source, device="cpu", backend=kind, model_kwargs=options)
+
+    def encode(texts: list[str], batch: int) -> Any:  # noqa: ANN401 - an array
+        return model.encode(
+            texts, batch_size=batch, show_progress_bar=False, normalize_embeddings=True
+        )
+
+    return encode, lambda tokens: setattr(model, "max_seq_length", tokens)
+
+
+def export_by_peer(library: Any, kind: str, variant: str, settings: Settings) -> tuple[str, str]:  # noqa: ANN401
+    """Export once with sentence-transformers' functions and documented settings.
+
+    :returns: the directory and the name of the model file.
+    """
+    directory, partial = (Path(settings["work"]) / name for name in (kind, f"{kind}.part"))
+    if not directory.exists():
+        model = library.SentenceTransformer(settings["checkpoint"], device="cpu", backend=kind)
+        model.save_pretrained(str(partial))
+        partial.rename(directory)
+    pattern = {
+        "onnx": "model.onnx", "onnx-qint8": "*qint8*.onnx", "onnx-O3": "*O3*.onnx",
+        "openvino": "openvino_model.xml", "openvino-static": "*qint8*.xml",
+    }[f"{kind}-{variant}".rstrip("-")]  # fmt: skip
+    if not list((directory / kind).glob(pattern)):
+        model = library.SentenceTransformer(str(directory), device="cpu", backend=kind)
+        if variant == "qint8":
+            kernels = settings["int8_kernels"]
+            library.export_dynamic_quantized_onnx_model(model, kernels, str(directory))
+        elif variant == "O3":
+            library.export_optimized_onnx_model(model, "O3", str(directory))
+        else:
+            library.export_static_quantized_openvino_model(
+                model, None, str(directory), dataset_name=settings["calibration"],
+                dataset_config_name="default", dataset_split="train", column_name="text",
+            )  # fmt: skip
+    return str(directory), sorted((directory / kind).glob(pattern))[0].name
+
+
+def fastembed(_: str, settings: Settings) -> System:
+    """Return fastembed on the file that sentence-transformers exported, or else on our fp32 file."""
+    library, numpy = import_module("fastembed"), import_module("numpy")
+    description = import_module("fastembed.common.model_description")
+    directory = Path(settings["work"]) / "onnx"
+    if not (directory / "onnx/model.onnx").exists():
+        directory = settings["artifact"]
+    library.TextEmbedding.add_custom_model(
+        model="bench/model", normalization=True, dim=settings["dim"], model_file="onnx/model.onnx",
+        pooling=getattr(description.PoolingType, settings["pooling"][0].upper()),
+        sources=description.ModelSource(hf="bench/model"),
+    )  # fmt: skip
+    model = library.TextEmbedding(
+        "bench/model", specific_model_path=str(directory), threads=settings["threads"]
+    )
+    return (
+        lambda texts, batch: numpy.stack(list(model.embed(texts, batch_size=batch))),
+        lambda tokens: model.model.tokenizer.enable_truncation(max_length=tokens),
+    )
+
+
+def memory_mb(field: str) -> float:
+    """Return a field of /proc/self/status in 1e6 bytes (VmHWM: the peak); 0 without /proc."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return 0.0, 0.0
-    fields = {line.partition(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
-    return int(fields.get("VmRSS", 0)) * 1.024e-3, int(fields.get("VmHWM", 0)) * 1.024e-3
-
-
-def forget_peak() -> None:
-    """Let the peak start anew from what is resident now, where the system can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    except OSError:
-        return
+        return 0.0
+    return next((int(line.split()[1]) * 1.024e-3 for line in lines if line.startswith(field)), 0.0)
 
 
 def main() -> None:
-    """Load, say so, then answer until standard input ends."""
-    del sys.path[0]  # the directory of this file, whose modules must hide no others
+    """Load a system, measure it, and print the answer."""
+    del sys.path[0]  # this file's directory, whose modules must not hide others
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to standard error
-    file, name, settings = sys.argv[1:]
-    answer: Answer = runpy.run_path(file)["load"](name, json.loads(settings))
-    answers.write("{}\n")
-    answers.flush()
-    highest = 0.0  # of the whole life of the process, loading included
-    for line in sys.stdin:
-        request = json.loads(line)
-        before, peak = memory_mb()
-        highest = max(highest, peak)
-        forget_peak()
-        found: dict[str, Any] = {"versions": versions()}
-        if request != {"about": True}:
-            found = answer(request)
-        peak = memory_mb()[1]
-        highest = max(highest, peak)
-        found |= found.pop("finish", dict)()
-        found |= {"before_mb": before, "peak_mb": peak, "highest_mb": highest}
-        answers.write(json.dumps(found) + "\n")
-        answers.flush()
+    os.dup2(2, 1)  # libraries print to standard error
+    request = json.load(sys.stdin)
+    encode, _ = load(sys.argv[1], json.loads(sys.argv[2]))
+    ready = time.time()
+    versions = {found.metadata["Name"]: found.version for found in metadata.distributions()}
+    json.dump({"ready": ready, "versions": versions, **measure(encode, request)}, answers)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""bench: speed, fidelity and memory on one's own texts and machine, beside what else is installed."""
+"""bench: speed beside fidelity on the user's texts and machine, ours and peers."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,9 +18,6 @@ from onnxsim_embed.cli.options import (
     QuietOption,
     ThreadsOption,
 )
-
-if TYPE_CHECKING:
-    from onnxsim_embed.benchmark.corpus import Corpus
 
 
 def bench(
@@ -37,14 +37,12 @@ def bench(
     ] = "installed",
     peer_python: Annotated[
         str | None,
-        typer.Option(
-            "--peer-python", help="Interpreter of an environment with them; default: this one."
-        ),
+        typer.Option("--peer-python", help="Python interpreter of the peers; default: this one."),
     ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint", help="What they load; default: what the model was exported from."
+            "--checkpoint", help="What peers load; default: what the model was exported from."
         ),
     ] = None,
     sts: Annotated[
@@ -54,10 +52,10 @@ def bench(
     cases: Annotated[
         str, typer.Option("--cases", help="Beside throughput: latency, growth, start.")
     ] = "latency,start",
-    most: Annotated[int, typer.Option("--most", min=8, help="Use at most so many texts.")] = 400,
+    most: Annotated[int, typer.Option("--most", min=8, help="Maximum number of texts.")] = 400,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Alternating rounds.")] = 5,
     patience: Annotated[
-        float, typer.Option("--patience", min=0, help="Seconds to wait for a quiet machine.")
+        float, typer.Option("--patience", min=0, help="Seconds to wait for an idle machine.")
     ] = 60,
     output: Annotated[
         Path | None,
@@ -67,63 +65,91 @@ def bench(
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure speed beside fidelity, on your texts and machine, and beside peers that are installed."""
-    from onnxsim_embed.artifact.cache import cache_directory, locate_artifact
-    from onnxsim_embed.benchmark import text_tables
-    from onnxsim_embed.benchmark.peers import TEXT_SYSTEMS, Environments, choose
-    from onnxsim_embed.benchmark.report import write_json, write_report
-    from onnxsim_embed.benchmark.tables import joined, refused_table
-    from onnxsim_embed.benchmark.text_bench import TextBench
-    from onnxsim_embed.benchmark.text_plan import CASES, TextPlan
-    from onnxsim_embed.files.atomic import check_output
+    """Measure speed beside fidelity, on your texts and machine, and beside installed peers."""
+    from onnxsim_embed.benchmark import measure
+    from onnxsim_embed.files.atomic import atomic_file, check_output
+    from onnxsim_embed.files.texts import iter_texts, read_scored_pairs
     from onnxsim_embed.system.hardware import available_cpus
 
-    chosen = tuple(name.strip() for name in cases.split(",") if name.strip())
-    if unknown := set(chosen) - set(CASES):
-        raise ValueError(f"{sorted(unknown)[0]!r} is not among the cases: {', '.join(CASES)}")
+    chosen = [name.strip() for name in cases.split(",") if name.strip()]
+    if unknown := sorted(set(chosen) - set(measure.CASES)):
+        raise ValueError(f"unknown case {unknown[0]!r}; allowed are {', '.join(measure.CASES)}")
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         check_output(output / "text.json", force)
-
-    def say(message: str) -> None:
-        if not quiet:
-            typer.echo(message, err=True)
-
-    environments = Environments(peer_python, None, say)
-    peers = choose(against, TEXT_SYSTEMS)
-    corpora = _corpora(texts, column, most)
-    plan = TextPlan(
-        model=model,
-        corpora=corpora,
-        peers=tuple(environments.installed(TEXT_SYSTEMS) if peers is None else peers),
+    python = peer_python or sys.executable
+    peers = measure.choose_peers(against, python)
+    corpus = measure.documentation() if texts is None else list(iter_texts(texts, column))
+    different = list(dict.fromkeys(corpus))
+    result = measure.run(
+        model,
+        different[:: max(1, len(different) // most)][:most],
+        peers,
+        python=python,
         threads=threads or available_cpus(),
         rounds=rounds,
-        work=cache_directory() / "bench" / locate_artifact(model).directory.name,
         cases=chosen,
         patience=patience,
         checkpoint=checkpoint,
-        sts=sts,
+        sts=None if sts is None else read_scored_pairs(sts),
+        say=lambda message: None if quiet else typer.echo(message, err=True),
     )
-    result = TextBench(plan, environments, say).run()
-    made = (text_tables.speed_table, text_tables.latency_table, text_tables.start_table)
-    typer.echo(
-        joined(
-            *(make(result) for make in made),
-            refused_table(result),
-            text_tables.text_conditions(result),
-        )
-    )
+    result["source"] = "documentation of numpy and scipy" if texts is None else Path(texts).name
+    table = _markdown(result, chosen)
+    typer.echo(table)
     if output is not None:
-        write_json(output / "text.json", result)
-        write_report(output, (), say)
-        say(f"written to {output}")
+        with atomic_file(output / "text.json") as work:
+            work.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (output / "tables.md").write_text(table + "\n", encoding="utf-8")
+        _draw(result, output / "speed.png")
 
 
-def _corpora(texts: str | None, column: str | None, most: int) -> tuple[Corpus, ...]:
-    from onnxsim_embed.benchmark.corpus import documentation, file_corpus
-    from onnxsim_embed.files.texts import iter_texts
+def _markdown(result: Mapping[str, Any], cases: Sequence[str]) -> str:
+    """Return one table with a row for each system, fastest first, and the conditions below it."""
+    rows = []
+    for name, row in sorted(result["systems"].items(), key=lambda item: item[1]["seconds"]):
+        cells = {
+            "system": f"**{row['title']}**" if name.startswith("ours") else row["title"],
+            "texts/s": f"{result['texts'] / row['seconds']:,.0f}",
+            "first row is ... times as fast": "{:.2f} ({:.2f} to {:.2f})".format(*row["lead_is"]),
+            "mean / min cosine": f"{row['mean_cosine']:.5f} / {row['min_cosine']:.4f}",
+        }
+        if "sts_spearman" in row:
+            cells["STS Spearman"] = f"{row['sts_spearman']:.2f}"
+        for size, (p50, p90, p99) in row["latency_ms"].items():
+            cells[f"{size} texts, ms p50 / p90 / p99"] = f"{p50:.3g} / {p90:.3g} / {p99:.3g}"
+        for size, (p50, *_) in row["growth_ms"].items():
+            cells[f"s a call of {size}"] = f"{p50 / 1e3:.3g}"
+        if "start" in cases:
+            cells["first vector after, s"] = f"{row['start_seconds']:.2f}"
+            cells["peak memory, MB"] = f"{row['peak_mb']:,.0f}"
+        rows.append(cells)
+    table = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
+    lines += ["", *(f"{name} did not run: {why}" for name, why in result["failed"].items())]
+    machine = result["machine"]
+    return "\n".join([*lines, (
+        f"{result['date']}, {machine['processor']}, {machine['threads']} threads. {result['model']}, "
+        f"{result['texts']:,} texts ({result['source']}), {result['rounds']} alternating rounds, "
+        f"medians. Cosines are to {result['systems'][result['reference']]['title']}."
+    )])  # fmt: skip
 
-    if texts is not None:
-        return (file_corpus(list(iter_texts(texts, column)), Path(texts).name, most),)
-    counts = {"short": most, "descriptions": most, "long": max(8, most // 8)}
-    return tuple(documentation(kind, count) for kind, count in counts.items())
+
+def _draw(result: Mapping[str, Any], path: Path) -> None:
+    """Draw one point per system: texts per second against the error of cosines."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        typer.echo("no picture: pip install 'onnxsim-embed[plot]'", err=True)
+        return
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(
+        xscale="log", yscale="log", xlabel="texts per second", ylabel="1 - mean cosine"
+    )
+    for row in result["systems"].values():
+        speed, error = result["texts"] / row["seconds"], max(1e-7, 1 - row["mean_cosine"])
+        axes.plot([speed], [error], "o")
+        axes.annotate(row["title"], (speed, error), xytext=(6, 4), textcoords="offset points")
+    axes.invert_yaxis()  # better is up, and right
+    figure.savefig(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxsim_embed.benchmark.ahead import ahead_table
+from lab.ahead import ahead_table
 
 
 def system(title, speed, cosine):

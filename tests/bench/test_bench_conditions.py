@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 import pytest
-
-from onnxsim_embed.benchmark import conditions
-from onnxsim_embed.benchmark.conditions import Watch, busy_share, machine, usage, wait_for_quiet
+from lab import conditions
+from lab.conditions import Watch, busy_share, machine, usage, wait_for_quiet
 
 
 @pytest.fixture

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
-from onnxsim_embed.benchmark import corpus
-from onnxsim_embed.benchmark.corpus import Corpus, documentation, file_corpus, is_prose
+from lab import corpus
+from lab.corpus import Corpus, documentation, file_corpus, is_prose
 
 WORDS = "The reader returns what was written to the file before it was closed by its owner"
 PARAGRAPH = f"{WORDS}. " * 3 + "It raises an error where nothing is left to read."

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from onnxsim_embed.benchmark.documents import MARKED, fill, pictures
-from onnxsim_embed.benchmark.tables import load_line, number, refused_table, table
-from onnxsim_embed.benchmark.text_tables import install_table, steady_line
+from lab.documents import MARKED, fill, pictures
+from lab.tables import load_line, number, refused_table, table
+from lab.text_tables import install_table, steady_line
 
 ROOT = Path(__file__).parent.parent.parent
 KNOWN = {"speed", "latency", "detail", "similarity", "similarity-growth", "refused", "install", "steady", "ahead",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from lab.exactness import check_above, check_best
 from scipy import sparse
 
 from onnxsim_embed import similarity_matrix, top_k
-from onnxsim_embed.benchmark.exactness import check_above, check_best, fidelity
+from onnxsim_embed.benchmark.measure import fidelity
 from onnxsim_embed.similarity.compare import unit_vectors
 
 K = 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxsim_embed.benchmark.guard import Comparison, compare
+from lab.guard import Comparison, compare
 
 
 def result(**ratios):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 
 import pytest
-
-from onnxsim_embed.benchmark import peers
-from onnxsim_embed.benchmark.install_size import INSTALLS
-from onnxsim_embed.benchmark.peers import (
+from lab import peers
+from lab.install_size import INSTALLS
+from lab.peers import (
     ENVIRONMENTS,
     SIMILARITY_SYSTEMS,
     TEXT_SYSTEMS,

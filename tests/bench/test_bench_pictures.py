@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxsim_embed.benchmark.pictures import nice_ticks, place_labels
+from lab.pictures import nice_ticks, place_labels
 
 EDGES = (0.0, 400.0)
 

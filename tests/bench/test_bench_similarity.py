@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from lab import report, similarity_bench
+from lab.peers import Environments
+from lab.similarity_bench import SimilarityBench, SimilarityPlan, tiled
+from lab.similarity_tables import similarity_conditions
 
 from onnxsim_embed import similarity_matrix
-from onnxsim_embed.benchmark import report, similarity_bench
-from onnxsim_embed.benchmark.peers import Environments
-from onnxsim_embed.benchmark.similarity_bench import SimilarityBench, SimilarityPlan, tiled
-from onnxsim_embed.benchmark.similarity_tables import similarity_conditions
 from onnxsim_embed.similarity.compare import unit_vectors
 
 VECTORS = np.random.default_rng(1).standard_normal((90, 8)).astype(np.float32)

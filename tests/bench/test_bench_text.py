@@ -6,26 +6,24 @@ import json
 
 import numpy as np
 import pytest
+from lab import report, text_bench
+from lab.corpus import Corpus
+from lab.documents import blocks
+from lab.peers import Environments
+from lab.text_bench import TextBench
+from lab.text_plan import (
+    TextPlan,
+    count_tokens,
+    linear_operations,
+    most_tokens,
+)
+from lab.text_result import stages
+from lab.workers import SystemRefusedError, Worker
 from support import WORDS
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.benchmark import report, text_bench
-from onnxsim_embed.benchmark.corpus import Corpus
-from onnxsim_embed.benchmark.documents import blocks
-from onnxsim_embed.benchmark.exactness import fidelity
-from onnxsim_embed.benchmark.peers import Environments
-from onnxsim_embed.benchmark.text_bench import TextBench
-from onnxsim_embed.benchmark.text_plan import (
-    TextPlan,
-    count_tokens,
-    find_checkpoint,
-    int8_kernels,
-    linear_operations,
-    most_tokens,
-)
-from onnxsim_embed.benchmark.text_result import stages
-from onnxsim_embed.benchmark.workers import SystemRefusedError, Worker
+from onnxsim_embed.benchmark.measure import fidelity, find_checkpoint, int8_kernels
 
 RANDOM = np.random.default_rng(0)
 TEXTS = tuple(" ".join(RANDOM.choice(WORDS[:40], 7)) for _ in range(12))

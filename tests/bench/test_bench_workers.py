@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-
-from onnxsim_embed.benchmark.workers import (
+from lab.workers import (
     Crew,
     SystemRefusedError,
     Worker,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from onnxsim_embed.benchmark.tables import Result, number, table
-from onnxsim_embed.benchmark.text_tables import kind_title
+from lab.tables import Result, number, table
+from lab.text_tables import kind_title
 
 # A peer with a mean cosine from here on computes what fp32 computes.
 FULL_PRECISION = 0.9999

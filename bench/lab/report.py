@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxsim_embed.benchmark import guard
-from onnxsim_embed.benchmark.documents import blocks, fill_files
+from lab import guard
+from lab.documents import blocks, fill_files
 from onnxsim_embed.files.atomic import atomic_file
 
 NAMES = ("text", "similarity", "install", "steady")
@@ -50,7 +50,7 @@ def write_report(directory: Path, documents: Sequence[Path], say: Callable[[str]
 
 def draw(directory: Path, text: dict[str, Any] | None, similarity: dict[str, Any] | None) -> None:
     """Draw the pictures of results into a directory."""
-    from onnxsim_embed.benchmark.pictures import draw_growth, draw_speed, draw_stages
+    from lab.pictures import draw_growth, draw_speed, draw_stages
 
     if text is not None:
         draw_speed(text, directory / "speed.png")

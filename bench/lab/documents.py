@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onnxsim_embed.benchmark import similarity_tables as similar
-from onnxsim_embed.benchmark import text_tables as texts
-from onnxsim_embed.benchmark.ahead import ahead_table
-from onnxsim_embed.benchmark.tables import Result, joined, refused_table
+from lab import similarity_tables as similar
+from lab import text_tables as texts
+from lab.ahead import ahead_table
+from lab.tables import Result, joined, refused_table
 
 MARKED = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxsim_embed.benchmark.workers import shortened
+from lab.workers import shortened
 
 # PyTorch first and by version, in every call: else pip fetches several GB of CUDA on some machines.
 TORCH = ("torch==2.13.0",)

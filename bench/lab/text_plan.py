@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnxsim_embed.artifact.cache import locate_checkpoint
+from lab.corpus import Corpus
 from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.benchmark.corpus import Corpus
-from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.runtime.tokenization import Tokenizer
-from onnxsim_embed.system.hardware import cpu_flags
 
 CASES = ("latency", "growth", "start")
 
@@ -48,32 +44,11 @@ class TextPlan:
     roof_seconds: float = 0.5
 
 
-def find_checkpoint(model: str, artifact: Artifact) -> Path | None:
-    """Return the checkpoint that peers load in place of an artifact, or None where it is not here."""
-    for name in (model, artifact.manifest.source):
-        try:
-            directory, _ = locate_checkpoint(name)
-        except CheckpointError:
-            continue
-        if list(directory.glob("*.safetensors")) or list(directory.glob("pytorch_model*.bin")):
-            return directory
-    return None
-
-
 def linear_operations(artifact: Artifact) -> int:
     """Return the operations (a multiplication and an addition are two) of linear layers for a token."""
     config = json.loads(artifact.file("config.json").read_text(encoding="utf-8"))
     hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
     return 2 * int(config["num_hidden_layers"]) * (4 * hidden * hidden + 2 * hidden * inner)
-
-
-def int8_kernels(flags: frozenset[str] | None = None) -> str:
-    """Return optimum's name for the int8 instructions of this machine."""
-    if platform.machine().lower() in ("arm64", "aarch64"):
-        return "arm64"
-    flags = cpu_flags() if flags is None else flags
-    found = [name for name in ("avx512_vnni", "avx512f") if name in flags]
-    return {"avx512_vnni": "avx512_vnni", "avx512f": "avx512"}[found[0]] if found else "avx2"
 
 
 def most_tokens(artifact: Artifact, kind: str) -> int:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.benchmark.conditions import Watch, machine, today
-from onnxsim_embed.benchmark.exactness import check_above, check_best
-from onnxsim_embed.benchmark.guard import Ratio
-from onnxsim_embed.benchmark.peers import SIMILARITY_SYSTEMS, Environments, title
-from onnxsim_embed.benchmark.workers import (
+from lab.conditions import Watch, machine, today
+from lab.exactness import check_above, check_best
+from lab.guard import Ratio
+from lab.peers import SIMILARITY_SYSTEMS, Environments, title
+from lab.workers import (
     Crew,
     Request,
     Roof,

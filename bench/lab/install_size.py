@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxsim_embed.benchmark.conditions import today
-from onnxsim_embed.benchmark.peers import TORCH, make_environment
+from lab.conditions import today
+from lab.peers import TORCH, make_environment
 
 # What a user installs to encode texts, as each project's documentation says it.
 INSTALLS: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -17,17 +17,6 @@ NEAR = 1e-6
 BLOCK_ROWS = 256
 
 
-def fidelity(
-    vectors: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
-) -> dict[str, float]:
-    """Return the mean and the least cosine of vectors with the reference's of the same texts."""
-    left, right = vectors.astype(np.float64), reference.astype(np.float64)
-    cosines = np.einsum("ij,ij->i", left, right)
-    cosines /= np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    cosines = np.minimum(cosines, 1)  # rounding may pass it, a cosine never does
-    return {"mean_cosine": float(cosines.mean()), "min_cosine": float(cosines.min())}
-
-
 def check_above(
     vectors: npt.NDArray[np.float32], threshold: float, results: Mapping[str, Result]
 ) -> dict[str, dict[str, Any]]:

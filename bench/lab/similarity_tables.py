@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxsim_embed.benchmark.tables import (
+from lab.tables import (
     Result,
     bold,
     machine_line,

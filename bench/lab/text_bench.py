@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxsim_embed.artifact.cache import locate_artifact
-from onnxsim_embed.benchmark.conditions import Watch
-from onnxsim_embed.benchmark.corpus import Corpus
-from onnxsim_embed.benchmark.exactness import fidelity
-from onnxsim_embed.benchmark.guard import Ratio
-from onnxsim_embed.benchmark.peers import OURS, TEXT_SYSTEMS, Environments, title
-from onnxsim_embed.benchmark.text_plan import (
+from lab.conditions import Watch
+from lab.corpus import Corpus
+from lab.guard import Ratio
+from lab.peers import OURS, TEXT_SYSTEMS, Environments, title
+from lab.text_plan import (
     TextPlan,
     count_tokens,
-    find_checkpoint,
-    int8_kernels,
     most_tokens,
 )
-from onnxsim_embed.benchmark.text_result import Measured, ratio_of, stages, text_result
-from onnxsim_embed.benchmark.workers import (
+from lab.text_result import Measured, ratio_of, stages, text_result
+from lab.workers import (
     Crew,
     Request,
     Roof,
@@ -32,8 +27,11 @@ from onnxsim_embed.benchmark.workers import (
     ratio,
     spread,
 )
+from onnxsim_embed.artifact.cache import locate_artifact
+from onnxsim_embed.benchmark import worker as text_worker
+from onnxsim_embed.benchmark.measure import fidelity, find_checkpoint, system_settings
 
-FILE = "text_systems.py"
+FILE, SYSTEMS = "text_systems.py", Path(text_worker.__file__)
 # Peers take the fastest of these, found for each kind of texts; our batches are our own affair.
 # Not those of more tokens than this: they leave the caches, and take GBs. Those that come near the
 # fastest get a second go.
@@ -73,18 +71,9 @@ class TextBench:
         self._say = say
         self._artifact = locate_artifact(plan.model)
         checkpoint = plan.checkpoint or find_checkpoint(plan.model, self._artifact)
-        manifest = self._artifact.manifest
         self._checkpoint = checkpoint
-        self._settings = {
-            "artifact": str(self._artifact.directory),
-            "checkpoint": str(checkpoint),
-            "work": str(plan.work.absolute()),
-            "threads": plan.threads,
-            "pooling": list(manifest.pooling) if not manifest.dense else ["with dense layers"],
-            "dim": manifest.dim,
-            "max_seq_length": manifest.max_seq_length,
-            "int8_kernels": int8_kernels(),
-        }
+        settings = system_settings(self._artifact, checkpoint, plan.work, plan.threads)
+        self._settings = settings | {"systems": str(SYSTEMS)}
         self._rows: dict[str, dict[str, Any]] = {}
         self._watch = Watch(plan.patience, say)
         self._ratios: dict[str, Ratio] = {}
@@ -95,10 +84,6 @@ class TextBench:
         plan = self._plan
         vectors = plan.work / "vectors"
         vectors.mkdir(parents=True, exist_ok=True)
-        calibration = plan.work / "calibration" / "train.jsonl"
-        calibration.parent.mkdir(exist_ok=True)
-        shipped = files("onnxsim_embed").joinpath("data/calibration.jsonl")
-        calibration.write_bytes(shipped.read_bytes())
         roof = Roof(plan.threads, plan.work / "logs", plan.roof_seconds)
         with Crew(FILE, plan.work / "logs", self._say) as crew:
             try:

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.benchmark.conditions import machine, today
-from onnxsim_embed.benchmark.corpus import Corpus
-from onnxsim_embed.benchmark.guard import Ratio
-from onnxsim_embed.benchmark.text_plan import (
+from lab.conditions import machine, today
+from lab.corpus import Corpus
+from lab.guard import Ratio
+from lab.text_plan import (
     TextPlan,
     count_tokens,
     linear_operations,
     most_tokens,
 )
-from onnxsim_embed.benchmark.workers import rounded
+from lab.workers import rounded
+from onnxsim_embed.artifact.manifest import Artifact
 
 CLOCK = (
     "inside the process that holds the system, from the list of texts to the array of unit vectors: "

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxsim_embed.benchmark.tables import OURS
-from onnxsim_embed.benchmark.text_tables import LEAD, kind_title, main_kind
+from lab.tables import OURS
+from lab.text_tables import LEAD, kind_title, main_kind
 
 Result = Mapping[str, Any]
 

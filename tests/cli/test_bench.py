@@ -14,15 +14,21 @@ def test_own_texts_are_measured(run, artifact, texts_csv, tmp_path, monkeypatch)
     assert code == 0, err
     assert "**onnxsim-embed int8**" in out
     assert "mean / min cosine" in out
-    assert "throughput, texts" in err
+    assert "round 1 of 1: ours-fp32" in err
+    assert sorted(p.name for p in (tmp_path / "results").iterdir()) == [
+        "speed.png",
+        "tables.md",
+        "text.json",
+    ]
     result = json.loads((tmp_path / "results/text.json").read_text())
-    assert result["corpora"]["texts"]["source"] == texts_csv.name
-    assert result["corpora"]["texts"]["texts"] == 11  # "solar energy" is there twice
+    assert result["source"] == texts_csv.name
+    assert result["texts"] == 11  # "solar energy" is there twice
+    assert list(result["systems"]) == ["ours-int8", "ours-fp32"]
 
 
 def test_an_unknown_peer_or_case_is_one_line(refuse, artifact):
-    assert "'jax' is not among the peers: torch, " in refuse("bench", "--against", "torch,jax")
-    assert "'speed' is not among the cases: latency, growth, start" in refuse(
+    assert "unknown peer 'jax'; allowed are torch, " in refuse("bench", "--against", "torch,jax")
+    assert "unknown case 'speed'; allowed are latency, growth, start" in refuse(
         "bench", "--cases", "speed"
     )
 

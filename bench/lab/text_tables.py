@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnxsim_embed.benchmark.tables import (
+from lab.tables import (
     Result,
     bold,
     joined,
