@@ -39,8 +39,9 @@ from onnxsim_embed.export.onnx.encoder import GraphEncoder
 from onnxsim_embed.export.onnx.fp16 import METHOD as FP16_METHOD
 from onnxsim_embed.export.onnx.fp16 import write_fp16
 from onnxsim_embed.export.onnx.trace import trace
-from onnxsim_embed.export.quantization.bert import ERROR_BUDGET, METHOD, quantize_static
+from onnxsim_embed.export.quantization.bert import METHOD, quantize_static
 from onnxsim_embed.export.quantization.calibration import calibration_texts, collect_activations
+from onnxsim_embed.export.quantization.ranges import ERROR_BUDGET
 from onnxsim_embed.export.reference import has_torch
 from onnxsim_embed.export.verify import verify_adopted, verify_derived, verify_fp32
 from onnxsim_embed.export.weights import Tensors, has_weights

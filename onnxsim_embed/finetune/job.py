@@ -15,7 +15,7 @@ from onnxsim_embed.errors import VerificationError
 from onnxsim_embed.export import export_model
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.fidelity import compare_vectors
-from onnxsim_embed.export.quantization.calibration import LEAST_TEXTS
+from onnxsim_embed.export.quantization.calibration import MIN_TEXTS
 from onnxsim_embed.files.atomic import atomic_directory, atomic_file
 from onnxsim_embed.finetune.base import base_prompts, open_base, versions
 from onnxsim_embed.finetune.pairs import TextPairs, clean_pairs, without_negatives
@@ -274,7 +274,7 @@ def _calibration(job: _Job) -> list[str] | None:
             len(texts), CALIBRATION_TEXTS, replace=False
         )
         texts = [texts[i] for i in sorted(chosen.tolist())]
-    return texts if len(texts) >= LEAST_TEXTS else None
+    return texts if len(texts) >= MIN_TEXTS else None
 
 
 def _encode_with(embedder: Embedder) -> Encode:

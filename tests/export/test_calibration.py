@@ -9,7 +9,7 @@ from onnxsim_embed.export.bert import load_bert
 from onnxsim_embed.export.onnx.bert_graph import build_encoder
 from onnxsim_embed.export.quantization import calibration as calibrate
 from onnxsim_embed.export.quantization.calibration import (
-    LEAST_TEXTS,
+    MIN_TEXTS,
     calibration_texts,
     check_calibration,
     collect_activations,
@@ -136,13 +136,11 @@ def test_collecting_twice_gives_the_same(bert, texts, seen):
         ([], 0),
         (["one"], 1),
         (["the same"] * 20, 1),
-        ([str(i) for i in range(LEAST_TEXTS - 1)] * 3, LEAST_TEXTS - 1),
+        ([str(i) for i in range(MIN_TEXTS - 1)] * 3, MIN_TEXTS - 1),
     ],
 )
 def test_too_few_different_texts_are_refused_with_their_number(texts, different):
-    with pytest.raises(
-        ValueError, match=f"at least {LEAST_TEXTS} different texts, got {different};"
-    ):
+    with pytest.raises(ValueError, match=f"at least {MIN_TEXTS} distinct texts, got {different};"):
         check_calibration(texts)
 
 
@@ -158,7 +156,7 @@ def test_one_text_is_no_list_of_texts():
 
 
 def test_enough_different_texts_serve():
-    check_calibration([str(i) for i in range(LEAST_TEXTS)])
+    check_calibration([str(i) for i in range(MIN_TEXTS)])
     check_calibration(calibration_texts())
 
 

@@ -23,8 +23,9 @@ from onnxsim_embed.export.quantization.calibration import (
     collect_activations,
     input_names,
 )
-from onnxsim_embed.export.quantization.gptq import round_nearest, round_table
-from onnxsim_embed.export.quantization.ranges import Range, activation_function
+from onnxsim_embed.export.quantization.gptq import quantize_nearest, quantize_table
+from onnxsim_embed.export.quantization.ranges import activation_function
+from onnxsim_embed.export.quantization.transforms import Range
 
 CALIBRATION = [f"the {word} of the water {number}" for number, word in enumerate(VOCABULARY[5:40])]
 KEYS = {"query, key, value", "output", "up", "down"}
@@ -144,8 +145,8 @@ def test_calibration_texts_come_from_a_column(run, checkpoint, tmp_path, calibra
         ("absent.csv", None, [], 2, "no file"),
         ("empty.txt", "", [], 1, "holds no texts"),
         ("header.csv", "text\n", [], 1, "holds no texts"),
-        ("single.txt", "one text\n", [], 2, "at least 16 different texts, got 1"),
-        ("equal.txt", "the same\n" * 20, [], 2, "at least 16 different texts, got 1"),
+        ("single.txt", "one text\n", [], 2, "at least 16 distinct texts, got 1"),
+        ("equal.txt", "the same\n" * 20, [], 2, "at least 16 distinct texts, got 1"),
         ("t.csv", "a,b\n1,2\n", ["--column", "c"], 2, "no column 'c'; it has: a, b"),
         ("t.csv", "a,b\n1,2\n", [], 2, "--column"),
         ("t.jsonl", '{"text": "a"}\n{"text": null}\n', [], 1, "row 1 holds no text"),
@@ -177,7 +178,7 @@ def test_a_bar_that_is_none_is_one_line(run, checkpoint, tmp_path, bar):
 
 @pytest.mark.parametrize("calibration", [[], ["one"], ["same"] * 20])
 def test_too_few_calibration_texts_are_refused_before_anything_is_done(tmp_path, calibration):
-    with pytest.raises(ValueError, match="at least 16 different texts"):
+    with pytest.raises(ValueError, match="at least 16 distinct texts"):
         export_model("no/such-model", tmp_path / "a", calibration=calibration)
 
 
@@ -291,9 +292,9 @@ def naive(bert, seen):
         for group, made in zip(names, inputs, strict=True):
             for name in group:
                 linear = getattr(layer, name)
-                linears[name] = StaticLinear(*round_nearest(linear.weight), linear.bias, made)
+                linears[name] = StaticLinear(*quantize_nearest(linear.weight), linear.bias, made)
         layers.append(replace(layer, **linears))
-    return replace(bert, words=round_table(bert.words), layers=tuple(layers))
+    return replace(bert, words=quantize_table(bert.words), layers=tuple(layers))
 
 
 @pytest.fixture(scope="module")

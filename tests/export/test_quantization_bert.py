@@ -11,13 +11,16 @@ from support import VOCABULARY, bert_config, bert_tensors
 from onnxsim_embed.export.bert import ACTIVATIONS, Int8Table, Linear, StaticLinear, load_bert
 from onnxsim_embed.export.onnx.bert_graph import build_encoder
 from onnxsim_embed.export.quantization import bert as quantize
-from onnxsim_embed.export.quantization.bert import COLUMN_STEP, ERROR_BUDGET, quantize_static
+from onnxsim_embed.export.quantization import transforms
+from onnxsim_embed.export.quantization.bert import quantize_static
 from onnxsim_embed.export.quantization.calibration import collect_activations, input_names
 from onnxsim_embed.export.quantization.ranges import (
+    ERROR_BUDGET,
     activation_function,
     fit_outlier_split,
     fit_smoothing,
 )
+from onnxsim_embed.export.quantization.transforms import CHANNEL_STEP
 
 LINEARS = ("query", "key", "value", "output", "up", "down")
 GROUPS = ("query, key, value", "output", "up", "down")
@@ -156,11 +159,11 @@ def test_shift_and_smoothing_leave_the_float_function_as_it_was(monkeypatch, exp
     force(monkeypatch, exponents=[exponent], shifts=[shift])
     fine = 2.0**-20
     monkeypatch.setattr(
-        quantize,
-        "round_weight",
+        transforms,
+        "quantize_gptq",
         lambda weight, _: (np.rint(weight / fine), np.full(weight.shape[1], fine, np.float32)),
     )
-    monkeypatch.setattr(quantize, "round_table", lambda table: table)
+    monkeypatch.setattr(quantize, "quantize_table", lambda table: table)
     monkeypatch.setattr(
         quantize, "fit_outlier_split", lambda *given: replace(fit_outlier_split(*given), error=0.5)
     )  # down stays float32, and without copies
@@ -185,7 +188,7 @@ def test_copies_of_outlier_columns_add_up(activation):
     assert max(copied) > 0
     for layer, copies in zip(made.bert.layers, copied, strict=True):
         extra = layer.up.weight.shape[1] - 96
-        assert (extra % COLUMN_STEP, extra >= copies) == (0, True)
+        assert (extra % CHANNEL_STEP, extra >= copies) == (0, True)
         assert len(layer.down.weight) == 96 + extra
     assert cosines(hidden(bert, IDS).mean(0), hidden(made.bert, IDS).mean(0)).min() > 0.99
 
@@ -207,7 +210,7 @@ def test_padding_columns_compute_nothing():
 
 
 def test_a_budget_of_zero_keeps_every_linear(bert, seen, monkeypatch):
-    monkeypatch.setattr(quantize, "round_table", lambda table: table)
+    monkeypatch.setattr(quantize, "quantize_table", lambda table: table)
     made = quantize_static(bert, seen, budget=0)
     assert all(chosen["kept"] == "float32" for note in made.layers for chosen in note.values())
     for layer in made.bert.layers:

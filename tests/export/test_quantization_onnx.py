@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxsim_embed.export.quantization import onnx as module
 from onnxsim_embed.export.quantization.calibration import Activations
-from onnxsim_embed.export.quantization.onnx import find_linears, fit_input_split, quantize_graph
+from onnxsim_embed.export.quantization.onnx import find_linears, quantize_graph
+from onnxsim_embed.export.quantization.ranges import fit_outlier_split
 
 RNG = np.random.default_rng(0)
 WEIGHT = (RNG.standard_normal((32, 24)) * 0.2).astype(np.float32)
@@ -102,10 +103,10 @@ def outliers(reach: float) -> np.ndarray:
 def test_an_outlier_channel_is_split_and_its_copies_add_up():
     rows = outliers(40)
     weight = (RNG.standard_normal((192, 16)) * 0.1).astype(np.float32)
-    split = fit_input_split(seen(rows), [weight])
+    split = fit_outlier_split(seen(rows), [weight])
     assert set(split.columns) == {7}
     inputs = split.apply(rows)
-    total = inputs[:, 7] + (inputs[:, 192:] - split.low).sum(axis=1)
+    total = inputs[:, 7] + (inputs[:, 192:] - split.floor).sum(axis=1)
     # Each copy is off by half a step at most.
     most = float(split.range.scale) * (len(split.columns) + 1)
     assert np.abs(total - rows[:, 7]).max() <= most
@@ -115,9 +116,9 @@ def test_an_outlier_channel_is_split_and_its_copies_add_up():
 
 def test_without_outliers_nothing_is_copied():
     rows = RNG.uniform(-0.17, 3, (2048, 192)).astype(np.float32)
-    split = fit_input_split(seen(rows), [np.eye(192, dtype=np.float32)])
+    split = fit_outlier_split(seen(rows), [np.eye(192, dtype=np.float32)])
     assert len(split.columns) == 0
-    assert split.range.top >= 3 * 0.99
+    assert split.range.high >= 3 * 0.99
 
 
 def test_a_graph_with_a_split_equals_the_float_one(monkeypatch):

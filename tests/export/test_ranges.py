@@ -6,19 +6,19 @@ import pytest
 from onnxsim_embed.export.bert import ACTIVATIONS
 from onnxsim_embed.export.quantization.calibration import Activations
 from onnxsim_embed.export.quantization.ranges import (
-    COLUMNS_PER_COPY,
+    CHANNELS_PER_SPLIT,
     EXPONENTS,
     SEARCH_ROWS,
     SHIFTS,
-    Range,
     activation_function,
     fit_outlier_split,
     fit_smoothing,
     output_error,
-    plan_split_columns,
+    plan_split_channels,
     smoothing_multiplier,
-    spread_rows,
+    subsample,
 )
+from onnxsim_embed.export.quantization.transforms import Range, Smoothing
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -34,6 +34,11 @@ def outliers(seed: int, factor: float = 40, shift: float = 0, width: int = 96) -
     rows = normal(seed, 500, width)
     rows[:, [3, 50, 90]] = rows[:, [3, 50, 90]] * factor + shift
     return rows
+
+
+def identity(channels: int) -> Smoothing:
+    ones = np.ones(channels, np.float32)
+    return Smoothing(0.0, 0.0, 0 * ones, ones, Range.of(0, 1))
 
 
 # A range
@@ -66,7 +71,7 @@ def test_outside_a_value_ends_at_the_nearest_end(low, high):
     span = Range.of(low, high)
     bottom = -np.float32(span.zero_point) * span.scale
     made = span.round_trip(np.array([-1e9, 1e9], np.float32))
-    assert made == pytest.approx([bottom, span.top])
+    assert made == pytest.approx([bottom, span.high])
 
 
 def test_an_input_that_is_always_zero_has_a_range():
@@ -181,7 +186,7 @@ def test_each_activation_equals_that_of_transformers(name):
 @pytest.mark.parametrize("top", [0.5, 1.0, 3.3, 100.0])
 def test_copies_hold_the_largest_value_of_every_channel(top):
     highest = np.array([-1, 0, 0.3, 1, 1.7, 3.3, 9, 40.2], np.float32)
-    columns, offsets = plan_split_columns(highest, top)
+    columns, offsets = plan_split_channels(highest, top)
     assert len(columns) == len(offsets)
     for column, value in enumerate(highest):
         own = offsets[columns == column]
@@ -195,7 +200,7 @@ def test_saturated_copies_add_up_to_the_channel(name, tolerance):
     activation = activation_function(name)
     top = 7.0
     values = np.linspace(-5, 34, 2000, dtype=np.float32)
-    columns, offsets = plan_split_columns(np.array([34], np.float32), top)
+    columns, offsets = plan_split_channels(np.array([34], np.float32), top)
     parts = [activation(values), *(activation(values - offset) for offset in offsets)]
     total = np.sum([np.minimum(part, top) for part in parts], axis=0)
     assert len(columns) == 4
@@ -208,26 +213,22 @@ def test_a_few_huge_channels_are_split(name):
     rows = normal(16, 600, 192)
     rows[:, [4, 77]] = rows[:, [4, 77]] * 15 + 25
     weight = normal(17, 192, 24)
-    fit = fit_outlier_split(seen(rows), activation, weight)
+    fit = fit_outlier_split(seen(rows), [weight], activation)
     inner = activation(rows)
     plain = Range.of(float(inner.min()), float(inner.max())).round_trip(inner)
     assert set(fit.columns) == {4, 77}
-    assert fit.range.top < 0.7 * inner.max()
-    assert fit.error < 0.3 * output_error(plain, [inner @ weight], [weight])
+    assert fit.range.high < 0.7 * inner.max()
+    assert fit.error < 0.3 * output_error(identity(192), plain, [inner @ weight], [weight])
     assert fit.error == pytest.approx(
-        output_error(
-            fit.apply(rows, activation),
-            [inner @ weight],
-            [np.concatenate([weight, weight[fit.columns]])],
-        ),
+        output_error(fit, fit.apply(rows), [inner @ weight], [weight]),
         rel=1e-4,
     )
 
 
 def test_splitting_is_worth_a_limited_number_of_columns():
     rows = np.abs(normal(18, 500, 480)) * np.geomspace(0.1, 100, 480, dtype=np.float32)
-    fit = fit_outlier_split(seen(rows), activation_function("relu"), normal(19, 480, 8))
-    assert len(fit.columns) <= 480 // COLUMNS_PER_COPY
+    fit = fit_outlier_split(seen(rows), [normal(19, 480, 8)], activation_function("relu"))
+    assert len(fit.columns) <= 480 // CHANNELS_PER_SPLIT
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -245,10 +246,10 @@ def test_splitting_is_worth_a_limited_number_of_columns():
 )
 def test_every_activation_gets_a_range(name, rows):
     activation = activation_function(name)
-    fit = fit_outlier_split(seen(rows), activation, normal(24, rows.shape[1], 8))
+    fit = fit_outlier_split(seen(rows), [normal(24, rows.shape[1], 8)], activation)
     assert np.isfinite(fit.error)
-    made, inner = fit.apply(rows, activation)[:, : rows.shape[1]], activation(rows)
-    inside = inner <= fit.range.top
+    made, inner = fit.apply(rows)[:, : rows.shape[1]], activation(rows)
+    inside = inner <= fit.range.high
     assert np.abs(made - inner)[inside].max() <= 0.51 * fit.range.scale
 
 
@@ -257,16 +258,20 @@ def test_every_activation_gets_a_range(name, rows):
 
 def test_rows_are_spread_over_all():
     rows = np.arange(10_000, dtype=np.float32)[:, None]
-    some = spread_rows(rows, SEARCH_ROWS)
+    some = subsample(rows, SEARCH_ROWS)
     assert len(some) == len(np.unique(some)) == SEARCH_ROWS
     assert (some[0], some[-1]) == (0, 9999)
     assert np.diff(some[:, 0]).max() <= 10
-    assert spread_rows(rows[:7], SEARCH_ROWS).shape == (7, 1)
+    assert subsample(rows[:7], SEARCH_ROWS).shape == (7, 1)
 
 
 def test_a_fine_range_has_no_error_but_the_weights_own():
     rows, weight = normal(25, 300, 32), normal(26, 32, 12)
-    nearest, final = (output_error(rows, [rows @ weight], [weight], final=f) for f in (False, True))
+    nearest, final = (
+        output_error(identity(32), rows, [rows @ weight], [weight], final=f) for f in (False, True)
+    )
     assert 0 < nearest < 1e-4
     assert final < 1.02 * nearest
-    assert output_error(np.zeros_like(rows), [rows @ weight], [weight]) == pytest.approx(1, rel=0.1)
+    assert output_error(
+        identity(32), np.zeros_like(rows), [rows @ weight], [weight]
+    ) == pytest.approx(1, rel=0.1)

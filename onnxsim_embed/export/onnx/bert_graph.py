@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnxsim_embed.export.bert import AnyLinear, Bert, Int8Table, Layer, Linear, Norm, StaticLinear
+from onnxsim_embed.export.bert import Bert, Layer, Norm, StaticLinear
 from onnxsim_embed.export.onnx.builder import MICROSOFT, GraphBuilder
 
 Layout = Literal["portable", "run"]
@@ -54,7 +54,9 @@ def build_encoder(
 
 
 def _embeddings(b: GraphBuilder, bert: Bert, portable: bool) -> str:
-    words = _words(b, bert)
+    words = b.embedding(
+        bert.words, "input_ids", constant="words", prefix="embeddings.", name="embeddings.words"
+    )
     axis = 1 if portable else 0
     length = b.op("Shape", "input_ids", name="sequence_length", start=axis, end=axis + 1)
     zero = b.constant("zero", np.array([0], np.int64))
@@ -62,17 +64,6 @@ def _embeddings(b: GraphBuilder, bert: Bert, portable: bool) -> str:
     positions = b.op("Slice", table, zero, length, zero, name="embeddings.positions")
     total = b.op("Add", words, positions, name="embeddings.sum")
     return _norm(b, bert, bert.norm, total, "embeddings.norm")
-
-
-def _words(b: GraphBuilder, bert: Bert) -> str:
-    table = bert.words
-    if not isinstance(table, Int8Table):
-        return b.op("Gather", b.constant("words", table), "input_ids", name="embeddings.words")
-    values = b.op("Gather", b.constant("words", table.values), "input_ids", name="embeddings.int8")
-    values = b.op("Cast", values, name="embeddings.float", to=TensorProto.FLOAT)
-    scales = b.constant("words.scales", table.scales[:, None])
-    scales = b.op("Gather", scales, "input_ids", name="embeddings.scales")
-    return b.op("Mul", values, scales, name="embeddings.words")
 
 
 def _additive_mask(b: GraphBuilder) -> str:
@@ -88,13 +79,13 @@ def _layer(b: GraphBuilder, bert: Bert, layer: Layer, x: str, mask: str | None, 
     context = attend(b, bert, layer, x, mask or "", name)
     flat = b.constant("hidden.shape", np.array([0, 0, bert.hidden], np.int64))
     context = b.op("Reshape", context, flat, name=f"{name}.context")
-    attended = _linear(b, layer.output, context, f"{name}.output")
+    attended = b.linear(layer.output, context, f"{name}.output")
     x = b.op("Add", x, attended, name=f"{name}.attended")
     x = _norm(b, bert, layer.attention_norm, x, f"{name}.attention_norm")
-    up = _linear(b, layer.up, x, f"{name}.up")
+    up = b.linear(layer.up, x, f"{name}.up")
     fused = isinstance(layer.down, StaticLinear)
     inner = _activation(b, bert.activation, up, f"{name}.activation", fused)
-    down = _linear(b, layer.down, inner, f"{name}.down")
+    down = b.linear(layer.down, inner, f"{name}.down")
     total = b.op("Add", x, down, name=f"{name}.sum")
     return _norm(b, bert, layer.norm, total, f"{name}.norm")
 
@@ -104,7 +95,7 @@ def _heads(b: GraphBuilder, bert: Bert, layer: Layer, x: str, name: str) -> list
     shape = b.constant("heads.shape", np.array([0, 0, bert.heads, bert.head_width], np.int64))
     parts = (("query", layer.query), ("key", layer.key), ("value", layer.value))
     return [
-        b.op("Reshape", _linear(b, linear, x, f"{name}.{part}"), shape, name=f"{name}.{part}.heads")
+        b.op("Reshape", b.linear(linear, x, f"{name}.{part}"), shape, name=f"{name}.{part}.heads")
         for part, linear in parts
     ]
 
@@ -166,33 +157,3 @@ def _activation(b: GraphBuilder, activation: str, x: str, name: str, fused: bool
         curve = b.op("Tanh", b.op("Mul", inner, scale, name=f"{name}.scaled"), name=f"{name}.tanh")
     shifted = b.op("Add", curve, one, name=f"{name}.shifted")
     return b.op("Mul", b.op("Mul", x, shifted, name=f"{name}.product"), half, name=name)
-
-
-def _linear(b: GraphBuilder, linear: AnyLinear, x: str, name: str) -> str:
-    if isinstance(linear, StaticLinear):
-        return _static_linear(b, linear, x, name)
-    if not isinstance(linear, Linear):
-        raise TypeError(f"{name}: cannot emit {type(linear).__name__}")
-    y = b.op("MatMul", x, b.constant(f"{name}.weight", linear.weight), name=f"{name}.product")
-    if linear.bias is None:
-        return y
-    return b.op("Add", y, b.constant(f"{name}.bias", linear.bias), name=name)
-
-
-def _static_linear(b: GraphBuilder, linear: StaticLinear, x: str, name: str) -> str:
-    how = linear.input
-    # Query, key and value share one `how`, whose constants are named after the first to come.
-    key = (x, id(how))
-    scale = b.constant(f"{x}.scale", how.scale)
-    zero = b.constant(f"{x}.zero_point", how.zero_point)
-    if key not in b.quantized:
-        source = x
-        if how.multiplier is not None:
-            factors = b.constant(f"{x}.multiplier", how.multiplier)
-            source = b.op("Mul", x, factors, name=f"{x}.smoothed")
-        b.quantized[key] = b.op("QuantizeLinear", source, scale, zero, name=f"{x}.quantized")
-    weight = b.constant(f"{name}.weight", linear.weight)
-    inputs = [b.quantized[key], weight, scale, b.constant(f"{name}.scales", linear.scales), zero]
-    if linear.bias is not None:
-        inputs += ["", b.constant(f"{name}.bias", linear.bias)]
-    return b.op("MatMulIntegerToFloat", *inputs, name=name, domain=MICROSOFT)

@@ -1,8 +1,9 @@
-"""A small writer of ONNX graphs: nodes, constants, and constants shared between two files."""
+"""A writer of ONNX graphs: nodes, constants, linear layers, constants shared between two files."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
+
+from onnxsim_embed.export.bert import AnyLinear, Int8Table, Linear, StaticLinear
 
 MICROSOFT = "com.microsoft"  # onnxruntime's own operators
 OPSET = 17  # the first with LayerNormalization; every reader in use understands it
@@ -22,11 +26,16 @@ SHARED_BYTES = 1024
 
 @dataclass
 class GraphBuilder:
-    """Collects nodes and constants."""
+    """Collects nodes and constants.
 
+    :param separator: stands between the name of a value and that of what belongs to it; another one
+        keeps clear of the names in a graph that is extended.
+    """
+
+    separator: str = "."
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, onnx.TensorProto] = field(default_factory=dict)
-    # Quantized tensors by (input, how), so that linears with the same input quantize it once.
+    # Quantized values by (input, quantization): linears that share an input quantize it once.
     quantized: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def constant(self, name: str, value: npt.ArrayLike) -> str:
@@ -51,8 +60,65 @@ class GraphBuilder:
         self.nodes.append(node)
         return name
 
+    def embedding(
+        self,
+        table: npt.NDArray[np.float32] | Int8Table,
+        indices: str,
+        *,
+        constant: str,
+        prefix: str,
+        name: str,
+    ) -> str:
+        """Look up rows of a table; int8 rows are multiplied by their scales.
+
+        :param constant: name of the table in the graph.
+        :param prefix: begins the names of the nodes in between.
+        """
+        if not isinstance(table, Int8Table):
+            return self.op("Gather", self.constant(constant, table), indices, name=name)
+        values = self.constant(constant, table.values)
+        values = self.op("Gather", values, indices, name=f"{prefix}int8")
+        values = self.op("Cast", values, name=f"{prefix}float", to=TensorProto.FLOAT)
+        scales = self.constant(f"{constant}{self.separator}scales", table.scales[:, None])
+        scales = self.op("Gather", scales, indices, name=f"{prefix}scales")
+        return self.op("Mul", values, scales, name=name)
+
+    def linear(self, linear: AnyLinear, x: str, name: str) -> str:
+        """Apply a linear layer, float32 or int8, to the last axis of x."""
+        prefix = name + self.separator
+        if isinstance(linear, StaticLinear):
+            return self._static_linear(linear, x, name)
+        if not isinstance(linear, Linear):
+            raise TypeError(f"{name}: expected a linear layer, got {type(linear).__name__}")
+        y = self.op(
+            "MatMul", x, self.constant(f"{prefix}weight", linear.weight), name=f"{prefix}product"
+        )
+        if linear.bias is None:
+            return y
+        return self.op("Add", y, self.constant(f"{prefix}bias", linear.bias), name=name)
+
+    def _static_linear(self, linear: StaticLinear, x: str, name: str) -> str:
+        how = linear.input
+        of_x, prefix = x + self.separator, name + self.separator
+        key = (x, id(how))
+        scale = self.constant(f"{of_x}scale", how.scale)
+        zero = self.constant(f"{of_x}zero_point", how.zero_point)
+        if key not in self.quantized:
+            source = x
+            if how.multiplier is not None:
+                factors = self.constant(f"{of_x}multiplier", how.multiplier)
+                source = self.op("Mul", x, factors, name=f"{of_x}smoothed")
+            self.quantized[key] = self.op(
+                "QuantizeLinear", source, scale, zero, name=f"{of_x}quantized"
+            )
+        inputs = [self.quantized[key], self.constant(f"{prefix}weight", linear.weight), scale]
+        inputs += [self.constant(f"{prefix}scales", linear.scales), zero]
+        if linear.bias is not None:
+            inputs += ["", self.constant(f"{prefix}bias", linear.bias)]
+        return self.op("MatMulIntegerToFloat", *inputs, name=name, domain=MICROSOFT)
+
     def model(
-        self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+        self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
     ) -> onnx.ModelProto:
         """Return the finished model."""
         constants = list(self.initializers.values())
@@ -73,14 +139,14 @@ def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
 def share_constants(model: onnx.ModelProto, holder: Path) -> int:
     """Replace the large constants of a model by references into another ONNX file.
 
-    ONNX lets a constant live outside its file, as (file, offset, length). The bytes of a constant of
-    the same content inside `holder` serve as well as a file of their own: one copy of the weights
-    on disk and in the page cache for two graphs.
+    ONNX lets a constant live outside its file, as (file, offset, length). The bytes of an equal
+    constant inside `holder` serve as well as a data file: one copy of the weights on disk and in the
+    page cache for two graphs.
 
     :param model: changed in place; to be saved in the directory of `holder`.
-    :param holder: an ONNX file that holds constants of the same content.
+    :param holder: an ONNX file that holds equal constants.
     :returns: bytes that stay in the model itself.
-    :raises ValueError: naming a large constant that the holder does not hold.
+    :raises ValueError: naming a large constant that the holder lacks.
     """
     data = holder.read_bytes()
     end = 0  # constants mostly stand in the same order in both
@@ -90,11 +156,8 @@ def share_constants(model: onnx.ModelProto, holder: Path) -> int:
             continue
         offset = data.find(raw, end)
         if offset < 0 and (offset := data.find(raw)) < 0:
-            raise ValueError(f"{holder} does not hold the constant {tensor.name!r}")
+            raise ValueError(f"{holder} lacks the constant {tensor.name!r}")
         end = offset + len(raw)
+        set_external_data(tensor, holder.name, offset, len(raw))
         tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", holder.name), ("offset", offset), ("length", len(raw))):
-            entry = tensor.external_data.add()
-            entry.key, entry.value = key, str(value)
     return model.ByteSize()

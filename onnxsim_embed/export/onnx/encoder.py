@@ -1,4 +1,4 @@
-"""An encoder of which there is an ONNX file only, traced or adopted: its precisions."""
+"""An encoder that exists only as an ONNX file, traced or adopted: its precisions."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from onnxsim_embed.artifact.manifest import MODEL_FILES, PrecisionEntry
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.onnx.builder import operator_counts
 from onnxsim_embed.export.onnx.files import load_graph, save_graph
-from onnxsim_embed.export.quantization import onnx as quantize_graph
 from onnxsim_embed.export.quantization.bert import METHOD
-from onnxsim_embed.export.quantization.calibration import Activations, observe
+from onnxsim_embed.export.quantization.calibration import Activations, TokenIds, observe
+from onnxsim_embed.export.quantization.onnx import find_linears, quantize_graph
 from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.onnx_session import start_session
 
 Float32 = npt.NDArray[np.float32]
-TokenIds = Sequence[npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
 class GraphEncoder:
-    """The fp32 file of an artifact that is being made.
+    """The fp32 file of an artifact that is being written.
 
-    :param method: how the file came about, for people.
+    :param method: how the file was produced, for people.
     :param via: the same, for the manifest.
-    :param data: files beside it that hold weights of it.
+    :param data: external data files beside it.
     """
 
     hidden: int
@@ -42,23 +41,23 @@ class GraphEncoder:
     data: tuple[str, ...]
 
     def write_fp32(self, work: Path) -> PrecisionEntry:
-        """Describe the fp32 file; it is there already."""
+        """Describe the fp32 file, which exists already."""
         file = MODEL_FILES["fp32"]
         counts = operator_counts(load_graph(work / file))
         return PrecisionEntry(file, None, self.method, counts, data=_beside(file, self.data))
 
     def prepare_int8(self, work: Path, token_ids: TokenIds) -> Callable[[float], PrecisionEntry]:
-        """Run the calibration texts; return what quantizes below a budget and writes the file."""
+        """Run the calibration texts; return a function that quantizes within a budget and writes."""
         path = work / MODEL_FILES["fp32"]
         seen = observe_linears(path, token_ids)
 
         def write(budget: float) -> PrecisionEntry:
             model = load_graph(path, weights=True)
-            notes = quantize_graph.quantize_graph(model, seen, budget)
+            choices = quantize_graph(model, seen, budget)
             file = MODEL_FILES["int8"]
             data = save_graph(model, work / file)
             entry = PrecisionEntry(file, None, METHOD, operator_counts(model))
-            return replace(entry, layers=notes, data=_beside(file, data))
+            return replace(entry, layers=choices, data=_beside(file, data))
 
         return write
 
@@ -68,22 +67,21 @@ def _beside(file: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
-    """Return what the linears of an ONNX file see over texts, by the name of their input.
+    """Return the activations of the linears' inputs in an ONNX file, by the input's name.
 
     :raises CheckpointError: if it has no linear layers, as when it is quantized already.
     """
-    linears = quantize_graph.find_linears(load_graph(path, weights=True))
-    widths = {entry.input: len(entry.linear.weight) for entry in linears}
-    if not widths:
+    linears = find_linears(load_graph(path, weights=True))
+    dims = {entry.input: len(entry.linear.weight) for entry in linears}
+    if not dims:
         raise CheckpointError(
-            f"{path.name} has no float32 linear layers to quantize; export with --precision fp32"
+            f"{path.name} has no float32 linear layers to quantize; export fp32 only"
         )
-    names = list(widths)
     model = load_graph(path)
     outputs = {entry.name for entry in model.graph.output}
     model.graph.output.extend(
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in names
+        for name in dims
         if name not in outputs
     )
     work = path.with_name("observed.onnx")  # beside the weights that it may refer to
@@ -98,23 +96,23 @@ def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
         rows = np.ascontiguousarray(ids.T)
         feed = {"input_ids": rows, "attention_mask": np.ones_like(rows)}
         feed["token_type_ids"] = np.zeros_like(rows)
-        values = session.run(names, {key: feed[key] for key in inputs})
-        # Flattened tokens are taken apart again; what has another size is none of the tokens' own.
+        values = session.run(list(dims), {key: feed[key] for key in inputs})
+        # Some graphs flatten the tokens; a value of another size does not belong to tokens.
         return [
             value.reshape(*rows.shape, -1).swapaxes(0, 1)
-            if value.size == rows.size * widths[name]
+            if value.size == rows.size * dim
             else np.zeros((*ids.shape, 0), np.float32)
-            for name, value in zip(names, values, strict=True)
+            for value, dim in zip(values, dims.values(), strict=True)
         ]
 
-    seen = observe(run, names, sum(widths.values()), token_ids)
-    return {name: part for name, part in seen.items() if part.rows.shape[1] == widths[name]}
+    seen = observe(run, list(dims), sum(dims.values()), token_ids)
+    return {name: part for name, part in seen.items() if part.rows.shape[1] == dims[name]}
 
 
 def hidden_size(path: Path) -> int:
-    """Return the width of a file's hidden states, by running three tokens.
+    """Return the hidden size of a file, by running three tokens.
 
-    :raises CheckpointError: if it cannot be run, or gives another shape or no finite numbers.
+    :raises CheckpointError: if it cannot be run, or its output has another shape or is not finite.
     """
     ids = np.array([[1, 2, 3]], np.int64)
     try:
@@ -123,8 +121,8 @@ def hidden_size(path: Path) -> int:
         raise CheckpointError(f"onnxruntime cannot run {path.name}: {error}") from error
     if hidden.ndim != 3 or hidden.shape[:2] != ids.shape:
         raise CheckpointError(
-            f"{path.name} gives shape {hidden.shape} for one text of 3 tokens, not (1, 3, hidden)"
+            f"{path.name} returns shape {hidden.shape} for one text of 3 tokens; expected (1, 3, hidden)"
         )
     if not np.isfinite(hidden).all():
-        raise CheckpointError(f"{path.name} gives NaN or infinite values")
+        raise CheckpointError(f"{path.name} returns NaN or infinite values")
     return int(hidden.shape[2])

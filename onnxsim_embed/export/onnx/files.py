@@ -1,14 +1,13 @@
-"""ONNX files that somebody else's exporter made: what they take and give, their weights beside them."""
+"""ONNX files that other exporters made: their inputs, outputs and weight files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.system.hardware import CPU_PROVIDER
@@ -18,25 +17,24 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "last_hidden_state"
 
 # protobuf ends at 2 GB: above this, weights go to a file beside the graph.
-LARGEST_FILE = 1_900_000_000
+MAX_FILE_BYTES = 1_900_000_000
 DATA_SUFFIX = "_data"  # as optimum and transformers.js call it: model.onnx_data
 
 
 def load_graph(path: Path, *, weights: bool = False) -> onnx.ModelProto:
     """Read an ONNX file.
 
-    :param weights: whether to read those that lie in files beside it.
-    :raises CheckpointError: if it is none, or its weights lie outside its directory.
+    :param weights: whether to read those in external data files.
+    :raises CheckpointError: if the file is not ONNX, or its weights lie outside its directory.
     """
     try:
         model = onnx.load(path, load_external_data=False)
         if not model.graph.node:
-            raise ValueError("it holds no graph")
+            raise ValueError("it has no graph")
     except Exception as error:  # protobuf's exceptions share no base class
         raise CheckpointError(f"{path} is not a readable ONNX file: {error}") from None
-    names = data_files(model, path)
-    if weights and names:
-        onnx.load_external_data_for_model(model, str(path.parent))
+    if data_files(model, path) and weights:
+        load_external_data_for_model(model, str(path.parent))
     return model
 
 
@@ -49,39 +47,39 @@ def data_files(model: onnx.ModelProto, path: Path) -> list[str]:
     for tensor in _tensors(model.graph):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
-        name = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        name = ExternalDataInfo(tensor).location
         if not name or "\\" in name or PurePosixPath(name).name != name or name == "..":
             raise CheckpointError(
                 f"{path} keeps weights of {tensor.name!r} in {name!r}; only files in its own "
                 "directory are read"
             )
         if not (path.parent / name).is_file():
-            raise CheckpointError(f"{path} keeps weights in {name}, which is not beside it")
+            raise CheckpointError(f"{path}: the weight file {name} is missing in its directory")
         names.add(name)
     return sorted(names)
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor of a graph, those of inner graphs and of node attributes included."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
+def subgraphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and the graphs inside its nodes (branches and loop bodies)."""
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            yield from ([attribute.t] if attribute.HasField("t") else [])
-            yield from attribute.tensors
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(
-                attribute.graphs
-            ):
-                yield from _tensors(inner)
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + [*attribute.graphs]:
+                yield from subgraphs(inner)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    for inner in subgraphs(graph):
+        yield from inner.initializer
+        for sparse in inner.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for attribute in (attribute for node in inner.node for attribute in node.attribute):
+            yield from (attribute.t, *attribute.tensors)
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
-    """Write a model whose weights are in memory.
-
-    :returns: the file beside it that holds its weights, if it is too large for one.
-    """
-    if model.ByteSize() <= LARGEST_FILE:
+    """Write a model whose weights are in memory; return the name of its data file if it needs one."""
+    if model.ByteSize() <= MAX_FILE_BYTES:
         onnx.save(model, path)
         return ()
     name = path.name + DATA_SUFFIX
@@ -90,10 +88,10 @@ def save_graph(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
 
 
 def simplify(source: Path, target: Path) -> tuple[str, ...]:
-    """Fold constants and drop what computes nothing (onnxruntime's basic optimizations).
+    """Fold constants and remove idle nodes (onnxruntime's basic optimizations).
 
-    What remains are standard operators. The fusions beyond that are made by onnxruntime when it loads
-    the file; its fused attention measured no faster on the CPU, fused skip normalization slower.
+    Standard operators remain. onnxruntime makes further fusions when it loads the file; its fused
+    attention measured no faster on the CPU, fused skip normalization slower.
 
     :returns: see `save_graph`.
     """
@@ -101,66 +99,57 @@ def simplify(source: Path, target: Path) -> tuple[str, ...]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.log_severity_level = 3
     work = target.with_name(target.name + ".work")
+    data = work.with_name(work.name + DATA_SUFFIX)
     options.optimized_model_filepath = str(work)
-    large = sum(path.stat().st_size for path in source.parent.iterdir()) > LARGEST_FILE
-    if large:
+    if sum(path.stat().st_size for path in source.parent.iterdir()) > MAX_FILE_BYTES:
         key = "session.optimized_model_external_initializers_file_name"
-        options.add_session_config_entry(key, work.name + DATA_SUFFIX)
+        options.add_session_config_entry(key, data.name)
     onnxruntime.InferenceSession(str(source), options, providers=[CPU_PROVIDER])
     model = load_graph(work, weights=True)
-    for path in (work, work.with_name(work.name + DATA_SUFFIX)):
+    for path in (work, data):
         path.unlink(missing_ok=True)
-    drop_unused_domains(model)
+    remove_unused_domains(model)
     return save_graph(model, target)
 
 
-def drop_unused_domains(model: onnx.ModelProto) -> None:
+def remove_unused_domains(model: onnx.ModelProto) -> None:
     """Keep the operator sets that the graph uses; onnxruntime lists every one it knows."""
-    used = {""} | {node.domain for node in _nodes(model.graph)}
-    kept = [entry for entry in model.opset_import if entry.domain in used]
+    used = {"", *(node.domain for graph in subgraphs(model.graph) for node in graph.node)}
+    opsets = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
-    model.opset_import.extend(kept)
+    model.opset_import.extend(opsets)
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(
-                attribute.graphs
-            ):
-                yield from _nodes(inner)
+def check_inputs(model: onnx.ModelProto, source: str) -> None:
+    """Raise if a graph takes other inputs than token ids, attention mask and token types.
 
-
-def check_inputs(model: onnx.ModelProto, where: str) -> None:
-    """Refuse a graph that wants other inputs than token ids, mask and types.
-
+    :param source: begins the message.
     :raises CheckpointError: naming them.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
-    kinds = {
+    types = {
         entry.name: entry.type.tensor_type.elem_type
         for entry in model.graph.input
         if entry.name not in constants
     }
-    if "input_ids" not in kinds or set(kinds) - set(INPUTS):
+    if "input_ids" not in types or set(types) - set(INPUTS):
         raise CheckpointError(
-            f"{where} takes the inputs {', '.join(kinds) or 'none'}; supported are input_ids and, "
-            "where it has them, attention_mask and token_type_ids"
+            f"{source} takes the inputs {', '.join(types) or 'none'}; supported are input_ids and, "
+            "optionally, attention_mask and token_type_ids"
         )
-    if wrong := [name for name, kind in kinds.items() if kind != TensorProto.INT64]:
-        kind = TensorProto.DataType.Name(kinds[wrong[0]])
-        raise CheckpointError(f"{where}: input {wrong[0]} is {kind}, not INT64")
+    if wrong := [name for name, dtype in types.items() if dtype != TensorProto.INT64]:
+        dtype = TensorProto.DataType.Name(types[wrong[0]])
+        raise CheckpointError(f"{source}: input {wrong[0]} is {dtype}; expected INT64")
 
 
-def put_hidden_first(model: onnx.ModelProto, where: str) -> bool:
-    """Make the hidden states the first output, under the name that readers look for.
+def put_hidden_first(model: onnx.ModelProto, source: str) -> bool:
+    """Make the hidden states the first output, named `last_hidden_state` as readers expect.
 
-    They are `last_hidden_state` where there is one, else the first output of three axes.
+    They are the output of that name if there is one, else the first output of rank 3.
 
     :param model: changed in place.
     :returns: whether it was changed.
-    :raises CheckpointError: if no output has three axes, or they are not float32.
+    :raises CheckpointError: if no output has rank 3, or the chosen one is not float32.
     """
     outputs = list(model.graph.output)
     ranks = [len(entry.type.tensor_type.shape.dim) for entry in outputs]
@@ -168,36 +157,32 @@ def put_hidden_first(model: onnx.ModelProto, where: str) -> bool:
     if chosen is None:
         chosen = next((i for i, rank in enumerate(ranks) if rank == 3), None)
     if chosen is None or ranks[chosen] != 3:
-        told = ", ".join(f"{e.name} ({r} axes)" for e, r in zip(outputs, ranks, strict=True))
+        listed = ", ".join(
+            f"{entry.name} (rank {rank})" for entry, rank in zip(outputs, ranks, strict=True)
+        )
         raise CheckpointError(
-            f"{where} has no hidden states of (batch, sequence, hidden) among its outputs: {told}"
+            f"{source} has no output of shape (batch, sequence, hidden); its outputs are {listed}"
         )
     if outputs[chosen].type.tensor_type.elem_type != TensorProto.FLOAT:
-        raise CheckpointError(f"{where}: output {outputs[chosen].name} is not float32")
-    old = outputs[chosen].name
-    if chosen == 0 and old == OUTPUT:
+        raise CheckpointError(f"{source}: output {outputs[chosen].name} is not float32")
+    name = outputs[chosen].name
+    if chosen == 0 and name == OUTPUT:
         return False
-    if old != OUTPUT:
-        rename_value(model.graph, old, OUTPUT)
-    ordered = [outputs[chosen], *(e for i, e in enumerate(outputs) if i != chosen)]
-    copies = [onnx.ValueInfoProto.FromString(entry.SerializeToString()) for entry in ordered]
+    rename_value(model.graph, name, OUTPUT)
+    outputs = [outputs[chosen], *outputs[:chosen], *outputs[chosen + 1 :]]
+    copies = [onnx.ValueInfoProto.FromString(entry.SerializeToString()) for entry in outputs]
     del model.graph.output[:]
     model.graph.output.extend(copies)
     return True
 
 
 def rename_value(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Rename a value of a graph, inside its inner graphs too."""
+    """Rename a value of a graph, inside its subgraphs too."""
     for entry in (*graph.output, *graph.value_info):
         if entry.name == old:
             entry.name = new
-    for node in _nodes(graph):
+    for node in (node for inner in subgraphs(graph) for node in inner.node):
         for names in (node.input, node.output):
-            for place, name in enumerate(names):
+            for index, name in enumerate(names):
                 if name == old:
-                    names[place] = new
-
-
-def constants(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.generic]]:
-    """Return the initializers of a model by name."""
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+                    names[index] = new

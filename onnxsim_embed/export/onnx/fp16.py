@@ -1,4 +1,4 @@
-"""fp32 ONNX file -> fp16, for GPUs: weights and arithmetic in half the bytes."""
+"""fp32 ONNX file -> fp16 file for GPUs: weights and arithmetic in half the bytes."""
 
 from __future__ import annotations
 
@@ -7,41 +7,37 @@ from pathlib import Path
 
 import onnx
 
-from onnxsim_embed.export.onnx.files import drop_unused_domains, load_graph, save_graph
+from onnxsim_embed.export.onnx.files import load_graph, remove_unused_domains, save_graph
 
 METHOD = "weights and arithmetic float16; input int64 and output float32 as in model.onnx"
 
 # Biases and norms, not the weights of linears, which nodes rarely share.
-SMALL_CONSTANT = 1 << 16
+SMALL_CONSTANT_BYTES = 1 << 16
 
-# Computed in float32: a square or a sum leaves float16's range (6e-8 to 65,504) on values that are
-# themselves well inside. LayerNormalization and Softmax are not among them: their kernels for GPUs add
-# up in float32 as they are.
+# Computed in float32: a square or a sum leaves float16's range (6e-8 to 65,504) on values well inside
+# it. LayerNormalization and Softmax are absent: their GPU kernels accumulate in float32 as they are.
 FLOAT32_OPERATORS = ("Pow", "ReduceMean", "ReduceSum", "CumSum", "Range")
 
 
 def write_fp16(source: Path, target: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Write the fp16 version of an fp32 file.
-
-    :returns: the model, and see `save_graph`.
-    """
+    """Write the fp16 version of an fp32 file; return the model and its data file (see `save_graph`)."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+    model = load_graph(source, weights=True)
+    duplicate_shared_constants(model)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one line for each value that is out of range and cut off
-        model = load_graph(source, weights=True)
-        give_own_constants(model)
+        warnings.simplefilter("ignore")  # one line for each value that is out of range and clipped
         model = convert_float_to_float16(
             model,
             keep_io_types=True,
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FLOAT32_OPERATORS],
         )
-    drop_unused_domains(model)
+    remove_unused_domains(model)
     return model, save_graph(model, target)
 
 
-def give_own_constants(model: onnx.ModelProto) -> None:
-    """Give every node a copy of its own of the small constants that several share.
+def duplicate_shared_constants(model: onnx.ModelProto) -> None:
+    """Give every node its own copy of the small constants that several share.
 
     onnxruntime's converter names the cast of a constant after the constant: two nodes that share one
     would get two casts of one name.
@@ -49,15 +45,15 @@ def give_own_constants(model: onnx.ModelProto) -> None:
     small = {
         tensor.name: tensor
         for tensor in model.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.ByteSize() <= SMALL_CONSTANT
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.ByteSize() <= SMALL_CONSTANT_BYTES
     }
     seen: set[str] = set()
     for node in model.graph.node:
-        for place, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             if name not in small:
                 continue
             if name in seen:
                 copy = model.graph.initializer.add()
                 copy.CopyFrom(small[name])
-                copy.name = node.input[place] = f"{name}::{node.output[0]}::{place}"
+                copy.name = node.input[index] = f"{name}::{node.output[0]}::{index}"
             seen.add(name)

@@ -1,4 +1,4 @@
-"""Every architecture that is not built directly: PyTorch's model -> ONNX, traced by optimum."""
+"""Architectures without a builder of their own: PyTorch's model -> ONNX, traced by optimum."""
 
 from __future__ import annotations
 
@@ -28,10 +28,7 @@ TASK = "feature-extraction"
 
 @dataclass(frozen=True)
 class Traced:
-    """A traced encoder.
-
-    :param data: files beside the ONNX file that hold weights of it.
-    """
+    """A traced encoder; `data` names the external data files beside the ONNX file."""
 
     hidden: int
     layers: int
@@ -46,25 +43,27 @@ def has_optimum() -> bool:
 
 
 def trace(checkpoint: Checkpoint, target: Path) -> Traced:
-    """Write an encoder as ONNX: standard operators, inputs as in `Session`, last_hidden_state.
+    """Write an encoder as ONNX with standard operators, the inputs of `Session`, last_hidden_state.
 
     :param target: the ONNX file to write.
     :raises MissingExtraError: if optimum is not installed.
-    :raises CheckpointError: if the weights are incomplete, broken or of an architecture that optimum
-        cannot trace.
+    :raises CheckpointError: if the weights are incomplete or broken, or optimum cannot trace the
+        architecture.
     """
-    kind = checkpoint.architecture
+    architecture = checkpoint.architecture
     if not has_optimum():
-        raise MissingExtraError(f"exporting architecture {kind!r}", "optimum", "optimum-onnx")
+        raise MissingExtraError(
+            f"exporting architecture {architecture!r}", "optimum", "optimum-onnx"
+        )
     work = target.parent / "traced"
     work.mkdir()
     raw = work / "model.onnx"
     with _quiet():
         model = _load_model(checkpoint)
-        _trace(model, kind, raw)
-    traced = load_graph(raw)
-    check_inputs(traced, f"the traced {kind} model")
-    put_hidden_first(traced, f"the traced {kind} model")
+        _trace(model, architecture, raw)
+    graph, source = load_graph(raw), f"the traced {architecture} model"
+    check_inputs(graph, source)
+    put_hidden_first(graph, source)
     data = simplify(raw, target)
     shutil.rmtree(work)
     config = model.config
@@ -72,7 +71,7 @@ def trace(checkpoint: Checkpoint, target: Path) -> Traced:
 
 
 def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers is untyped
-    """Load the weights, all of them: transformers makes up at random what a file lacks."""
+    """Load the model; all weights must be in the file, as transformers initializes others at random."""
     import torch
     from transformers import AutoModel
 
@@ -97,13 +96,13 @@ def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers i
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(
-                f"tensor {name!r} in {checkpoint.transformer} holds NaN or infinite values: the "
+                f"tensor {name!r} in {checkpoint.transformer} contains NaN or infinite values: the "
                 "checkpoint is broken (a diverged training run?)"
             )
     return model.eval()
 
 
-def _trace(model: Any, kind: str, target: Path) -> None:  # noqa: ANN401
+def _trace(model: Any, architecture: str, target: Path) -> None:  # noqa: ANN401
     import optimum.exporters.onnx.model_configs  # noqa: F401 - registers the architectures
     from optimum.exporters.onnx.convert import export
     from optimum.exporters.tasks import TasksManager
@@ -111,16 +110,16 @@ def _trace(model: Any, kind: str, target: Path) -> None:  # noqa: ANN401
     try:
         if getattr(model.config, "is_encoder_decoder", False):
             raise ValueError("it has a decoder; only encoders are supported")
-        make = TasksManager.get_exporter_config_constructor(
+        onnx_config = TasksManager.get_exporter_config_constructor(
             "onnx", model, task=TASK, library_name="transformers"
         )
-        _, outputs = export(model, make(model.config), target, opset=OPSET)
+        _, outputs = export(model, onnx_config(model.config), target, opset=OPSET)
         if OUTPUT not in outputs:
             raise ValueError(f"its outputs are {', '.join(outputs)}")
-    except Exception as error:  # torch's, optimum's and KeyError for what is not registered
+    except Exception as error:  # torch's, optimum's, and KeyError for unregistered architectures
         raise CheckpointError(
-            f"architecture {kind!r} can be exported neither directly (that is for 'bert') nor through "
-            f"optimum: {_first_line(error)}"
+            f"architecture {architecture!r} can be exported neither directly (supported for 'bert') "
+            f"nor through optimum: {_first_line(error)}"
         ) from error
 
 
@@ -130,10 +129,10 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep a trace's own warnings (about Python branches, deprecations) from the user's eyes."""
+    """Hide a trace's own warnings about Python branches and deprecations."""
     from transformers.utils import logging as transformers_logging
 
-    showed = transformers_logging.is_progress_bar_enabled()
+    progress_bar = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -147,5 +146,5 @@ def _quiet() -> Iterator[None]:
     finally:
         optimum_logger.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
-        if showed:
+        if progress_bar:
             transformers_logging.enable_progress_bar()

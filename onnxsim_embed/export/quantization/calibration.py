@@ -1,4 +1,4 @@
-"""What the inputs of a model's linear layers look like on real text: ranges, and a sample of tokens."""
+"""Calibration: ranges and a sample of the inputs of a model's linear layers over real texts."""
 
 from __future__ import annotations
 
@@ -13,25 +13,30 @@ from onnxsim_embed.export.fidelity import bundled_texts
 from onnxsim_embed.export.onnx.bert_graph import build_encoder
 from onnxsim_embed.runtime.batching import plan_batches
 from onnxsim_embed.runtime.tokenization import check_texts
-from onnxsim_embed.system.onnx_session import onnxruntime
+from onnxsim_embed.system.hardware import CPU_PROVIDER, available_cpus
+from onnxsim_embed.system.onnx_session import start_session
 
 Float32 = npt.NDArray[np.float32]
+TokenIds = Sequence[npt.NDArray[np.int64]]
 
-# Sampled tokens are kept in memory for every layer at once: at most so many bytes, and no more rows
+# Sampled tokens stay in memory for every layer at once: at most this many bytes, and no more rows
 # than tell two candidates apart.
 SAMPLE_BYTES = 768 << 20
 SAMPLE_ROWS = 3072
 
-# Outputs of one run: every layer's inner values for about so many tokens.
+# Tokens of one run, whose outputs are the inner values of every layer.
 CALIBRATION_TOKENS = 256
+
+# Fewer distinct texts say too little about ranges.
+MIN_TEXTS = 16
 
 
 @dataclass(frozen=True)
 class Activations:
-    """One value of the graph over the calibration texts.
+    """One value of an ONNX graph over the calibration texts.
 
-    :param low: float32 array (channels,), smallest value seen.
-    :param high: float32 array (channels,), largest value seen.
+    :param low: float32 array (channels,), minimum of each channel.
+    :param high: float32 array (channels,), maximum of each channel.
     :param rows: float32 array (tokens, channels), values of a sample of tokens.
     """
 
@@ -40,102 +45,87 @@ class Activations:
     rows: Float32
 
 
-# Fewer different texts say too little about ranges.
-LEAST_TEXTS = 16
-
-
 def calibration_texts() -> list[str]:
     """Return the calibration texts that ship with the package."""
     return bundled_texts("calibration.jsonl")
 
 
 def check_calibration(texts: Sequence[str]) -> None:
-    """Refuse texts that cannot serve for calibration.
+    """Raise if texts cannot serve for calibration.
 
-    :raises ValueError: if there are too few different ones.
-    :raises TypeError: naming the row that is not a string.
+    :raises ValueError: if there are too few distinct ones.
+    :raises TypeError: for a single string, or naming the row that is not a string.
     """
     if isinstance(texts, str):
-        raise TypeError("calibration takes a list of texts, got one text")
+        raise TypeError("calibration must be a list of texts, got one text")
     check_texts(texts)
-    if (different := len(set(texts))) < LEAST_TEXTS:
+    if (distinct := len(set(texts))) < MIN_TEXTS:
         raise ValueError(
-            f"calibration needs at least {LEAST_TEXTS} different texts, got {different}; a few hundred "
-            "like those to be embedded are best, or leave it out to use the package's own"
+            f"calibration needs at least {MIN_TEXTS} distinct texts, got {distinct}; a few hundred like "
+            "those to be embedded are best, or None for the package's own"
         )
 
 
 def input_names(layer: int) -> tuple[str, str, str, str]:
-    """Name the values that layer number `layer` feeds to its linears.
+    """Return the values that layer number `layer` feeds to its linears.
 
-    :returns: input of query, key and value; of output; of up; and what the activation before down
-        takes.
+    :returns: input of query, key and value; of output; of up; of the activation before down.
     """
     first = "embeddings.norm" if layer == 0 else f"layer{layer - 1}.norm"
     name = f"layer{layer}"
     return first, f"{name}.context", f"{name}.attention_norm", f"{name}.up"
 
 
-def collect_activations(
-    bert: Bert, token_ids: Sequence[npt.NDArray[np.int64]]
-) -> dict[str, Activations]:
-    """Run the float32 encoder over texts and keep what its linears see.
+def collect_activations(bert: Bert, token_ids: TokenIds) -> dict[str, Activations]:
+    """Run the float32 encoder over texts and record the inputs of its linears.
 
-    :param bert: the encoder, float32.
-    :param token_ids: int64 arrays (tokens,), one a text, special tokens included.
+    :param token_ids: int64 arrays (tokens,), one per text, special tokens included.
     :returns: for each name of `input_names`, of every layer.
     """
     names = [name for layer in range(len(bert.layers)) for name in input_names(layer)]
-    model = build_encoder(bert, "run", expose=names)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    width = len(bert.layers) * (3 * bert.hidden + bert.layers[0].up.weight.shape[1])
-
-    def run(ids: npt.NDArray[np.int64]) -> list[Float32]:
-        values: list[Float32] = session.run(names, {"input_ids": ids})
-        return values
-
-    return observe(run, names, width, token_ids)
+    model = build_encoder(bert, "run", expose=names).SerializeToString()
+    session = start_session(model, [CPU_PROVIDER], available_cpus())
+    dim = len(bert.layers) * (3 * bert.hidden + bert.layers[0].up.weight.shape[1])
+    return observe(lambda ids: session.run(names, {"input_ids": ids}), names, dim, token_ids)
 
 
 def observe(
     run: Callable[[npt.NDArray[np.int64]], Sequence[Float32]],
     names: Sequence[str],
-    width: int,
-    token_ids: Sequence[npt.NDArray[np.int64]],
+    dim: int,
+    token_ids: TokenIds,
 ) -> dict[str, Activations]:
-    """Run an encoder over texts and keep what some of its values are.
+    """Run an encoder over texts and record some of its values.
 
     :param run: from input_ids (tokens, texts) to the values, each (tokens, texts, channels).
     :param names: of the values.
-    :param width: channels of all values together.
+    :param dim: channels of all values together.
     """
     counts = np.array([len(ids) for ids in token_ids], np.int64)
-    rows = min(SAMPLE_ROWS, max(256, SAMPLE_BYTES // (4 * width)))
-    # A vector is a mean over its text's tokens, so that a token weighs as much as its text is short;
-    # the ends ([CLS], [SEP]) are of every text and unlike the rest.
-    each = max(1.0, rows / len(token_ids))
-    # Of very many texts, only some give rows; all give their ranges.
+    rows = min(SAMPLE_ROWS, max(256, SAMPLE_BYTES // (4 * dim)))
+    # A vector is a mean over its text's tokens, so that a token of a short text weighs more; the ends
+    # ([CLS], [SEP]) occur in every text and differ from the rest.
+    per_text = max(1.0, rows / len(token_ids))
+    # Of very many texts, only some contribute rows; all contribute their ranges.
     share = min(1.0, rows / (3 * len(token_ids)))
-    seen: dict[str, list[Activations]] = {name: [] for name in names}
+    batches: dict[str, list[Activations]] = {name: [] for name in names}
     rng = np.random.default_rng(0)
     for batch in plan_batches(counts, CALIBRATION_TOKENS):
         ids = np.stack([token_ids[row] for row in batch], axis=1)
         values = run(ids)
-        chosen = rng.random(ids.shape) < each / len(ids)
-        chosen[0] = chosen[-1] = True
+        sampled = rng.random(ids.shape) < per_text / len(ids)
+        sampled[0] = sampled[-1] = True
         if share < 1:
-            chosen &= rng.random(len(batch)) < share
-        picked = np.flatnonzero(chosen)
+            sampled &= rng.random(len(batch)) < share
         for name, value in zip(names, values, strict=True):
             flat = value.reshape(ids.size, -1)
-            seen[name].append(Activations(flat.min(axis=0), flat.max(axis=0), flat[picked]))
+            sample = flat[sampled.ravel()]
+            batches[name].append(Activations(flat.min(axis=0), flat.max(axis=0), sample))
     return {
         name: Activations(
-            np.min([part.low for part in parts], axis=0),
-            np.max([part.high for part in parts], axis=0),
-            np.concatenate([part.rows for part in parts]),
+            np.min([batch.low for batch in seen], axis=0),
+            np.max([batch.high for batch in seen], axis=0),
+            np.concatenate([batch.rows for batch in seen]),
         )
-        for name, parts in seen.items()
+        for name, seen in batches.items()
     }
