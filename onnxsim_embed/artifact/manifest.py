@@ -1,19 +1,15 @@
-"""The artifact: file names, manifest, integrity, atomic writing, and which file suits a machine."""
+"""The artifact directory: file names, manifest and integrity."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.system.hardware import CPU_PROVIDER, GPU_PROVIDERS, int8_supported
-
-logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MANIFEST = "onnxsim_embed.json"
@@ -24,7 +20,7 @@ MODEL_FILES = {
     "fp16": "onnx/model_fp16.onnx",
 }
 ENCODER_FILES = {"fp32": "onnx/encoder.onnx", "int8": "onnx/encoder_int8.onnx"}
-PRECISIONS = ("fp32", "int8")  # those that an export makes unless told otherwise
+PRECISIONS = ("fp32", "int8")  # default of an export
 
 
 @dataclass(frozen=True)
@@ -37,16 +33,16 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class PrecisionEntry:
-    """One precision.
+    """One weight precision.
 
-    :param file: the portable ONNX file, which every reader takes.
-    :param encoder: the file for our own run path on the CPU, its weights those inside `file`; None
-        where that takes `file` too.
-    :param method: how its numbers were made.
-    :param operators: how often each operator occurs in `file`.
-    :param layers: what quantization chose for each layer.
-    :param calibration: the texts that quantization saw: source, number, tokens, sha256.
-    :param data: files beside `file` that hold weights of it (it may not exceed 2 GB).
+    :param file: the portable ONNX file.
+    :param encoder: the file for our own run path on the CPU, which refers to the weights inside
+        `file`; None if the run path loads `file` itself.
+    :param method: how its weights were computed.
+    :param operators: number of nodes of each operator in `file`.
+    :param layers: quantization parameters of each layer.
+    :param calibration: the texts of the calibration: source, number, tokens, sha256.
+    :param data: external data files of `file` (an ONNX file cannot exceed 2 GB).
     """
 
     file: str
@@ -60,18 +56,18 @@ class PrecisionEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact says of itself (`onnxsim_embed.json`).
+    """The contents of `onnxsim_embed.json`.
 
-    :param dim: width of a vector after every module.
+    :param dim: dimension of an embedding after every module.
     :param max_seq_length: tokens kept of a text, special tokens included.
     :param pooling: pooling modes, concatenated in this order.
     :param dense: directories of Dense modules, in order, applied after pooling.
     :param normalize: whether the model ends in L2 normalization.
     :param files: every file but the manifest, by its path inside the artifact.
     :param verification: the report of `verify`, by precision; one that is not among `precisions` was
-        made and left out, its "problems" say why.
-    :param via: how the fp32 file came about: "direct", "optimum" or "adopted".
-    :param matryoshka_dims: widths to which vectors may be cut, as the model was trained.
+        skipped for the reasons in its "problems".
+    :param via: how the fp32 file was made: "direct", "optimum" or "adopted".
+    :param matryoshka_dims: dimensions to which the model was trained to have embeddings truncated.
     """
 
     name: str
@@ -127,7 +123,7 @@ class Manifest:
             table.setdefault("matryoshka_dims", ())
             for name in ("pooling", "dense", "matryoshka_dims"):
                 if isinstance(table[name], str):
-                    raise TypeError(f"{name} is a text, not a list")
+                    raise TypeError(f"{name} is a string, not a list")
                 table[name] = tuple(table[name])
             if not table["pooling"]:
                 raise ValueError("pooling is empty")
@@ -142,7 +138,7 @@ class Manifest:
 def _check_inside(path: str, where: str) -> None:
     parts = Path(path).parts
     if not parts or Path(path).is_absolute() or ".." in parts or "\\" in path:
-        raise ArtifactError(f"{where} names a path outside the artifact: {path!r}")
+        raise ArtifactError(f"{where} lists a path outside the artifact: {path!r}")
 
 
 @dataclass(frozen=True)
@@ -154,7 +150,7 @@ class Artifact:
 
     @classmethod
     def open(cls, directory: Path) -> Artifact:
-        """Open an artifact; reads the manifest only.
+        """Open an artifact; reads only the manifest.
 
         :raises ArtifactError: if there is none, or it cannot be read.
         """
@@ -165,8 +161,8 @@ class Artifact:
             if not directory.exists():
                 raise ArtifactError(f"{directory} does not exist") from None
             raise ArtifactError(
-                f"{directory} is not an artifact: it holds no {MANIFEST}; "
-                f"make one with: onnxsim-embed export {directory} -o NEW_DIRECTORY"
+                f"{directory} is not an exported model: it holds no {MANIFEST}; export it with "
+                "onnxsim_embed.export.export_model, or load it with Embedder.from_pretrained"
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(f"cannot read {path}: {error}") from error
@@ -175,14 +171,14 @@ class Artifact:
     def file(self, name: str) -> Path:
         """Return a file of the artifact after checking its size and sha256.
 
-        :raises ArtifactError: naming the file that is missing, truncated or changed.
+        :raises ArtifactError: if it is missing, truncated or changed.
         """
         entry = self.manifest.files.get(name)
         if entry is None:
             raise ArtifactError(f"{self.directory / MANIFEST} does not list {name!r}")
         path = self.directory / name
         if (real := outside(path, self.directory)) is not None:
-            raise ArtifactError(f"{path} is a link to {real}, outside the artifact")
+            raise ArtifactError(f"{path} links to {real}, outside the artifact")
         try:
             size = path.stat().st_size
         except OSError as error:
@@ -191,7 +187,7 @@ class Artifact:
             ) from None
         if size != entry.size:
             raise ArtifactError(
-                f"{path} is damaged: {size:,} bytes, the manifest says {entry.size:,}; export the model again"
+                f"{path} is damaged: {size:,} bytes instead of {entry.size:,}; export the model again"
             )
         if sha256(path) != entry.sha256:
             raise ArtifactError(
@@ -200,69 +196,20 @@ class Artifact:
         return path
 
     def open_file(self, precision: str) -> Path:
-        """Return the portable file of a precision after checking it and the weights beside it.
-
-        :raises ArtifactError: naming the file that is missing, truncated or changed.
-        """
+        """Return the portable file of a precision after checking it and its external data."""
         entry = self.manifest.precisions[precision]
         for name in entry.data:
             self.file(name)
         return self.file(entry.file)
 
     def check(self) -> None:
-        """Check every file of the artifact.
-
-        :raises ArtifactError: naming the first that is missing or damaged.
-        """
+        """Raise ArtifactError naming the first file that is missing or damaged."""
         for name in self.manifest.files:
             self.file(name)
 
-    def choose_precision(self, precision: str, provider: str = CPU_PROVIDER) -> str:
-        """Return the precision to load.
-
-        :param precision: "auto" or a precision of the manifest.
-        :param provider: the execution provider that is to run it.
-        :raises ValueError: naming those there are; for int8 away from the CPU, where its operators have
-            no kernels; for fp16 away from a GPU, where it is slower than fp32 and no more exact.
-        """
-        offered = self.manifest.precisions
-        on_cpu, on_gpu = provider == CPU_PROVIDER, provider in GPU_PROVIDERS
-        if precision == "auto":
-            if on_gpu and "fp16" in offered:
-                return "fp16"
-            if "int8" not in offered or not on_cpu:
-                return "fp32"
-            suits, reason = int8_supported()
-            if not suits:
-                logger.warning("using fp32: %s", reason)
-            return "int8" if suits else "fp32"
-        if precision not in offered:
-            raise ValueError(self._no_precision(precision))
-        if precision == "int8" and not on_cpu:
-            raise ValueError(
-                f"precision 'int8' is for the CPU, and {provider} was asked for: "
-                "use precision='fp32', or device='cpu'"
-            )
-        if precision == "fp16" and not on_gpu:
-            raise ValueError(
-                f"precision 'fp16' is for GPUs, and {provider} was chosen, which would compute it in "
-                "float32, only slower: use precision='auto', or device='cuda'"
-            )
-        return precision
-
-    def _no_precision(self, precision: str) -> str:
-        offered = ", ".join(self.manifest.precisions)
-        told = f"precision {precision!r} is not in {self.directory}, which holds {offered}"
-        if problems := self.manifest.verification.get(precision, {}).get("problems"):
-            return f"{told}: its export left it out, as {'; '.join(problems)}"
-        if precision not in MODEL_FILES:
-            return f"{told}; known are auto, {', '.join(MODEL_FILES)}"
-        wanted = ",".join([*self.manifest.precisions, precision])
-        return f"{told}; add it with: onnxsim-embed export MODEL --precision {wanted} --force"
-
 
 def outside(path: Path, directory: Path) -> Path | None:
-    """Return where a path leads if that is not inside the directory; the Hub's cache is made of links."""
+    """Return the target of a link that leaves the directory (or its repository in the Hub's cache)."""
     real, home = path.resolve(), directory.resolve()
     if home.parent.name == "snapshots":
         home = home.parent.parent
@@ -295,10 +242,7 @@ def list_files(directory: Path) -> dict[str, FileEntry]:
 
 
 def check_target(target: Path, force: bool) -> None:
-    """Refuse a target that holds something, unless it is an artifact and `force` is given.
-
-    :raises FileExistsError: with the next step.
-    """
+    """Raise FileExistsError if the target is not empty, unless it is an artifact and `force` is set."""
     if not target.exists():
         return
     if target.is_dir() and not any(target.iterdir()):
@@ -307,5 +251,5 @@ def check_target(target: Path, force: bool) -> None:
         raise FileExistsError(f"{target} exists and is not an artifact; choose another directory")
     if not force:
         raise FileExistsError(
-            f"{target} exists; replace it with --force, or choose another directory"
+            f"{target} exists; replace it with force=True, or choose another directory"
         )

@@ -78,7 +78,7 @@ def export_model(
         calibration texts.
     """
     _require_onnx()
-    from onnxsim_embed.artifact.cache import locate_checkpoint
+    from onnxsim_embed.artifact.locate import locate_checkpoint
     from onnxsim_embed.export.build import Plan, build_artifact
     from onnxsim_embed.export.checkpoint import open_checkpoint
     from onnxsim_embed.export.quantization.calibration import check_calibration
@@ -191,7 +191,7 @@ def verify_artifact(
         raise ValueError(f"verification needs at least 2 texts, got {len(texts)}")
     report: dict[str, Mapping[str, Any]] = {}
     if against is not None:
-        from onnxsim_embed.artifact.cache import locate_checkpoint
+        from onnxsim_embed.artifact.locate import locate_checkpoint
         from onnxsim_embed.artifact.recipes import find_recipe
         from onnxsim_embed.export.checkpoint import open_checkpoint
         from onnxsim_embed.export.reference import has_torch
@@ -223,7 +223,7 @@ def verify_recipe(
     :raises MissingExtraError: if the `export` extra is not installed.
     """
     _require_onnx()
-    from onnxsim_embed.artifact.cache import locate_checkpoint
+    from onnxsim_embed.artifact.locate import locate_checkpoint
     from onnxsim_embed.export.build import Plan, build_artifact
     from onnxsim_embed.export.checkpoint import open_checkpoint
 

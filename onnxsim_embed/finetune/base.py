@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onnxsim_embed import __version__
-from onnxsim_embed.artifact.cache import locate_checkpoint
+from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export import resolve_via
 from onnxsim_embed.export.bert import load_bert

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.artifact.manifest import Artifact
+from onnxsim_embed.artifact.precision import choose_precision
 from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.runtime.options import (
     RANGED,
@@ -79,11 +80,11 @@ class Embedder:
         self.head = load_head(artifact)
         callers = available_cpus() if threads is None else int(threads)
         provider = first_provider(device)
-        self.precision = artifact.choose_precision(precision, provider)
+        self.precision = choose_precision(artifact, precision, provider)
         self._pipeline = self._make_pipeline(device, provider, callers)
         if device == "auto" and self.provider != provider:
             logger.warning("using the CPU: %s could not be started", provider)
-            self.precision = artifact.choose_precision(precision, CPU_PROVIDER)
+            self.precision = choose_precision(artifact, precision, CPU_PROVIDER)
             self._pipeline = self._make_pipeline("cpu", CPU_PROVIDER, callers)
 
     def _make_pipeline(self, device: Device, provider: str, threads: int) -> Pipeline:
@@ -152,7 +153,7 @@ class Embedder:
         except ArtifactError:
             if not is_cached(artifact):
                 raise
-            return make(locate(anew=True))
+            return make(locate(rebuild=True))
 
     @property
     def embedding_dimension(self) -> int:

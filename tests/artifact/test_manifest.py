@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from onnxsim_embed.artifact.manifest import (
     sha256,
 )
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.files.atomic import atomic_directory, atomic_file, durable_file
 
 
 @pytest.fixture
@@ -31,10 +29,6 @@ def copy(artifact, tmp_path) -> Path:
 @pytest.fixture
 def table(artifact) -> dict:
     return json.loads((artifact / MANIFEST).read_text(encoding="utf-8"))
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
 
 
 # Integrity
@@ -59,8 +53,8 @@ def empty(path: Path) -> None:
 
 SPOILT = [
     pytest.param(flip, "is damaged: its sha256 differs", id="changed"),
-    pytest.param(truncate, r"is damaged: [\d,]+ bytes, the manifest says", id="truncated"),
-    pytest.param(empty, "is damaged: 0 bytes, the manifest says", id="empty"),
+    pytest.param(truncate, r"is damaged: [\d,]+ bytes instead of", id="truncated"),
+    pytest.param(empty, "is damaged: 0 bytes instead of", id="empty"),
     pytest.param(Path.unlink, "is missing", id="missing"),
 ]
 
@@ -211,17 +205,6 @@ def test_only_listed_files_are_loaded(copy, table, tmp_path, key):
         Embedder(copy, precision="fp32")
 
 
-def test_an_absent_precision_names_those_there_are(artifact):
-    opened = Artifact.open(artifact)
-    assert opened.choose_precision("int8") == "int8"
-    assert opened.choose_precision("auto") in opened.manifest.precisions
-    with pytest.raises(ValueError, match=r"'fp16' is not in .*holds fp32, int8"):
-        opened.choose_precision("fp16")
-    only = replace(opened.manifest, precisions={"fp32": opened.manifest.precisions["fp32"]})
-    with pytest.raises(ValueError, match=r"export MODEL --precision fp32,int8 --force"):
-        Artifact(artifact, only).choose_precision("int8")
-
-
 # Files and targets
 
 
@@ -240,133 +223,10 @@ def test_a_free_target_needs_no_force(tmp_path):
 
 
 def test_a_target_that_holds_something_is_refused(tmp_path, copy):
-    with pytest.raises(FileExistsError, match="--force"):
+    with pytest.raises(FileExistsError, match="force=True"):
         check_target(copy, force=False)
     check_target(copy, force=True)
     (tmp_path / "file").write_text("x")
     for target in (tmp_path, tmp_path / "file"):
         with pytest.raises(FileExistsError, match="not an artifact; choose another directory"):
             check_target(target, force=True)
-
-
-# Writing
-
-
-@pytest.fixture
-def target(tmp_path) -> Path:
-    """A directory with one old file."""
-    (tmp_path / "target").mkdir()
-    (tmp_path / "target/old").write_text("old")
-    return tmp_path / "target"
-
-
-def test_a_directory_appears_whole(tmp_path):
-    with atomic_directory(tmp_path / "a/b") as work:
-        (work / "new").write_text("new")
-        assert not (tmp_path / "a/b").exists()
-    assert names(tmp_path / "a") == ["b"]
-    assert names(tmp_path / "a/b") == ["new"]
-
-
-def test_a_directory_takes_the_place_of_the_old(target):
-    with atomic_directory(target) as work:
-        (work / "new").write_text("new")
-        assert names(target) == ["old"]
-    assert names(target) == ["new"]
-    assert names(target.parent) == ["target"]
-
-
-def write_and_fail(target: Path, error: type[BaseException]) -> None:
-    with atomic_directory(target) as work:
-        (work / "new").write_text("new")
-        raise error
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_a_failure_leaves_the_old_directory(target, error):
-    with pytest.raises(error):
-        write_and_fail(target, error)
-    assert names(target) == ["old"]
-    assert names(target.parent) == ["target"]
-
-
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_a_failure_while_changing_places_brings_the_old_directory_back(target, monkeypatch, error):
-    rename = Path.rename
-
-    def fail(self, other):
-        if self.name.endswith(".partial"):
-            raise error
-        return rename(self, other)
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(error), atomic_directory(target) as work:
-        (work / "new").write_text("new")
-    assert names(target) == ["old"]
-    assert names(target.parent) == ["target"]
-
-
-def test_two_writers_do_not_disturb_each_other(target):
-    with atomic_directory(target) as first:
-        (first / "first").write_text("1")
-        with atomic_directory(target) as second:
-            assert first != second
-            (second / "second").write_text("2")
-        assert names(target) == ["second"]
-    assert names(target) == ["first"]
-    assert names(target.parent) == ["target"]
-
-
-def test_a_symbolic_link_is_followed_or_replaced_but_leaves_nothing_behind(target):
-    link = target.parent / "link"
-    link.symlink_to(target)
-    with atomic_directory(link) as work:
-        (work / "new").write_text("new")
-    assert names(link) == ["new"]
-    assert [name for name in names(target.parent) if name not in ("link", "target")] == []
-
-
-def test_a_file_appears_whole(tmp_path):
-    path = tmp_path / "vectors.npy"
-    with atomic_file(path) as work:
-        work.write_text("new")
-        assert not path.exists()
-        assert work.parent == tmp_path
-    assert path.read_text() == "new"
-    assert names(tmp_path) == ["vectors.npy"]
-
-
-def test_a_durable_file_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "job.json"
-    with durable_file(path) as stream:
-        stream.write(b"new")
-        assert not path.exists()
-    with pytest.raises(RuntimeError):
-        half_write(path, RuntimeError, True, durable_file)
-    assert path.read_bytes() == b"new"
-    assert names(tmp_path) == ["job.json"]
-
-
-def half_write(path: Path, error: type[BaseException], written: bool, kind=atomic_file) -> None:
-    with kind(path) as work:
-        if written:
-            work.write(b"half") if kind is durable_file else work.write_text("half")
-        raise error
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("written", [True, False])
-def test_a_failure_leaves_the_old_file(tmp_path, error, written):
-    path = tmp_path / "vectors.npy"
-    path.write_text("old")
-    with pytest.raises(error):
-        half_write(path, error, written)
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["vectors.npy"]
-
-
-def test_a_relative_file_lands_where_it_was_asked_for(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with atomic_file(Path("out.txt")) as work:
-        work.write_text("x")
-    assert names(tmp_path) == ["out.txt"]

@@ -186,7 +186,7 @@ def test_without_a_package_there_is_no_installed_directory():
 
 def test_a_directory_inside_a_package_is_found():
     recipe = replace(find_recipe("minilm"), package_path="onnxsim_embed/data")
-    assert recipe.installed_directory() == Path(module.__file__).parent / "data"
+    assert recipe.installed_directory() == ROOT / "onnxsim_embed/data"
 
 
 @pytest.mark.real
@@ -216,7 +216,7 @@ def test_recipes_ship_inside_the_wheel():
 
 def test_an_installed_folder_of_recipes_comes_first(tmp_path, monkeypatch):
     (tmp_path / "onnxsim_embed/models").mkdir(parents=True)
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "onnxsim_embed/recipes.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "onnxsim_embed/artifact/recipes.py"))
     assert recipes_directory() == tmp_path / "onnxsim_embed/models"
     (tmp_path / "onnxsim_embed/models").rmdir()
     assert recipes_directory() == tmp_path / "models"

@@ -729,20 +729,6 @@ def test_fp16_keeps_the_interface_of_fp32(halved):
     assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in half.graph.initializer)
 
 
-@pytest.mark.parametrize("device", ["cpu", "auto"])
-def test_fp16_is_refused_on_the_cpu_with_the_next_step(halved, device):
-    with pytest.raises(ValueError, match=r"'fp16' is for GPUs.*precision='auto'"):
-        Embedder(halved, precision="fp16", device=device)
-
-
-def test_fp16_is_the_choice_on_cuda_and_never_on_the_cpu(halved):
-    opened = Artifact.open(halved)
-    assert opened.choose_precision("auto", "CUDAExecutionProvider") == "fp16"
-    assert opened.choose_precision("fp16", "CUDAExecutionProvider") == "fp16"
-    for provider in ("CPUExecutionProvider", "OpenVINOExecutionProvider"):
-        assert opened.choose_precision("auto", provider) == "fp32"
-
-
 def test_an_unfaithful_fp16_is_refused(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(verify.FIDELITY_THRESHOLDS, "fp16", (1.1, 1.1))
     with pytest.raises(VerificationError, match="fp16 is not faithful to fp32"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.artifact.cache import HUB_PATTERNS
+from onnxsim_embed.artifact.locate import HUB_PATTERNS
 from onnxsim_embed.artifact.recipes import KnownAnswer, Recipe, find_recipe, recipes
 from onnxsim_embed.runtime.tokenization import Tokenizer
 

@@ -1,16 +1,12 @@
-"""Processors and memory of this process by affinity, control groups and flags; the default precision."""
+"""Processors and memory of this process by affinity, control groups and flags."""
 
-import logging
 import os
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from onnxsim_embed import Embedder
-from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.system import hardware
 from onnxsim_embed.system.hardware import (
     available_cpus,
@@ -267,50 +263,3 @@ def test_available_memory_is_what_the_machine_and_its_groups_leave(root, monkeyp
 
 def test_this_machine_has_some_memory():
     assert 1 << 20 < available_memory() < 1 << 50
-
-
-# The default precision
-
-
-@pytest.fixture
-def on(cpuinfo, monkeypatch):
-    """A function that fakes the machine."""
-
-    def fake(architecture, flags):
-        monkeypatch.setattr("platform.machine", lambda: architecture)
-        cpuinfo(f"flags\t: {flags}\n")
-
-    return fake
-
-
-SATURATING, VNNI = ("x86_64", "avx2 fma"), ("x86_64", "avx2 avx512_vnni")
-
-
-@pytest.mark.parametrize(
-    ("machine", "precision"), [(VNNI, "int8"), (("arm64", "fp"), "int8"), (SATURATING, "fp32")]
-)
-def test_auto_chooses_int8_where_it_is_exact(on, artifact, caplog, machine, precision):
-    on(*machine)
-    with caplog.at_level(logging.INFO, "onnxsim_embed"):
-        assert Artifact.open(artifact).choose_precision("auto") == precision
-    assert [message.startswith("using fp32: ") for message in caplog.messages] == (
-        [True] if precision == "fp32" else []
-    )
-    assert Embedder(artifact).precision == precision
-
-
-def test_int8_is_available_on_request_anywhere(on, artifact):
-    on(*SATURATING)
-    assert Artifact.open(artifact).choose_precision("int8") == "int8"
-    assert Embedder(artifact, precision="int8").precision == "int8"
-
-
-def test_without_an_int8_file_auto_is_fp32(on, artifact, caplog):
-    on(*VNNI)
-    opened = Artifact.open(artifact)
-    only = {"fp32": opened.manifest.precisions["fp32"]}
-    fp32 = Artifact(opened.directory, replace(opened.manifest, precisions=only))
-    assert fp32.choose_precision("auto") == "fp32"
-    assert not caplog.records
-    with pytest.raises(ValueError, match="int8"):
-        fp32.choose_precision("int8")

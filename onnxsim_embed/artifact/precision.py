@@ -1,0 +1,75 @@
+"""The weight precision to load: explicit, or the fastest one that is accurate on this machine."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+
+from onnxsim_embed.artifact.manifest import MODEL_FILES, Artifact
+from onnxsim_embed.system.hardware import CPU_PROVIDER, GPU_PROVIDERS, int8_supported
+
+logger = logging.getLogger(__name__)
+
+
+def choose_precision(artifact: Artifact, precision: str, provider: str = CPU_PROVIDER) -> str:
+    """Return the weight precision to load.
+
+    :param precision: "auto" or a precision of the artifact.
+    :param provider: the execution provider that will run it.
+    :raises ValueError: for a precision that the artifact does not hold; for int8 on other providers
+        than the CPU, which have no kernels for its operators; for fp16 on other providers than a GPU,
+        where it is slower than fp32 and no more accurate.
+    """
+    available = artifact.manifest.precisions
+    on_cpu, on_gpu = provider == CPU_PROVIDER, provider in GPU_PROVIDERS
+    if precision == "auto":
+        if on_gpu and "fp16" in available:
+            return "fp16"
+        if "int8" not in available or not on_cpu:
+            return "fp32"
+        supported, reason = int8_supported()
+        if not supported:
+            logger.warning("using fp32: %s", reason)
+        return "int8" if supported else "fp32"
+    if precision not in available:
+        raise ValueError(_unavailable(artifact, precision))
+    if precision == "int8" and not on_cpu:
+        raise ValueError(
+            f"precision 'int8' runs on the CPU only, got provider {provider}: use precision='fp32', "
+            "or device='cpu'"
+        )
+    if precision == "fp16" and not on_gpu:
+        raise ValueError(
+            f"precision 'fp16' runs on GPUs only; {provider} would compute it in float32, only "
+            "slower: use precision='auto', or device='cuda'"
+        )
+    if precision == "int8":
+        _warn_once_of_int8()
+    return precision
+
+
+@lru_cache(maxsize=1)
+def _warn_once_of_int8() -> None:
+    """Log, once per process, that int8 was requested on a processor that computes it inaccurately."""
+    supported, reason = int8_supported()
+    if not supported:
+        logger.warning(
+            "precision='int8' was requested although %s: embeddings are less accurate than the "
+            "verification of the model states, and differ from those of processors with VNNI; "
+            "precision='auto' chooses fp32 here",
+            reason,
+        )
+
+
+def _unavailable(artifact: Artifact, precision: str) -> str:
+    manifest = artifact.manifest
+    held = ", ".join(manifest.precisions)
+    message = f"precision {precision!r} is not in {artifact.directory}, which holds {held}"
+    if problems := manifest.verification.get(precision, {}).get("problems"):
+        return f"{message}: the export skipped it because {'; '.join(problems)}"
+    if precision not in MODEL_FILES:
+        return f"{message}; allowed are auto, {', '.join(MODEL_FILES)}"
+    return (
+        f"{message}; export the model again with precisions={[*manifest.precisions, precision]} "
+        "and force=True"
+    )
