@@ -1,4 +1,4 @@
-"""Teach MiniLM the jargon of an invented cold-store company and show what it learnt.
+"""Teach MiniLM the jargon of an invented cold-store company and show what it learned.
 
 python examples/finetune.py [OUTPUT_DIRECTORY]
 """
@@ -12,7 +12,7 @@ from onnxsim_embed.finetune.report import report_table, summary, verdict
 
 PAIRS = Path(__file__).parent / "jargon_pairs.csv"
 
-# Jargon and plain sentences that mean the same and are in no pair.
+# Jargon and plain sentences of equal meaning, none of them in the pairs.
 NEW = [
     ("Where can I drop off my moth?", "Where do I hand in the handheld scanner?"),
     ("The ferryman missed the exit", "The night driver took a wrong turn"),
@@ -26,7 +26,7 @@ NEW = [
 
 
 def main() -> None:
-    """Fine-tune, print the held-out figures, and compare new sentences."""
+    """Fine-tune, print the held-out metrics, and compare new sentences."""
     output = Path(sys.argv[1] if len(sys.argv) > 1 else "build/jargon")
     result = finetune(
         PAIRS,

@@ -273,6 +273,14 @@ def write_checkpoint(
     return directory
 
 
+def jargon_pairs(count: int = 40) -> tuple[list[str], list[str]]:
+    """Sources and targets for fine-tuning: a code of two letters stands for a noun."""
+    nouns = [word for word in WORDS[15:45] if len(word) > 3]
+    rows = np.random.default_rng(0).integers(8, size=count).tolist()
+    sources = [f"the x{chr(97 + row)} {i}" for i, row in enumerate(rows)]
+    return sources, [f"{nouns[row]} at {i}" for i, row in enumerate(rows)]
+
+
 def run_usage(documented: object, artifact: object) -> str:
     """Run what stands below "Usage::", on a tiny model; return what it prints."""
     code = textwrap.dedent(inspect.getdoc(documented).partition("Usage::\n")[2])

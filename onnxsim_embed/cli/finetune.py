@@ -1,4 +1,4 @@
-"""finetune."""
+"""The finetune command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxsim_embed.cli.output import on_terminal, print_table
 def finetune(
     file: Annotated[
         Path,
-        typer.Argument(help="Pairs of texts that belong together: csv, tsv, jsonl or parquet."),
+        typer.Argument(help="Pairs of texts: csv, tsv, jsonl or parquet."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
     model: Annotated[
@@ -23,9 +23,9 @@ def finetune(
         typer.Option("--model", "-m", help="Recipe name, checkpoint directory or Hub id."),
     ] = DEFAULT_MODEL,
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the pairs.")] = 1,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs in a step.")] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs in a training step.")] = 64,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", help="Highest value, after a tenth of the steps.")
+        float, typer.Option("--learning-rate", help="Maximum, after a tenth of the steps.")
     ] = 2e-5,
     source_column: Annotated[
         str | None, typer.Option("--source-column", help="Default: source_sentence.")
@@ -35,39 +35,42 @@ def finetune(
     ] = None,
     score_column: Annotated[
         str | None,
-        typer.Option("--score-column", help="Numbers, higher for more alike. Default: score."),
+        typer.Option(
+            "--score-column", help="Numbers, higher for more similar pairs. Default: score."
+        ),
     ] = None,
     negative_column: Annotated[
         str | None,
         typer.Option(
             "--negative-column",
-            help="Texts that look like the target and are not. Default: a third column.",
+            help="Hard negatives: texts that look like the target and are not. Default: a third column.",
         ),
     ] = None,
     hard_negatives: Annotated[
-        int, typer.Option("--hard-negatives", help="Find so many of them for each pair.")
+        int, typer.Option("--hard-negatives", help="Number to mine for each pair.")
     ] = 0,
     evaluation: Annotated[
         Path | None,
-        typer.Option("--eval", help="Pairs to judge by; default: held out of the file."),
+        typer.Option("--eval", help="Evaluation pairs (default: a held-out split)."),
     ] = None,
     held_out: Annotated[
         float,
         typer.Option(
             "--held-out",
-            help="Part of the pairs not learnt from: half chooses the checkpoint, half judges.",
+            help="Fraction not trained on: half for validation, half for evaluation.",
         ),
     ] = 0.2,
     patience: Annotated[
-        int, typer.Option("--patience", help="Stop after so many evaluations without a gain.")
+        int,
+        typer.Option("--patience", help="Stop after this many evaluations without improvement."),
     ] = 3,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal models.")] = 0,
     force: ForceOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a model on pairs of texts, export it, and show what that changed on pairs it never saw.
+    """Fine-tune a model on pairs of texts, export it, and evaluate it on held-out pairs.
 
-    After a kill the same command goes on.
+    After a kill the same command continues.
     """
     from onnxsim_embed.finetune import finetune as run
     from onnxsim_embed.finetune import read_pairs
@@ -99,12 +102,12 @@ def finetune(
         )
     except KeyboardInterrupt:
         command = "the same command without --force" if force else "the same command"
-        typer.echo(f"onnxsim-embed: interrupted; {command} goes on", err=True)
+        typer.echo(f"onnxsim-embed: interrupted; {command} continues", err=True)
         raise typer.Exit(130) from None
     if not quiet:
         typer.echo(summary(result.report))
         print_table(*report_table(result.report))
         typer.echo(f"Wrote {output} in {time.perf_counter() - started:.0f} s.")
     if result.worse or not quiet:
-        said = verdict(result.report)
-        typer.echo(typer.style(said, bold=True) if result.worse else said, err=quiet)
+        conclusion = verdict(result.report)
+        typer.echo(typer.style(conclusion, bold=True) if result.worse else conclusion, err=quiet)

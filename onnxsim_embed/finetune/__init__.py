@@ -1,6 +1,6 @@
-"""Pairs of texts -> a fine-tuned, exported and judged model. Needs the `finetune` extra.
+"""Fine-tuning on pairs of texts, followed by export and evaluation. Needs the `finetune` extra.
 
-Nothing at run time imports this package; only fine-tuning itself imports PyTorch.
+PyTorch is imported when fine-tuning starts, and never at inference.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PACKAGES = ("torch", "sentence_transformers", "accelerate", "datasets", "onnx", 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What fine-tuning made.
+    """Result of fine-tuning.
 
-    :param artifact: the exported model, in whose directory the PyTorch weights are as well.
-    :param report: what report.json holds: pairs, training, and the held-out figures of each model.
-    :param worse: whether the model got worse at the held-out pairs.
+    :param artifact: the exported model; its directory holds the PyTorch weights too.
+    :param report: content of report.json: pairs, training, and held-out metrics of each model.
+    :param worse: whether the model got worse on the held-out pairs.
     """
 
     artifact: Artifact
@@ -52,32 +52,32 @@ def finetune(
     show_progress_bar: bool = False,
     on_stage: Callable[[str], None] | None = None,
 ) -> FinetuneResult:
-    """Fine-tune a model on pairs of texts, export it, and measure it on pairs it has not seen.
+    """Fine-tune a model on pairs of texts, export it, and evaluate it on held-out pairs.
 
-    Pairs that belong together are learnt with MultipleNegativesRankingLoss, pairs with scores with
-    CoSENTLoss, by sentence-transformers' trainer. Part of the pairs is never learnt from: half of it
-    chooses the best checkpoint and stops training early, the other half, the held-out pairs, is used
-    once before and once after. Work in progress is in a hidden directory beside the output; after a
-    kill the same call goes on from the last checkpoint, to the same result.
+    Plain pairs are trained on with MultipleNegativesRankingLoss, scored pairs with CoSENTLoss, by
+    sentence-transformers' trainer. A fraction of the pairs is not trained on: half of it chooses the best
+    checkpoint and stops training early; on the other half, the held-out pairs, the model is evaluated
+    once before and once after. Unfinished runs are kept in a hidden directory beside the output; after a
+    kill the same call continues from the last checkpoint, with the same result.
 
     :param pairs: pairs, or a file that `read_pairs` reads.
-    :param output: the directory to write: the artifact, and beside its ONNX files model.safetensors
+    :param output: directory to write: the artifact, and beside its ONNX files model.safetensors
         (sentence-transformers loads the directory too), report.json and loss.png.
     :param model: recipe name, checkpoint directory or Hub id.
-    :param evaluation: pairs to judge by, in place of held-out ones.
-    :param epochs: passes over the pairs, if training does not stop early.
-    :param batch_size: pairs in a step.
-    :param learning_rate: its highest value, after the first tenth of the steps.
-    :param hard_negatives: targets of other pairs that the model confuses most with each pair's own,
-        so many a pair, to learn from.
-    :param held_out: part of the pairs that is not learnt from, at most 0.5.
-    :param patience: stop after so many evaluations without an improvement.
+    :param evaluation: evaluation pairs; None: a held-out split.
+    :param epochs: passes over the pairs, unless training stops early.
+    :param batch_size: pairs in a training step.
+    :param learning_rate: maximum, reached after the first tenth of the steps.
+    :param hard_negatives: number of hard negatives to mine for each pair: targets of other pairs that
+        the model confuses most with its own.
+    :param held_out: fraction of the pairs that is not trained on, at most 0.5.
+    :param patience: evaluations without improvement after which training stops.
     :param seed: equal seeds give equal models, on the same machine and CPU only.
-    :param force: start over, and replace an artifact that exists.
-    :param show_progress_bar: whether to show one on standard error.
-    :param on_stage: called with a line of text when a stage begins or ends.
-    :raises FileExistsError: if the output exists, or is half done with other pairs or settings.
-    :raises ValueError: for arguments or pairs that cannot be.
+    :param force: discard an unfinished run, and replace an existing artifact.
+    :param show_progress_bar: whether to show progress on standard error.
+    :param on_stage: called with a line of text at the start of each stage.
+    :raises FileExistsError: if the output exists, or an unfinished run has other pairs or settings.
+    :raises ValueError: for invalid arguments or pairs.
     :raises TableError: for a file that cannot be read, naming the row.
     :raises CheckpointError: if the model cannot be found, trained or exported.
     :raises TrainingError: if the loss is not finite, naming the last good checkpoint.
@@ -88,13 +88,14 @@ def finetune(
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError("fine-tuning", "finetune", package.replace("_", "-"))
+    training_pairs = pairs if isinstance(pairs, TextPairs) else read_pairs(pairs)
+    if evaluation is not None and not isinstance(evaluation, TextPairs):
+        evaluation = read_pairs(evaluation)
     from onnxsim_embed.finetune.job import run_job
 
-    given = read_pairs(pairs) if isinstance(pairs, str | Path) else pairs
-    judged = read_pairs(evaluation) if isinstance(evaluation, str | Path) else evaluation
     artifact, report = run_job(
-        given,
-        judged,
+        training_pairs,
+        evaluation,
         Path(output),
         model,
         settings,

@@ -1,137 +1,80 @@
-"""What happens beside the trainer's steps: measuring on validation pairs, a check for NaN, a progress bar."""
+"""Beside the trainer's steps: its checkpoints, a check for non-finite gradients, a progress bar."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers.evaluation import SentenceEvaluator
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerState, TrainingArguments
 
 from onnxsim_embed.errors import TrainingError
-from onnxsim_embed.finetune.retrieval import Encode, Task, measure
-from onnxsim_embed.system.progress import progress_bar
 
 
-class HeldOut(SentenceEvaluator):  # type: ignore[misc]
-    """The trainer's way to ask how good the model is now.
+def newest_checkpoint(directory: Path) -> Path | None:
+    """Return the last complete checkpoint, which the trainer's own search may not be.
 
-    :param encode: the model.
-    :param task: what is asked of it.
+    The trainer writes trainer_state.json last; after a kill it may be missing or cut short.
     """
-
-    KEY = "validation"
-
-    def __init__(self, encode: Encode, task: Task) -> None:
-        super().__init__()
-        self.encode = encode
-        self.task = task
-
-    def __call__(
-        self,
-        model: object,
-        output_path: str | None = None,
-        epoch: float = -1,
-        steps: int = -1,
-    ) -> dict[str, float]:
-        """Return the number that checkpoints are chosen by, higher for better."""
-        return {self.KEY: measure(self.encode, self.task).metrics.main}
+    complete = []
+    for path in directory.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            complete.append((int(path.name.rpartition("-")[2]), path))
+        except (OSError, ValueError):
+            continue
+    return max(complete)[1] if complete else None
 
 
-class Finite(TrainerCallback):  # type: ignore[misc]
+class FiniteGradients(TrainerCallback):  # type: ignore[misc]
     """Stops before a gradient that is not finite reaches the weights.
 
-    :param work: directory of the checkpoints, for the message.
+    :param checkpoints: directory of the checkpoints, for the message.
     """
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints = checkpoints
 
     def on_pre_optimizer_step(
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
-        model: torch.nn.Module | None = None,
+        control: object,
+        model: torch.nn.Module,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Look at the gradients; after clipping one NaN is in all of them."""
-        assert model is not None
+        """Check the gradients; after clipping, one NaN is in all of them."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         if all(math.isfinite(float(gradient.sum())) for gradient in gradients):
             return
-        from onnxsim_embed.finetune.training import newest_checkpoint
-
-        kept = newest_checkpoint(self.work)
-        where = "no checkpoint had been written yet"
-        if kept is not None:
-            where = f"the last good checkpoint is {kept}"
+        checkpoint = newest_checkpoint(self.checkpoints)
         raise TrainingError(
             f"the loss is not finite at step {state.global_step + 1} of {state.max_steps}, so training "
-            f"stopped; {where}. Start over with --force and a lower --learning-rate than "
-            f"{args.learning_rate:g}"
+            f"stopped; the last good checkpoint: {checkpoint or 'none was written yet'}. Start over with "
+            f"force=True and a lower learning_rate than {args.learning_rate:g}"
         )
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]
-    """A bar on standard error with the loss and the metric on the validation pairs.
+class ProgressBar(ProgressCallback):  # type: ignore[misc]
+    """The trainer's bar, with the newest loss and validation metric behind it, not in lines of their own."""
 
-    :param shown: False for no bar.
-    """
-
-    def __init__(self, shown: bool) -> None:
-        self.shown = shown
-        self.bar: Any = None
+    def __init__(self) -> None:
+        super().__init__()
         self.values: dict[str, str] = {}
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Show the bar, from the step of the checkpoint that training goes on from."""
-        self.bar = progress_bar(
-            desc="Training",
-            unit="step",
-            total=state.max_steps,
-            initial=state.global_step,
-            disable=not self.shown,
-        )
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Move the bar."""
-        self.bar.update(state.global_step - self.bar.n)
 
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
+        control: object,
         logs: dict[str, float] | None = None,
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Show the newest loss and metric."""
-        names = {"loss": "loss", f"eval_{HeldOut.KEY}": "validation"}
-        self.values |= {names[k]: f"{v:.4f}" for k, v in (logs or {}).items() if k in names}
-        if self.bar is not None:
-            self.bar.set_postfix(self.values)
-
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        """Close the bar."""
-        self.bar.close()
+        for key, value in (logs or {}).items():
+            if key == "loss" or key == f"eval_{args.metric_for_best_model.removeprefix('eval_')}":
+                self.values[key.removeprefix("eval_")] = f"{value:.4f}"
+        if self.training_bar is not None:
+            self.training_bar.set_postfix(self.values)

@@ -1,26 +1,34 @@
-"""The fine-tuning job: split, measure, train, export, measure again, report."""
+"""The fine-tuning job: split, evaluate, train, export, evaluate again, report."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import load_from_disk
+from sentence_transformers import SentenceTransformer
 
+from onnxsim_embed import __version__
+from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, list_files
-from onnxsim_embed.errors import VerificationError
-from onnxsim_embed.export import export_model
-from onnxsim_embed.export.checkpoint import Checkpoint
+from onnxsim_embed.errors import CheckpointError, VerificationError
+from onnxsim_embed.export import export_model, resolve_via
+from onnxsim_embed.export.bert import load_bert
+from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.fidelity import compare_vectors
 from onnxsim_embed.export.quantization.calibration import MIN_TEXTS
-from onnxsim_embed.files.atomic import atomic_directory, atomic_file
-from onnxsim_embed.finetune.base import base_prompts, open_base, versions
-from onnxsim_embed.finetune.pairs import TextPairs, clean_pairs, without_negatives
-from onnxsim_embed.finetune.report import add_to_card, draw_losses, make_report
-from onnxsim_embed.finetune.retrieval import Encode, Float32, Measured, Task, make_task, measure
+from onnxsim_embed.files.atomic import atomic_directory
+from onnxsim_embed.finetune import training
+from onnxsim_embed.finetune.callbacks import newest_checkpoint
+from onnxsim_embed.finetune.evaluation import evaluate, make_evaluators
+from onnxsim_embed.finetune.pairs import TextPairs, clean_pairs
+from onnxsim_embed.finetune.report import add_to_card, draw_losses, held_out_report
 from onnxsim_embed.finetune.settings import Settings
 from onnxsim_embed.finetune.split import Split, split_pairs
 from onnxsim_embed.finetune.workplace import (
@@ -30,274 +38,226 @@ from onnxsim_embed.finetune.workplace import (
     workplace,
     write_json,
 )
-from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.embedder import DOCUMENT_PROMPTS, Embedder
 
 WEIGHTS = "model.safetensors"
 REPORT = "report.json"
-PICTURE = "loss.png"
+LOSS_PLOT = "loss.png"
 
-# Targets that are searched: all, up to here. For the choice of the checkpoint, which happens again and
-# again, fewer.
-MOST_TARGETS = 20_000
-MOST_VALIDATION_TARGETS = 1000
+# More targets than this are sampled: fewer for the choice of the checkpoint, which is made repeatedly.
+MAX_TARGETS = 20_000
+MAX_VALIDATION_TARGETS = 1000
 
 CALIBRATION_TEXTS = 512
 
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What all stages share."""
-
-    split: Split
-    counts: dict[str, int]
-    settings: Settings
-    source: str
-    checkpoint: Checkpoint
-    prompts: tuple[str, str]
-    work: Path
-    name: str
-    progress: bool
-    say: Say
-
-    def task(self) -> Task:
-        """What the held-out pairs ask of a model."""
-        split = self.split
-        return make_task(
-            split.held_out,
-            [without_negatives(part) for part in (split.train, split.validation)],
-            MOST_TARGETS,
-            self.settings.seed,
-            self.prompts,
-        )
+# What trained weights depend on, apart from pairs, settings and the model.
+PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets")
 
 
 def run_job(
-    given: TextPairs,
-    judged: TextPairs | None,
+    pairs: TextPairs,
+    evaluation: TextPairs | None,
     output: Path,
     model: str | Path,
     settings: Settings,
     force: bool,
     progress: bool,
-    say: Say,
+    on_stage: Callable[[str], None],
 ) -> tuple[Artifact, dict[str, Any]]:
-    """Run the job, from where it stopped the last time; see `finetune`."""
+    """Run the job, or continue it where it stopped; see `finetune`."""
     check_output(output, force)
-    if settings.hard_negatives and (given.negatives is not None or given.scores is not None):
-        held = "hard negatives" if given.negatives is not None else "scores"
-        raise ValueError(f"--hard-negatives are mined for plain pairs; these have {held} already")
-    pairs, counts = clean_pairs(given)
-    if judged is not None and (judged.scores is None) != (pairs.scores is None):
-        raise ValueError("the pairs and those to judge by must both have scores, or neither")
-    split = split_pairs(pairs, settings.share, settings.seed, judged)
-    checkpoint = open_base(model)
-    job = {
+    if settings.hard_negatives and (pairs.negatives is not None or pairs.scores is not None):
+        existing = "hard negatives" if pairs.negatives is not None else "scores"
+        raise ValueError(f"hard_negatives are mined for plain pairs; these already have {existing}")
+    pairs, counts = clean_pairs(pairs)
+    if evaluation is not None and (evaluation.scores is None) != (pairs.scores is None):
+        raise ValueError("training and evaluation pairs must both have scores, or neither")
+    split, counts["dropped"] = split_pairs(pairs, settings.share, settings.seed, evaluation)
+    checkpoint = open_base_model(model)
+    versions = {"onnxsim-embed": __version__} | {name: version(name) for name in PACKAGES}
+    fingerprint = {
         "settings": asdict(settings),
         "pairs": digest([asdict(part) for part in (split.train, split.validation)]),
         "evaluation": digest(asdict(split.held_out)),
         "model": digest({k: v.sha256 for k, v in list_files(checkpoint.directory).items()}),
-        "versions": versions(),
+        "versions": versions,
     }
-    prompts = base_prompts(checkpoint)
-    if pairs.scores is not None:  # both sides of a scored pair are of one kind
-        prompts = ("", "")
-    with workplace(output, job, force) as work:
-        stages = _Job(
-            split,
-            {**asdict(counts), "dropped": split.dropped},
+    with workplace(output, fingerprint, force) as directory:
+        job = Job(split, settings, checkpoint, directory, output, progress, on_stage)
+        on_stage(_describe(split, counts))
+        report = {
+            "model": str(model),
+            "settings": asdict(settings),
+            "pairs": counts | {name: len(part) for name, part in split._asdict().items()},
+        }
+        return job.run(report, versions)
+
+
+def open_base_model(model: str | Path) -> Checkpoint:
+    """Open a checkpoint and check, before any training, that it can be trained and exported.
+
+    :raises CheckpointError: naming what is missing or not supported.
+    """
+    directory, recipe = locate_checkpoint(model)
+    if not (directory / "modules.json").is_file():
+        raise CheckpointError(
+            f"{directory} has no modules.json: fine-tuning needs a Sentence-Transformers directory, "
+            "which defines the pooling"
+        )
+    checkpoint = open_checkpoint(directory, recipe=recipe)
+    via = resolve_via(checkpoint)
+    if via == "adopted":
+        raise CheckpointError(
+            f"{directory} holds ONNX files without PyTorch weights, so it cannot be trained"
+        )
+    if via == "direct":
+        load_bert(checkpoint.config, checkpoint.tensors())
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job and its working directory, which keeps the result of every stage."""
+
+    split: Split
+    settings: Settings
+    checkpoint: Checkpoint
+    directory: Path
+    output: Path
+    progress: bool
+    on_stage: Callable[[str], None]
+
+    @cached_property
+    def prompts(self) -> tuple[str, str]:
+        """Prompts of sources and targets; none for scored pairs, whose sides are of one kind."""
+        if self.split.train.scores is not None:
+            return "", ""
+        prompts = self.checkpoint.prompts
+        document = next((prompts[name] for name in DOCUMENT_PROMPTS if name in prompts), "")
+        return prompts.get("query", ""), document
+
+    @cached_property
+    def trained(self) -> Path:
+        """Directory of the trained checkpoint."""
+        return self.directory / "model" / self.output.absolute().name
+
+    def run(
+        self, report: dict[str, Any], versions: dict[str, str]
+    ) -> tuple[Artifact, dict[str, Any]]:
+        """Run all stages, without training if an earlier run finished it, and complete the report."""
+        split = self.split
+        others = [split.train, split.validation]
+        evaluators = make_evaluators(
+            split.held_out, others, MAX_TARGETS, self.settings.seed, self.prompts
+        )
+        evaluations, fidelity = {}, {}
+        with training.quiet_and_seeded(self.settings.seed):
+            self.on_stage("Evaluating the base model.")
+            evaluations["before"] = evaluate(self.load(self.checkpoint.directory), evaluators)
+            summary = read_json(self.directory / "trained.json") or self.train()
+            after = evaluations["after"] = evaluate(self.load(self.trained), evaluators)
+        self.on_stage("Exporting and verifying.")
+        with atomic_directory(self.output) as work:
+            artifact = self.export(work)
+            for precision in artifact.manifest.precisions:
+                embedder = Embedder(artifact, precision=precision, device="cpu")
+                evaluation = evaluations[precision] = evaluate(embedder, evaluators)
+                fidelity[precision] = compare_vectors(after.embeddings, evaluation.embeddings)
+                del embedder
+            targets = len(getattr(evaluators[0], "corpus", ()))
+            report |= {
+                "training": summary,
+                "held_out": held_out_report(targets, evaluations, fidelity),
+                "worse": after.main < evaluations["before"].main,
+                "versions": versions,
+            }
+            write_json(work / REPORT, report)
+            draw_losses(report, work / LOSS_PLOT)
+            shutil.copyfile(self.trained / WEIGHTS, work / WEIGHTS)
+            add_to_card(report, work)
+            manifest = replace(artifact.manifest, files=list_files(work))
+            (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        return Artifact.open(self.output), report
+
+    def load(self, directory: Path) -> SentenceTransformer:
+        """Load a checkpoint with the prompts of the base model."""
+        return training.load_model(directory, self.checkpoint.prompts)
+
+    def train(self) -> dict[str, Any]:
+        """Train the base model and save its best checkpoint; return what report.json says of it."""
+        settings, split = self.settings, self.split
+        model = self.load(self.checkpoint.directory)
+        validation = make_evaluators(
+            split.validation, [split.train], MAX_VALIDATION_TARGETS, settings.seed, self.prompts
+        )
+        start = evaluate(model, validation).main
+        dataset = training.to_dataset(split.train)
+        if settings.hard_negatives:
+            mined = self.directory / "mined"
+            if not mined.is_dir():
+                self.on_stage("Mining hard negatives.")
+                dataset = training.mine(model, split.train, settings.hard_negatives, self.progress)
+                if not len(dataset):
+                    raise ValueError(
+                        f"no pair has {settings.hard_negatives} hard negatives among "
+                        f"{len(split.train)} pairs; set hard_negatives lower"
+                    )
+                dataset.save_to_disk(f"{mined}.partial")
+                Path(f"{mined}.partial").rename(mined)
+            dataset = load_from_disk(str(mined))
+        checkpoints = self.directory / "checkpoints"
+        newest = newest_checkpoint(checkpoints)
+        self.on_stage("Training." if newest is None else f"Resuming from {newest.name}.")
+        summary = training.train(
+            model,
+            split.train,
+            dataset,
+            validation[-1],
             settings,
-            str(model),
-            checkpoint,
-            prompts,
-            work,
-            output.absolute().name,
-            progress,
-            say,
+            checkpoints,
+            prompts=self.prompts,
+            progress=self.progress,
         )
-        say(_describe(split, counts.repeated, counts.same_text))
-        return _run_stages(stages, output)
+        shutil.rmtree(self.trained.parent, ignore_errors=True)
+        model.save(str(self.trained), create_model_card=False)
+        summary["log"]["validation"].insert(0, [0.0, start])
+        write_json(self.directory / "trained.json", summary)
+        shutil.rmtree(checkpoints)
+        return summary
+
+    def export(self, target: Path) -> Artifact:
+        """Export the trained checkpoint, calibrated on training texts if there are enough."""
+        train = self.split.train
+        texts = [self.prompts[0] + text for text in train.sources]
+        texts += [self.prompts[1] + text for text in train.targets]
+        texts = list(dict.fromkeys(texts))
+        if len(texts) > CALIBRATION_TEXTS:
+            rng = np.random.default_rng(self.settings.seed)
+            rows = rng.choice(len(texts), CALIBRATION_TEXTS, replace=False)
+            texts = [texts[i] for i in sorted(rows.tolist())]
+        try:
+            return export_model(
+                self.trained,
+                target,
+                precisions=("fp32", "int8"),
+                calibration=texts if len(texts) >= MIN_TEXTS else None,
+            )
+        except VerificationError as error:
+            raise VerificationError(
+                f"{str(error).removesuffix('. Nothing was written')}. The fine-tuned checkpoint is kept "
+                f"in {self.trained}: onnxsim-embed export {self.trained} -o NEW_DIRECTORY --precision "
+                "fp32"
+            ) from None
 
 
-def _run_stages(job: _Job, output: Path) -> tuple[Artifact, dict[str, Any]]:
-    from onnxsim_embed.finetune.training import encoder_of, load_model, quiet_and_seeded
-
-    task = job.task()
-    final = job.work / "model" / job.name
-    with quiet_and_seeded(job.settings.seed):
-        before = _measure_before(job, task)
-        training = read_json(job.work / "trained.json")
-        if training is None:
-            training = _train(job, final)
-        tuned = load_model(final, job.checkpoint.prompts)
-        after = measure(encoder_of(tuned), task)
-    job.say("Exporting and verifying.")
-    with atomic_directory(output) as place:
-        artifact = _export(job, final, place)
-        measured = {"before": before, "after": after}
-        fidelity = {}
-        for precision in artifact.manifest.precisions:
-            embedder = Embedder(artifact, precision=precision, device="cpu")
-            measured[precision] = measure(_encode_with(embedder), task)
-            fidelity[precision] = _cosines(after.vectors, measured[precision].vectors)
-            del embedder
-        report = make_report(
-            source=job.source,
-            settings=asdict(job.settings),
-            pairs={
-                **job.counts,
-                "train": len(job.split.train),
-                "validation": len(job.split.validation),
-                "held_out": len(job.split.held_out),
-            },
-            training=training,
-            searched=(len(task.queries), len(task.corpus)),
-            measured=measured,
-            fidelity=fidelity,
-            versions=versions(),
-        )
-        write_json(place / REPORT, report)
-        draw_losses(report, place / PICTURE)
-        shutil.copyfile(final / WEIGHTS, place / WEIGHTS)
-        add_to_card(report, place)
-        manifest = replace(artifact.manifest, files=list_files(place))
-        (place / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    return Artifact.open(output), report
-
-
-def _measure_before(job: _Job, task: Task) -> Measured:
-    """Measure the model as it was; what a run before this one measured is taken over."""
-    from onnxsim_embed.finetune.training import encoder_of, load_model
-
-    kept = job.work / "before.npz"
-    if kept.is_file():
-        with np.load(kept) as arrays:
-            vectors = arrays["vectors"]
-        return measure(_replay(vectors), task)
-    job.say("Measuring the model as it is.")
-    model = load_model(job.checkpoint.directory, job.checkpoint.prompts)
-    texts: list[Float32] = []
-
-    def encode(batch: list[str], prompt: str) -> Float32:
-        texts.append(encoder_of(model)(batch, prompt))
-        return texts[-1]
-
-    before = measure(encode, task)
-    with atomic_file(kept) as work, work.open("wb") as stream:
-        np.savez(stream, vectors=np.concatenate(texts))
-    return before
-
-
-def _replay(vectors: Float32) -> Encode:
-    """Return an encoder that hands out kept vectors in the order they were made."""
-    position = 0
-
-    def encode(texts: list[str], prompt: str) -> Float32:
-        nonlocal position
-        position += len(texts)
-        return vectors[position - len(texts) : position]
-
-    return encode
-
-
-def _train(job: _Job, final: Path) -> dict[str, Any]:
-    from datasets import load_from_disk
-
-    from onnxsim_embed.finetune.training import (
-        encoder_of,
-        load_model,
-        mine,
-        newest_checkpoint,
-        train,
-    )
-
-    settings, split = job.settings, job.split
-    model = load_model(job.checkpoint.directory, job.checkpoint.prompts)
-    validation = make_task(
-        split.validation,
-        [without_negatives(split.train)],
-        MOST_VALIDATION_TARGETS,
-        settings.seed,
-        job.prompts,
-    )
-    start = measure(encoder_of(model), validation).metrics.main
-    mined = None
-    if settings.hard_negatives:
-        kept = job.work / "mined"
-        if not kept.is_dir():
-            job.say("Mining hard negatives.")
-            found = mine(model, split.train, settings.hard_negatives, job.progress)
-            if not len(found):
-                raise ValueError(
-                    f"no pair has {settings.hard_negatives} hard negatives among {len(split.train)} "
-                    "pairs; ask for fewer"
-                )
-            found.save_to_disk(str(kept) + ".partial")
-            Path(str(kept) + ".partial").rename(kept)
-        mined = load_from_disk(str(kept))
-    checkpoints = job.work / "checkpoints"
-    newest = newest_checkpoint(checkpoints)
-    job.say("Training." if newest is None else f"Going on from {newest.name}.")
-    done = train(
-        model, split.train, validation, settings, checkpoints, progress=job.progress, mined=mined
-    )
-    shutil.rmtree(final.parent, ignore_errors=True)
-    model.save(str(final), create_model_card=False)
-    table = asdict(done)
-    table["log"]["validation"].insert(0, [0.0, start])
-    write_json(job.work / "trained.json", table)
-    shutil.rmtree(checkpoints)
-    return table
-
-
-def _export(job: _Job, final: Path, place: Path) -> Artifact:
-    try:
-        return export_model(
-            final, place, precisions=("fp32", "int8"), calibration=_calibration(job)
-        )
-    except VerificationError as error:
-        raise VerificationError(
-            f"{str(error).removesuffix('. Nothing was written')}. The fine-tuned checkpoint is kept in "
-            f"{final}: onnxsim-embed export {final} -o NEW_DIRECTORY --precision fp32"
-        ) from None
-
-
-def _calibration(job: _Job) -> list[str] | None:
-    """Return texts that were learnt from, as the model sees them; None where there are too few."""
-    train = job.split.train
-    texts = [job.prompts[0] + text for text in train.sources]
-    texts += [job.prompts[1] + text for text in train.targets]
-    texts = list(dict.fromkeys(texts))
-    if len(texts) > CALIBRATION_TEXTS:
-        chosen = np.random.default_rng(job.settings.seed).choice(
-            len(texts), CALIBRATION_TEXTS, replace=False
-        )
-        texts = [texts[i] for i in sorted(chosen.tolist())]
-    return texts if len(texts) >= MIN_TEXTS else None
-
-
-def _encode_with(embedder: Embedder) -> Encode:
-    return lambda texts, prompt: embedder.encode(texts, prompt=prompt)
-
-
-def _cosines(reference: Float32, vectors: Float32) -> dict[str, float]:
-    fidelity = compare_vectors(reference, vectors)
-    return {
-        "mean_cosine": round(fidelity.mean_cosine, 6),
-        "min_cosine": round(fidelity.min_cosine, 6),
+def _describe(split: Split, counts: dict[str, int]) -> str:
+    reasons = {
+        "repeated": "repeat an earlier pair",
+        "same_text": "have the same text on both sides",
+        "dropped": "share their source with an evaluation pair",
     }
-
-
-def _describe(split: Split, repeated: int, same_text: int) -> str:
-    parts = [
-        f"{len(split.train):,} pairs to learn from, {len(split.validation):,} to choose the checkpoint "
-        f"by, {len(split.held_out):,} to judge by."
-    ]
-    left = {
-        "repeat another": repeated,
-        "have one text on both sides": same_text,
-        "share their source with the evaluation file": split.dropped,
-    }
-    parts += [f"{number:,} left out: they {why}." for why, number in left.items() if number]
-    return " ".join(parts)
+    skipped = [f" {counts[k]:,} skipped: they {why}." for k, why in reasons.items() if counts[k]]
+    return (
+        f"{len(split.train):,} pairs for training, {len(split.validation):,} for validation (choice of "
+        f"the checkpoint), {len(split.held_out):,} for evaluation." + "".join(skipped)
+    )

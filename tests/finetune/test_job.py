@@ -1,0 +1,472 @@
+"""The fine-tuning job, end to end on a tiny model: result, resumption, errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+from support import jargon_pairs, write_checkpoint
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.artifact.manifest import Artifact
+from onnxsim_embed.errors import (
+    CheckpointError,
+    MissingExtraError,
+    TrainingError,
+    VerificationError,
+)
+from onnxsim_embed.export import export_model
+from onnxsim_embed.finetune import TextPairs, evaluation, finetune, job, read_pairs, training
+from onnxsim_embed.finetune.report import draw_losses, report_table, verdict
+from onnxsim_embed.finetune.settings import Settings
+from onnxsim_embed.finetune.workplace import workplace_of
+
+PAIRS = TextPairs(*jargon_pairs())
+EPOCHS_3 = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3}
+EPOCH_1 = {"epochs": 1, "batch_size": 16}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few(few_texts):
+    """Exports are verified on few texts."""
+
+
+@pytest.fixture(scope="module")
+def tuned(checkpoint, tmp_path_factory):
+    """A finished job: its result, its directory, and its stages."""
+    output = tmp_path_factory.mktemp("finetune") / "tuned"
+    stages = []
+    result = finetune(PAIRS, output, model=checkpoint, on_stage=stages.append, **EPOCHS_3)
+    return result, output, stages
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Skip int8 and the plot where they are not tested: they take most of the time."""
+
+    def export_fp32(*arguments, **options):
+        return export_model(*arguments, **(options | {"precisions": ("fp32",)}))
+
+    monkeypatch.setattr(job, "export_model", export_fp32)
+    monkeypatch.setattr(job, "draw_losses", lambda report, path: path.touch())
+
+
+@pytest.fixture
+def interrupted(monkeypatch, checkpoint, tmp_path):
+    """An unfinished run into tmp_path / "out"."""
+    with monkeypatch.context() as patch:
+        patch.setattr(job.Job, "train", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(PAIRS, tmp_path / "out", model=checkpoint, **EPOCHS_3)
+    return tmp_path / "out"
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def weights(directory):
+    return load_file(directory / "model.safetensors")
+
+
+# result
+
+
+def test_artifact_loads_here_and_in_sentence_transformers(tuned, checkpoint):
+    result, output, _ = tuned
+    vectors = Embedder.from_pretrained(output, precision="fp32").encode(PAIRS.sources)
+    before = Embedder.from_pretrained(checkpoint, precision="fp32").encode(PAIRS.sources)
+    assert not np.allclose(vectors, before, atol=1e-3)
+    reference = SentenceTransformer(str(output), device="cpu").encode(PAIRS.sources)
+    np.testing.assert_allclose(vectors, reference, atol=2e-6)
+    assert set(result.artifact.manifest.precisions) == {"fp32", "int8"}
+    assert result.artifact.manifest.name == "tuned"
+    assert {"model.safetensors", "report.json", "loss.png"} <= set(result.artifact.manifest.files)
+    Artifact.open(output).check()
+
+
+def test_report(tuned):
+    result, output, _ = tuned
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    assert report == result.report
+    assert report["pairs"] == {
+        "read": 40, "repeated": 0, "same_text": 0, "dropped": 0, "train": 32, "validation": 4, "held_out": 4,
+    }  # fmt: skip
+    models = report["held_out"]["models"]
+    assert list(models) == ["before", "after", "fp32", "int8"]
+    assert report["held_out"]["targets"] == 40
+    assert models["fp32"]["min_cosine"] > 0.99999
+    assert 0.9 < models["int8"]["min_cosine"] < 1
+    for name in ("accuracy_at_1", "mrr_at_10", "ndcg_at_10"):
+        assert models["fp32"][name] == models["after"][name]
+    assert report["training"]["steps"] == report["training"]["planned"] == 12
+    assert [step for step, _ in report["training"]["log"]["validation"]] == [0, 4, 8, 12]
+    assert report["training"]["best_step"] in (4, 8, 12)
+    losses = [loss for _, loss in report["training"]["log"]["loss"]]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
+def test_model_card_and_plot(tuned, tmp_path):
+    result, output, _ = tuned
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert verdict(result.report) in card
+    header, rows = report_table(result.report)
+    assert header[1:4] == ["accuracy@1", "MRR@10", "NDCG@10"]
+    assert all(" | ".join(row) in card for row in rows)
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    flat = json.loads(json.dumps(result.report))
+    flat["training"]["log"]["loss"] = [[1, 1.0], [2, 1.0]]
+    draw_losses(flat, tmp_path / "flat.png")
+    assert (tmp_path / "flat.png").read_bytes() != (output / "loss.png").read_bytes()
+
+
+def test_stages(tuned):
+    _, output, stages = tuned
+    assert [int(word) for word in stages[0].split() if word.isdigit()] == [32, 4, 4]
+    assert stages[1:] == ["Evaluating the base model.", "Training.", "Exporting and verifying."]
+    assert [path.name for path in output.parent.iterdir()] == ["tuned"]
+
+
+def test_equal_seeds_give_equal_bytes(tuned, checkpoint, tmp_path):
+    _, output, _ = tuned
+    finetune(PAIRS, tmp_path / "tuned", model=checkpoint, **EPOCHS_3)
+    for name in ("onnxsim_embed.json", "model.safetensors", "report.json", "loss.png"):
+        assert (tmp_path / "tuned" / name).read_bytes() == (output / name).read_bytes(), name
+
+
+@pytest.mark.usefixtures("brief")
+def test_another_seed_gives_another_model(tuned, checkpoint, tmp_path):
+    finetune(PAIRS, tmp_path / "other", model=checkpoint, seed=1, **EPOCHS_3)
+    first, second = weights(tuned[1]), weights(tmp_path / "other")
+    assert first.keys() == second.keys()
+    assert not all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_generators_and_threads_are_restored(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(job.Job, "train", interrupt)
+    states = random.getstate(), torch.get_rng_state(), torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        finetune(PAIRS, tmp_path / "out", model=checkpoint, seed=5)
+    assert states[0] == random.getstate()
+    assert torch.equal(states[1], torch.get_rng_state())
+    assert states[2] == torch.get_num_threads()
+
+
+@pytest.mark.usefixtures("brief")
+def test_prompts_of_the_base_model_are_kept(tmp_path):
+    model = write_checkpoint(tmp_path / "model", prompts={"query": "a ", "document": "the "})
+    result = finetune(PAIRS, tmp_path / "out", model=model, show_progress_bar=True, **EPOCH_1)
+    assert result.artifact.manifest.prompts == {"query": "a ", "document": "the "}
+    assert result.report["held_out"]["models"]["fp32"]["min_cosine"] > 0.99999
+
+
+# kinds of pairs
+
+
+@pytest.mark.usefixtures("brief")
+def test_scored_pairs(checkpoint, tmp_path):
+    pairs = TextPairs(PAIRS.sources, PAIRS.targets, scores=[i % 5 for i in range(40)])
+    result = finetune(pairs, tmp_path / "out", model=checkpoint, held_out=0.4, **EPOCHS_3)
+    models = result.report["held_out"]["models"]
+    assert result.report["training"]["loss"] == "CoSENTLoss"
+    assert all(-1 <= metrics["spearman"] <= 1 for metrics in models.values())
+    assert models["after"]["spearman"] != models["before"]["spearman"]
+    assert "Spearman" in report_table(result.report)[0]
+
+
+@pytest.mark.usefixtures("brief")
+def test_hard_negatives_are_a_third_text(checkpoint, tmp_path, monkeypatch):
+    columns = []
+    forward = training.MultipleNegativesRankingLoss.forward
+    monkeypatch.setattr(
+        training.MultipleNegativesRankingLoss,
+        "forward",
+        lambda *args: columns.append(len(list(args[1]))) or forward(*args),
+    )
+    pairs = TextPairs(PAIRS.sources, PAIRS.targets, PAIRS.targets[1:] + PAIRS.targets[:1])
+    finetune(pairs, tmp_path / "out", model=checkpoint, **EPOCH_1)
+    assert set(columns) == {3}
+
+
+@pytest.mark.usefixtures("brief")
+def test_hard_negatives_are_mined_once(checkpoint, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(
+        training, "MAX_MINED_SCORE", 0.9999
+    )  # the tiny model's cosines are all high
+    options = {"model": checkpoint, "hard_negatives": 2, **EPOCH_1}
+    datasets = []
+    train = training.train
+
+    def watched(model, pairs, dataset, *args, **kwargs):
+        datasets.append(dataset.to_dict())
+        return train(model, pairs, dataset, *args, **kwargs) if len(datasets) > 1 else interrupt()
+
+    monkeypatch.setattr(training, "train", watched)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(PAIRS, tmp_path / "out", **options)
+    monkeypatch.setattr(training, "mine", lambda *_: pytest.fail("mined twice"))
+    finetune(PAIRS, tmp_path / "out", **options)
+    assert datasets[0] == datasets[1]
+    for texts in zip(*datasets[0].values(), strict=True):
+        assert len(set(texts)) == 4
+        assert set(texts[1:]) <= set(PAIRS.targets)
+    assert "%" not in capfd.readouterr().err
+
+
+def test_hard_negatives_that_cannot_be_mined(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "MAX_MINED_SCORE", -1)
+    with pytest.raises(ValueError, match="hard_negatives"):
+        finetune(PAIRS, tmp_path / "out", model=checkpoint, hard_negatives=2)
+
+
+@pytest.mark.usefixtures("brief")
+def test_memory_limits_the_texts_trained_on_at_once(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "ACTIVATION_BYTES", 200_000)
+    options = {"model": checkpoint, **EPOCH_1}
+    done = finetune(PAIRS, tmp_path / "plain", **options).report["training"]
+    assert done["loss"].startswith("CachedMultipleNegativesRankingLoss, ")
+    assert int(done["loss"].split()[1]) < 16
+    scored = TextPairs(PAIRS.sources, PAIRS.targets, scores=list(range(40)))
+    done = finetune(scored, tmp_path / "scored", **options).report["training"]
+    assert "batches of" in done["loss"]
+
+
+# resumption
+
+KILLED = """
+import os, signal, sys
+from onnxsim_embed.finetune import TextPairs, finetune
+from onnxsim_embed.finetune.callbacks import FiniteGradients
+import json
+def kill(self, arguments, state, control, **_):
+    if state.global_step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+FiniteGradients.on_pre_optimizer_step = kill
+table = json.loads(sys.argv[1])
+finetune(TextPairs(*table["pairs"]), table["output"], model=table["model"], **table["options"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this platform")
+def test_a_killed_run_continues_to_the_same_bytes(tuned, checkpoint, tmp_path):
+    result, uninterrupted, _ = tuned
+    output = tmp_path / "tuned"
+    table = {
+        "pairs": [PAIRS.sources, PAIRS.targets], "output": str(output), "model": str(checkpoint), "options": EPOCHS_3,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(table)], capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    checkpoints = workplace_of(output) / "checkpoints"
+    assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-4"]
+    incomplete = checkpoints / "checkpoint-8"
+    shutil.copytree(checkpoints / "checkpoint-4", incomplete)
+    (incomplete / "trainer_state.json").unlink()
+    stages = []
+    continued = finetune(PAIRS, output, model=checkpoint, on_stage=stages.append, **EPOCHS_3)
+    assert "Resuming from checkpoint-4." in stages
+    assert continued.report == result.report
+    for name in ("model.safetensors", "onnxsim_embed.json"):
+        assert (output / name).read_bytes() == (uninterrupted / name).read_bytes()
+    assert not workplace_of(output).exists()
+
+
+@pytest.mark.usefixtures("brief")
+def test_an_unfinished_run_is_not_continued_with_other_pairs_settings_or_model(
+    interrupted, checkpoint, tmp_path
+):
+    other = write_checkpoint(tmp_path / "other", seed=3)
+    more = TextPairs(*jargon_pairs(41))
+    for differing, pairs, options in [
+        ("settings", PAIRS, {"model": checkpoint, "epochs": 1}),
+        ("pairs, evaluation", more, {"model": checkpoint, **EPOCHS_3}),
+        ("model", PAIRS, {"model": other, **EPOCHS_3}),
+    ]:
+        with pytest.raises(FileExistsError, match=differing):
+            finetune(pairs, interrupted, **options)
+    finetune(PAIRS, interrupted, model=other, force=True, **EPOCH_1)
+    assert not workplace_of(interrupted).exists()
+
+
+def test_two_runs_into_one_output(checkpoint, tmp_path, monkeypatch):
+    inside, leave = threading.Event(), threading.Event()
+
+    def wait(*_):
+        inside.set()
+        leave.wait(30)
+        raise KeyboardInterrupt
+
+    def first():
+        with pytest.raises(KeyboardInterrupt):
+            finetune(PAIRS, tmp_path / "out", model=checkpoint)
+
+    monkeypatch.setattr(job.Job, "train", wait)
+    thread = threading.Thread(target=first)
+    thread.start()
+    try:
+        assert inside.wait(30)
+        with pytest.raises(TrainingError, match="another process"):
+            finetune(PAIRS, tmp_path / "out", model=checkpoint)
+    finally:
+        leave.set()
+        thread.join()
+
+
+# errors
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_loss_that_is_not_finite_stops_training(checkpoint, tmp_path, monkeypatch):
+    forward, calls = training.MultipleNegativesRankingLoss.forward, []
+
+    def broken(self, features, labels):
+        calls.append(1)
+        return forward(self, features, labels) * (float("nan") if len(calls) == 6 else 1)
+
+    monkeypatch.setattr(training.MultipleNegativesRankingLoss, "forward", broken)
+    with pytest.raises(TrainingError, match=r"step 6 of 12.*learning_rate") as caught:
+        finetune(PAIRS, tmp_path / "out", model=checkpoint, **EPOCHS_3)
+    last = workplace_of(tmp_path / "out") / "checkpoints" / "checkpoint-4"
+    assert str(last) in str(caught.value)
+    assert np.isfinite(SentenceTransformer(str(last), device="cpu").encode("a road")).all()
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unfaithful_export_keeps_the_checkpoint(checkpoint, tmp_path, monkeypatch):
+    def unfaithful(*_, **__):
+        raise VerificationError("int8 is far off. Nothing was written")
+
+    options = {"model": checkpoint, **EPOCH_1}
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "export_model", unfaithful)
+        with pytest.raises(VerificationError) as caught:
+            finetune(PAIRS, tmp_path / "out", **options)
+    trained = workplace_of(tmp_path / "out") / "model" / "out"
+    assert f"onnxsim-embed export {trained}" in str(caught.value)
+    assert weights(trained)
+    assert not (tmp_path / "out").exists()
+    stages = []
+    finetune(PAIRS, tmp_path / "out", on_stage=stages.append, **options)
+    assert "Training." not in stages
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_worse_model_is_written_and_marked(checkpoint, tmp_path, monkeypatch):
+    evaluations = []
+
+    def spoiled(*args):
+        got = evaluation.evaluate(*args)
+        evaluations.append(got)
+        if len(evaluations) > 1:
+            return got
+        perfect = {"accuracy_at_1": 1.0, "mrr_at_10": 1.0, "ndcg_at_10": 1.0, "spearman": None}
+        return evaluation.Evaluation(perfect, got.first_hits | True, got.embeddings)
+
+    monkeypatch.setattr(job, "evaluate", spoiled)
+    result = finetune(PAIRS, tmp_path / "out", model=checkpoint, **EPOCH_1)
+    assert result.worse
+    assert result.report["worse"] is True
+    assert f"\n**{verdict(result.report)}**" in (tmp_path / "out/README.md").read_text("utf-8")
+    assert weights(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("brief")
+def test_early_stopping(checkpoint, tmp_path, monkeypatch):
+    metrics = iter([0.5, 0.6, 0.4, 0.3, 0.9])
+    evaluator = evaluation.RetrievalEvaluator
+    call = evaluator.__call__
+
+    def stub(self, model, output_path=None, epoch=-1, steps=-1):
+        in_training = output_path is not None
+        return {self.primary_metric: next(metrics)} if in_training else call(self, model)
+
+    monkeypatch.setattr(evaluator, "__call__", stub)
+    options = {"model": checkpoint, "epochs": 10, "batch_size": 16, "patience": 2}
+    done = finetune(PAIRS, tmp_path / "out", **options).report["training"]
+    assert (done["steps"], done["planned"], done["best_step"]) == (8, 20, 4)
+    assert next(metrics) == 0.9
+
+
+SCORED = TextPairs(PAIRS.sources, PAIRS.targets, scores=list(range(40)))
+
+
+@pytest.mark.parametrize(
+    ("word", "error", "pairs", "options"),
+    [
+        ("exists", FileExistsError, PAIRS, {"output": "artifact"}),
+        ("not an artifact", FileExistsError, PAIRS, {"output": "taken", "force": True}),
+        ("minnilm", CheckpointError, PAIRS, {"model": "minnilm"}),
+        ("hard_negatives", ValueError, SCORED, {"hard_negatives": 2}),
+        ("scores", ValueError, SCORED, {"evaluation": PAIRS}),
+        ("batch_size", ValueError, PAIRS, {"batch_size": 1}),
+        ("epochs", ValueError, PAIRS, {"epochs": 0}),
+    ],
+)
+def test_errors_before_any_work(
+    checkpoint, artifact, tmp_path, monkeypatch, word, error, pairs, options
+):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/thesis.txt").touch()
+    output = options.get("output", "out")
+    arguments = {"model": checkpoint, **options}
+    arguments["output"] = artifact if output == "artifact" else tmp_path / output
+    with pytest.raises(error, match=word):
+        finetune(pairs, **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_base_models_that_cannot_be_trained(artifact, tmp_path):
+    plain = write_checkpoint(tmp_path / "plain", pooling=None)
+    for model, word in [(plain, "modules.json"), (artifact, "ONNX")]:
+        with pytest.raises(CheckpointError, match=word):
+            finetune(PAIRS, tmp_path / "out", model=model)
+
+
+@pytest.mark.parametrize("name", ["share", "learning_rate"])
+def test_settings(name):
+    with pytest.raises(ValueError, match="held_out" if name == "share" else name):
+        Settings(**{name: float("nan")})
+
+
+@pytest.mark.parametrize("package", ["accelerate", "torch"])
+def test_a_missing_package_names_the_extra(package, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == package else find(name, *a)
+    )
+    with pytest.raises(MissingExtraError, match=rf"{package}.*onnxsim-embed\[finetune\]"):
+        finetune(PAIRS, tmp_path / "out")
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, onnxsim_embed.finetune, onnxsim_embed.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("real_checkpoint")
+def test_the_real_minilm_improves(tmp_path):
+    pairs = read_pairs(Path(__file__).parent.parent.parent / "examples" / "jargon_pairs.csv")
+    pairs = pairs.rows(range(0, len(pairs), 2))
+    result = finetune(pairs, tmp_path / "out", model="minilm", epochs=2, learning_rate=1e-4)
+    models = result.report["held_out"]["models"]
+    assert models["after"]["ndcg_at_10"] > models["before"]["ndcg_at_10"] + 0.05
+    assert models["int8"]["ndcg_at_10"] > models["before"]["ndcg_at_10"] + 0.05
+    assert models["fp32"]["min_cosine"] > 0.99999
+    assert models["int8"]["mean_cosine"] > 0.995
+    assert os.path.getsize(tmp_path / "out" / "onnx" / "model_int8.onnx") < 30e6
