@@ -45,7 +45,7 @@ def test_pairs_become_a_model(run, pairs_csv, checkpoint, tmp_path):
     assert report["settings"]["epochs"] == 2
     code, out, err = run("finetune", *arguments, *COLUMNS)
     assert code == 2
-    assert "--force" in err
+    assert "exists" in err
 
 
 def test_options_reach_the_job(run, pairs_csv, tmp_path, monkeypatch):
