@@ -100,7 +100,7 @@ def measure(model: Embedder, texts: list[str], rounds: int, work: Path) -> dict[
         shutil.rmtree(work / "graph")
     return {
         "rows": len(texts),
-        "parts": len(done.vectors.parts),
+        "parts": len(done.vectors.shards),
         "seconds_one_process": round(median(one), 2),
         "seconds_engine": round(median(engine), 2),
         "seconds_engine_with_start": round(median(whole), 2),
@@ -117,7 +117,7 @@ def measure_engine(model: Embedder, texts: list[str], work: Path) -> dict[str, f
     shutil.rmtree(work / "vectors")
     return {
         "rows": len(texts),
-        "parts": len(done.vectors.parts),
+        "parts": len(done.vectors.shards),
         "seconds_engine": round(done.seconds, 2),
         "seconds_engine_with_start": round(whole, 2),
         "milliseconds_per_text": round(1000 * done.seconds / len(texts), 3),

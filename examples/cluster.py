@@ -24,7 +24,7 @@ def main(target: Path) -> None:
         # Files to a directory of parts: what a stop leaves is finished by the same call.
         done = encode_files(TEXTS, target / "vectors", "minilm", column=COLUMN, part_rows=64)
         print(
-            f"{done.vectors.rows} vectors in {len(done.vectors.parts)} parts, {done.rows_found} found"
+            f"{done.vectors.rows} vectors in {len(done.vectors.shards)} parts, {done.rows_found} found"
         )
 
         graph = write_graph(target / "vectors", target / "graph", threshold=0.5, force=True)

@@ -91,8 +91,9 @@ def main() -> None:
 def _fail(error: BaseException, code: int, debug: bool) -> None:
     if debug:
         raise error
-    from onnxsim_embed.files.locations import without_passwords
+    from onnxsim_embed.files.uris import without_passwords
 
     message = without_passwords(str(error)) or type(error).__name__
+    message = message.replace("force=True", "--force")
     typer.echo(f"onnxsim-embed: {message}", err=True)
     sys.exit(code)

@@ -59,7 +59,7 @@ def info(
     from onnxsim_embed.artifact.manifest import Artifact, is_artifact
     from onnxsim_embed.artifact.recipes import find_recipe
     from onnxsim_embed.errors import CheckpointError
-    from onnxsim_embed.files.locations import is_uri
+    from onnxsim_embed.files.uris import is_uri
     from onnxsim_embed.files.vector_directory import is_vector_directory
 
     named = Path(model).suffix in (".npy", ".parquet") and not Path(model).is_dir()

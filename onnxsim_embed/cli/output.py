@@ -84,18 +84,18 @@ def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = 
 def print_vectors(file: str) -> None:
     """Print what a file of vectors holds and what made it."""
     from onnxsim_embed.cli.graph_files import shorten
-    from onnxsim_embed.files.locations import is_directory, shown
     from onnxsim_embed.files.provenance import read_provenance
+    from onnxsim_embed.files.uris import display_name, is_directory
     from onnxsim_embed.files.vector_directory import open_vectors
     from onnxsim_embed.files.vectors import read_vectors
 
-    name = shown(file)
+    name = display_name(file)
     origin: Provenance | None
     if is_directory(
         file
     ):  # its index tells, without a look into its parts, which may be of any size
         stored = open_vectors(file)
-        rows, components, origin = stored.rows, f"{stored.dim:,} float32", stored.origin
+        rows, components, origin = stored.rows, f"{stored.dim:,} float32", stored.provenance
     else:
         vectors = read_vectors(file)
         rows, components = len(vectors), f"{vectors.shape[1]:,} {vectors.dtype}"

@@ -50,7 +50,7 @@ def encode_on_ray(source: str, directory: str, model: str, *, quiet: bool, **opt
         raise ValueError(
             f"-o {directory}: --engine ray writes a directory: give a name without an ending"
         )
-    from onnxsim_embed.files.locations import shown
+    from onnxsim_embed.files.uris import display_name
     from onnxsim_embed.ray import encode_files
 
     started = time.perf_counter()
@@ -73,7 +73,7 @@ def encode_on_ray(source: str, directory: str, model: str, *, quiet: bool, **opt
             f"({made / max(done.seconds, 1e-9):,.0f} rows/s), the rest is the engine's and the models' start."
         )
     typer.echo(
-        f"Wrote {shown(directory)}: {vectors.rows:,} x {vectors.dim} float32 in {counted(len(vectors.parts), 'part')}"
+        f"Wrote {display_name(directory)}: {vectors.rows:,} x {vectors.dim} float32 in {counted(len(vectors.shards), 'shard')}"
         + (
             f"; {counted(left_out, 'row')} without a usable text, in rejected.jsonl."
             if left_out

@@ -113,7 +113,7 @@ def search(
     )
     seconds = time.perf_counter() - started
     rows = _result(asked, best, known, threshold)
-    from onnxsim_embed.files.locations import is_directory
+    from onnxsim_embed.files.uris import is_directory
 
     if is_directory(where):
         from onnxsim_embed.files.vector_directory import open_vectors

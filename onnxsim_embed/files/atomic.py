@@ -1,79 +1,116 @@
-"""Atomic writes: a file or directory appears whole, or not at all."""
+"""Atomic writes: a file or directory appears complete and on disk, or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
+from uuid import uuid4
+
+from onnxsim_embed.files.uris import local_path
 
 
-def check_output(path: Path, force: bool) -> None:
-    """Refuse, before any work, a file that could not be written after it.
+def check_output(path: str | Path, force: bool) -> None:
+    """Raise, before any work, if a file cannot be written after it.
 
-    :raises FileExistsError: if it is a directory, or exists and is not to be replaced.
+    :raises ValueError: for a URI.
+    :raises FileExistsError: if the path is a directory, or exists and may not be replaced.
     :raises FileNotFoundError: if its directory does not exist.
+    :raises PermissionError: if its directory is not writable.
     """
+    path = local_path(path)
     if path.is_dir():
         raise FileExistsError(f"{path} is a directory; choose another name")
     if path.exists() and not force:
-        raise FileExistsError(f"{path} exists; replace it with --force, or choose another name")
+        raise FileExistsError(f"{path} exists; replace it with force=True, or choose another name")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no directory {path.parent}")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise PermissionError(f"cannot write {path}: {error.strerror}") from None
 
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Give a temporary directory beside `target` that takes its place when the block ends well.
+    """Yield a temporary directory that replaces `target` when the block succeeds.
 
-    A failure or an interruption leaves what was at `target` untouched and removes the temporary
-    directory; a kill can leave a hidden one behind, which nothing reads.
+    A failure or an interruption leaves the target as it was and removes the temporary directory; a
+    killed process may leave it behind, hidden and unused.
     """
-    target = target.resolve()  # behind a link, what it points to is replaced, not the link
+    target = local_path(target).resolve()  # of a link, the target is replaced
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    work = _temporary(target)
+    work.mkdir()
     try:
         yield work
-        work.chmod(0o777 & ~_umask())
-        if target.exists():
-            old = work.with_suffix(".old")
+        for path in (work, *work.rglob("*")):
+            _sync(path)
+        old = work.with_suffix(".old")
+        exists = target.exists()
+        if exists:
             target.rename(old)
-            try:
-                work.rename(target)
-            except BaseException:  # KeyboardInterrupt too
-                old.rename(target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
+        try:
             work.rename(target)
+        except BaseException:  # KeyboardInterrupt too
+            if exists:
+                old.rename(target)
+            raise
+        _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Give a temporary file name beside `target` that takes its place when the block ends well."""
-    work = target.absolute().parent / f".{target.name}.{os.getpid()}.partial"
+    """Yield a temporary file name; the file replaces `target` when the block succeeds."""
+    target = local_path(target).absolute()
+    work = _temporary(target)
     try:
         yield work
+        _sync(work)
         os.replace(work, target)
+        _sync(target.parent)
     finally:
         work.unlink(missing_ok=True)
 
 
 @contextmanager
-def durable_file(target: Path) -> Iterator[BinaryIO]:
-    """Give a stream whose bytes are on the disk as `target` when the block ends well; else nothing changes."""
+def durable_file(target: Path) -> Iterator[IO[bytes]]:
+    """Yield a stream whose content replaces `target` when the block succeeds."""
     with atomic_file(target) as work, work.open("wb") as stream:
         yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - what json takes
+    """Write a value as JSON, atomically."""
+    with durable_file(path) as stream:
+        stream.write(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:  # noqa: ANN401
+    """Return the content of a JSON file."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _temporary(target: Path) -> Path:
+    """Return a hidden name beside the target that no other thread, process or machine uses."""
+    return target.parent / f".{target.name[:40]}.{uuid4().hex}.partial"
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a directory's list of files, is on disk."""
+    windows = os.name == "nt"  # opens no directories, and syncs what is open for writing
+    if not path.exists() or (windows and path.is_dir()):
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

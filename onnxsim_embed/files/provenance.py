@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.atomic import durable_file
-from onnxsim_embed.files.locations import is_directory
+from onnxsim_embed.files.uris import is_directory
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.atomic import atomic_file
-from onnxsim_embed.files.locations import is_directory
 from onnxsim_embed.files.provenance import METADATA_KEY, Provenance, write_sidecar
 from onnxsim_embed.files.texts import require_pyarrow
+from onnxsim_embed.files.uris import is_directory
 
 # Bytes before the numbers of a .npy file. numpy leaves room for any number of rows, and so comes to
 # the same for every table of vectors.

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.files.locations import absolute, is_uri
+from onnxsim_embed.files.locations import absolute
+from onnxsim_embed.files.uris import is_uri
 from onnxsim_embed.files.vector_directory import VectorDirectory, is_vector_directory, open_vectors
 from onnxsim_embed.files.vectors import read_vectors
 from onnxsim_embed.ray.cluster import LOADER_SHARE, cpus_of, nodes

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onnxsim_embed.errors import MissingExtraError, OnnxsimEmbedError
-from onnxsim_embed.files.locations import is_uri
+from onnxsim_embed.files.uris import is_uri
 from onnxsim_embed.system.hardware import available_cpus
 
 if TYPE_CHECKING:
-    from onnxsim_embed.files.locations import Storage
+    from onnxsim_embed.files.locations import Directory
 
 # What an actor reserves of each processor that it uses, and a task that reads or writes.
 ACTOR_SHARE = 0.9
@@ -172,7 +172,7 @@ def cpus_of(found: list[dict[str, Any]]) -> list[float]:
     return [count for count in counts if count]
 
 
-def check_shared(storage: Storage, readable: str | None = None) -> None:
+def check_shared(storage: Directory, readable: str | None = None) -> None:
     """Refuse a directory, or an input, that some node does not see.
 
     :param readable: path of an input.
@@ -209,7 +209,7 @@ def check_shared(storage: Storage, readable: str | None = None) -> None:
             made.rmdir()
 
 
-def _sees(storage: Storage, probe: str, readable: str | None) -> str | None:
+def _sees(storage: Directory, probe: str, readable: str | None) -> str | None:
     if probe not in storage.names():
         return str(storage)
     if readable is not None and not is_uri(readable) and not os.path.exists(readable):

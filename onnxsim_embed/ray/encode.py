@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxsim_embed.files.locations import Storage, find_files, shown
+from onnxsim_embed.files.locations import Directory, find_files
+from onnxsim_embed.files.uris import display_name
 from onnxsim_embed.files.vector_directory import JOB, RowDiagnostic, VectorDirectory
 from onnxsim_embed.ray.cluster import (
     Actors,
@@ -112,7 +113,7 @@ def encode_files(
     if part_rows < 1:
         raise ValueError(f"part_rows must be positive, got {part_rows}")
     require_ray()  # before the time that a model takes
-    storage = Storage.at(directory)
+    storage = Directory(directory)
     locations = find_files(source)
     _check_directory(storage, locations)
     columns = Columns(column, id_column, kind)
@@ -160,11 +161,11 @@ def encode_files(
         vectors = job.finish(
             VectorDirectory(storage, origin.truncate_dim or origin.dim, (), origin)
         )
-    remarks = [remark for part in vectors.parts for remark in part.remarks]
+    remarks = [entry for shard in vectors.shards for entry in shard.diagnostics]
     return EncodedFiles(vectors, found, remarks, plan, job.seconds)
 
 
-def _check_directory(storage: Storage, inputs: Sequence[str]) -> None:
+def _check_directory(storage: Directory, inputs: Sequence[str]) -> None:
     """Refuse a directory that holds something else than vectors of such a job, or would become an input.
 
     :raises FileExistsError: naming the directory.
@@ -174,7 +175,7 @@ def _check_directory(storage: Storage, inputs: Sequence[str]) -> None:
         raise FileExistsError(f"{local} exists and is a file; choose another name")
     if local is not None and not local.parent.is_dir():
         raise FileNotFoundError(f"cannot write {local}: there is no directory {local.parent}")
-    if any(shown(location).startswith(f"{storage}/") for location in inputs):
+    if any(display_name(location).startswith(f"{storage}/") for location in inputs):
         raise FileExistsError(
             f"{storage} holds texts to encode; choose another directory for the vectors"
         )
@@ -196,5 +197,7 @@ def _survey(locations: Sequence[str], columns: Columns) -> tuple[list[TextFile],
 
 def _digest(files: Sequence[TextFile]) -> str:
     """Return what tells an input from another: its files' names, rows and bytes, wherever they lie."""
-    told = [[shown(file.location).rpartition("/")[2], file.rows, file.digest] for file in files]
+    told = [
+        [display_name(file.location).rpartition("/")[2], file.rows, file.digest] for file in files
+    ]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.checkpoint import locked
-from onnxsim_embed.files.locations import Storage
+from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.ray.blocks import Source, self_scores, source_of
 from onnxsim_embed.ray.cluster import (
     check_shared,
@@ -97,7 +97,7 @@ def write_graph(
     settings = graph_settings(source.rows, threshold, k, include_self, source.digest)
     with locked(target) as work, cluster(address), plain_errors():
         job = GraphJob(work, target, settings, force)
-        check_shared(Storage.at(work), source.path)
+        check_shared(Directory(work), source.path)
         if job.journal is None:
             job.begin(**_plan(source.rows, sum(cpus_of(nodes())), k is None, block_rows))
         elif "columns" not in job.journal:

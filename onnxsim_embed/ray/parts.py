@@ -17,7 +17,7 @@ from typing import Any
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.checkpoint import differing_settings
-from onnxsim_embed.files.locations import Storage
+from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.vector_directory import (
     FORMAT_VERSION,
     INDEX,
@@ -26,8 +26,8 @@ from onnxsim_embed.files.vector_directory import (
     VectorDirectory,
     VectorShard,
     pack_shard,
-    part_file,
     read_shard,
+    shard_file,
 )
 from onnxsim_embed.ray.cluster import EXPECTED, READER_SHARE, Actors, pack, quiet, unpack
 from onnxsim_embed.ray.datasets import pool
@@ -45,7 +45,7 @@ class PartsJob:
     """
 
     def __init__(
-        self, storage: Storage, settings: Mapping[str, Any], groups: Sequence[Group], id_type: str
+        self, storage: Directory, settings: Mapping[str, Any], groups: Sequence[Group], id_type: str
     ) -> None:
         self._storage = storage
         self._settings = dict(settings)
@@ -90,14 +90,14 @@ class PartsJob:
         else:
             table = {"format_version": FORMAT_VERSION, **self._settings}
             self._storage.write(JOB, (json.dumps(table, indent=1) + "\n").encode())
-        there = [number for number in range(self._count) if part_file(number) in names]
+        there = [number for number in range(self._count) if shard_file(number) in names]
         with ThreadPoolExecutor(
             PARTS_AT_ONCE
         ) as readers:  # an object store takes its time for each
             parts = readers.map(partial(read_shard, self._storage), there)
             self._done = {n: part for n, part in zip(there, parts, strict=True) if part is not None}
         return sum(
-            part.rows + sum(not remark.encoded for remark in part.remarks)
+            part.rows + sum(not entry.encoded for entry in part.diagnostics)
             for part in self._done.values()
         )
 
@@ -165,9 +165,9 @@ class PartsJob:
         if lost:
             raise TableError(
                 f"{self._storage}: {len(lost)} parts were not written, the first is "
-                f"{part_file(lost[0])}; give the same command again"
+                f"{shard_file(lost[0])}; give the same command again"
             )
-        whole = replace(vectors, parts=tuple(self._done[number] for number in range(self._count)))
+        whole = replace(vectors, shards=tuple(self._done[number] for number in range(self._count)))
         whole.write_index()
         for name in self._storage.names():
             if name.startswith((".part-", ".probe-")):  # left by a process that was killed
@@ -200,7 +200,7 @@ class PartEncoder:
         model: Any,  # noqa: ANN401 - a reference
         options: EncodeOptions,
         threads: int,
-        storage: Storage,
+        storage: Directory,
         id_type: str,
     ) -> None:
         self._encoder = TextEncoder(model, options, threads)
@@ -228,5 +228,5 @@ class PartEncoder:
             self._encoder.origin,
             self._id_type,
         )
-        self._storage.write(part_file(part.number), data)
-        return VectorShard(part_file(part.number), len(places), digest, tuple(remarks))
+        self._storage.write(shard_file(part.number), data)
+        return VectorShard(shard_file(part.number), len(places), digest, tuple(remarks))

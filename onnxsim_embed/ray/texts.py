@@ -15,8 +15,9 @@ from itertools import count, islice
 from typing import IO, Any, cast
 
 from onnxsim_embed.errors import NoTextsError, TableError
-from onnxsim_embed.files.locations import open_file, shown
+from onnxsim_embed.files.locations import open_file
 from onnxsim_embed.files.texts import iter_column, kind_of
+from onnxsim_embed.files.uris import display_name
 
 # Asked of an object store at a time; each request takes some tens of milliseconds.
 READ_BYTES = 4 << 20
@@ -122,7 +123,7 @@ def survey(location: str, columns: Columns) -> TextFile:
     id_type = None
     if rows:
         ids = [0] if columns.id is None else _column(location, columns.id, columns.kind, digest)
-        id_type = _common_type(ids, shown(location))
+        id_type = _common_type(ids, display_name(location))
     return TextFile(location, rows, digest.hexdigest()[:16], id_type)
 
 
@@ -134,12 +135,12 @@ def with_rows(files: Sequence[TextFile]) -> tuple[list[TextFile], str]:
     used = [file for file in files if file.rows]
     if not used:
         others = f", nor do {len(files) - 1} others" if len(files) > 1 else ""
-        raise NoTextsError(f"{shown(files[0].location)} holds no texts{others}")
+        raise NoTextsError(f"{display_name(files[0].location)} holds no texts{others}")
     first = used[0]
     for file in used:
         if file.id_type != first.id_type:
             raise TableError(
-                f"{shown(file.location)} has ids of type {file.id_type}, and {shown(first.location)} "
+                f"{display_name(file.location)} has ids of type {file.id_type}, and {display_name(first.location)} "
                 f"of type {first.id_type}: let all be numbers, or all texts"
             )
     return used, str(first.id_type)
@@ -234,7 +235,7 @@ def _is_of(id_type: str, value: object) -> bool:
 
 def _changed(file: TextFile) -> TableError:
     return TableError(
-        f"{shown(file.location)} has changed while it was encoded: it had {file.rows:,} rows; give the "
+        f"{display_name(file.location)} has changed while it was encoded: it had {file.rows:,} rows; give the "
         "same command again, with --force or another directory"
     )
 
@@ -249,7 +250,7 @@ def _column(
 
     :param digest: gets what they are made of.
     """
-    name = shown(location)
+    name = display_name(location)
     kind = kind or kind_of(name)
     try:
         with open_file(location) as stream:

@@ -114,7 +114,7 @@ def test_a_journal_without_rows_is_what_a_kill_after_the_end_leaves(tmp_path):
     path = tmp_path / "v.npy"
     keep(path)
     os.replace(partial_directory(path) / ROWS, path)
-    with pytest.raises(FileExistsError, match="replace it with --force"):
+    with pytest.raises(FileExistsError, match="force=True"):
         check_target(path, False)
     path.unlink()
     with opened(path) as kept:

@@ -13,7 +13,7 @@ import pytest
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.checkpoint import check_target
-from onnxsim_embed.files.locations import Storage
+from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.provenance import (
     END_BYTES,
     Provenance,
@@ -285,10 +285,10 @@ def test_what_is_no_origin_is_refused(table, told):
 
 
 def test_a_directory_of_parts_has_an_origin(tmp_path):
-    VectorDirectory(Storage.at(tmp_path / "v"), 4, (), ORIGIN).write_index()
+    VectorDirectory(Directory(tmp_path / "v"), 4, (), ORIGIN).write_index()
     assert read_provenance(tmp_path / "v") == ORIGIN
     assert read_provenance(str(tmp_path / "v")) == ORIGIN
-    with pytest.raises(FileNotFoundError, match="no directory of vectors"):
+    with pytest.raises(FileNotFoundError, match="not a directory of vectors"):
         read_provenance(tmp_path)
 
 

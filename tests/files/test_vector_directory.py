@@ -15,7 +15,7 @@ from pyarrow import parquet
 from scipy import sparse
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.locations import Storage
+from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.provenance import METADATA_KEY, Provenance, parse_provenance
 from onnxsim_embed.files.vector_directory import (
     INDEX,
@@ -27,8 +27,8 @@ from onnxsim_embed.files.vector_directory import (
     is_vector_directory,
     open_vectors,
     pack_shard,
-    part_file,
     read_shard,
+    shard_file,
 )
 
 DIM = 3
@@ -48,15 +48,15 @@ def vectors_of(rows, seed=0):
 
 def store(directory, sizes=SIZES, ids=None, id_type="int64", remarks=()):
     """A whole directory, of parts of so many rows."""
-    storage, vectors, first = Storage.at(directory), vectors_of(sum(sizes)), 0
+    storage, vectors, first = Directory(directory), vectors_of(sum(sizes)), 0
     ids = list(range(len(vectors))) if ids is None else ids
     parts = []
     for number, rows in enumerate(sizes):
         own = slice(first, first + rows)
         told = [remark for part, remark in remarks if part == number]
         data, digest = pack_shard(ids[own], vectors[own], told, ORIGIN, id_type)
-        storage.write(part_file(number), data)
-        parts.append(VectorShard(part_file(number), rows, digest, tuple(told)))
+        storage.write(shard_file(number), data)
+        parts.append(VectorShard(shard_file(number), rows, digest, tuple(told)))
         first += rows
     storage.write(JOB, b"{}")
     whole = VectorDirectory(storage, DIM, tuple(parts), ORIGIN)
@@ -85,7 +85,7 @@ def test_vectors_are_read_as_they_were_written(tmp_path, form):
     found = open_vectors(form.format(tmp_path / "v"))
     np.testing.assert_array_equal(found.read(), vectors_of(10), strict=True)
     assert found.ids() == list(range(10))
-    assert (found.rows, found.dim, found.origin) == (10, DIM, ORIGIN)
+    assert (found.rows, found.dim, found.provenance) == (10, DIM, ORIGIN)
     assert found.digest == written.digest
 
 
@@ -109,10 +109,12 @@ def test_rows_that_there_are_not_are_refused(shared, rows):
 )
 def test_only_the_parts_that_hold_the_rows_are_read(shared, monkeypatch, rows, read):
     asked = []
-    real = Storage.open
-    monkeypatch.setattr(Storage, "open", lambda self, name: asked.append(name) or real(self, name))
+    real = Directory.open
+    monkeypatch.setattr(
+        Directory, "open", lambda self, name: asked.append(name) or real(self, name)
+    )
     shared.read(*rows)
-    assert asked == [part_file(number) for number in read]
+    assert asked == [shard_file(number) for number in read]
 
 
 def test_ids_are_read_without_the_vectors_and_the_other_way_round(shared, monkeypatch):
@@ -147,20 +149,20 @@ def test_ids_may_be_texts(tmp_path):
 
 def test_other_programs_read_the_parts(tmp_path):
     whole = store(tmp_path / "v")
-    table = parquet.read_table([str(tmp_path / "v" / part.file) for part in whole.parts])
+    table = parquet.read_table([str(tmp_path / "v" / part.file) for part in whole.shards])
     assert table.schema.names == ["id", "vector"]
     assert table.schema.field("id").type == pyarrow.int64()
     assert table.schema.field("vector").type == pyarrow.list_(pyarrow.float32(), DIM)
     np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), vectors_of(10))
     assert table["id"].to_pylist() == list(range(10))
     described = json.loads(
-        parquet.read_schema(tmp_path / "v" / part_file(0)).metadata[METADATA_KEY]
+        parquet.read_schema(tmp_path / "v" / shard_file(0)).metadata[METADATA_KEY]
     )
     assert parse_provenance(described) == ORIGIN
 
 
 def test_parts_are_numbered_beyond_five_digits():
-    assert [part_file(number) for number in (0, 99_999, 100_000)] == [
+    assert [shard_file(number) for number in (0, 99_999, 100_000)] == [
         "part-00000.parquet", "part-99999.parquet", "part-100000.parquet",
     ]  # fmt: skip
 
@@ -179,11 +181,11 @@ def test_vectors_of_any_layout_are_packed(tmp_path):
 
 
 def test_the_digest_tells_vectors_apart(shared):
-    one, *others = shared.parts
+    one, *others = shared.shards
     changed = replace(one, digest="f" * 16)
     different = [
-        replace(shared, parts=(changed, *others)),
-        replace(shared, parts=(*others, one)),
+        replace(shared, shards=(changed, *others)),
+        replace(shared, shards=(*others, one)),
         replace(shared, dim=DIM + 1),
     ]
     assert len({shared.digest, *(each.digest for each in different)}) == 4
@@ -199,16 +201,16 @@ def test_remarks_are_kept_in_parts_and_in_one_file(tmp_path):
     assert lines.pop() == ""
     assert [RowDiagnostic(**json.loads(line)) for line in lines] == [LONG, LEFT_OUT, odd]
     assert json.loads((tmp_path / "v" / INDEX).read_text())["without_vector"] == 2
-    part = read_shard(Storage.at(tmp_path / "v"), 1)
-    assert (part.rows, part.remarks) == (0, (LEFT_OUT,))
+    part = read_shard(Directory(tmp_path / "v"), 1)
+    assert (part.rows, part.diagnostics) == (0, (LEFT_OUT,))
 
 
 def test_without_remarks_there_is_no_file_of_them(shared):
-    assert REJECTED not in shared.storage.names()
+    assert REJECTED not in shared.directory.names()
 
 
 def test_a_part_says_of_itself_what_the_index_says(shared):
-    assert [read_shard(shared.storage, number) for number in range(4)] == list(shared.parts)
+    assert [read_shard(shared.directory, number) for number in range(4)] == list(shared.shards)
 
 
 # what is refused
@@ -235,22 +237,22 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_part_is_named(tmp_path, damage):
     whole = store(tmp_path / "v")
-    path = tmp_path / "v" / part_file(0)
+    path = tmp_path / "v" / shard_file(0)
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     with pytest.raises(TableError, match=r"part-00000\.parquet is damaged: "):
         whole.read()
     np.testing.assert_array_equal(whole.read(4, 10), vectors_of(10)[4:])
     if damage != "flipped":  # of which the end is whole
-        assert read_shard(whole.storage, 0) is None
+        assert read_shard(whole.directory, 0) is None
 
 
 def test_a_missing_part_is_named(tmp_path):
     whole = store(tmp_path / "v")
-    (tmp_path / "v" / part_file(3)).unlink()
+    (tmp_path / "v" / shard_file(3)).unlink()
     for use in (whole.read, whole.ids):
         with pytest.raises(TableError, match=r"lacks part-00003\.parquet; encode again"):
             use()
-    assert read_shard(whole.storage, 3) is None
+    assert read_shard(whole.directory, 3) is None
 
 
 def other_table(**columns):
@@ -273,14 +275,14 @@ OTHERS = {
 def test_a_part_of_another_set_is_refused(tmp_path, other):
     whole = store(tmp_path / "v")
     data = OTHERS[other]()
-    path = tmp_path / "v" / part_file(0)
+    path = tmp_path / "v" / shard_file(0)
     if isinstance(data, bytes):
         path.write_bytes(data)
     else:
         parquet.write_table(data, path)
-        assert read_shard(whole.storage, 0) is None
+        assert read_shard(whole.directory, 0) is None
     for use in (whole.read, whole.ids):
-        with pytest.raises(TableError, match=r"part-00000\.parquet is (not what|damaged)"):
+        with pytest.raises(TableError, match=r"part-00000\.parquet (does not match|is damaged)"):
             use()
 
 
@@ -288,12 +290,12 @@ def test_a_part_of_another_set_is_refused(tmp_path, other):
                                   b'{"rows": 5, "digest": "", "remarks": []}', b'{"rows": "4"}', None])  # fmt: skip
 def test_a_part_that_says_nothing_of_itself_is_encoded_again(tmp_path, told):
     whole = store(tmp_path / "v")
-    path = tmp_path / "v" / part_file(0)
+    path = tmp_path / "v" / shard_file(0)
     table = parquet.read_table(path)
     metadata = {} if told is None else {b"onnxsim_embed_part": told}
     parquet.write_table(table.replace_schema_metadata(metadata), path)
-    assert read_shard(whole.storage, 0) is None
-    with pytest.raises(TableError, match=r"part-00000\.parquet is"):
+    assert read_shard(whole.directory, 0) is None
+    with pytest.raises(TableError, match=r"part-00000\.parquet (is|does)"):
         whole.read()
 
 
@@ -348,21 +350,21 @@ def test_an_index_that_is_no_json_is_refused(tmp_path, data):
 
 def test_more_rows_than_a_part_has_are_refused(tmp_path):
     whole = store(tmp_path / "v")
-    entry = [part_file(0), 5, whole.parts[0].digest]
+    entry = [shard_file(0), 5, whole.shards[0].digest]
     rewrite(tmp_path / "v" / INDEX, part_entry(0, entry))
     found = open_vectors(tmp_path / "v")
     for use in (found.read, found.ids):
-        with pytest.raises(TableError, match=r"part-00000\.parquet is not what index\.json says"):
+        with pytest.raises(TableError, match=r"part-00000\.parquet does not match index\.json"):
             use()
     rewrite(tmp_path / "v" / INDEX, lambda t: t.update(dim=DIM + 1))
-    with pytest.raises(TableError, match=r"part-00002\.parquet is not what"):
+    with pytest.raises(TableError, match=r"part-00002\.parquet does not match"):
         open_vectors(tmp_path / "v").read(5, 6)
 
 
 def test_vectors_of_an_unfinished_job_say_what_to_do(tmp_path):
     store(tmp_path / "v")
     (tmp_path / "v" / INDEX).unlink()
-    with pytest.raises(FileNotFoundError, match="unfinished job: give the encode command again"):
+    with pytest.raises(FileNotFoundError, match="incomplete"):
         open_vectors(tmp_path / "v")
 
 
@@ -371,7 +373,7 @@ def test_vectors_of_an_unfinished_job_say_what_to_do(tmp_path):
 def test_what_is_no_directory_of_vectors_says_so(tmp_path, what, form):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.npy").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=rf"{what} is no directory of vectors"):
+    with pytest.raises(FileNotFoundError, match=rf"{what} is not a directory of vectors"):
         open_vectors(form.format(tmp_path / what))
 
 

@@ -37,7 +37,7 @@ import onnxsim_embed
 import onnxsim_embed.ray.cluster
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import OnnxsimEmbedError
-from onnxsim_embed.files.locations import Storage
+from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.vector_directory import open_vectors
 from onnxsim_embed.ray import cluster as connect
 from onnxsim_embed.ray import encode_dataset, encode_files, graph, write_graph
@@ -113,7 +113,7 @@ def check_vectors(directory: Path, expected: np.ndarray) -> None:
     vectors = open_vectors(directory)
     assert vectors.ids() == [f"n{row}" for row in range(len(expected))]
     np.testing.assert_array_equal(vectors.read(), expected)
-    names = {"index.json", "job.json", *(part.file for part in vectors.parts)}
+    names = {"index.json", "job.json", *(part.file for part in vectors.shards)}
     assert {path.name for path in directory.iterdir()} == names
 
 
@@ -179,7 +179,7 @@ def test_a_path_that_a_node_does_not_see_is_refused(three, tmp_path, monkeypatch
         return seen(storage, probe, readable)
 
     source = write_jsonl(tmp_path / "texts.jsonl", ["a"])
-    vectors = Storage.at(tmp_path / "vectors")
+    vectors = Directory(tmp_path / "vectors")
     with connect(three.address):
         connecting.check_shared(vectors, str(source))
         with monkeypatch.context() as patch:

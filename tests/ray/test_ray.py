@@ -88,7 +88,7 @@ def test_vectors_are_those_of_one_process(encoded, model):
     assert np.array_equal(done.vectors.read(), model.encode(texts))
     assert done.vectors.ids() == list(range(90))
     assert (done.rows_found, done.remarks) == (0, [])
-    assert [part.rows for part in done.vectors.parts] == [20, 20, 20, 20, 10]
+    assert [part.rows for part in done.vectors.shards] == [20, 20, 20, 20, 10]
 
 
 def test_what_is_done_is_not_done_again(encoded, model, tmp_path):
@@ -99,7 +99,7 @@ def test_what_is_done_is_not_done_again(encoded, model, tmp_path):
     (tmp_path / "vectors/part-00003.parquet").write_bytes(b"half a fi")
     (tmp_path / "vectors/index.json").unlink()
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "vectors").glob("part-*")}
-    with pytest.raises(FileNotFoundError, match="unfinished job"):
+    with pytest.raises(FileNotFoundError, match="incomplete"):
         open_vectors(tmp_path / "vectors")
     done = encode_files(*arguments, column="text", part_rows=20)
     assert done.rows_found == 50
@@ -143,7 +143,7 @@ def test_force_starts_over(encoded, model, tmp_path):
     )
     assert done.vectors.ids() == ["n0", "n1", "n2", "n3", "n4"]
     assert np.array_equal(open_vectors(target).read(), model.encode(texts[:5]))
-    assert [part.rows for part in done.vectors.parts] == [4, 1]
+    assert [part.rows for part in done.vectors.shards] == [4, 1]
     assert len(list(target.glob("part-*"))) == 2
 
 
