@@ -143,11 +143,11 @@ def encode(
         return
     reject_ray_options(id_column=id_column, strict=strict)
     target = Path(output)
-    from onnxsim_embed.files.checkpoint import check_target
+    from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
     from onnxsim_embed.files.vectors import read_vectors
     from onnxsim_embed.runtime.encode_to_file import check_format, encode_to_file
 
-    check_target(target, force)
+    EmbeddingCheckpoint(target).check_target(force)
     if report is not None:
         _check_report(report, target, force)
     check_format(dtype, ranges is not None)
@@ -207,13 +207,13 @@ def _naming_kept_rows(force: bool, quiet: bool) -> Iterator[Callable[[int], None
 
 
 def _check_report(report: Path, output: Path, force: bool) -> None:
-    from onnxsim_embed.files.checkpoint import Journal, partial_directory
+    from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
     from onnxsim_embed.files.provenance import sidecar
 
     if report.absolute() in (output.absolute(), sidecar(output.absolute())):
         raise ValueError(f"{report} is named for two outputs")
     # Where rows are kept, --force would drop them: a report of the earlier run is replaced unasked.
-    check_output(report, force or Journal.read(partial_directory(output)) is not None)
+    check_output(report, force or EmbeddingCheckpoint(output).read() is not None)
 
 
 def _write_report(result: EncodeResult, embedder: Embedder, path: Path) -> None:

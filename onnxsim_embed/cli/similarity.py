@@ -129,12 +129,12 @@ def similarity(
     files += [path for path in (pairs, heatmap) if path is not None]
     _check_similarity_outputs(files, pairs, heatmap, force)
     from onnxsim_embed.cli.graph_files import SimilarityJob
-    from onnxsim_embed.similarity.graph_writer import check_graph_target
+    from onnxsim_embed.similarity.graph_writer import GraphCheckpoint
     from onnxsim_embed.similarity.memory import MemoryBudget
     from onnxsim_embed.system.units import parse_bytes
 
     if "graph" in named:
-        check_graph_target(named["graph"], force)
+        GraphCheckpoint(named["graph"]).check_target(force)
     most = None if max_memory is None else MemoryBudget(parse_bytes(max_memory)).max_bytes
     started = time.perf_counter()
     texts, vectors = _texts_and_vectors(file, column, file_format, model, precision, threads, quiet)

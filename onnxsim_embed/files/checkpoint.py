@@ -1,8 +1,12 @@
-"""Rows of a file that is not finished yet, in a hidden directory beside it, safe from a kill.
+"""Checkpoints of unfinished runs: the one mechanism behind every output that takes long to compute.
 
-`.vectors.npy.partial` holds `rows.bin`, to which finished rows are appended, and `job.json`, the
-journal: which job they belong to, how many there are and the digest of their texts. The journal is
-written after the rows are on disk; rows beyond its count are those of a write that was cut short.
+A checkpoint is a hidden directory beside the output: `.vectors.npy.partial` for vectors.npy. It holds
+
+    lock       locked by the process that writes the output
+    job.json   the journal: settings of the run and its progress; written after the data it counts
+    rows.bin   or other data of the run, such as finished shards
+
+A run with equal settings continues from it; a run with other settings is rejected and leaves it as it is.
 """
 
 from __future__ import annotations
@@ -12,10 +16,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,164 +28,55 @@ from onnxsim_embed.files.atomic import check_output, durable_file
 from onnxsim_embed.files.provenance import Provenance, check_sidecar, write_sidecar
 from onnxsim_embed.files.vectors import NPY_HEADER, check_ending, npy_header, write_parquet
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 JOURNAL = "job.json"
-ROWS = "rows.bin"
 LOCK = "lock"
+ROWS = "rows.bin"
 
-Settings = Mapping[str, str | int | None]
+Settings = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Journal:
-    """How far a job is.
+class Checkpoint:
+    """An unfinished run: its lock, its settings and its progress. A context manager that holds the lock.
 
-    :param settings: what the vectors depend on, apart from the texts.
-    :param replaces: whether the job was allowed to replace a file that existed.
-    :param rows: rows that are done.
-    :param texts: digest of their texts.
+    :param target: file or directory that the run writes.
+    :cvar suffix: ending of the hidden directory's name.
+    :cvar data: file or directory in it without which the journal is void; None where there is none.
+    :cvar settings_key: key of the settings in the journal; None where they lie beside the progress.
+    :cvar progress: name and type of each required entry of the progress; an int is positive.
     """
 
-    settings: Settings
-    replaces: bool
-    rows: int
-    texts: str
-    format_version: int = FORMAT_VERSION
+    suffix: ClassVar[str] = "partial"
+    data: ClassVar[str | None] = None
+    settings_key: ClassVar[str | None] = None
+    progress: ClassVar[Mapping[str, type]] = {"replaces": bool}
+    format_version: ClassVar[int] = 1
 
-    @classmethod
-    def read(cls, directory: Path) -> Journal | None:
-        """Read the journal of a hidden directory; None where no rows are kept.
+    def __init__(self, target: Path) -> None:
+        self.target = target.absolute()
+        self.directory = self.target.parent / f".{target.name}.{self.suffix}"
+        self.replaces = False
+        self._settings: Settings = {}
 
-        :raises TableError: if it is damaged or of another version.
+    def __enter__(self) -> Self:
+        """Acquire the lock, without waiting for it.
+
+        :raises TableError: if another process has it.
         """
-        path = directory / JOURNAL
-        if not (path.exists() and (directory / ROWS).exists()):
-            return None
+        from filelock import FileLock, Timeout
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.directory / LOCK)
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-            journal = cls(**table)
-            if not isinstance(journal.settings, dict) or type(journal.rows) is not int:
-                raise ValueError("it names no settings, or no rows")
-            if not 0 < journal.rows < 1 << 62 or not isinstance(journal.texts, str):
-                raise ValueError("it names no rows, or no digest of their texts")
-        except (ValueError, TypeError, RecursionError) as error:
+            self._lock.acquire(timeout=0)
+        except Timeout:
             raise TableError(
-                f"{path} is damaged ({error}), so its rows cannot be used: start over with --force"
+                f"another process is writing {self.target}: wait for it, or choose another name"
             ) from None
-        if journal.format_version != FORMAT_VERSION:
-            raise TableError(
-                f"{path} has format version {journal.format_version}, this version of onnxsim-embed "
-                f"reads {FORMAT_VERSION}: start over with --force"
-            )
-        return journal
-
-    def write(self, directory: Path) -> None:
-        """Write the journal, whole or not at all."""
-        with durable_file(directory / JOURNAL) as stream:
-            stream.write(json.dumps(asdict(self), indent=2, ensure_ascii=False).encode())
-
-
-def count_rows(number: int) -> str:
-    """Return a number of rows in words."""
-    return f"{number:,} row" if number == 1 else f"{number:,} rows"
-
-
-def partial_directory(path: Path) -> Path:
-    """Return the hidden directory that keeps the rows of a file."""
-    return path.parent / f".{path.name}.partial"
-
-
-def check_target(path: Path, force: bool) -> None:
-    """Refuse, before any work, a file of vectors that could not be written after it.
-
-    :raises ValueError: if it is neither .npy nor .parquet.
-    :raises FileExistsError: if it exists, unless it is to be replaced.
-    :raises FileNotFoundError: if its directory does not exist.
-    """
-    check_ending(path)
-    journal = None
-    if not force and path.is_file():
-        journal = Journal.read(partial_directory(path))
-    check_output(path, force or journal is not None)
-    check_sidecar(path, force)
-    if journal is not None and not journal.replaces:
-        raise FileExistsError(
-            f"{path} exists, and beside it {count_rows(journal.rows)} of an unfinished job: move the file "
-            "away to finish that job, or start over with --force"
-        )
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[Path]:
-    """Keep other processes from a file of vectors, and give the hidden directory beside it.
-
-    The directory is removed at the end, unless there are rows to keep.
-
-    :raises TableError: at once, if another process has the file.
-    """
-    from filelock import FileLock, Timeout
-
-    directory = partial_directory(path)
-    directory.mkdir(exist_ok=True)
-    lock = FileLock(directory / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise TableError(
-            f"another process is writing {path}: wait for it, or choose another name"
-        ) from None
-    try:
-        yield directory
-    finally:
-        nothing_kept = not (directory / JOURNAL).exists()
-        if nothing_kept:
-            shutil.rmtree(directory, ignore_errors=True)
-        lock.release()
-        if (
-            nothing_kept and os.name == "nt"
-        ):  # where a file that is open, the lock, cannot be removed
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-class KeptRows:
-    """The rows of one job: those found and those appended. To be used inside `locked`.
-
-    :param directory: the hidden directory.
-    :param path: the file they are to become.
-    :param settings: what the vectors depend on, apart from the texts.
-    :param like: array (0, dim) in the number format of the rows.
-    :param force: drop the rows found.
-    :raises ValueError: naming what differs, if the rows found are those of other settings.
-    :raises TableError: if what was found is damaged.
-    """
-
-    def __init__(
-        self, directory: Path, path: Path, settings: Settings, like: npt.NDArray[Any], force: bool
-    ) -> None:
-        found = None if force else Journal.read(directory)
-        if found is None:
-            (directory / JOURNAL).unlink(missing_ok=True)
-            found = Journal(settings, path.exists(), 0, "")
-        _refuse_other_settings(found, settings, path)
-        self.rows = found.rows
-        self.texts = found.texts
-        self._replaces = found.replaces
-        self._directory = directory
-        self._path = path
-        self._settings = settings
-        self._width, self._dtype = like.shape[1], like.dtype
-        self._stream = (directory / ROWS).open("r+b" if found.rows else "w+b", buffering=0)
-        end = NPY_HEADER + found.rows * self._width * self._dtype.itemsize
-        if found.rows and self._stream.seek(0, os.SEEK_END) < end:
-            self._stream.close()
-            raise TableError(
-                f"{directory / ROWS} is damaged (too short for {count_rows(found.rows)}), so its rows "
-                "cannot be used: start over with --force"
-            )
-        self._stream.truncate(end)
-        self._stream.seek(end)
-
-    def __enter__(self) -> KeptRows:
+        if self._replaced.exists() and not self.target.exists():  # killed while it was replaced
+            self._replaced.rename(self.target)
         return self
 
     def __exit__(
@@ -191,72 +85,240 @@ class KeptRows:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.close()
+        """Release the lock, and remove the directory if there is nothing to continue from."""
+        empty = not (self.directory / JOURNAL).exists()
+        if empty:
+            shutil.rmtree(self.directory, ignore_errors=True)
+        self._lock.release()
+        if empty and os.name == "nt":  # which does not remove files that are open, as the lock was
+            shutil.rmtree(self.directory, ignore_errors=True)
 
-    def append(self, block: npt.NDArray[Any], texts: str) -> None:
-        """Keep a block of rows.
+    def read(self) -> dict[str, Any] | None:
+        """Return the journal, None if there is no unfinished run; needs no lock.
 
-        :param block: array (n, dim).
-        :param texts: digest of the texts of all rows, these included.
-        :raises TableError: if they cannot be written.
+        :raises TableError: if it is damaged or of another format version.
         """
-        rows = self.rows + len(block)
-        with naming(self._path):
-            self._write(block.tobytes())
-            Journal(self._settings, self._replaces, rows, texts).write(self._directory)
-        self.rows, self.texts = rows, texts
+        path = self.directory / JOURNAL
+        if not path.exists() or not (self.directory / (self.data or JOURNAL)).exists():
+            return None
+        return self.parse(path.read_bytes(), path)
 
-    def finish(self, origin: Provenance | None = None) -> None:
-        """Turn the rows into the file, which takes the place of one that exists.
+    @classmethod
+    def parse(cls, content: bytes, path: object) -> dict[str, Any]:
+        """Return the journal that a file holds.
 
-        :param origin: what made the rows, to be kept with them.
-        :raises TableError: if it cannot be written; the rows are kept.
+        :param path: name of the file in errors.
+        :raises TableError: if it is damaged or of another format version.
         """
-        with naming(self._path):
-            self._stream.seek(0)
-            self._write(npy_header(self.rows, self._width, self._dtype))
-            self._stream.close()
-            finished = self._directory / ROWS
-            if self._path.suffix == ".parquet":
-                vectors = np.load(finished, mmap_mode="r")
-                finished = self._directory / "rows.parquet"
-                with finished.open("wb") as stream:
-                    write_parquet(vectors, stream, origin)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            # First the description: beside an older file it is seen to be that of another.
-            write_sidecar(self._path, finished, origin)
-            os.replace(finished, self._path)
-            (self._directory / JOURNAL).unlink(missing_ok=True)
+        try:
+            journal: dict[str, Any] = json.loads(content)
+            if not isinstance(cls.settings_of(journal), dict):
+                raise ValueError("no settings")
+            for name, kind in cls.progress.items():
+                value = journal[name]
+                if type(value) is not kind or (kind is int and not 0 < value < 1 << 62):
+                    raise ValueError(f"{name}: {value!r:.60}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise TableError(
+                f"{path} is damaged ({error}), so that run cannot be continued: start over with force=True"
+            ) from None
+        version = journal.get("format_version", cls.format_version)
+        if version != cls.format_version:
+            raise TableError(
+                f"{path} has format version {version}, expected {cls.format_version}: start over with "
+                "force=True"
+            )
+        return journal
 
-    def _write(self, data: bytes) -> None:
-        left = memoryview(data)
-        while left:
-            left = left[self._stream.write(left) :]
-        os.fsync(self._stream.fileno())
+    @classmethod
+    def settings_of(cls, journal: dict[str, Any]) -> Any:  # noqa: ANN401 - from JSON
+        """Return the settings in a journal."""
+        return journal[cls.settings_key] if cls.settings_key else journal
+
+    def resume(self, settings: Settings, force: bool = False) -> dict[str, Any] | None:
+        """Return the journal of an unfinished run to continue; None begins a new one.
+
+        :param settings: all that the output depends on.
+        :param force: drop an unfinished run.
+        :raises ValueError: if an unfinished run has other settings, naming those that differ.
+        :raises TableError: as `read`.
+        """
+        self._settings = dict(settings)
+        journal = None if force else self.read()
+        if journal is None:
+            self.clear()
+            self.replaces = self.target.exists()
+            return None
+        if differing := differing_settings(self.settings_of(journal), settings):
+            raise ValueError(
+                f"{self.target} belongs to a run with other settings ({differing}): finish that run, "
+                "choose another output, or start over with force=True"
+            )
+        self.replaces = bool(journal["replaces"])
+        return journal
+
+    def clear(self) -> None:
+        """Drop an unfinished run; its journal first, as without it the rest is void."""
+        (self.directory / JOURNAL).unlink(missing_ok=True)
+        for path in self.directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+
+    def record(self, **progress: Any) -> None:  # noqa: ANN401 - what JSON holds
+        """Write the journal durably.
+
+        :raises TableError: if it cannot be written.
+        """
+        settings = {self.settings_key: self._settings} if self.settings_key else self._settings
+        journal = {
+            "format_version": self.format_version,
+            **settings,
+            "replaces": self.replaces,
+            **progress,
+        }
+        with write_errors(self.target), durable_file(self.directory / JOURNAL) as stream:
+            stream.write(json.dumps(journal, indent=2, ensure_ascii=False).encode())
+
+    def publish(self, result: Path) -> None:
+        """Move the finished file or directory to the target, and drop the journal.
+
+        :raises TableError: if it cannot be moved; the unfinished run stays.
+        """
+        with write_errors(self.target):
+            if result.is_dir() and self.replaces and self.target.exists():
+                shutil.rmtree(self._replaced, ignore_errors=True)
+                self.target.rename(self._replaced)
+            os.replace(result, self.target)
+            self.complete()
+
+    def complete(self) -> None:
+        """Drop the journal of a run whose output is in place."""
+        (self.directory / JOURNAL).unlink(missing_ok=True)
+
+    @property
+    def _replaced(self) -> Path:
+        """Where the directory at the target lies while another takes its place."""
+        return self.directory / "old"
 
 
-def differing_settings(found: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Say in what the settings of a job that was found differ from those of now; nothing if they are equal."""
-    return ", ".join(
-        f"{name}: {found.get(name)}, now {value}"
-        for name, value in settings.items()
-        if found.get(name) != value
-    )
-
-
-def _refuse_other_settings(found: Journal, settings: Settings, path: Path) -> None:
-    if differing := differing_settings(found.settings, settings):
-        raise ValueError(
-            f"{path} is half done ({count_rows(found.rows)}) with other settings ({differing}): finish that "
-            "job, or start over with --force"
-        )
+def differing_settings(found: Settings, settings: Settings) -> str:
+    """Name the settings of a run that differ from the current ones; empty if none does."""
+    differing = []
+    for name, value in settings.items():
+        before = found.get(name)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            differing.append(differing_settings(before, value))
+        elif before != value:
+            differing.append(f"{name}: {before}, now {value}")
+    return ", ".join(filter(None, differing))
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name the file that an operating system's error is about."""
+def write_errors(path: object) -> Iterator[None]:
+    """Raise TableError naming the output for an error of the operating system."""
     try:
         yield
     except OSError as error:
         raise TableError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class EmbeddingCheckpoint(Checkpoint):
+    """Checkpoint of an embedding file: finished rows are appended to rows.bin, then counted in the journal.
+
+    Rows beyond the count are those of a write that was interrupted, and are dropped.
+    """
+
+    data = ROWS
+    settings_key = "settings"
+    progress: ClassVar[Mapping[str, type]] = {"replaces": bool, "rows": int, "texts": str}
+
+    def check_target(self, force: bool) -> None:
+        """Raise before any work if the file could not be written after it.
+
+        :raises ValueError: if it is neither .npy nor .parquet.
+        :raises FileExistsError: if it exists, unless `force` or the unfinished run replaces it.
+        :raises FileNotFoundError: if its directory does not exist.
+        """
+        check_ending(self.target)
+        journal = None if force or not self.target.is_file() else self.read()
+        check_output(self.target, force or journal is not None)
+        check_sidecar(self.target, force)
+        if journal is not None and not journal["replaces"]:
+            raise FileExistsError(
+                f"{self.target} exists, and beside it {count_rows(journal['rows'])} of an unfinished run: "
+                "move the file away to finish that run, or start over with force=True"
+            )
+
+    def open(self, settings: Settings, like: npt.NDArray[Any], force: bool) -> None:
+        """Open the rows of the unfinished run, or begin.
+
+        :param like: array (0, dim) with the dtype of the rows.
+        :raises ValueError: as `resume`.
+        :raises TableError: if the unfinished run is damaged.
+        """
+        journal = self.resume(settings, force) or {"rows": 0, "texts": ""}
+        self.rows: int = journal["rows"]
+        self.texts: str = journal["texts"]
+        self._dim, self._dtype = like.shape[1], like.dtype
+        path = self.directory / ROWS
+        end = NPY_HEADER + self.rows * self._dim * self._dtype.itemsize
+        if self.rows and path.stat().st_size < end:
+            raise TableError(
+                f"{path} is damaged (too short for {count_rows(self.rows)}), so that run cannot be "
+                "continued: start over with force=True"
+            )
+        self._stream = path.open("r+b" if self.rows else "w+b", buffering=0)
+        self._stream.truncate(end)
+        self._stream.seek(end)
+
+    def __exit__(self, *raised: Any) -> None:  # noqa: ANN401
+        """Close the rows, then as every checkpoint."""
+        if hasattr(self, "_stream"):
+            self._stream.close()
+        super().__exit__(*raised)
+
+    def append(self, vectors: npt.NDArray[Any], texts: str) -> None:
+        """Write rows durably and count them.
+
+        :param vectors: array (n, dim).
+        :param texts: digest of the texts of all rows, these included.
+        :raises TableError: if they cannot be written.
+        """
+        rows = self.rows + len(vectors)
+        with write_errors(self.target):
+            self._write(vectors.tobytes())
+        self.record(rows=rows, texts=texts)
+        self.rows, self.texts = rows, texts
+
+    def finish(self, provenance: Provenance | None = None) -> None:
+        """Turn the rows into the file, which replaces one that exists.
+
+        :param provenance: written beside the rows.
+        :raises TableError: if it cannot be written; the unfinished run stays.
+        """
+        finished = self.directory / ROWS
+        with write_errors(self.target):
+            self._stream.seek(0)
+            self._write(npy_header(self.rows, self._dim, self._dtype))
+            self._stream.close()
+            if self.target.suffix == ".parquet":
+                vectors = np.load(finished, mmap_mode="r")
+                finished = self.directory / "rows.parquet"
+                with durable_file(finished) as stream:
+                    write_parquet(vectors, stream, provenance)
+            # The sidecar first: beside an older file, its digest shows that it describes another.
+            write_sidecar(self.target, finished, provenance)
+            self.publish(finished)
+
+    def _write(self, content: bytes) -> None:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[self._stream.write(rest) :]
+        os.fsync(self._stream.fileno())
+
+
+def count_rows(number: int) -> str:
+    """Return a number of rows in words."""
+    return f"{number:,} row" if number == 1 else f"{number:,} rows"

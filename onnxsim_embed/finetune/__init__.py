@@ -76,9 +76,11 @@ def finetune(
     :param force: discard an unfinished run, and replace an existing artifact.
     :param show_progress_bar: whether to show progress on standard error.
     :param on_stage: called with a line of text at the start of each stage.
-    :raises FileExistsError: if the output exists, or an unfinished run has other pairs or settings.
-    :raises ValueError: for invalid arguments or pairs.
-    :raises TableError: for a file that cannot be read, naming the row.
+    :raises FileExistsError: if the output exists.
+    :raises ValueError: for invalid arguments or pairs, or if an unfinished run has other pairs or
+        settings, naming those that differ.
+    :raises TableError: for a file that cannot be read, naming the row, or if another process writes the
+        output.
     :raises CheckpointError: if the model cannot be found, trained or exported.
     :raises TrainingError: if the loss is not finite, naming the last good checkpoint.
     :raises VerificationError: if the export is not faithful, naming the fine-tuned checkpoint.

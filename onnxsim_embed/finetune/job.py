@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -16,14 +18,16 @@ from sentence_transformers import SentenceTransformer
 
 from onnxsim_embed import __version__
 from onnxsim_embed.artifact.locate import locate_checkpoint
-from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, list_files
+from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, check_target, list_files
 from onnxsim_embed.errors import CheckpointError, VerificationError
 from onnxsim_embed.export import export_model, resolve_via
 from onnxsim_embed.export.bert import load_bert
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.fidelity import compare_vectors
 from onnxsim_embed.export.quantization.calibration import MIN_TEXTS
-from onnxsim_embed.files.atomic import atomic_directory
+from onnxsim_embed.export.weights import read_optional_json, write_json
+from onnxsim_embed.files import checkpoint as checkpoints
+from onnxsim_embed.files.atomic import atomic_directory, atomic_file
 from onnxsim_embed.finetune import training
 from onnxsim_embed.finetune.callbacks import newest_checkpoint
 from onnxsim_embed.finetune.evaluation import evaluate, make_evaluators
@@ -31,13 +35,6 @@ from onnxsim_embed.finetune.pairs import TextPairs, clean_pairs
 from onnxsim_embed.finetune.report import add_to_card, draw_losses, held_out_report
 from onnxsim_embed.finetune.settings import Settings
 from onnxsim_embed.finetune.split import Split, split_pairs
-from onnxsim_embed.finetune.workplace import (
-    check_output,
-    digest,
-    read_json,
-    workplace,
-    write_json,
-)
 from onnxsim_embed.runtime.embedder import DOCUMENT_PROMPTS, Embedder
 
 WEIGHTS = "model.safetensors"
@@ -54,6 +51,13 @@ CALIBRATION_TEXTS = 512
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets")
 
 
+class UnfinishedRun(checkpoints.Checkpoint):
+    """Checkpoint of a run: mined negatives, the trainer's checkpoints, then the trained model."""
+
+    suffix = "finetune"
+    settings_key = "job"
+
+
 def run_job(
     pairs: TextPairs,
     evaluation: TextPairs | None,
@@ -65,7 +69,9 @@ def run_job(
     on_stage: Callable[[str], None],
 ) -> tuple[Artifact, dict[str, Any]]:
     """Run the job, or continue it where it stopped; see `finetune`."""
-    check_output(output, force)
+    unfinished = UnfinishedRun(output)
+    journal = None if force else unfinished.read()
+    check_target(output, force or (journal is not None and journal["replaces"]))
     if settings.hard_negatives and (pairs.negatives is not None or pairs.scores is not None):
         existing = "hard negatives" if pairs.negatives is not None else "scores"
         raise ValueError(f"hard_negatives are mined for plain pairs; these already have {existing}")
@@ -75,22 +81,26 @@ def run_job(
     split, counts["dropped"] = split_pairs(pairs, settings.share, settings.seed, evaluation)
     checkpoint = open_base_model(model)
     versions = {"onnxsim-embed": __version__} | {name: version(name) for name in PACKAGES}
-    fingerprint = {
+    run_settings = {
         "settings": asdict(settings),
-        "pairs": digest([asdict(part) for part in (split.train, split.validation)]),
-        "evaluation": digest(asdict(split.held_out)),
-        "model": digest({k: v.sha256 for k, v in list_files(checkpoint.directory).items()}),
+        "pairs": _digest([asdict(part) for part in (split.train, split.validation)]),
+        "evaluation": _digest(asdict(split.held_out)),
+        "model": _digest({k: v.sha256 for k, v in list_files(checkpoint.directory).items()}),
         "versions": versions,
     }
-    with workplace(output, fingerprint, force) as directory:
-        job = Job(split, settings, checkpoint, directory, output, progress, on_stage)
+    with unfinished:
+        if unfinished.resume(run_settings, force) is None:
+            unfinished.record()
+        job = Job(split, settings, checkpoint, unfinished.directory, output, progress, on_stage)
         on_stage(_describe(split, counts))
         report = {
             "model": str(model),
             "settings": asdict(settings),
             "pairs": counts | {name: len(part) for name, part in split._asdict().items()},
         }
-        return job.run(report, versions)
+        result = job.run(report, versions)
+        unfinished.complete()
+    return result
 
 
 def open_base_model(model: str | Path) -> Checkpoint:
@@ -154,7 +164,7 @@ class Job:
         with training.quiet_and_seeded(self.settings.seed):
             self.on_stage("Evaluating the base model.")
             evaluations["before"] = evaluate(self.load(self.checkpoint.directory), evaluators)
-            summary = read_json(self.directory / "trained.json") or self.train()
+            summary = read_optional_json(self.directory / "trained.json") or self.train()
             after = evaluations["after"] = evaluate(self.load(self.trained), evaluators)
         self.on_stage("Exporting and verifying.")
         with atomic_directory(self.output) as work:
@@ -221,7 +231,8 @@ class Job:
         shutil.rmtree(self.trained.parent, ignore_errors=True)
         model.save(str(self.trained), create_model_card=False)
         summary["log"]["validation"].insert(0, [0.0, start])
-        write_json(self.directory / "trained.json", summary)
+        with atomic_file(self.directory / "trained.json") as work:
+            write_json(work, summary)
         shutil.rmtree(checkpoints)
         return summary
 
@@ -248,6 +259,11 @@ class Job:
                 f"in {self.trained}: onnxsim-embed export {self.trained} -o NEW_DIRECTORY --precision "
                 "fp32"
             ) from None
+
+
+def _digest(value: object) -> str:
+    """Return a short digest of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _describe(split: Split, counts: dict[str, int]) -> str:

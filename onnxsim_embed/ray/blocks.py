@@ -14,7 +14,7 @@ from onnxsim_embed.files.locations import absolute
 from onnxsim_embed.files.uris import is_uri
 from onnxsim_embed.files.vector_directory import VectorDirectory, is_vector_directory, open_vectors
 from onnxsim_embed.files.vectors import read_vectors
-from onnxsim_embed.ray.cluster import LOADER_SHARE, cpus_of, nodes
+from onnxsim_embed.ray.connection import LOADER_SHARE, cpus_of, nodes
 from onnxsim_embed.similarity.graph_writer import digest
 from onnxsim_embed.similarity.unit_rows import TiledRows, UnitRows, unit_vectors
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from onnxsim_embed.files.checkpoint import naming
+from onnxsim_embed.files.checkpoint import write_errors
 from onnxsim_embed.ray.blocks import BlockRows
-from onnxsim_embed.ray.cluster import ACTOR_SHARE, EXPECTED, nodes, pack, quiet, unpack
+from onnxsim_embed.ray.connection import ACTOR_SHARE, EXPECTED, nodes, pack, quiet, unpack
 from onnxsim_embed.similarity.compare import TILE_BYTES
-from onnxsim_embed.similarity.graph import part_file
-from onnxsim_embed.similarity.graph_writer import ADVICE, by_column, write_part
+from onnxsim_embed.similarity.graph import shard_file
+from onnxsim_embed.similarity.graph_writer import ADVICE, by_column, write_shard
 from onnxsim_embed.similarity.memory import MEMORY_SHARE, PEAK_ENTRY_BYTES, PairCounter
 from onnxsim_embed.similarity.out_of_core import AllPairs, concatenate_pairs, merge_top_k
 from onnxsim_embed.similarity.scoring import RowPairs, TopK
@@ -87,9 +87,9 @@ class Compare:
         else:
             best = pairs.top_k(self.k, skip_self=True, rows=own, columns=others)
             found = map(by_column, best)
-        name = part_file(number) if task["alone"] else piece_file(number, piece)
-        with naming(self.parts):
-            write_part(self.parts / name, build_matrix(found, self.rows))
+        name = shard_file(number) if task["alone"] else piece_file(number, piece)
+        with write_errors(self.parts):
+            write_shard(self.parts / name, build_matrix(found, self.rows))
 
 
 def _room(most: int | None) -> int:
@@ -131,7 +131,7 @@ class Merge:
                 self.k,
             )
             found = by_column(TopK(scores, columns))
-        with naming(self.parts):
-            write_part(self.parts / part_file(number), build_matrix([found], self.rows))
+        with write_errors(self.parts):
+            write_shard(self.parts / shard_file(number), build_matrix([found], self.rows))
         for path in paths:
             path.unlink(missing_ok=True)

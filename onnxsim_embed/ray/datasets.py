@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.ray.cluster import cpus_of, nodes, plan_actors, replace_actors, require_ray
+from onnxsim_embed.ray.connection import cpus_of, nodes, plan_actors, replace_actors, require_ray
 from onnxsim_embed.ray.encoder import EncodeOptions, PackedModel, TextEncoder
 
 if TYPE_CHECKING:

@@ -8,16 +8,18 @@ changes nothing about its score.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.checkpoint import locked
 from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.ray.blocks import Source, self_scores, source_of
-from onnxsim_embed.ray.cluster import (
+from onnxsim_embed.ray.comparison import Compare, Merge, piece_file, run_each
+from onnxsim_embed.ray.connection import (
     check_shared,
     cluster,
     cpus_of,
@@ -25,13 +27,10 @@ from onnxsim_embed.ray.cluster import (
     plain_errors,
     require_ray,
 )
-from onnxsim_embed.ray.comparison import Compare, Merge, piece_file, run_each
-from onnxsim_embed.similarity.graph import Part, SimilarityGraph, open_graph, part_file
+from onnxsim_embed.similarity.graph import GraphShard, SimilarityGraph, open_graph, shard_file
 from onnxsim_embed.similarity.graph_writer import (
-    PART_PAIRS,
-    GraphJob,
-    check_graph_target,
-    check_wanted,
+    SHARD_PAIRS,
+    GraphCheckpoint,
     graph_settings,
     row_pointers,
 )
@@ -87,33 +86,34 @@ def write_graph(
     :raises MemoryError: if one task finds more pairs than fit.
     :raises OnnxsimEmbedError: if a node does not see a path, or the cluster cannot be reached.
     """
-    target = Path(directory).absolute()
-    check_wanted(threshold, k)
+    checkpoint = GraphCheckpoint(Path(directory))
     if block_rows is not None and block_rows < 1:
         raise ValueError(f"block_rows must be positive, got {block_rows}")
-    check_graph_target(target, force)
+    checkpoint.check_target(force)
     require_ray()
     source = source_of(vectors)
     settings = graph_settings(source.rows, threshold, k, include_self, source.digest)
-    with locked(target) as work, cluster(address), plain_errors():
-        job = GraphJob(work, target, settings, force)
-        check_shared(Directory(work), source.path)
-        if job.journal is None:
-            job.begin(**_plan(source.rows, sum(cpus_of(nodes())), k is None, block_rows))
-        elif "columns" not in job.journal:
-            raise TableError(
-                f"{target} is half done without --engine ray: finish it so, or start over with --force"
+    with checkpoint, cluster(address), plain_errors():
+        journal = checkpoint.resume(settings, force)
+        check_shared(Directory(checkpoint.directory), source.path)
+        if journal is None:
+            journal = _plan(source.rows, sum(cpus_of(nodes())), k is None, block_rows)
+            checkpoint.record(**journal)
+        elif "columns" not in journal:
+            raise ValueError(
+                f"{checkpoint.target} has an unfinished run of onnxsim_embed.write_graph (without --engine "
+                "ray): finish it there, or start over with force=True"
             )
-        columns = int(job.journal["columns"]) if job.journal else 1
         run = _Run(
-            job,
+            checkpoint,
             source,
-            job.part_rows,
-            columns,
+            settings,
+            journal["part_rows"],
+            journal["columns"],
             None if max_memory is None else MemoryBudget(max_memory).max_bytes,
         )
-        job.finish(run.parts(show_progress_bar), run.diagonal() if k is None else None)
-    return open_graph(target)
+        checkpoint.finish(run.parts(show_progress_bar), run.diagonal() if k is None else None)
+    return open_graph(checkpoint.target)
 
 
 def _plan(rows: int, cpus: float, upper: bool, block_rows: int | None) -> dict[str, int]:
@@ -122,7 +122,7 @@ def _plan(rows: int, cpus: float, upper: bool, block_rows: int | None) -> dict[s
     height = block_rows or min(max(-(-rows // tasks), LEAST_ROWS), MOST_ROWS)
     blocks = -(-rows // height)
     pairs = rows * rows // (2 if upper else 1)
-    most = min(max(pairs // tasks, LEAST_PAIRS), PART_PAIRS)
+    most = min(max(pairs // tasks, LEAST_PAIRS), SHARD_PAIRS)
     return {"part_rows": height, "columns": min(max(1, most // (height * height)), max(1, blocks))}
 
 
@@ -135,16 +135,23 @@ class _Run:
     """
 
     def __init__(
-        self, job: GraphJob, source: Source, height: int, columns: int, most: int | None
+        self,
+        checkpoint: GraphCheckpoint,
+        source: Source,
+        settings: Mapping[str, Any],
+        height: int,
+        columns: int,
+        most: int | None,
     ) -> None:
-        self._job = job
+        self._shards = checkpoint.shards
+        self._threshold, self._k = settings["threshold"], settings["k"]
         self._source = source
         self._height = height
         self._columns = columns
         self._most = most
         self._blocks = source.loads(height)
 
-    def parts(self, show: bool) -> list[Part]:
+    def parts(self, show: bool) -> list[GraphShard]:
         """Write the parts that are missing; return all."""
         counts = range(len(self._blocks))
         pieces = {number: self._pieces(number) for number in counts}
@@ -154,12 +161,12 @@ class _Run:
             {"part": number, "piece": piece, "alone": len(pieces[number]) == 1}
             for number in missing
             for piece in pieces[number]
-            if not (self._job.parts / piece_file(number, piece)).exists()
+            if not (self._shards / piece_file(number, piece)).exists()
         ]
         total = sum(map(len, pieces.values()))
         compare = Compare(
             self._blocks, self._height, self._columns, self._source.rows, self._source.width,
-            self._job.parts, self._job.k, self._job.threshold, self._most,
+            self._shards, self._k, self._threshold, self._most,
         )  # fmt: skip
         with progress_bar(
             desc="Comparing",
@@ -170,11 +177,11 @@ class _Run:
         ) as bar:
             for _ in run_each(tasks, compare):
                 bar.update(1)
-        merge = Merge(self._job.parts, self._source.rows, self._job.k)
+        merge = Merge(self._shards, self._source.rows, self._k)
         several = [number for number in missing if len(pieces[number]) > 1]
         for _ in run_each([{"part": n, "pieces": list(pieces[n])} for n in several], merge):
             pass
-        for path in self._job.parts.glob("piece-*.npz"):
+        for path in self._shards.glob("piece-*.npz"):
             path.unlink()
         return [there.get(number) or self._whole(number) for number in counts]
 
@@ -183,25 +190,25 @@ class _Run:
         import ray
 
         look = ray.remote(max_retries=-1)(self_scores)
-        scores = [look.remote(block, self._job.threshold) for block in self._blocks]
+        scores = [look.remote(block, self._threshold) for block in self._blocks]
         return np.concatenate([np.zeros(0, np.float32), *ray.get(scores)])
 
     def _pieces(self, number: int) -> range:
         """Return the numbers of the tasks of a block: by groups of columns, from 0."""
-        first = number if self._job.k is None else 0
+        first = number if self._k is None else 0
         return range(first // self._columns, -(-len(self._blocks) // self._columns))
 
-    def _part(self, number: int) -> Part | None:
+    def _part(self, number: int) -> GraphShard | None:
         first = number * self._height
         rows = min(self._height, self._source.rows - first)
-        path = self._job.parts / part_file(number)
+        path = self._shards / shard_file(number)
         pointers = row_pointers(path, rows)
         if pointers is None or len(pointers) - 1 != rows:
             return None
-        return Part(path.name, first, rows, int(pointers[-1]))
+        return GraphShard(path.name, first, rows, int(pointers[-1]))
 
-    def _whole(self, number: int) -> Part:
+    def _whole(self, number: int) -> GraphShard:
         part = self._part(number)
         if part is None:
-            raise TableError(f"{part_file(number)} was not written; give the same command again")
+            raise TableError(f"{shard_file(number)} was not written; give the same command again")
         return part

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from onnxsim_embed import __version__
 from onnxsim_embed.artifact.manifest import Manifest
-from onnxsim_embed.files.checkpoint import KeptRows, Settings, check_target, count_rows, locked
+from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint, Settings, count_rows
 from onnxsim_embed.files.provenance import Provenance
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import (
@@ -100,7 +100,8 @@ def encode_to_file(
         vectors = np.load("vectors.npy", mmap_mode="r")
     """
     path = Path(path).absolute()
-    check_target(path, force)
+    checkpoint = EmbeddingCheckpoint(path)
+    checkpoint.check_target(force)
     check_format(precision, ranges is not None)
     check_iterable(texts)
     prompt = embedder.prompt_text(prompt_name, prompt)
@@ -127,10 +128,11 @@ def encode_to_file(
         "onnxsim_embed": __version__,
         "onnxruntime": RUNTIME_VERSION,
     }
-    with locked(path) as directory, KeptRows(directory, path, settings, empty, force) as kept:
+    with checkpoint:
+        checkpoint.open(settings, empty, force)
         source = iter(texts)
-        digest = _read_again(source, kept, path)
-        found = kept.rows
+        digest = _read_again(source, checkpoint)
+        found = checkpoint.rows
         if on_rows is not None:
             on_rows(found)
         reader = _Reader(source, found)
@@ -145,13 +147,13 @@ def encode_to_file(
         try:
             for block in blocks:
                 digest.update(reader.take(len(block)))
-                kept.append(block, digest.hexdigest())
+                checkpoint.append(block, digest.hexdigest())
                 if on_rows is not None:
-                    on_rows(kept.rows)
+                    on_rows(checkpoint.rows)
         finally:
             if isinstance(blocks, Generator):
                 blocks.close()  # batches that wait for a thread are not run
-        kept.finish(
+        checkpoint.finish(
             provenance_of(
                 embedder,
                 prompt=prompt,
@@ -161,7 +163,7 @@ def encode_to_file(
                 ranges=limits,
             )
         )
-        return EncodeResult(path, kept.rows, empty.shape[1], empty.dtype, found, report)
+        return EncodeResult(path, checkpoint.rows, empty.shape[1], empty.dtype, found, report)
 
 
 def check_format(precision: str, has_ranges: bool) -> None:
@@ -264,25 +266,24 @@ def _text_digest(text: str, row: int) -> bytes:
         raise
 
 
-def _read_again(source: Iterator[str], kept: KeptRows, path: Path) -> _Hash:
-    """Read the texts of the kept rows, compare them, and return their digest, to be continued.
+def _read_again(source: Iterator[str], checkpoint: EmbeddingCheckpoint) -> _Hash:
+    """Read the texts of the finished rows, and return the digest that is equal to theirs, to be continued.
 
-    It is the digest of the texts' digests, so that it does not depend on blocks.
+    It is the digest of the texts' digests, so that it does not depend on batches.
+
+    :raises ValueError: if they are other texts.
     """
     digest = hashlib.sha256()
     rows = 0
-    for text in islice(source, kept.rows):
+    for text in islice(source, checkpoint.rows):
         digest.update(_text_digest(text, rows))
         rows += 1
-    if rows < kept.rows:
-        reason = f"there are only {rows:,} texts now"
-    elif kept.rows and digest.hexdigest() != kept.texts:
-        reason = "the first texts are others now"
-    else:
+    if rows == checkpoint.rows and (not rows or digest.hexdigest() == checkpoint.texts):
         return digest
+    reason = f"it has {rows:,} texts" if rows < checkpoint.rows else "these texts differ from them"
     raise ValueError(
-        f"{path} is half done ({count_rows(kept.rows)}), and {reason}: finish with the texts it began "
-        "with, or start over with --force"
+        f"{checkpoint.target} has an unfinished run of {count_rows(checkpoint.rows)}, but {reason}: finish "
+        "with the texts of that run, or start over with force=True"
     )
 
 

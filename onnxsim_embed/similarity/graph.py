@@ -44,7 +44,7 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedErro
 
 
 @dataclass(frozen=True)
-class Part:
+class GraphShard:
     """A stored part: rows `first` to `first + rows`."""
 
     file: str
@@ -71,7 +71,7 @@ class SimilarityGraph:
     k: int | None
     include_self: bool
     vectors: str
-    parts: Sequence[Part]
+    parts: Sequence[GraphShard]
 
     @property
     def nnz(self) -> int:
@@ -149,7 +149,7 @@ def open_graph(directory: str | Path) -> SimilarityGraph:
         version = table.pop("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(f"format version {version}, known is {FORMAT_VERSION}")
-        parts = tuple(Part(**part) for part in table.pop("parts"))
+        parts = tuple(GraphShard(**part) for part in table.pop("parts"))
         graph = SimilarityGraph(directory=directory, parts=parts, **table)
         _check(graph)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -176,7 +176,7 @@ def _check_arrays(stream: IO[bytes], most: int) -> None:
                 raise ValueError(f"{entry.filename} is larger than the part")
 
 
-def part_file(number: int) -> str:
+def shard_file(number: int) -> str:
     """Return the name of a part's file."""
     return f"part-{number:05d}.npz"
 
@@ -202,7 +202,7 @@ def _check(graph: SimilarityGraph) -> None:
         raise ValueError(f"threshold {graph.threshold!r} and k {graph.k!r} make no graph")
     first = 0
     for number, part in enumerate(graph.parts):
-        if (part.file, part.first) != (part_file(number), first):
+        if (part.file, part.first) != (shard_file(number), first):
             raise ValueError(f"part {number} is not where it should be")
         if part.entries > part.rows * graph.rows:
             raise ValueError(f"part {number} has more entries than pairs")

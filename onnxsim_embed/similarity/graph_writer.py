@@ -1,45 +1,36 @@
-"""Writing a similarity graph part by part, so that memory does not bound it and a stop costs one part.
+"""Write a similarity graph shard by shard, in bounded memory and resumable.
 
-Parts lie in a hidden directory beside the graph's place until all are there. `.graph.partial` holds
-`parts` and `job.json`, the journal: which job they belong to and how many rows a part has.
+The checkpoint of an unfinished graph holds `parts`, the directory that becomes the graph, and in its
+journal the rows of a shard.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import operator
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.atomic import durable_file
-from onnxsim_embed.files.checkpoint import (
-    JOURNAL,
-    differing_settings,
-    locked,
-    naming,
-    partial_directory,
-)
+from onnxsim_embed.files.checkpoint import Checkpoint, write_errors
 from onnxsim_embed.similarity.compare import TILE_BYTES, check_threshold
 from onnxsim_embed.similarity.graph import (
     DAMAGE,
     DIAGONAL,
     FORMAT_VERSION,
     INDEX,
-    Part,
+    GraphShard,
     SimilarityGraph,
     open_graph,
-    part_file,
+    shard_file,
 )
 from onnxsim_embed.similarity.memory import MemoryBudget, PairCounter, Progress, ResultTooLargeError
 from onnxsim_embed.similarity.out_of_core import AllPairs
@@ -47,15 +38,13 @@ from onnxsim_embed.similarity.scoring import RowPairs, TopK
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows, check_vectors
 
-PARTS = "parts"
+# Pairs compared for one shard, some ten seconds on two processors: the work that a kill may lose.
+SHARD_PAIRS = 1 << 31
 
-# Pairs that a part compares, some ten seconds on two processors: what a kill may cost.
-PART_PAIRS = 1 << 31
-
-# Bytes of the vectors that are read at a time for their digest.
+# Bytes of vectors read at a time for their digest.
 DIGEST_BYTES = 64 << 20
 
-ADVICE = "raise the threshold or max_memory, or ask for the best of each row (k, --top-k)"
+ADVICE = "raise the threshold or max_memory, or keep the top k of each row (k=)"
 
 
 def write_graph(
@@ -70,25 +59,26 @@ def write_graph(
     force: bool = False,
     block_bytes: int = TILE_BYTES,
 ) -> SimilarityGraph:
-    """Compare all rows of a set with each other and write the result part by part, whatever its size.
+    """Compare all rows of a set with each other and write the similarity graph shard by shard.
 
-    Entries and scores are those of `similarity_matrix` or `neighbours`, bit for bit. After a kill or a
-    full disk the same call with the same vectors goes on with the first part that is missing; without
-    `force`, which starts over. The directory appears when it is whole.
+    Entries and scores are bitwise those of `similarity_matrix` or `neighbours`. After a kill or a full
+    disk the same call with the same vectors continues with the first missing shard. The directory
+    appears when the graph is complete.
 
-    :param vectors: (n, dim), of any norm; memory-mapped ones that memory does not hold are read in parts.
+    :param vectors: (n, dim), of any norm; memory-mapped ones that do not fit in memory are read in tiles.
     :param threshold: keep scores strictly above it, from -1 to 1.
-    :param k: keep the k best other rows of each row; instead of a threshold.
-    :param include_self: keep the diagonal (above a threshold).
-    :param max_memory: most bytes to use beyond the input; None for three quarters of what is free.
-    :param show_progress_bar: show one on standard error.
+    :param k: keep the top k other rows of each row, instead of a threshold.
+    :param include_self: keep the diagonal (with a threshold).
+    :param max_memory: maximum bytes to use beyond the input; None for three quarters of the free memory.
+    :param show_progress_bar: show a progress bar on standard error.
     :param force: start over, and replace a graph that exists.
-    :param block_bytes: bytes of scores held at a time by each thread.
-    :raises ValueError: as `similarity_matrix`; or if what is half done belongs to another job, naming
-        what differs.
+    :param block_bytes: bytes of scores that each thread holds at a time.
+    :returns: the graph that was written.
+    :raises ValueError: as `similarity_matrix`; or if the checkpoint belongs to a run with other settings,
+        naming those that differ.
     :raises FileExistsError: if the directory exists.
-    :raises FileNotFoundError: if the directory above it does not.
-    :raises TableError: if another process writes it, or it cannot be written.
+    :raises FileNotFoundError: if its parent directory does not exist.
+    :raises TableError: if another process writes the graph, or it cannot be written.
     :raises MemoryError: if not even the pairs of one row fit.
 
     Usage::
@@ -97,102 +87,152 @@ def write_graph(
         for first, block in graph.blocks():
             print(first, block.nnz)
     """
-    target = Path(directory).absolute()
-    check_wanted(threshold, k)
-    check_graph_target(target, force)
+    checkpoint = GraphCheckpoint(Path(directory))
+    checkpoint.check_target(force)
     array = np.asarray(vectors)
     check_vectors(array)
     settings = graph_settings(len(array), threshold, k, include_self, partial(digest, array))
     budget = MemoryBudget(max_memory)
-    with locked(target) as work:
-        job = GraphJob(work, target, settings, force)
-        rows = UnitRows(array, budget.vector_bytes)
-        parts = _write_parts(job, rows, block_bytes, budget, show_progress_bar)
-        job.finish(parts, rows.diagonal(job.threshold) if k is None else None)
-    return open_graph(target)
+    with checkpoint:
+        journal = checkpoint.resume(settings, force)
+        if journal is not None and "columns" in journal:
+            raise ValueError(
+                f"{checkpoint.target} has an unfinished run of onnxsim_embed.ray.write_graph (--engine "
+                "ray): finish it there, or start over with force=True"
+            )
+        units = UnitRows(array, budget.vector_bytes)
+        pairs = AllPairs(units, units, block_bytes)
+        if journal is None:
+            rows = min(SHARD_PAIRS // max(1, units.rows), units.rows)
+            shard_rows = max(1, min(rows, budget.max_rows(units, settings["threshold"], k)))
+            checkpoint.record(part_rows=shard_rows)
+        else:
+            shard_rows = journal["part_rows"]
+        writer = _ShardWriter(checkpoint, pairs, budget, settings)
+        shards = writer.write_missing(shard_rows, show_progress_bar)
+        checkpoint.finish(shards, None if threshold is None else units.diagonal(threshold))
+    return open_graph(checkpoint.target)
 
 
-def _write_parts(
-    job: GraphJob, units: UnitRows, block_bytes: int, budget: MemoryBudget, show: bool
-) -> list[Part]:
-    """Write the parts that are missing; return all."""
-    size, pairs = units.rows, AllPairs(units, units, block_bytes)
-    if job.journal is None:
-        rows = min(PART_PAIRS // max(1, size), size)
-        job.begin(max(1, min(rows, budget.max_rows(units, job.threshold, job.k))))
-    elif "columns" in job.journal:
-        raise ValueError(
-            f"{job.target} is half done by --engine ray: finish it there, or start over with --force"
-        )
-    parts: list[Part] = []
-    first = 0
-    with Progress(size, show, upper=job.k is None) as progress:
-        while first < size:
-            path = job.parts / part_file(len(parts))
-            pointers = row_pointers(path, size - first)
-            if pointers is None:
-                rows = min(job.part_rows, size - first)
-                matrix = _fitting(job, pairs, first, rows, budget, progress)
-                with naming(job.target):
-                    write_part(path, matrix)
-                pointers = matrix.indptr
-            parts.append(Part(path.name, first, len(pointers) - 1, int(pointers[-1])))
-            first += parts[-1].rows
-            progress.move(first)
-    return parts
+class GraphCheckpoint(Checkpoint):
+    """Checkpoint of a similarity graph, whose finished shards lie in `parts`."""
 
+    data = "parts"
+    progress: ClassVar[Mapping[str, type]] = {"replaces": bool, "part_rows": int}
+    format_version = FORMAT_VERSION
 
-def _fitting(
-    job: GraphJob, pairs: AllPairs, first: int, rows: int, budget: MemoryBudget, progress: Progress
-) -> sparse.csr_array:
-    """Return the matrix of some rows from `first` on: of fewer where rows find more than usual."""
-    while True:
-        try:
-            part = slice(first, first + rows)
-            if job.k is None:
-                limit = PairCounter(
-                    budget.max_entries(pairs.left, pairs.right), job.threshold, ADVICE
+    @property
+    def shards(self) -> Path:
+        """Directory of the shards, which becomes the graph."""
+        return self.directory / "parts"
+
+    def check_target(self, force: bool) -> None:
+        """Raise before any work if the graph could not be written after it.
+
+        :raises FileExistsError: if the target exists, unless it is a graph and `force` or the unfinished
+            run replaces it.
+        :raises FileNotFoundError: if its parent directory does not exist.
+        """
+        target = self.target
+        if not target.exists():
+            if not target.parent.is_dir():
+                raise FileNotFoundError(
+                    f"cannot write {target}: there is no directory {target.parent}"
                 )
-                found = pairs.above(job.threshold, upper=True, rows=part, on_pairs=limit)
-            else:
-                found = map(by_column, pairs.top_k(job.k, skip_self=True, rows=part))
-            return build_matrix(map(progress.count, found), pairs.right.rows)
-        except ResultTooLargeError:
-            if rows == 1:
-                raise
-        rows = (rows + 1) // 2
-        progress.move(first)
-
-
-def check_graph_target(target: Path, force: bool) -> None:
-    """Refuse a directory that is there, unless it is a graph and may be replaced.
-
-    :raises FileExistsError: saying what it is.
-    :raises FileNotFoundError: if the directory above does not exist.
-    """
-    if target.exists():
+            return
         if not (target / INDEX).is_file():
             raise FileExistsError(
-                f"{target} exists and is no similarity graph; choose another name"
+                f"{target} exists and is not a similarity graph; choose another name"
             )
-        journal = None if force else _read_journal(partial_directory(target))
+        journal = None if force else self.read()
         if not (force or (journal and journal["replaces"])):
             raise FileExistsError(
-                f"{target} exists; replace it with --force, or choose another name"
+                f"{target} exists; replace it with force=True, or choose another name"
             )
-    elif not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {target}: there is no directory {target.parent}")
+
+    def record(self, **progress: Any) -> None:  # noqa: ANN401 - what JSON holds
+        """See `Checkpoint`; makes the directory of the shards before."""
+        with write_errors(self.target):
+            self.shards.mkdir(exist_ok=True)
+        super().record(**progress)
+
+    def finish(self, shards: list[GraphShard], diagonal: npt.NDArray[np.float32] | None) -> None:
+        """Write the index, and move the graph to its target.
+
+        :param diagonal: float32 array (rows,), NaN without an entry; None for the top k.
+        """
+        index = {
+            "format_version": FORMAT_VERSION,
+            **self._settings,
+            "parts": [asdict(shard) for shard in shards],
+        }
+        with write_errors(self.target):
+            if diagonal is not None:
+                if not self._settings["include_self"]:
+                    diagonal[:] = np.nan
+                with durable_file(self.shards / DIAGONAL) as stream:
+                    np.save(stream, diagonal, allow_pickle=False)
+            with durable_file(self.shards / INDEX) as stream:
+                stream.write(json.dumps(index, indent=2).encode())
+            for path in self.shards.glob(".*.partial"):  # an interrupted write of a killed process
+                path.unlink()
+        self.publish(self.shards)
 
 
-def check_wanted(threshold: float | None, k: int | None) -> None:
-    """Refuse both or none of a threshold and k, and a threshold that is none.
+class _ShardWriter:
+    """Writes the missing shards of a graph, each within the memory budget."""
 
-    :raises ValueError: saying what is wrong.
-    """
-    if (threshold is None) == (k is None):
-        raise ValueError("a graph needs one of threshold and k")
-    if threshold is not None:
-        check_threshold(threshold)
+    def __init__(
+        self,
+        checkpoint: GraphCheckpoint,
+        pairs: AllPairs,
+        budget: MemoryBudget,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._pairs = pairs
+        self._budget = budget
+        self._threshold, self._k = settings["threshold"], settings["k"]
+
+    def write_missing(self, shard_rows: int, show_progress_bar: bool) -> list[GraphShard]:
+        """Return all shards, after writing those that do not exist."""
+        total = self._pairs.left.rows
+        shards: list[GraphShard] = []
+        first = 0
+        with Progress(total, show_progress_bar, upper=self._k is None) as progress:
+            while first < total:
+                path = self._checkpoint.shards / shard_file(len(shards))
+                pointers = row_pointers(path, total - first)
+                if pointers is None:
+                    matrix = self._compare(first, min(shard_rows, total - first), progress)
+                    with write_errors(self._checkpoint.target):
+                        write_shard(path, matrix)
+                    pointers = matrix.indptr
+                shards.append(GraphShard(path.name, first, len(pointers) - 1, int(pointers[-1])))
+                first += shards[-1].rows
+                progress.move(first)
+        return shards
+
+    def _compare(self, first: int, rows: int, progress: Progress) -> sparse.csr_array:
+        """Return the matrix of rows from `first` on, of fewer rows if theirs does not fit."""
+        while True:
+            try:
+                found = self._found(slice(first, first + rows))
+                return build_matrix(map(progress.count, found), self._pairs.right.rows)
+            except ResultTooLargeError:
+                if rows == 1:
+                    raise
+            rows = (rows + 1) // 2
+            progress.move(first)
+
+    def _found(self, rows: slice) -> Any:  # noqa: ANN401 - an iterator of RowPairs
+        pairs = self._pairs
+        if self._k is not None:
+            return map(by_column, pairs.top_k(self._k, skip_self=True, rows=rows))
+        counter = PairCounter(
+            self._budget.max_entries(pairs.left, pairs.right), self._threshold, ADVICE
+        )
+        return pairs.above(self._threshold, upper=True, rows=rows, on_pairs=counter)
 
 
 def graph_settings(
@@ -200,154 +240,56 @@ def graph_settings(
     threshold: float | None,
     k: int | None,
     include_self: bool,
-    vectors: Callable[[], str],
+    digest_vectors: Callable[[], str],
 ) -> dict[str, Any]:
-    """Return what a graph depends on, as its index says it.
+    """Return the settings that a graph depends on, as its index holds them.
 
-    :param vectors: returns their digest.
-    :raises ValueError: if there are not k other rows.
+    :raises ValueError: unless one of a valid threshold and a valid k is given.
     """
-    if k is not None:
-        _check_k(k, rows - 1)
+    if (threshold is None) == (k is None):
+        raise ValueError("a similarity graph needs either threshold or k")
+    if threshold is not None:
+        check_threshold(threshold)
+    elif rows < 2:
+        raise ValueError(f"there are no other rows to choose {k} from")
+    elif not 1 <= operator.index(k) < rows:  # type: ignore[arg-type]
+        raise ValueError(f"k must be from 1 to {rows - 1} (the other rows), got {k}")
     return {
-        "format_version": FORMAT_VERSION,
         "rows": rows,
         "threshold": None if threshold is None else float(threshold),
         "k": None if k is None else operator.index(k),
         "include_self": include_self and k is None,
-        "vectors": vectors(),
+        "vectors": digest_vectors(),
     }
 
 
-def _check_k(k: int, most: int) -> None:
-    if most < 1:
-        raise ValueError(f"there are no other rows to choose {k} from")
-    if not 1 <= k <= most:
-        raise ValueError(f"k must be from 1 to {most} (the other rows), got {k}")
-
-
 def digest(array: npt.NDArray[Any]) -> str:
-    """Return what tells vectors outliers: a digest of their shape, number format and bytes."""
-    found = hashlib.sha256(f"{array.shape} {array.dtype.str}".encode())
+    """Return a digest of the shape, dtype and bytes of vectors."""
+    hashed = hashlib.sha256(f"{array.shape} {array.dtype.str}".encode())
     step = max(1, DIGEST_BYTES // max(1, array.shape[1] * array.itemsize))
     for first in range(0, len(array), step):
-        found.update(np.ascontiguousarray(array[first : first + step]).data)
-    return found.hexdigest()[:16]
+        hashed.update(np.ascontiguousarray(array[first : first + step]).data)
+    return hashed.hexdigest()[:16]
 
 
-class GraphJob:
-    """A graph in the making.
-
-    :param work: the hidden directory.
-    :param target: where the graph is to be.
-    :param settings: what the graph depends on.
-    :param force: drop the parts found, and replace a graph.
-    :raises ValueError: naming what differs, if the parts found are those of other settings.
-    :raises TableError: if the journal found is damaged.
-    """
-
-    def __init__(self, work: Path, target: Path, settings: Mapping[str, Any], force: bool) -> None:
-        self._work = work
-        self.target = target
-        self._settings = settings
-        self.parts = work / PARTS
-        self.journal = None if force else _read_journal(work)
-        if self.journal is None:
-            (work / JOURNAL).unlink(missing_ok=True)
-            shutil.rmtree(self.parts, ignore_errors=True)
-            self.parts.mkdir()
-            return
-        if differing := differing_settings(self.journal, settings):
-            raise ValueError(
-                f"{target} is half done with other settings ({differing}): finish that job, or start "
-                "over with --force"
-            )
-        for path in self.parts.glob(".*.partial"):  # a write that was cut short
-            path.unlink()
-
-    @property
-    def threshold(self) -> float:
-        """The threshold; NaN for the k best."""
-        value = self._settings["threshold"]
-        return math.nan if value is None else float(value)
-
-    @property
-    def k(self) -> int | None:
-        """How many of each row; None above a threshold."""
-        return self._settings["k"]
-
-    @property
-    def part_rows(self) -> int:
-        """Rows of a part, once the job has begun."""
-        assert self.journal is not None
-        return int(self.journal["part_rows"])
-
-    def begin(self, part_rows: int, **plan: int) -> None:
-        """Write the journal of a job without one.
-
-        :param plan: what else has to stay the same when the job goes on.
-        """
-        self.journal = {"part_rows": part_rows, "replaces": self.target.exists(), **plan}
-        with naming(self.target):
-            _write_json({**self._settings, **self.journal}, self._work / JOURNAL)
-
-    def finish(self, parts: list[Part], diagonal: npt.NDArray[np.float32] | None) -> None:
-        """Write the index, and put the directory in its place.
-
-        :param diagonal: float32 array (rows,), NaN where there is no entry; None for the k best.
-        """
-        table = {**self._settings, "parts": [asdict(part) for part in parts]}
-        with naming(self.target):
-            if diagonal is not None:
-                if not self._settings["include_self"]:
-                    diagonal[:] = np.nan
-                with durable_file(self.parts / DIAGONAL) as stream:
-                    np.save(stream, diagonal, allow_pickle=False)
-            _write_json(table, self.parts / INDEX)
-            old = self._work / "old"
-            shutil.rmtree(old, ignore_errors=True)
-            if self.journal and self.journal["replaces"] and self.target.exists():
-                self.target.rename(old)
-            self.parts.rename(self.target)
-        (self._work / JOURNAL).unlink()
-
-
-def write_part(path: Path, matrix: sparse.csr_array) -> None:
-    """Write a part, whole or not at all."""
+def write_shard(path: Path, matrix: sparse.csr_array) -> None:
+    """Write a shard atomically."""
     with durable_file(path) as stream:
         sparse.save_npz(stream, matrix, compressed=False)
 
 
-def _read_journal(work: Path) -> dict[str, Any] | None:
-    """Read the journal of a hidden directory; None where there are no parts to go on from.
-
-    :raises TableError: if it is damaged.
-    """
-    path = work / JOURNAL
-    if not (path.exists() and (work / PARTS).is_dir()):
-        return None
+def row_pointers(path: Path, max_rows: int) -> npt.NDArray[Any] | None:
+    """Return where the rows of a shard begin; None if it is missing, damaged or has too many rows."""
     try:
-        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        rows, replaces = table["part_rows"], table["replaces"]
-        if type(rows) is not int or rows < 1 or not isinstance(replaces, bool):
-            raise ValueError(f"part_rows {rows!r}, replaces {replaces!r}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise TableError(f"{path} is damaged ({error}): start over with --force") from None
-    return table
-
-
-def row_pointers(path: Path, most: int) -> npt.NDArray[Any] | None:
-    """Return where the rows of a part begin; None where it is missing, damaged or has too many rows."""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as table:
-            pointers = np.asarray(table["indptr"])
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            pointers = np.asarray(arrays["indptr"])
     except DAMAGE:
         return None
-    return pointers if 1 <= len(pointers) - 1 <= most else None
+    return pointers if 1 <= len(pointers) - 1 <= max_rows else None
 
 
 def by_column(best: TopK) -> RowPairs:
-    """Return the k best of each row as pairs, columns ascending."""
+    """Return the top k of each row as pairs, columns ascending."""
     order = np.argsort(best.indices, axis=1)
     rows, k = best.indices.shape
     return RowPairs(
@@ -355,8 +297,3 @@ def by_column(best: TopK) -> RowPairs:
         np.take_along_axis(best.indices, order, axis=1).ravel(),
         np.take_along_axis(best.scores, order, axis=1).ravel(),
     )
-
-
-def _write_json(table: Mapping[str, Any], path: Path) -> None:
-    with durable_file(path) as stream:
-        stream.write(json.dumps(table, indent=2).encode())

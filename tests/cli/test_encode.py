@@ -18,7 +18,7 @@ from support import TEXTS
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.checkpoint import Journal, partial_directory
+from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
 from onnxsim_embed.files.vectors import read_vectors
 from onnxsim_embed.runtime import pipeline as runner
 
@@ -367,8 +367,8 @@ def start(artifact, output, source="-", program=PROGRAM, **streams):
 def wait_for_rows(process, output, rows):
     while process.poll() is None:
         with suppress(TableError):
-            journal = Journal.read(partial_directory(output))
-            if journal is not None and journal.rows >= rows:
+            journal = EmbeddingCheckpoint(output).read()
+            if journal is not None and journal["rows"] >= rows:
                 return
         time.sleep(0.02)
     pytest.fail(f"it ended with {process.returncode}: {process.stderr.read().decode()}")

@@ -62,7 +62,7 @@ import os, signal, sys
 from scipy import sparse
 from onnxsim_embed.similarity import graph_writer as graph_job
 from onnxsim_embed.cli import main
-graph_job.PART_PAIRS = 1200
+graph_job.SHARD_PAIRS = 1200
 save, parts = sparse.save_npz, []
 def killing(stream, matrix, **options):
     if len(parts) == 3:

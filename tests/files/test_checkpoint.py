@@ -1,4 +1,4 @@
-"""Rows that outlive their process: what is kept, what is refused, and what becomes of them."""
+"""Checkpoints of unfinished runs: what continues, what is rejected, and what a failure leaves."""
 
 from __future__ import annotations
 
@@ -12,16 +12,8 @@ import numpy as np
 import pytest
 
 from onnxsim_embed.errors import MissingExtraError, TableError
-from onnxsim_embed.files import checkpoint as kept_rows
-from onnxsim_embed.files.checkpoint import (
-    JOURNAL,
-    LOCK,
-    ROWS,
-    KeptRows,
-    check_target,
-    locked,
-    partial_directory,
-)
+from onnxsim_embed.files import checkpoint as checkpoints
+from onnxsim_embed.files.checkpoint import JOURNAL, LOCK, ROWS, Checkpoint, EmbeddingCheckpoint
 from onnxsim_embed.files.vectors import read_vectors
 
 VECTORS = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
@@ -29,18 +21,24 @@ SETTINGS = {"model": "tiny 12ab", "precision": "fp32", "truncate_dim": None}
 
 
 @contextmanager
-def opened(path, settings=SETTINGS, like=VECTORS, force=False):
-    with locked(path) as directory, KeptRows(directory, path, settings, like[:0], force) as kept:
-        yield kept
+def opened(path, settings=SETTINGS, force=False, vectors=VECTORS):
+    with EmbeddingCheckpoint(path) as checkpoint:
+        checkpoint.open(settings, vectors[:0], force)
+        yield checkpoint
 
 
-def keep(path, vectors=VECTORS, digest="digest", **options):
-    with opened(path, like=vectors, **options) as kept:
-        kept.append(vectors, digest)
+def write_rows(path, vectors=VECTORS, texts="digest", **options):
+    with opened(path, vectors=vectors, **options) as checkpoint:
+        checkpoint.append(vectors, texts)
+    return checkpoint.directory
 
 
 def names(directory):
     return sorted(path.name for path in directory.iterdir())
+
+
+def disk_full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.fixture(params=["v.npy", "v.parquet"])
@@ -48,36 +46,44 @@ def path(request, tmp_path):
     return tmp_path / request.param
 
 
-# what is kept
+# continuing
 
 
 def test_rows_of_several_runs_become_one_file(path):
     for start, end in [(0, 3), (3, 4), (4, 7)]:
-        with opened(path) as kept:
-            assert kept.rows == start
-            kept.append(VECTORS[start:end], f"digest {end}")
-            assert (kept.rows, kept.texts) == (end, f"digest {end}")
+        with opened(path) as checkpoint:
+            assert checkpoint.rows == start
+            checkpoint.append(VECTORS[start:end], f"digest {end}")
+            assert (checkpoint.rows, checkpoint.texts) == (end, f"digest {end}")
         assert names(path.parent) == [f".{path.name}.partial"]
-    with opened(path) as kept:
-        assert (kept.rows, kept.texts) == (7, "digest 7")
-        kept.finish()
+    with opened(path) as checkpoint:
+        assert (checkpoint.rows, checkpoint.texts) == (7, "digest 7")
+        checkpoint.finish()
     assert names(path.parent) == [path.name]
     np.testing.assert_array_equal(read_vectors(path), VECTORS, strict=True)
 
 
-def test_a_finished_npy_is_the_file_that_numpy_writes(tmp_path):
-    with opened(tmp_path / "v.npy") as kept:
-        kept.append(VECTORS[:5], "a")
-        kept.append(VECTORS[5:], "b")
-        kept.finish()
+def test_a_run_of_the_version_before_continues(tmp_path):
+    """The hidden directory as commit dd297de wrote it."""
+    directory = tmp_path / ".v.npy.partial"
+    directory.mkdir()
+    np.save(tmp_path / "rows.npy", VECTORS[:5])
+    (tmp_path / "rows.npy").rename(directory / "rows.bin")
+    (directory / "lock").touch()
+    journal = {"settings": SETTINGS, "replaces": False, "rows": 5, "texts": "five", "format_version": 1}  # fmt: skip
+    (directory / "job.json").write_text(json.dumps(journal, indent=2, ensure_ascii=False))
+    with opened(tmp_path / "v.npy") as checkpoint:
+        assert (checkpoint.rows, checkpoint.texts) == (5, "five")
+        checkpoint.append(VECTORS[5:], "seven")
+        checkpoint.finish()
     np.save(tmp_path / "numpy.npy", VECTORS)
     assert (tmp_path / "v.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
-    assert isinstance(np.load(tmp_path / "v.npy", mmap_mode="r"), np.memmap)
+    assert names(tmp_path) == ["numpy.npy", "v.npy"]
 
 
 def test_no_rows_become_an_empty_table(path):
-    with opened(path) as kept:
-        kept.finish()
+    with opened(path) as checkpoint:
+        checkpoint.finish()
     assert read_vectors(path).shape == (0, 4)
     assert names(path.parent) == [path.name]
 
@@ -88,233 +94,230 @@ def test_without_rows_nothing_is_left(path):
     assert names(path.parent) == []
 
 
-def test_a_row_that_the_journal_does_not_know_is_dropped(path):
-    keep(path)
-    rows = partial_directory(path) / ROWS
-    whole = rows.read_bytes()
-    rows.write_bytes(whole + b"half a row")
-    with opened(path) as kept:
-        assert kept.rows == 7
-        assert rows.read_bytes() == whole
-        kept.finish()
-    np.testing.assert_array_equal(read_vectors(path), VECTORS)
+def test_rows_beyond_the_journal_are_dropped(path):
+    rows = write_rows(path) / ROWS
+    content = rows.read_bytes()
+    rows.write_bytes(content + b"half a row")
+    with opened(path) as checkpoint:
+        assert checkpoint.rows == 7
+        assert rows.read_bytes() == content
 
 
-def test_rows_without_a_journal_are_dropped(path):
-    keep(path)
-    (partial_directory(path) / JOURNAL).unlink()
-    with opened(path) as kept:
-        assert kept.rows == 0
-        kept.append(VECTORS[:2], "digest")
-        kept.finish()
-    np.testing.assert_array_equal(read_vectors(path), VECTORS[:2])
+@pytest.mark.parametrize("name", [JOURNAL, ROWS])  # ROWS: what a kill right after the end leaves
+def test_half_a_checkpoint_is_none(path, name):
+    (write_rows(path) / name).unlink()
+    assert EmbeddingCheckpoint(path).read() is None
+    with opened(path) as checkpoint:
+        assert checkpoint.rows == 0
+    assert names(path.parent) == []
 
 
-def test_a_journal_without_rows_is_what_a_kill_after_the_end_leaves(tmp_path):
-    path = tmp_path / "v.npy"
-    keep(path)
-    os.replace(partial_directory(path) / ROWS, path)
-    with pytest.raises(FileExistsError, match="force=True"):
-        check_target(path, False)
-    path.unlink()
-    with opened(path) as kept:
-        assert kept.rows == 0
-    assert names(tmp_path) == []
-
-
-def test_force_drops_what_was_found(path):
-    keep(path)
-    keep(path, VECTORS[:2] + 1, settings=SETTINGS | {"precision": "int8"}, force=True)
-    with opened(path, SETTINGS | {"precision": "int8"}) as kept:
-        assert kept.rows == 2
-        kept.finish()
+def test_force_drops_an_unfinished_run(path):
+    write_rows(path)
+    settings = SETTINGS | {"precision": "int8"}
+    write_rows(path, VECTORS[:2] + 1, settings=settings, force=True)
+    with opened(path, settings) as checkpoint:
+        assert checkpoint.rows == 2
+        checkpoint.finish()
     np.testing.assert_array_equal(read_vectors(path), VECTORS[:2] + 1)
 
 
-def test_a_file_that_existed_stays_until_the_end(path):
-    path.write_text("mine")
-    keep(path, force=True)
-    assert path.read_text() == "mine"
-    with opened(path) as kept:
-        kept.finish()
-    np.testing.assert_array_equal(read_vectors(path), VECTORS)
+def test_a_directory_is_replaced_and_restored_after_a_kill(tmp_path, monkeypatch):
+    """Between the two moves, the directory at the target lies in the checkpoint."""
+    target = tmp_path / "graph"
+
+    def run(name):
+        with Checkpoint(target) as checkpoint:
+            checkpoint.resume(SETTINGS) or checkpoint.record()
+            (checkpoint.directory / "new").mkdir(exist_ok=True)
+            (checkpoint.directory / "new" / name).touch()
+            checkpoint.publish(checkpoint.directory / "new")
+
+    run("first")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os, "replace", disk_full
+        )  # the second move; the journal is written without it
+        patch.setattr(Checkpoint, "record", lambda self: (self.directory / JOURNAL).write_text(
+            json.dumps(SETTINGS | {"replaces": True})))  # fmt: skip
+        with pytest.raises(TableError, match="No space left"):
+            run("second")
+    assert names(Checkpoint(target).directory / "old") == ["first"]
+    with Checkpoint(target):
+        assert names(target) == ["first"]
+    run("second")
+    assert names(target) == ["second"]
+    assert names(tmp_path) == ["graph"]
 
 
-# what is refused
+# rejected
 
 
-def test_rows_of_other_settings_are_refused_and_stay(path):
-    keep(path)
-    other = {"model": "tiny 12ab", "precision": "int8", "truncate_dim": 8}
-    message = r"is half done \(7 rows\) with other settings \(precision: fp32, now int8, truncate_dim: None, now 8\): finish that job"
+def test_other_settings_are_named_and_the_run_stays(path):
+    write_rows(path)
+    other = SETTINGS | {"precision": "int8", "truncate_dim": 8}
+    message = r"\(precision: fp32, now int8, truncate_dim: None, now 8\)"
     with pytest.raises(ValueError, match=message), opened(path, other):
         pass
-    with opened(path) as kept:
-        assert kept.rows == 7
+    with opened(path) as checkpoint:
+        assert checkpoint.rows == 7
 
 
-def test_a_second_writer_is_refused_at_once(path):
-    with opened(path) as kept:
-        with pytest.raises(TableError, match="another process is writing"), locked(path):
+def test_nested_settings_are_named_one_by_one(tmp_path):
+    settings = {"training": {"epochs": 1, "seed": 0}, "model": "a"}
+    with Checkpoint(tmp_path / "out") as checkpoint:
+        checkpoint.resume(settings)
+        checkpoint.record()
+        with pytest.raises(ValueError, match=r"\(epochs: 1, now 2\)"):
+            checkpoint.resume(settings | {"training": {"epochs": 2, "seed": 0}})
+
+
+def test_a_second_writer_is_rejected_at_once(path):
+    with opened(path) as checkpoint:
+        with pytest.raises(TableError, match="another process"), EmbeddingCheckpoint(path):
             pass
-        kept.append(VECTORS, "digest")  # the first is not disturbed
-    with opened(path) as kept:
-        assert kept.rows == 7
+        checkpoint.append(VECTORS, "digest")  # the first is not disturbed
+    assert EmbeddingCheckpoint(path).read()["rows"] == 7
+
+
+GOOD = {"settings": {}, "replaces": False, "rows": 7, "texts": ""}
 
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"",
-        b'{"settings": {"model": "ti',
-        b"[]",
-        b"{}",
-        b"\xff",
-        b"[" * 100_000,
-        b'{"settings": null, "replaces": false, "rows": 7, "texts": ""}',
-        b'{"settings": {}, "replaces": false, "rows": "7", "texts": ""}',
-        b'{"settings": {}, "replaces": false, "rows": -7, "texts": ""}',
-    ],
-)
+    [b"", b'{"settings": {"model": "ti', b"[]", b"{}", b"null", b"\xff", b"[" * 100_000,
+     *(json.dumps(GOOD | change).encode() for change in (
+         {"settings": None}, {"rows": "7"}, {"rows": -7}, {"rows": 0}, {"rows": True}, {"rows": 1 << 62},
+         {"texts": None}, {"replaces": 1}, {"format_version": 2}))],
+)  # fmt: skip
 def test_a_damaged_journal_is_named_and_nothing_is_dropped(tmp_path, content):
     path = tmp_path / "v.npy"
-    keep(path)
-    journal = partial_directory(path) / JOURNAL
-    journal.write_bytes(content)
-    with pytest.raises(TableError, match=r"job\.json is damaged .*--force") as caught, opened(path):
+    directory = write_rows(path)
+    (directory / JOURNAL).write_bytes(content)
+    with pytest.raises(TableError, match=r"job\.json .*force=True") as caught, opened(path):
         pass
     assert "\n" not in str(caught.value)
-    assert journal.read_bytes() == content
-    assert (partial_directory(path) / ROWS).stat().st_size > VECTORS.nbytes
-    with opened(path, force=True) as kept:
-        assert kept.rows == 0
+    assert (directory / JOURNAL).read_bytes() == content
+    assert (directory / ROWS).stat().st_size > VECTORS.nbytes
+    with opened(path, force=True) as checkpoint:
+        assert checkpoint.rows == 0
 
 
-def test_a_journal_of_another_version_is_refused(tmp_path):
-    path = tmp_path / "v.npy"
-    keep(path)
-    journal = partial_directory(path) / JOURNAL
-    journal.write_text(json.dumps(json.loads(journal.read_text()) | {"format_version": 2}))
-    with pytest.raises(TableError, match="format version 2"), opened(path):
-        pass
-
-
-def test_fewer_rows_than_the_journal_says_are_refused_and_stay(tmp_path):
-    path = tmp_path / "v.npy"
-    keep(path)
-    rows = partial_directory(path) / ROWS
+def test_fewer_rows_than_the_journal_counts_are_damage_and_stay(tmp_path):
+    rows = write_rows(tmp_path / "v.npy") / ROWS
     os.truncate(rows, rows.stat().st_size - 1)
-    left = rows.read_bytes()
-    message = r"rows\.bin is damaged \(too short for 7 rows\)"
-    with pytest.raises(TableError, match=message), opened(path):
+    content = rows.read_bytes()
+    with pytest.raises(TableError, match="7 rows"), opened(tmp_path / "v.npy"):
         pass
-    assert rows.read_bytes() == left
+    assert rows.read_bytes() == content
 
 
-def test_a_target_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "force", "error"),
+    [("v.csv", False, ValueError), ("d.npy", True, FileExistsError), ("no/v.npy", True, FileNotFoundError),
+     ("v.npy", False, FileExistsError), ("v.npy", True, None), ("new.parquet", False, None)],
+)  # fmt: skip
+def test_a_target_that_cannot_be_written_is_rejected(tmp_path, name, force, error):
     (tmp_path / "d.npy").mkdir()
     (tmp_path / "v.npy").write_text("mine")
-    for name, error, force in [("v.csv", ValueError, False), ("d.npy", FileExistsError, True),
-                               ("no/v.npy", FileNotFoundError, True), ("v.npy", FileExistsError, False)]:  # fmt: skip
-        with pytest.raises(error, match=name.rpartition("/")[2].replace(".", r"\.")):
-            check_target(tmp_path / name, force)
-    check_target(tmp_path / "v.npy", True)
-    check_target(tmp_path / "new.parquet", False)
+    target = EmbeddingCheckpoint(tmp_path / name)
+    if error is None:
+        target.check_target(force)
+        return
+    with pytest.raises(error, match=name.rpartition("/")[2]):
+        target.check_target(force)
+
+
+def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError):
-        check_target(tmp_path / "new.parquet", False)
+        EmbeddingCheckpoint(tmp_path / "new.parquet").check_target(False)
 
 
-def test_a_file_that_was_to_be_replaced_may_be_replaced_without_asking_again(path):
+def test_a_file_that_force_replaces_stays_until_the_end(path):
     path.write_text("mine")
-    keep(path, force=True)
-    check_target(path, False)
+    write_rows(path, force=True)
+    assert path.read_text() == "mine"
+    EmbeddingCheckpoint(path).check_target(False)  # force is not asked for again
+    with opened(path) as checkpoint:
+        checkpoint.finish()
+    np.testing.assert_array_equal(read_vectors(path), VECTORS)
 
 
 def test_a_file_that_came_later_is_not_replaced_unasked(path):
-    keep(path)
+    write_rows(path)
     path.write_text("mine")
-    with pytest.raises(FileExistsError, match="beside it 7 rows of an unfinished job: move"):
-        check_target(path, False)
-    check_target(path, True)
+    with pytest.raises(FileExistsError, match="7 rows of an unfinished run"):
+        EmbeddingCheckpoint(path).check_target(False)
+    EmbeddingCheckpoint(path).check_target(True)
 
 
-# what fails
+# failures
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_rows_that_cannot_be_written_are_not_counted(path, monkeypatch, call):
-    keep(path, VECTORS[:3], "three")
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with opened(path) as kept:
+    write_rows(path, VECTORS[:3], "three")
+    with opened(path) as checkpoint:
         with monkeypatch.context() as patch:
-            patch.setattr(os, call, full)
-            with pytest.raises(TableError, match=rf"cannot write .*{path.name}: No space left"):
-                kept.append(VECTORS[3:], "seven")
-        assert (kept.rows, kept.texts) == (3, "three")
-    with opened(path) as kept:
-        assert (kept.rows, kept.texts) == (3, "three")
-        kept.append(VECTORS[3:], "seven")
-        kept.finish()
+            patch.setattr(os, call, disk_full)
+            with pytest.raises(TableError, match=rf"{path.name}: No space left"):
+                checkpoint.append(VECTORS[3:], "seven")
+        assert (checkpoint.rows, checkpoint.texts) == (3, "three")
+    with opened(path) as checkpoint:
+        assert (checkpoint.rows, checkpoint.texts) == (3, "three")
+        checkpoint.append(VECTORS[3:], "seven")
+        checkpoint.finish()
     np.testing.assert_array_equal(read_vectors(path), VECTORS)
 
 
-def test_a_write_that_takes_a_part_is_continued(tmp_path):
-    path = tmp_path / "v.npy"
-
+def test_a_partial_write_is_continued(tmp_path):
     class Reluctant:
         """A stream that takes seven bytes at a time, as an operating system may."""
 
         def __init__(self, stream):
             self.stream = stream
 
-        def write(self, data):
-            return self.stream.write(data[:7])
+        def write(self, content):
+            return self.stream.write(content[:7])
 
         def __getattr__(self, name):
             return getattr(self.stream, name)
 
-    with opened(path) as kept:
-        kept._stream = Reluctant(kept._stream)
-        kept.append(VECTORS, "digest")
-        kept.finish()
-    np.testing.assert_array_equal(read_vectors(path), VECTORS)
+    with opened(tmp_path / "v.npy") as checkpoint:
+        checkpoint._stream = Reluctant(checkpoint._stream)
+        checkpoint.append(VECTORS, "digest")
+        checkpoint.finish()
+    np.testing.assert_array_equal(read_vectors(tmp_path / "v.npy"), VECTORS)
 
 
 def test_a_file_that_cannot_be_finished_is_finished_later(path, monkeypatch):
     path.write_text("mine")
-    keep(path, force=True)
-
-    def full(source, target):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch, opened(path) as kept:
-        patch.setattr(os, "replace", full)
+    write_rows(path, force=True)
+    with monkeypatch.context() as patch, opened(path) as checkpoint:
+        patch.setattr(os, "replace", disk_full)
         with pytest.raises(TableError, match="No space left"):
-            kept.finish()
+            checkpoint.finish()
     assert path.read_text() == "mine"
-    with opened(path) as kept:
-        kept.finish()
+    with opened(path) as checkpoint:
+        checkpoint.finish()
     np.testing.assert_array_equal(read_vectors(path), VECTORS)
     assert names(path.parent) == [path.name]
 
 
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/fd"), reason="reads names of open files in /proc"
+)
 def test_the_journal_is_written_after_the_rows_are_on_disk(tmp_path, monkeypatch):
-    path = tmp_path / "v.npy"
-    synced, real = [], os.fsync
+    synced, fsync = [], os.fsync
 
-    def fsync(number):
-        real(number)
+    def recording(number):
+        fsync(number)
         synced.append(os.readlink(f"/proc/self/fd/{number}").rpartition("/")[2])
 
-    if not os.path.exists("/proc/self/fd"):
-        pytest.skip("names of open files are read from /proc")
-    monkeypatch.setattr(kept_rows.os, "fsync", fsync)
-    with opened(path) as kept:
-        kept.append(VECTORS, "digest")
+    monkeypatch.setattr(checkpoints.os, "fsync", recording)
+    with opened(tmp_path / "v.npy") as checkpoint:
+        checkpoint.append(VECTORS, "digest")
         assert synced[0] == ROWS
         assert synced[1].startswith(f".{JOURNAL}")
-    assert names(partial_directory(path)) == sorted([JOURNAL, LOCK, ROWS])
+        assert names(checkpoint.directory) == sorted([JOURNAL, LOCK, ROWS])

@@ -12,7 +12,7 @@ import pytest
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.checkpoint import check_target
+from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
 from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.provenance import (
     END_BYTES,
@@ -127,7 +127,7 @@ def test_a_file_of_the_user_is_not_replaced_by_a_sidecar(embedder, tmp_path):
     with pytest.raises(FileExistsError, match=r"v\.npy\.json exists.*--force, or choose another"):
         encode_to_file(embedder, LINES, path)
     assert sidecar(path).read_text() == '{"mine": 1}'
-    check_target(path, True)
+    EmbeddingCheckpoint(path).check_target(True)
 
 
 def test_a_sidecar_that_lost_its_file_is_in_nobody_s_way(embedder, tmp_path):

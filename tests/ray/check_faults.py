@@ -34,15 +34,13 @@ from local_cluster import (
 )
 
 import onnxsim_embed
-import onnxsim_embed.ray.cluster
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import OnnxsimEmbedError
 from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.vector_directory import open_vectors
 from onnxsim_embed.ray import cluster as connect
+from onnxsim_embed.ray import connection as connecting
 from onnxsim_embed.ray import encode_dataset, encode_files, graph, write_graph
-
-connecting = sys.modules["onnxsim_embed.ray.cluster"]  # the module: the package names its function
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # the engine's own

@@ -17,7 +17,7 @@ from onnxsim_embed import Embedder, similarity_matrix
 from onnxsim_embed.errors import OnnxsimEmbedError, TableError
 from onnxsim_embed.files.vector_directory import open_vectors
 from onnxsim_embed.ray import cluster, encode_dataset, encode_files, graph, write_graph
-from onnxsim_embed.ray.cluster import Actors, plan_actors
+from onnxsim_embed.ray.connection import Actors, plan_actors
 from onnxsim_embed.ray.encoder import EncodeOptions, PackedModel
 from onnxsim_embed.similarity.memory import PEAK_ENTRY_BYTES
 

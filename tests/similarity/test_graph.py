@@ -21,7 +21,7 @@ VECTORS = clustered_vectors(rows=60)
 @pytest.fixture
 def graph(tmp_path, monkeypatch):
     """A graph of five parts."""
-    monkeypatch.setattr(graph_job, "PART_PAIRS", 12 * len(VECTORS))
+    monkeypatch.setattr(graph_job, "SHARD_PAIRS", 12 * len(VECTORS))
     return write_graph(VECTORS, tmp_path / "graph", threshold=0.4)
 
 

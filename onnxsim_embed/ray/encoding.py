@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from onnxsim_embed.files.locations import Directory, find_files
 from onnxsim_embed.files.uris import display_name
 from onnxsim_embed.files.vector_directory import JOB, RowDiagnostic, VectorDirectory
-from onnxsim_embed.ray.cluster import (
+from onnxsim_embed.ray.connection import (
     Actors,
     check_shared,
     cluster,
@@ -24,7 +24,7 @@ from onnxsim_embed.ray.cluster import (
 )
 from onnxsim_embed.ray.datasets import load_model
 from onnxsim_embed.ray.encoder import EncodeOptions, PackedModel
-from onnxsim_embed.ray.parts import PartsJob
+from onnxsim_embed.ray.shards import PartsJob
 from onnxsim_embed.ray.texts import Columns, TextFile, group_files, survey, with_rows
 from onnxsim_embed.runtime.encode_to_file import identity
 from onnxsim_embed.system.progress import progress_bar

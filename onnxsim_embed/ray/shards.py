@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.checkpoint import differing_settings
+from onnxsim_embed.files.checkpoint import Checkpoint, differing_settings
 from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.vector_directory import (
     FORMAT_VERSION,
@@ -29,13 +29,18 @@ from onnxsim_embed.files.vector_directory import (
     read_shard,
     shard_file,
 )
-from onnxsim_embed.ray.cluster import EXPECTED, READER_SHARE, Actors, pack, quiet, unpack
+from onnxsim_embed.ray.connection import EXPECTED, READER_SHARE, Actors, pack, quiet, unpack
 from onnxsim_embed.ray.datasets import pool
 from onnxsim_embed.ray.encoder import EncodeOptions, TextEncoder
 from onnxsim_embed.ray.texts import Columns, Group, TextPart, read_parts
 
 # Parts of an earlier run that are looked into at the same time.
 PARTS_AT_ONCE = 16
+
+
+class _Journal(Checkpoint):
+    progress: ClassVar[Mapping[str, type]] = {"format_version": int}
+    format_version = FORMAT_VERSION
 
 
 class PartsJob:
@@ -102,21 +107,11 @@ class PartsJob:
         )
 
     def _compare(self, data: bytes) -> None:
-        where = str(self._storage)
-        try:
-            found = json.loads(data)
-            version = found["format_version"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise TableError(f"{where}/{JOB} is damaged: start over with --force") from None
-        if version != FORMAT_VERSION:
-            raise TableError(
-                f"{where}/{JOB} has format version {version}, this version of onnxsim-embed writes "
-                f"{FORMAT_VERSION}: start over with --force"
-            )
+        found = _Journal.parse(data, f"{self._storage}/{JOB}")
         if differing := differing_settings(found, self._settings):
             raise ValueError(
-                f"{where} holds vectors of another job ({differing}): choose another directory, or start "
-                "over with --force"
+                f"{self._storage} belongs to a run with other settings ({differing}): finish that run, "
+                "choose another output, or start over with force=True"
             )
 
     def run(
