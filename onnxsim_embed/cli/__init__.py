@@ -94,6 +94,6 @@ def _fail(error: BaseException, code: int, debug: bool) -> None:
     from onnxsim_embed.files.uris import without_passwords
 
     message = without_passwords(str(error)) or type(error).__name__
-    message = message.replace("force=True", "--force")
+    message = message.replace("force=True", "--force")  # library errors name arguments
     typer.echo(f"onnxsim-embed: {message}", err=True)
     sys.exit(code)

@@ -320,15 +320,15 @@ def test_nothing_left_to_do_still_writes_the_file(run, tmp_path, half_done):
 def test_another_job_is_refused_by_name(run, refuse, half_done, arguments, message):
     got = refuse(*half_done, *arguments)
     assert message in got
-    assert got.endswith("finish that job, or start over with --force\n")
+    assert got.endswith("or start over with --force\n")
     assert run(*half_done, *arguments, "--force")[0] == 0
 
 
 def test_other_texts_are_refused(run, refuse, tmp_path, half_done):
     write_lines(tmp_path / "lines.jsonl", ['"the road"', '"the sun"'])
     message = refuse(*half_done)
-    assert "v.npy is half done (1 row), and " in message
-    assert "the first texts are others now" in message
+    assert "v.npy has an unfinished run of 1 row" in message
+    assert "texts differ" in message
     assert run(*half_done, "--force")[0] == 0
 
 

@@ -106,7 +106,7 @@ def test_a_directory_is_replaced_only_by_force(run, refuse, tmp_path, vectors_np
     (tmp_path / "mine").mkdir()
     for force in ([], ["--force"]):
         message = refuse("similarity", vectors_npy, "-o", tmp_path / "mine", *force)
-        assert "mine exists and is no similarity graph; choose another name" in message
+        assert "mine exists and is not a similarity graph; choose another name" in message
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_directory_is_replaced_only_by_force(run, refuse, tmp_path, vectors_np
         (["-o", "graph", "-o", "other"], "one name without an ending"),
         (["-o", "graph.v2"], "one name without an ending (a directory of parts)"),
         (["-o", "graph", "--top-k", 120], "k must be from 1 to 119 (the other rows), got 120"),
-        (["-o", "nowhere/graph"], "there is no directory nowhere"),
+        (["-o", "nowhere/graph"], "nowhere"),
         (["-o", "vectors.npy"], "takes one .npz"),
         (["-k", 3], "give both: --top-k K and -o neighbours.csv (or -o DIRECTORY)"),
         (["-o", "m.npz", "-k", 3], "(or -o DIRECTORY)"),
