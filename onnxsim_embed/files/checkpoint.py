@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.atomic import check_output, durable_file
+from onnxsim_embed.files.atomic import check_output, durable_file, write_json
 from onnxsim_embed.files.provenance import Provenance, check_sidecar, write_sidecar
 from onnxsim_embed.files.vectors import NPY_HEADER, check_ending, npy_header, write_parquet
 
@@ -178,8 +178,8 @@ class Checkpoint:
             "replaces": self.replaces,
             **progress,
         }
-        with write_errors(self.target), durable_file(self.directory / JOURNAL) as stream:
-            stream.write(json.dumps(journal, indent=2, ensure_ascii=False).encode())
+        with write_errors(self.target):
+            write_json(self.directory / JOURNAL, journal)
 
     def publish(self, result: Path) -> None:
         """Move the finished file or directory to the target, and drop the journal.

@@ -25,9 +25,9 @@ from onnxsim_embed.export.bert import load_bert
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.fidelity import compare_vectors
 from onnxsim_embed.export.quantization.calibration import MIN_TEXTS
-from onnxsim_embed.export.weights import read_optional_json, write_json
+from onnxsim_embed.export.weights import read_optional_json
 from onnxsim_embed.files import checkpoint as checkpoints
-from onnxsim_embed.files.atomic import atomic_directory, atomic_file
+from onnxsim_embed.files.atomic import atomic_directory, write_json
 from onnxsim_embed.finetune import training
 from onnxsim_embed.finetune.callbacks import newest_checkpoint
 from onnxsim_embed.finetune.evaluation import evaluate, make_evaluators
@@ -231,8 +231,7 @@ class Job:
         shutil.rmtree(self.trained.parent, ignore_errors=True)
         model.save(str(self.trained), create_model_card=False)
         summary["log"]["validation"].insert(0, [0.0, start])
-        with atomic_file(self.directory / "trained.json") as work:
-            write_json(work, summary)
+        write_json(self.directory / "trained.json", summary)
         shutil.rmtree(checkpoints)
         return summary
 

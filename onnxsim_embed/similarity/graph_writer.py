@@ -7,7 +7,6 @@ journal the rows of a shard.
 from __future__ import annotations
 
 import hashlib
-import json
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.files.atomic import durable_file
+from onnxsim_embed.files.atomic import durable_file, write_json
 from onnxsim_embed.files.checkpoint import Checkpoint, write_errors
 from onnxsim_embed.similarity.compare import TILE_BYTES, check_threshold
 from onnxsim_embed.similarity.graph import (
@@ -172,8 +171,7 @@ class GraphCheckpoint(Checkpoint):
                     diagonal[:] = np.nan
                 with durable_file(self.shards / DIAGONAL) as stream:
                     np.save(stream, diagonal, allow_pickle=False)
-            with durable_file(self.shards / INDEX) as stream:
-                stream.write(json.dumps(index, indent=2).encode())
+            write_json(self.shards / INDEX, index)
             for path in self.shards.glob(".*.partial"):  # an interrupted write of a killed process
                 path.unlink()
         self.publish(self.shards)
