@@ -1,9 +1,9 @@
-"""The weights of a BERT encoder, ready for a graph: checked, transposed, with what folds folded.
+"""Weights of a BERT encoder, checked, transposed and folded for an ONNX graph.
 
-Nothing here changes what the encoder computes (beyond rounding): 1/sqrt(head width) moves into the
-query, the key's bias goes (it adds the same amount to every score of a row, which softmax ignores),
-the value's bias moves through the attention (its weights add up to one) into the output's bias, and
-the embedding of token type 0 moves into the positions (sentence models use no other type).
+Folding does not change the result beyond rounding: 1/sqrt(head dim) moves into the query, the key's
+bias is dropped (it adds the same to every score of a row, which softmax ignores), the value's bias
+moves through the attention (its weights sum to one) into the output's bias, and the embedding of
+token type 0 moves into the positions (sentence models use no other type).
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 @dataclass(frozen=True)
 class Linear:
-    """A float32 linear layer.
-
-    :param weight: float32 array (in_features, out_features).
-    :param bias: float32 array (out_features,) or None.
-    """
+    """A float32 linear layer: weight (in_features, out_features), bias (out_features,) or None."""
 
     weight: Float32
     bias: Float32 | None
@@ -37,10 +33,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class InputQuantization:
-    """How the input of linear layers becomes uint8: round(x * multiplier / scale) + zero_point.
-
-    :param multiplier: float32 array (in_features,), or None where it would be all ones.
-    """
+    """Input of int8 layers: round(x * multiplier / scale) + zero_point; None is a multiplier of 1."""
 
     scale: np.float32
     zero_point: np.uint8
@@ -49,12 +42,7 @@ class InputQuantization:
 
 @dataclass(frozen=True)
 class StaticLinear:
-    """An int8 linear layer whose input range is fixed.
-
-    :param weight: int8 array (in_features, out_features), symmetric per output channel.
-    :param scales: float32 array (out_features,).
-    :param bias: float32 array (out_features,) or None.
-    """
+    """An int8 linear layer with a fixed input range; its weight is symmetric per output channel."""
 
     weight: npt.NDArray[np.int8]
     scales: Float32
@@ -67,11 +55,7 @@ AnyLinear = Linear | StaticLinear
 
 @dataclass(frozen=True)
 class Int8Table:
-    """An embedding table in int8, one scale a row.
-
-    :param values: int8 array (rows, hidden).
-    :param scales: float32 array (rows,).
-    """
+    """An int8 embedding table (rows, hidden) with one scale per row."""
 
     values: npt.NDArray[np.int8]
     scales: Float32
@@ -101,11 +85,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Bert:
-    """A BERT encoder.
-
-    :param words: float32 array (vocabulary, hidden).
-    :param positions: float32 array (positions, hidden), token type 0 added.
-    """
+    """A BERT encoder; token type 0 is added to the positions (positions, hidden)."""
 
     heads: int
     head_width: int
@@ -118,15 +98,13 @@ class Bert:
 
     @property
     def hidden(self) -> int:
-        """Width of the hidden states."""
+        """Dim of the hidden states."""
         return self.heads * self.head_width
 
 
 def load_bert(config: Mapping[str, Any], tensors: Tensors) -> Bert:
-    """Build the encoder of `model_type: bert` from its configuration and weights.
+    """Build the encoder of `model_type: bert` from config.json and tensors in PyTorch's layout.
 
-    :param config: config.json.
-    :param tensors: float32 arrays under plain BERT names (`encoder.layer.0...`), PyTorch's layout.
     :raises CheckpointError: naming the key or tensor that is missing, misshapen or unsupported.
     """
     _check_config(config)
@@ -180,7 +158,7 @@ def load_bert(config: Mapping[str, Any], tensors: Tensors) -> Bert:
                 norm=norm(f"{prefix}.output.LayerNorm"),
             )
         )
-    places = _positive(config, "max_position_embeddings")
+    positions = _positive(config, "max_position_embeddings")
     types = take(
         "embeddings.token_type_embeddings.weight", _positive(config, "type_vocab_size"), hidden
     )
@@ -190,7 +168,7 @@ def load_bert(config: Mapping[str, Any], tensors: Tensors) -> Bert:
         epsilon=float(config.get("layer_norm_eps", 1e-12)),
         activation=str(config.get("hidden_act", "gelu")),
         words=take("embeddings.word_embeddings.weight", _positive(config, "vocab_size"), hidden),
-        positions=take("embeddings.position_embeddings.weight", places, hidden) + types[0],
+        positions=take("embeddings.position_embeddings.weight", positions, hidden) + types[0],
         norm=norm("embeddings.LayerNorm"),
         layers=tuple(layers),
     )
@@ -204,25 +182,21 @@ def _positive(config: Mapping[str, Any], key: str) -> int:
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
-    if config.get("model_type") != "bert":
-        raise CheckpointError(
-            f"architecture {config.get('model_type')!r} is not built directly; this version exports "
-            "model_type 'bert' (MiniLM, BERT, BGE, E5, GTE v1)"
-        )
-    if config.get("hidden_act", "gelu") not in ACTIVATIONS:
-        raise CheckpointError(
-            f"config.json: hidden_act {config.get('hidden_act')!r} is not one of {ACTIVATIONS}"
-        )
-    if config.get("position_embedding_type", "absolute") != "absolute":
-        raise CheckpointError(
-            "config.json: only absolute position embeddings are supported, got "
-            f"{config['position_embedding_type']!r}"
-        )
+    allowed: dict[str, tuple[object, tuple[object, ...]]] = {
+        "model_type": (None, ("bert",)),
+        "hidden_act": ("gelu", ACTIVATIONS),
+        "position_embedding_type": ("absolute", ("absolute",)),
+        "is_decoder": (False, (False, None)),
+        "add_cross_attention": (False, (False, None)),
+    }
+    for key, (default, values) in allowed.items():
+        if (value := config.get(key, default)) not in values:
+            names = ", ".join(map(repr, values))
+            raise CheckpointError(
+                f"config.json: {key} {value!r} cannot be built directly; supported: {names}"
+            )
     epsilon = config.get("layer_norm_eps", 1e-12)
     if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
         raise CheckpointError(
             f"config.json: layer_norm_eps must be a small positive number, got {epsilon!r}"
         )
-    for key in ("is_decoder", "add_cross_attention"):
-        if config.get(key):
-            raise CheckpointError(f"config.json: {key} is set; only encoders are supported")

@@ -37,13 +37,9 @@ TRANSFORMER_CONFIGS = tuple(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A readable checkpoint directory.
+    """A readable checkpoint directory; `transformer` holds config.json, weights and tokenizer.
 
-    :param directory: the Sentence-Transformers or Hugging Face directory.
-    :param transformer: the directory of config.json, weights and tokenizer, often the same.
-    :param config: config.json.
-    :param pooling: modes, concatenated in order.
-    :param dense: directories of Dense modules relative to `directory`, applied after pooling.
+    Pooling modes are concatenated in order; Dense modules (paths in `directory`) follow the pooling.
     """
 
     directory: Path
@@ -67,10 +63,7 @@ class Checkpoint:
         return str(self.config.get("model_type", ""))
 
     def tensors(self) -> Tensors:
-        """Read the encoder's weights as float32, under plain BERT names.
-
-        :raises CheckpointError: if the weights are missing, damaged or hold NaN or infinity.
-        """
+        """Read the encoder's weights as float32; see `read_tensors`."""
         return read_tensors(self.transformer)
 
 
@@ -84,16 +77,11 @@ def open_checkpoint(
     prompts: Mapping[str, str] | None = None,
     max_seq_length: int | None = None,
 ) -> Checkpoint:
-    """Read a checkpoint directory without its weights.
+    """Read a checkpoint directory without its weights; for arguments see `export_model`.
 
     Pooling comes from the caller, else from the checkpoint, else from the recipe, and never from a
     default: a wrong one gives wrong vectors without an error.
 
-    :param pooling: mode that overrides the checkpoint's.
-    :param recipe: known facts of the model, used where the checkpoint states none.
-    :param source: origin of the checkpoint, for the manifest.
-    :param prompts: prompts by name, added to those of the checkpoint or replacing them.
-    :param max_seq_length: maximum number of tokens of a text; None for the checkpoint's.
     :raises CheckpointError: naming the file that is missing or invalid.
     :raises ValueError: for an unknown `pooling`, or a length beyond the model's positions.
     """

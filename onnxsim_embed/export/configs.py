@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import Checkpoint
@@ -34,10 +35,8 @@ def write_configs(checkpoint: Checkpoint, hidden: int, work: Path) -> int:
         },
     )
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    pooling = {"word_embedding_dimension": hidden} | {
-        key: mode in checkpoint.pooling for key, mode in LEGACY_POOLING.items()
-    }
-    table = pooling | {"include_prompt": True}
+    modes = {key: mode in checkpoint.pooling for key, mode in LEGACY_POOLING.items()}
+    table: dict[str, Any] = {"word_embedding_dimension": hidden, **modes, "include_prompt": True}
     if checkpoint.pooling != tuple(m for m in LEGACY_POOLING.values() if m in checkpoint.pooling):
         # The booleans imply another order; sentence-transformers 5.4 and later read this key.
         table["pooling_mode"] = [mode.value for mode in checkpoint.pooling]

@@ -1,4 +1,4 @@
-"""Bundled texts, and how close two sets of vectors of the same texts are."""
+"""Measures of fidelity: to the vectors of a reference, and to published results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxsim_embed.artifact.recipes import KnownAnswer
+from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.similarity.unit_rows import unit_vectors
 
 Float32 = npt.NDArray[np.float32]
@@ -26,14 +28,7 @@ FIDELITY_HEADER = [
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Agreement of vectors with those of a reference.
-
-    :param min_cosine: smallest cosine of a text's two vectors.
-    :param p1_cosine: its first percentile.
-    :param mean_cosine: its mean.
-    :param spearman: rank correlation of all pair scores; NaN if those of one set are constant.
-    :param top10_overlap: mean share of a text's ten nearest neighbours that both sets have.
-    """
+    """Agreement with a reference: cosines of each text's two vectors, rank correlation of pair scores, shared neighbours."""
 
     min_cosine: float
     p1_cosine: float
@@ -50,17 +45,15 @@ def bundled_texts(name: str) -> list[str]:
 
 def row_cosines(a: Float32, b: Float32) -> npt.NDArray[np.float64]:
     """Return the cosine of each row of `a` to the same row of `b`; 0 for zero and non-finite rows."""
-    units = (unit_vectors(np.nan_to_num(v, posinf=0, neginf=0)).astype(np.float64) for v in (a, b))
-    return np.asarray(np.einsum("ij,ij->i", *units))
+    return np.asarray(np.einsum("ij,ij->i", _units(a), _units(b)))
+
+
+def _units(vectors: Float32) -> npt.NDArray[np.float64]:
+    return unit_vectors(np.nan_to_num(vectors, posinf=0, neginf=0)).astype(np.float64)
 
 
 def compare_vectors(reference: Float32, vectors: Float32) -> Fidelity:
-    """Compare two sets of vectors of the same texts.
-
-    :param reference: float32 array (n, dim), n at least 2.
-    :param vectors: float32 array (n, dim).
-    :raises ValueError: if the shapes differ or there are fewer than two rows.
-    """
+    """Compare two sets of vectors (n, dim) of the same texts, n at least 2."""
     from scipy.stats import spearmanr
 
     if reference.shape != vectors.shape or len(reference) < 2:
@@ -69,8 +62,7 @@ def compare_vectors(reference: Float32, vectors: Float32) -> Fidelity:
         )
     cosines = row_cosines(reference, vectors)
     n, pairs, neighbours = len(vectors), [], []
-    for rows in (reference, vectors):
-        units = unit_vectors(np.nan_to_num(rows, posinf=0, neginf=0)).astype(np.float64)
+    for units in map(_units, (reference, vectors)):
         scores = units @ units.T
         pairs.append(scores[np.triu_indices(n, 1)])
         np.fill_diagonal(scores, -np.inf)
@@ -79,7 +71,7 @@ def compare_vectors(reference: Float32, vectors: Float32) -> Fidelity:
     rank = 1.0
     if n > 2:
         constant = any(np.ptp(scores) == 0 for scores in pairs)
-        rank = float("nan") if constant else float(spearmanr(*pairs).statistic)
+        rank = float("nan") if constant else float(spearmanr(pairs[0], pairs[1]).statistic)
     return Fidelity(
         min_cosine=float(cosines.min()),
         p1_cosine=float(np.percentile(cosines, 1)),
@@ -87,6 +79,47 @@ def compare_vectors(reference: Float32, vectors: Float32) -> Fidelity:
         spearman=rank,
         top10_overlap=float(np.mean(shared)),
     )
+
+
+def check_known_answer(model: Embedder, answer: KnownAnswer) -> list[str]:
+    """Return a line for each published quantity that a model misses by more than its tolerance."""
+    length = model.max_seq_length
+    try:
+        if answer.max_length is not None:  # a model exported with fewer tokens answers short texts
+            model.max_seq_length = min(answer.max_length, length)
+        vectors = model.encode(
+            answer.texts, prompt_name=answer.prompt_name, normalize_embeddings=answer.normalize
+        )
+        prefix = model.prompt_text(answer.prompt_name)
+        counts = [len(ids) for ids in model.token_ids([prefix + text for text in answer.texts])]
+    finally:
+        model.max_seq_length = length
+    unit = unit_vectors(vectors).astype(np.float64)
+    results: dict[str, npt.NDArray[Any]] = {
+        "token_counts": np.array(counts),
+        "cosine_matrix": unit @ unit.T,
+        "cosine_of_first_to_rest": unit[0] @ unit[1:].T,
+    }
+    if not (answer.normalize is False and model.head.normalizes):
+        results["norms"] = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        if answer.vector_head is not None:
+            head = np.shape(answer.vector_head)
+            results["vector_head"] = vectors[: head[0], : head[1]]
+        if answer.vector_tail is not None:
+            tail = np.shape(answer.vector_tail)
+            results["vector_tail"] = vectors[: tail[0], -tail[1] :]
+    problems = []
+    for name, value in results.items():
+        published = getattr(answer, name)
+        if published is None:
+            continue
+        error = float(np.abs(value - np.asarray(published)).max())
+        if not error <= answer.tolerance:
+            problems.append(
+                f"{name} published by {answer.source} is off by {error:.2g} "
+                f"(tolerance {answer.tolerance:.2g})"
+            )
+    return problems
 
 
 def fidelity_table(report: Mapping[str, Any]) -> list[list[str]]:

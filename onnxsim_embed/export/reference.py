@@ -105,12 +105,7 @@ def numpy_reference(config: Mapping[str, object], tensors: Mapping[str, Float32]
 def reference_vectors(
     hidden: Hidden, finish: Callable[[Float32], Float32], token_ids: Sequence[npt.NDArray[np.int64]]
 ) -> Float32:
-    """Run a reference one text at a time, unpadded.
-
-    :param finish: pooling and what follows it, from hidden states (1, t, h) to vectors (1, dim).
-    :param token_ids: int64 arrays (t,).
-    :returns: float32 array (n, dim).
-    """
+    """Run a reference one text at a time, unpadded; `finish` pools (1, t, h) to (1, dim)."""
     # Texts in parallel with one BLAS thread each, which is faster than the reverse.
     with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as pool:
         return np.concatenate(list(pool.map(lambda ids: finish(hidden(ids[None])), token_ids)))

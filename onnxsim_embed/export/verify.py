@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.artifact.recipes import KnownAnswer, Recipe
+from onnxsim_embed.artifact.recipes import Recipe, find_recipe
 from onnxsim_embed.errors import MissingExtraError
-from onnxsim_embed.export.checkpoint import Checkpoint
+from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.fidelity import (
     FIDELITY_THRESHOLDS,
     bundled_texts,
+    check_known_answer,
     compare_vectors,
     row_cosines,
 )
@@ -28,7 +32,6 @@ from onnxsim_embed.export.reference import (
 from onnxsim_embed.runtime.batching import TOKEN_BUDGET
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.session import Session
-from onnxsim_embed.similarity.unit_rows import unit_vectors
 
 Float32 = npt.NDArray[np.float32]
 Report = dict[str, Any]
@@ -50,50 +53,92 @@ def verification_texts() -> list[str]:
     return bundled_texts("verification.jsonl")
 
 
+def renamed_bar(
+    min_fidelity: tuple[float, float] | None, bar: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    """Return `min_fidelity`, or the deprecated `bar` with a warning."""
+    if bar is not None:
+        warnings.warn("bar is deprecated; use min_fidelity", DeprecationWarning, stacklevel=3)
+    return min_fidelity if bar is None else bar
+
+
+def verify_artifact(
+    artifact: Artifact,
+    *,
+    against: str | Path | None = None,
+    texts: Sequence[str] | None = None,
+    min_fidelity: tuple[float, float] | None = None,
+    bar: tuple[float, float] | None = None,
+) -> Mapping[str, Mapping[str, Any]]:
+    """Compare a finished artifact with its reference.
+
+    :param against: checkpoint directory or model name with which fp32 is compared; "torch" for the
+        model that the manifest names; None to compare only quantized files with the fp32 file.
+    :param texts: at least two texts to compare on; None for the bundled ones.
+    :param min_fidelity: minimum mean and worst-case cosine of int8; None for the default.
+    :param bar: deprecated name of `min_fidelity`.
+    :returns: for each precision a report; its "problems" is empty if the file is faithful.
+    :raises ArtifactError: if a file of the artifact is damaged.
+    :raises CheckpointError: if `against` cannot be found.
+    :raises MissingExtraError: if "torch" is requested and not installed.
+    """
+    min_fidelity = renamed_bar(min_fidelity, bar)
+    artifact.check()
+    if texts is not None and len(texts) < 2:
+        raise ValueError(f"verification needs at least 2 texts, got {len(texts)}")
+    report: dict[str, Mapping[str, Any]] = {}
+    if against is not None:
+        if against == "torch" and not has_torch():
+            raise MissingExtraError("verifying against PyTorch", "test", "torch")
+        manifest = artifact.manifest
+        directory, known = locate_checkpoint(manifest.source if against == "torch" else against)
+        pooling = manifest.pooling[0] if len(manifest.pooling) == 1 else None
+        checkpoint = open_checkpoint(directory, pooling=pooling, recipe=known)
+        tensors = checkpoint.tensors() if checkpoint.architecture == "bert" else {}
+        recipe = find_recipe(manifest.source)
+        report["fp32"] = verify_fp32(artifact, checkpoint, tensors, recipe, texts)
+    for precision in artifact.manifest.precisions:
+        if precision != "fp32":
+            report[precision] = verify_derived(precision, artifact, min_fidelity, texts)
+    return report
+
+
 def verify_fp32(
     artifact: Artifact,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     tensors: Mapping[str, Float32],
     recipe: Recipe | None = None,
     texts: Sequence[str] | None = None,
 ) -> Report:
-    """Compare the fp32 file with the checkpoint it was exported from, and with published results.
+    """Compare the fp32 file with its checkpoint and with published results.
 
-    The reference is PyTorch if it is installed, else BERT written in numpy.
-
-    :param tensors: weights of the checkpoint.
-    :param recipe: recipe whose known answers are checked, or None.
-    :param texts: texts to compare on; None for the bundled ones.
-    :returns: the report; its "problems" is empty if the file is faithful.
+    The reference is PyTorch if it is installed, else BERT written in numpy; without a checkpoint (an
+    adopted ONNX file), the file itself in padded batches.
     """
-    texts = verification_texts()[::REFERENCE_STEP] if texts is None else list(texts)
+    if texts is None:
+        texts = verification_texts()[:: 1 if checkpoint is None else REFERENCE_STEP]
     model = Embedder(artifact, precision="fp32", device="cpu")
-    torch = has_torch()
-    if not torch and checkpoint.architecture != "bert":
-        raise MissingExtraError("verifying against PyTorch", "optimum", "torch")
-    hidden = torch_reference(checkpoint) if torch else numpy_reference(checkpoint.config, tensors)
-    reference = reference_vectors(hidden, model.head, model.token_ids(texts))
-    report, vectors = _compare(
-        "fp32", model, texts, reference, "PyTorch" if torch else "numpy BERT"
-    )
-    _add_portable(report, "fp32", model, texts, vectors)
-    _add_known_answers(report, model, recipe)
-    return report
-
-
-def verify_adopted(
-    artifact: Artifact, recipe: Recipe | None, texts: Sequence[str] | None = None
-) -> Report:
-    """Check an fp32 file that came without weights: against itself in padded batches.
-
-    For arguments and result see `verify_fp32`.
-    """
-    texts = verification_texts() if texts is None else list(texts)
-    model = Embedder(artifact, precision="fp32", device="cpu")
-    session = Session(artifact.open_file("fp32"), "cpu")
-    padded = padded_vectors(session, model, model.token_ids(texts))
-    report, _ = _compare("fp32", model, texts, padded, "itself, padded")
-    _add_known_answers(report, model, recipe)
+    ids = model.token_ids(texts)
+    if checkpoint is None:
+        name = "itself, padded"
+        reference = padded_vectors(Session(artifact.open_file("fp32"), "cpu"), model, ids)
+    else:
+        name = "PyTorch" if has_torch() else "numpy BERT"
+        if not has_torch() and checkpoint.architecture != "bert":
+            raise MissingExtraError("verifying against PyTorch", "optimum", "torch")
+        hidden = (
+            torch_reference(checkpoint)
+            if has_torch()
+            else numpy_reference(checkpoint.config, tensors)
+        )
+        reference = reference_vectors(hidden, model.head, ids)
+    report, vectors = _compare("fp32", model, texts, reference, name)
+    if checkpoint is not None:
+        _add_portable(report, "fp32", model, texts, vectors)
+    if recipe is not None:
+        report["known_answers"] = len(recipe.known_answers)
+        for answer in recipe.known_answers:
+            report["problems"] += check_known_answer(model, answer)
     return report
 
 
@@ -106,9 +151,6 @@ def verify_derived(
     """Compare int8 or fp16 with the fp32 file of the same artifact.
 
     fp16 runs in padded batches, as on a GPU; its "batch_variant" is None, as those differ by rounding.
-
-    :param min_fidelity: minimum mean and worst-case cosine of int8; None for the default.
-    :returns: the report; its "problems" is empty if the file is faithful.
     """
     texts = verification_texts() if texts is None else list(texts)
     model = Embedder(artifact, precision="fp32", device="cpu")
@@ -170,11 +212,7 @@ def _judge(
 def padded_vectors(
     session: Session, model: Embedder, token_ids: Sequence[npt.NDArray[np.int64]]
 ) -> Float32:
-    """Return the vectors of a portable file in padded batches, float32 array (n, dim).
-
-    :param model: model whose pooling is applied.
-    :param token_ids: int64 arrays (t,).
-    """
+    """Return the vectors (n, dim) of a portable file in padded batches, with a model's pooling."""
     pad_id = model.artifact.manifest.pad_token_id
     vectors = []
     for start in range(0, len(token_ids), PADDED_TEXTS):
@@ -190,10 +228,7 @@ def padded_vectors(
 def count_variant(model: Embedder, texts: Sequence[str], vectors: Float32) -> int:
     """Return the number of vectors that change, by a bit or more, with the batch composition.
 
-    Texts are encoded alone, shuffled, in batches eight times the usual size, and on one thread and
-    several.
-
-    :param vectors: the result of `model.encode(texts, prompt="")`.
+    Texts are encoded alone, shuffled, in large batches, and on one thread and several.
     """
     order = np.random.default_rng(0).permutation(len(texts))
     shuffled = np.empty_like(vectors)
@@ -222,54 +257,3 @@ def _require_equal(report: Report, precision: str, a: Float32, b: Float32, what:
         report["problems"].append(
             f"{precision} vectors {what} differ: min cosine {worst:.5f} (threshold {threshold})"
         )
-
-
-def _add_known_answers(report: Report, model: Embedder, recipe: Recipe | None) -> None:
-    if recipe is not None:
-        report["known_answers"] = len(recipe.known_answers)
-        for answer in recipe.known_answers:
-            report["problems"] += check_known_answer(model, answer)
-
-
-def check_known_answer(model: Embedder, answer: KnownAnswer) -> list[str]:
-    """Compare a model with published results.
-
-    :returns: one line for each quantity that is off by more than the published tolerance.
-    """
-    length = model.max_seq_length
-    try:
-        if answer.max_length is not None:  # a model exported with fewer tokens answers short texts
-            model.max_seq_length = min(answer.max_length, length)
-        vectors = model.encode(
-            answer.texts, prompt_name=answer.prompt_name, normalize_embeddings=answer.normalize
-        )
-        prefix = model.prompt_text(answer.prompt_name)
-        counts = [len(ids) for ids in model.token_ids([prefix + text for text in answer.texts])]
-    finally:
-        model.max_seq_length = length
-    unit = unit_vectors(vectors).astype(np.float64)
-    results: dict[str, npt.NDArray[Any]] = {
-        "token_counts": np.array(counts),
-        "cosine_matrix": unit @ unit.T,
-        "cosine_of_first_to_rest": unit[0] @ unit[1:].T,
-    }
-    if not (answer.normalize is False and model.head.normalizes):
-        results["norms"] = np.linalg.norm(vectors.astype(np.float64), axis=1)
-        if answer.vector_head is not None:
-            head = np.shape(answer.vector_head)
-            results["vector_head"] = vectors[: head[0], : head[1]]
-        if answer.vector_tail is not None:
-            tail = np.shape(answer.vector_tail)
-            results["vector_tail"] = vectors[: tail[0], -tail[1] :]
-    problems = []
-    for name, value in results.items():
-        published = getattr(answer, name)
-        if published is None:
-            continue
-        error = float(np.abs(value - np.asarray(published)).max())
-        if not error <= answer.tolerance:
-            problems.append(
-                f"{name} published by {answer.source} is off by {error:.2g} "
-                f"(tolerance {answer.tolerance:.2g})"
-            )
-    return problems

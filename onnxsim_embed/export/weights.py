@@ -24,10 +24,7 @@ WEIGHT_FILES = (
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a file.
-
-    :raises CheckpointError: if the file is missing, unreadable or holds another JSON type.
-    """
+    """Return the JSON object of a file; raise CheckpointError if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -57,8 +54,6 @@ def has_weights(directory: Path) -> bool:
 
 def read_tensors(directory: Path) -> Tensors:
     """Return the weights of a directory as float32 arrays, under names without wrapper prefixes.
-
-    TensorFlow's gamma and beta are renamed to weight and bias.
 
     :raises CheckpointError: naming the file or tensor that is missing, damaged or not finite.
     """

@@ -1,0 +1,156 @@
+"""The public functions that export models."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxsim_embed.artifact.locate import locate_checkpoint
+from onnxsim_embed.artifact.manifest import MODEL_FILES, PRECISIONS, Artifact, check_target
+from onnxsim_embed.artifact.recipes import Recipe
+from onnxsim_embed.errors import CheckpointError, MissingExtraError
+from onnxsim_embed.export.adopt import find_onnx
+from onnxsim_embed.export.build import Builder, fail
+from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
+from onnxsim_embed.export.onnx.trace import has_optimum
+from onnxsim_embed.export.quantization.calibration import check_calibration
+from onnxsim_embed.export.verify import renamed_bar
+from onnxsim_embed.export.weights import has_weights
+from onnxsim_embed.files.atomic import atomic_directory
+
+VIAS = ("auto", "direct", "optimum", "adopt")
+
+
+def export_model(
+    model: str | Path,
+    target: str | Path,
+    *,
+    precisions: Sequence[str] = PRECISIONS,
+    via: str = "auto",
+    pooling: str | None = None,
+    prompts: Mapping[str, str] | None = None,
+    max_seq_length: int | None = None,
+    matryoshka_dims: Sequence[int] = (),
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    recipe: Recipe | None = None,
+    source: str | None = None,
+    calibration: Sequence[str] | None = None,
+    min_fidelity: tuple[float, float] | None = None,
+    skip_unfaithful: bool = False,
+    force: bool = False,
+    bar: tuple[float, float] | None = None,
+) -> Artifact:
+    """Export a checkpoint to an artifact directory and verify it against its reference.
+
+    The directory appears complete and verified, or not at all.
+
+    :param model: recipe name, checkpoint directory or Hub id; or a directory of ONNX files.
+    :param target: directory to write.
+    :param precisions: "fp32", "int8", "fp16" (for GPUs); fp32 is always written.
+    :param via: "direct" (built from the weights; model_type bert), "optimum" (traced; every
+        architecture that optimum supports), "adopt" (the directory's own ONNX files, checked and
+        copied), or "auto": adopt if there are ONNX files and no weights, else direct for bert and
+        optimum for other architectures.
+    :param pooling: pooling mode that overrides the checkpoint's; required if it states none.
+    :param prompts: prompts by name, added to those of the checkpoint or replacing them.
+    :param max_seq_length: maximum number of tokens of a text; None for the checkpoint's.
+    :param matryoshka_dims: dims to which the model was trained to have its vectors truncated.
+    :param revision: revision of a Hub id.
+    :param token: access token for the Hub; None for the one that is logged in, False for none.
+    :param local_files_only: take a Hub id from the local cache, without the network.
+    :param recipe: known facts of the model; None to look them up.
+    :param source: name of the source in the manifest, for a checkpoint that was downloaded before.
+    :param calibration: at least 16 different texts that resemble those to be embedded, from which
+        int8 quantization ranges are chosen; None for the bundled texts.
+    :param min_fidelity: minimum mean and worst-case cosine of int8 against fp32; None for 0.995 and
+        0.98.
+    :param skip_unfaithful: omit int8 or fp16, with a warning, if it misses its threshold; otherwise
+        the export fails.
+    :param force: replace an existing artifact.
+    :param bar: deprecated name of `min_fidelity`.
+    :returns: the artifact.
+    :raises CheckpointError: if the checkpoint cannot be read or its architecture not exported.
+    :raises VerificationError: if the result is not faithful; nothing is written then.
+    :raises FileExistsError: if the target exists and `force` is not set.
+    :raises MissingExtraError: if the `export` or `optimum` extra is needed and not installed.
+    :raises ValueError: for an unknown precision, `via` or pooling, invalid dims, or too few
+        calibration texts.
+    """
+    target = Path(target)
+    min_fidelity = renamed_bar(min_fidelity, bar)
+    check_target(target, force)
+    if unknown := [name for name in precisions if name not in MODEL_FILES]:
+        raise ValueError(f"unknown precision {unknown[0]!r}; known are {', '.join(MODEL_FILES)}")
+    if via not in VIAS:
+        raise ValueError(f"unknown via {via!r}; known are {', '.join(VIAS)}")
+    if invalid := [dim for dim in matryoshka_dims if type(dim) is not int or dim < 1]:
+        raise ValueError(f"matryoshka_dims must be positive integers, got {invalid[0]!r}")
+    if calibration is not None:
+        check_calibration(calibration)
+    directory, known = locate_checkpoint(
+        model, revision, token=token, local_files_only=local_files_only
+    )
+    recipe = recipe or known
+    if source is None and recipe is None and not Path(model).is_dir():
+        source = str(model)  # a Hub id; the directory is named after a commit
+    checkpoint = open_checkpoint(
+        directory,
+        pooling=pooling,
+        recipe=recipe,
+        source=source,
+        revision=revision,
+        prompts=prompts,
+        max_seq_length=max_seq_length,
+    )
+    via = resolve_via(checkpoint, via)
+    with atomic_directory(target) as work:
+        builder = Builder(checkpoint, work, via, matryoshka_dims)
+        report = builder.add_fp32(recipe)
+        if report["problems"]:
+            fail(report)
+        if "fp16" in precisions:
+            builder.add_fp16(skip_unfaithful)
+        if "int8" in precisions:
+            builder.add_int8(calibration, min_fidelity, skip_unfaithful)
+    return Artifact.open(target)
+
+
+def verify_recipe(
+    recipe: Recipe, *, token: str | bool | None = None, local_files_only: bool = False
+) -> Mapping[str, Any]:
+    """Export a published model as fp32 to a temporary directory and check its known answers.
+
+    :param token: access token for the Hub; None for the one that is logged in, False for none.
+    :param local_files_only: take the weights from an installed package or the Hub's local cache only.
+    :returns: the report of fp32; "problems" lists what is not faithful or differs from publications.
+    :raises CheckpointError: if the weights are not available.
+    :raises MissingExtraError: if the `export` extra is not installed.
+    """
+    directory, _ = locate_checkpoint(recipe.name, token=token, local_files_only=local_files_only)
+    checkpoint = open_checkpoint(directory, recipe=recipe)
+    with tempfile.TemporaryDirectory(prefix="onnxsim-embed-") as work:
+        return Builder(checkpoint, Path(work), resolve_via(checkpoint)).add_fp32(recipe)
+
+
+def resolve_via(checkpoint: Checkpoint, via: str = "auto") -> str:
+    """Return the method that exports a checkpoint: "direct", "optimum" or "adopted"."""
+    kind = checkpoint.config.get("model_type")
+    if via == "auto":
+        if find_onnx(checkpoint) and not has_weights(checkpoint.transformer):
+            via = "adopt"
+        else:
+            via = "direct" if kind == "bert" or not isinstance(kind, str) else "optimum"
+    if via == "adopt":
+        return "adopted"
+    if via == "direct" and kind != "bert":
+        raise CheckpointError(
+            f"architecture {kind!r} cannot be exported with via='direct', which is for 'bert' (MiniLM, "
+            "BERT, BGE, E5, GTE v1); use via='optimum'"
+        )
+    if via == "optimum" and not has_optimum():
+        raise MissingExtraError(f"exporting architecture {kind!r}", "optimum", "optimum-onnx")
+    return via

@@ -1,0 +1,89 @@
+"""Tokenizer files of an artifact."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import TEXTS, VOCABULARY, tokenizer_json, write_checkpoint, write_json
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.export import export_model
+
+FP32 = ["fp32"]
+pytestmark = pytest.mark.usefixtures("few_texts")
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    """A tiny checkpoint of its own for each test."""
+    return write_checkpoint(tmp_path / "c")
+
+
+def test_a_vocabulary_alone_gives_the_ids_of_tokenizer_json(tiny, tmp_path, artifact):
+    (tiny / "tokenizer.json").unlink()
+    exported = export_model(tiny, tmp_path / "a", precisions=FP32)
+    texts = [*TEXTS, "[CLS] water [SEP] [MASK] river", "Üñï WATER\tsolar\u200b  energy…", "(a-b)"]
+    ours, expected = Embedder(exported).token_ids(texts), Embedder(artifact).token_ids(texts)
+    assert all(np.array_equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def test_tokenizer_json_alone_gives_the_vocabulary(tiny, tmp_path):
+    (tiny / "vocab.txt").unlink()
+    export_model(tiny, tmp_path / "a", precisions=FP32)
+    assert (tmp_path / "a/vocab.txt").read_text().splitlines() == VOCABULARY
+
+
+def test_a_cased_vocabulary_stays_cased(tiny, tmp_path):
+    (tiny / "tokenizer.json").unlink()
+    config = read(tiny / "tokenizer_config.json")
+    write_json(tiny / "tokenizer_config.json", config | {"do_lower_case": False})
+    artifact = export_model(tiny, tmp_path / "a", precisions=FP32)
+    upper, lower = Embedder(artifact).token_ids(["WATER", "water"])
+    assert VOCABULARY.index("[UNK]") in upper
+    assert VOCABULARY.index("water") in lower
+
+
+def test_special_tokens_that_are_objects_become_texts(tiny, tmp_path):
+    config = read(tiny / "tokenizer_config.json")
+    config["pad_token"] = {"content": "[PAD]", "special": True}
+    config["mask_token"] = None
+    write_json(tiny / "tokenizer_config.json", config)
+    export_model(tiny, tmp_path / "a", precisions=FP32)
+    tokens = read(tmp_path / "a/special_tokens_map.json")
+    assert (tokens["pad_token"], tokens["mask_token"]) == ("[PAD]", "[MASK]")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", '{"model": {"type": "Bark", "vocab": {}}}'),
+        ("vocab.txt", ""),
+        ("vocab.txt", "water\nriver\n"),
+        ("vocab.txt", "\xff\xfe"),
+        ("tokenizer_config.json", "{"),
+    ],
+)
+def test_an_unusable_tokenizer_names_its_file_in_the_checkpoint(tiny, tmp_path, name, text):
+    if name == "vocab.txt":
+        (tiny / "tokenizer.json").unlink()
+    (tiny / name).write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=re.escape(str(tiny / name))):
+        export_model(tiny, tmp_path / "a", precisions=FP32)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_rejected(tiny, tmp_path):
+    tokens = [*VOCABULARY, "new", "words"]
+    write_json(tiny / "tokenizer.json", tokenizer_json(tokens))
+    with pytest.raises(CheckpointError, match=rf"vocab_size {len(VOCABULARY)}"):
+        export_model(tiny, tmp_path / "a", precisions=FP32)
