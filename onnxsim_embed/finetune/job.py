@@ -20,7 +20,7 @@ from onnxsim_embed import __version__
 from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, check_target, list_files
 from onnxsim_embed.errors import CheckpointError, VerificationError
-from onnxsim_embed.export import export_model, resolve_via
+from onnxsim_embed.export.api import export_model, resolve_via
 from onnxsim_embed.export.bert import load_bert
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.fidelity import compare_vectors
