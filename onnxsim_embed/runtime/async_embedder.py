@@ -1,21 +1,25 @@
-"""AsyncEmbedder: concurrent callers of one event loop, gathered into few calls of the model."""
+"""AsyncEmbedder: concurrent callers of one event loop, batched into few model calls."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.options import EncodeArguments, EncodeOptions, OutputPrecision
+from onnxsim_embed.runtime.options import (
+    EncodeArguments,
+    EncodeOptions,
+    OutputPrecision,
+    check_positive,
+)
 from onnxsim_embed.runtime.postprocess import check_truncation, finish_vectors
 from onnxsim_embed.runtime.tokenization import as_list, check_texts
 
@@ -25,34 +29,29 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class _Request:
-    """A caller's texts on their way.
-
-    :param prefix: put before each text.
-    :param finish: maps vectors, float32 (n, dim), to what the caller gets.
-    """
+    """A caller's texts with the prompt prepended, the options of their embeddings, and the result."""
 
     texts: list[str]
-    prefix: str
-    finish: Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
+    options: EncodeOptions
     result: asyncio.Future[npt.NDArray[Any]]
 
 
 class AsyncEmbedder:
     """An Embedder for web services: never blocks the event loop, and batches concurrent callers.
 
-    Texts of several callers run through the model together, whatever their prompts and number
-    formats. Results and errors are those of `Embedder`, as if each caller were alone. A cancelled
-    caller's texts are dropped if the model has not begun with them.
+    Texts of several callers run through the model together, whatever their prompts and output dtypes.
+    Results and errors are those of `Embedder`, as if each caller were alone. A cancelled caller's
+    texts are dropped if the model has not begun with them.
 
-    It belongs to the event loop that first uses it, until that loop is closed. Loops at the same
-    time need one AsyncEmbedder each; these may share one Embedder.
+    An instance belongs to the event loop that first uses it, until that loop is closed. Concurrent
+    loops need one AsyncEmbedder each; these may share one Embedder.
 
     :param embedder: the model. Others may use it meanwhile.
-    :param max_wait: seconds that a request waits for company while the model is idle; 0 takes only
-        those of the same pass of the loop. While the model runs, requests gather for its next call.
-    :param max_texts: texts in one call of the model. So many do not wait; a request with more is not
-        split, and those that come meanwhile are served after it.
-    :raises ValueError: if `max_wait` is below 0 or not finite, or `max_texts` below 1.
+    :param max_wait: seconds that a request waits for others while the model is idle; 0 batches only
+        those of the same loop iteration. While the model runs, requests gather for its next call.
+    :param max_texts: maximum number of texts per model call. Requests that reach it do not wait; a
+        larger one is not split.
+    :raises ValueError: if `max_wait` is negative or not finite, or `max_texts` not positive.
 
     Usage, with FastAPI (Starlette's lifespan and state are the same)::
 
@@ -77,23 +76,27 @@ class AsyncEmbedder:
     def __init__(self, embedder: Embedder, *, max_wait: float = 0.002, max_texts: int = 64) -> None:
         if not (math.isfinite(max_wait) and max_wait >= 0):
             raise ValueError(f"max_wait must be a number of seconds, 0 or more, got {max_wait!r}")
-        if max_texts < 1:
-            raise ValueError(f"max_texts must be at least 1, got {max_texts!r}")
+        check_positive("max_texts", max_texts)
         self.embedder = embedder
         self._max_wait = max_wait
         self._max_texts = max_texts
         self._closed = False
         self._binding = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
-        """Begin with nothing waiting: at first, and in a new loop after one was closed."""
-        self._worker = ThreadPoolExecutor(1, "onnxsim-embed-serving")
+    def _reset(self) -> None:
+        """Start without requests: at first, and in a new loop after one was closed."""
+        self._worker = ThreadPoolExecutor(1, "onnxsim-embed-async")
         self._waiting: dict[_Request, int] = {}  # with their numbers of texts, oldest first
-        self._waiting_texts = 0
         self._timer: asyncio.TimerHandle | None = None
         self._running: asyncio.Task[None] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "an AsyncEmbedder belongs to an event loop and cannot be pickled or copied: pickle its "
+            "`embedder` and create an AsyncEmbedder from it"
+        )
 
     async def encode(
         self,
@@ -106,20 +109,20 @@ class AsyncEmbedder:
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
     ) -> npt.NDArray[Any]:
-        """Turn texts into vectors, bit for bit those of `Embedder.encode`.
+        """Return the embeddings of texts, bit for bit those of `Embedder.encode`.
 
         :param inputs: one text, or any iterable of texts, read before this first waits.
-        :param prompt_name: name of one of the model's prompts, put before each text.
-        :param prompt: text put before each text; wins over `prompt_name`.
-        :param precision: number format of the result: float32, float16, int8, uint8, binary, ubinary.
-        :param ranges: float32 (2, dim), smallest and largest value of each component, for int8 and
-            uint8; None takes them from this caller's vectors.
-        :param normalize_embeddings: True scales vectors to L2 norm 1.
-        :param truncate_dim: keep only the first so many components, before `normalize_embeddings`.
-        :returns: array (n, dim), or (dim,) for one text; float32 unless `precision` says otherwise.
-        :raises TypeError: naming the row that is not a string.
-        :raises ValueError: for an unknown prompt, precision or dimension, or naming the row that is
-            not valid Unicode.
+        :param prompt_name: name of one of the model's prompts, prepended to each text.
+        :param prompt: string prepended to each text; overrides `prompt_name`.
+        :param precision: dtype of the result: float32, float16, int8, uint8, binary or ubinary.
+        :param ranges: float32 array (2, dim), minimum and maximum of each dimension, for int8 and
+            uint8; None computes them from this caller's embeddings.
+        :param normalize_embeddings: True scales embeddings to unit L2 norm.
+        :param truncate_dim: truncate embeddings to this dimension, before `normalize_embeddings`.
+        :returns: array (n, dim), or (dim,) for one text; float32 unless `precision` differs.
+        :raises TypeError: if the input is not a text or an iterable of texts, naming the row.
+        :raises ValueError: for an unknown prompt, an invalid precision, range or dimension, or naming
+            the row that is not valid Unicode.
         :raises RuntimeError: after `aclose`, or in a second event loop beside the first.
         """
         loop = self._bind()
@@ -136,12 +139,11 @@ class AsyncEmbedder:
         check_truncation(truncate_dim, dim)
         texts = as_list(inputs)
         check_texts(texts)
-        finish = partial(finish_vectors, options=options)
         # Invalid ranges show on zeros, before they meet other requests. One row alone has no range.
-        result = finish(np.zeros((min(len(texts), 2), dim), np.float32))
+        result = finish_vectors(np.zeros((min(len(texts), 2), dim), np.float32), options)
         if texts:
-            request = _Request(texts, prefix, finish, loop.create_future())
-            result = await self._answer(request)
+            texts = [prefix + text for text in texts]
+            result = await self._answer(_Request(texts, options, loop.create_future()))
         return result[0] if isinstance(inputs, str) else result
 
     async def encode_query(
@@ -169,7 +171,7 @@ class AsyncEmbedder:
         return await self.encode(inputs, prompt_name, prompt, **arguments)
 
     async def aclose(self) -> None:
-        """Refuse new calls, and return when all earlier ones are answered."""
+        """Reject new calls, and return when all earlier ones are answered."""
         self._bind()
         self._closed = True
         if self._running is None:
@@ -185,35 +187,34 @@ class AsyncEmbedder:
         await self.aclose()
 
     def _bind(self) -> asyncio.AbstractEventLoop:
-        """Return the running event loop, which must be the one this belongs to."""
+        """Return the running event loop, which must be the one this instance belongs to."""
         loop = asyncio.get_running_loop()
         with self._binding:
             if self._loop is not loop:
                 if self._loop is not None and not self._loop.is_closed():
                     raise RuntimeError(
-                        "this AsyncEmbedder belongs to another event loop, which is still open; make "
-                        "one for each loop (they may share one Embedder)"
+                        "this AsyncEmbedder belongs to another event loop, which is still open; "
+                        "create one per loop (they may share one Embedder)"
                     )
                 self._loop = loop
-                self._begin()
+                self._reset()
         return loop
 
     async def _answer(self, request: _Request) -> npt.NDArray[Any]:
-        """Let a request wait for its batch, and return its result."""
+        """Return the result of a request after its batch has run."""
         self._waiting[request] = len(request.texts)
-        self._waiting_texts += len(request.texts)
         if self._running is None:
-            if self._waiting_texts >= self._max_texts:
+            if sum(self._waiting.values()) >= self._max_texts:
                 self._start()
             elif self._timer is None:
                 self._timer = request.result.get_loop().call_later(self._max_wait, self._start)
         try:
             return await request.result
-        finally:  # where the caller is cancelled before its batch starts
-            self._waiting_texts -= self._waiting.pop(request, 0)
+        finally:  # if the caller is cancelled before its batch starts
+            self._waiting.pop(request, None)
 
     def _start(self) -> None:
-        """Start on the oldest requests, as many as `max_texts` allows."""
+        """Start a batch of the oldest requests, up to `max_texts`."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -224,17 +225,17 @@ class AsyncEmbedder:
             if batch and texts > self._max_texts:
                 break
             batch.append(request)
-            self._waiting_texts -= self._waiting.pop(request)
+            del self._waiting[request]
         if batch:
             self._running = asyncio.get_running_loop().create_task(self._run(batch))
 
     async def _run(self, batch: list[_Request]) -> None:
-        """Run a batch in the worker, hand out its results, start the next."""
+        """Run a batch in the worker, distribute its results, start the next."""
         loop = asyncio.get_running_loop()
         try:
             outcomes = await loop.run_in_executor(self._worker, self._encode, batch)
         except (asyncio.CancelledError, Exception):
-            # The loop or the interpreter is about to end; nobody is to wait for what will not come.
+            # The loop or the interpreter is about to end: no caller may wait for a result.
             for request in (*batch, *self._waiting):
                 request.result.cancel()
             self._running = None
@@ -252,16 +253,19 @@ class AsyncEmbedder:
     def _encode(self, batch: list[_Request]) -> list[npt.NDArray[Any] | Exception]:
         """Return each request's result or error. Runs in the worker."""
         try:
-            texts = [request.prefix + text for request in batch for text in request.texts]
-            # Of one text as such, which is a little faster.
+            texts = [text for request in batch for text in request.texts]
+            # A single text without a list is a little faster.
             vectors = self.embedder.encode(texts if len(texts) > 1 else texts[0], prompt="")
             vectors = np.atleast_2d(vectors)
             if len(batch) == 1:
-                return [batch[0].finish(vectors)]
+                return [finish_vectors(vectors, batch[0].options)]
             ends = np.cumsum([len(request.texts) for request in batch])
-            parts = np.split(vectors, ends[:-1])
-            # Copies: a row that one caller keeps shall not keep the vectors of all.
-            return [request.finish(part.copy()) for request, part in zip(batch, parts, strict=True)]
+            rows = np.split(vectors, ends[:-1])
+            # Copies: a row that one caller keeps must not keep the embeddings of all.
+            return [
+                finish_vectors(part.copy(), request.options)
+                for request, part in zip(batch, rows, strict=True)
+            ]
         except Exception as error:
             if len(batch) == 1:
                 return [error]

@@ -1,4 +1,4 @@
-"""Embedder: texts in, vectors out. Wires the run path together; holds no maths of its own."""
+"""Embedder: texts in, embeddings out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,16 +44,17 @@ DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 class Embedder:
     """A sentence-embedding model on ONNX Runtime.
 
-    Any number of threads may call one Embedder at once. Use `from_pretrained` to make one from a name.
+    Any number of threads may share one Embedder. It pickles as its artifact's directory and settings.
+    Use `from_pretrained` to create one from a name.
 
-    :param artifact: an artifact directory, or an opened one.
-    :param precision: "fp32", "int8" (CPU), "fp16" (GPU) or "auto": the one of these that is fastest
-        here.
-    :param device: "auto" (CUDA where onnxruntime offers it, else the CPU), "cpu", "cuda", "cuda:N",
-        "openvino" or onnxruntime's own list of providers.
-    :param threads: batches run at the same time; None for the processors this process may use.
-    :raises ArtifactError: if the directory is no artifact or a file of it is damaged.
-    :raises ValueError: if the precision or device is not there.
+    :param artifact: an artifact directory, or an opened artifact.
+    :param precision: weight precision: "fp32", "int8" (CPU), "fp16" (GPU), or "auto" for the fastest
+        accurate one on this machine.
+    :param device: "auto" (CUDA if onnxruntime offers it, otherwise the CPU), "cpu", "cuda",
+        "cuda:N", "openvino" or onnxruntime's own list of providers.
+    :param threads: number of batches run concurrently; None for the number of available processors.
+    :raises ArtifactError: if the directory is not an artifact or one of its files is damaged.
+    :raises ValueError: if the precision or device is not available.
 
     Usage::
 
@@ -70,27 +70,33 @@ class Embedder:
         device: Device = "auto",
         threads: int | None = None,
     ) -> None:
+        check_positive("threads", threads)
         if not isinstance(artifact, Artifact):
             artifact = Artifact.open(Path(artifact))
-        check_positive("threads", threads)
         self.artifact = artifact
         self.prompts = dict(artifact.manifest.prompts)
         self.default_prompt_name = artifact.manifest.default_prompt_name
-        self._longest = artifact.manifest.max_seq_length
         self.head = load_head(artifact)
-        callers = available_cpus() if threads is None else int(threads)
+        self._device = device
+        threads = available_cpus() if threads is None else int(threads)
         provider = first_provider(device)
         self.precision = choose_precision(artifact, precision, provider)
-        self._pipeline = self._make_pipeline(device, provider, callers)
+        self._pipeline = self._make_pipeline(device, provider, threads)
         if device == "auto" and self.provider != provider:
             logger.warning("using the CPU: %s could not be started", provider)
             self.precision = choose_precision(artifact, precision, CPU_PROVIDER)
-            self._pipeline = self._make_pipeline("cpu", CPU_PROVIDER, callers)
+            self._pipeline = self._make_pipeline("cpu", CPU_PROVIDER, threads)
 
     def _make_pipeline(self, device: Device, provider: str, threads: int) -> Pipeline:
         manifest = self.artifact.manifest
-        with ThreadPoolExecutor(1) as checker:  # digests are computed while the tokenizer loads
-            file = checker.submit(self._model_file, provider)
+
+        def checked_file() -> Path:
+            encoder = manifest.precisions[self.precision].encoder
+            file = self.artifact.open_file(self.precision)  # holds the weights of the encoder too
+            return self.artifact.file(encoder) if provider == CPU_PROVIDER and encoder else file
+
+        with ThreadPoolExecutor(1) as checker:  # computes digests while the tokenizer loads
+            file = checker.submit(checked_file)
             tokenizer = Tokenizer(
                 self.artifact.file("tokenizer.json"),
                 manifest.max_seq_length,
@@ -99,12 +105,11 @@ class Embedder:
             )
         return Pipeline(tokenizer, partial(Session, file.result(), device), threads)
 
-    def _model_file(self, provider: str) -> Path:
-        encoder = self.artifact.manifest.precisions[self.precision].encoder
-        file = self.artifact.open_file(self.precision)  # holds the weights of the encoder too
-        if provider == CPU_PROVIDER and encoder is not None:
-            file = self.artifact.file(encoder)
-        return file
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = {"precision": self.precision, "device": self._device, "threads": self.threads}
+        names = ("prompts", "default_prompt_name", "max_seq_length")
+        state = {name: getattr(self, name) for name in names}
+        return partial(type(self), **settings), (self.artifact,), (None, state)
 
     @classmethod
     def from_pretrained(
@@ -121,20 +126,21 @@ class Embedder:
     ) -> Embedder:
         """Load a model by recipe name, artifact directory, checkpoint directory or Hub id.
 
-        A checkpoint is exported once, into the user's cache directory (`ONNXSIM_EMBED_CACHE`
-        overrides it), and loaded from there afterwards; the log says so.
+        A checkpoint is exported on first use into the user's cache directory (`ONNXSIM_EMBED_CACHE`
+        overrides it), with a log message, and loaded from there afterwards. A Hub id that is in the
+        local cache is loaded without the network; pass `revision` for another version of it.
 
         :param name_or_path: for example "all-MiniLM-L6-v2", "./my-model", "BAAI/bge-base-en-v1.5".
         :param precision: "auto", "fp32", "int8" or "fp16".
         :param device: "auto", "cpu", "cuda", "cuda:N", "openvino" or a list of providers.
-        :param threads: batches run at the same time; None for the processors this process may use.
-        :param pooling: pooling mode of a checkpoint that states none.
+        :param threads: number of batches run concurrently; None for that of available processors.
+        :param pooling: pooling mode of a checkpoint that specifies none.
         :param revision: revision of a Hub id.
-        :param token: access token for the Hub; None for the one that is logged in, False for none.
-        :param local_files_only: take a Hub id from the local cache, without the network.
-        :raises CheckpointError: if the model cannot be found or exported.
+        :param token: access token for the Hub; None for that of the logged-in user, False for none.
+        :param local_files_only: whether to load a Hub id from the local cache only.
+        :raises CheckpointError: if the model cannot be located or exported.
         :raises ArtifactError: if an artifact is damaged.
-        :raises MissingExtraError: if exporting needs a package that is not installed.
+        :raises MissingExtraError: if the export needs a package that is not installed.
         """
         from onnxsim_embed.artifact.cache import is_cached, locate_artifact
 
@@ -146,42 +152,42 @@ class Embedder:
             token=token,
             local_files_only=local_files_only,
         )
-        make = partial(cls, precision=precision, device=device, threads=threads)
+        load = partial(cls, precision=precision, device=device, threads=threads)
         artifact = locate()
         try:
-            return make(artifact)
+            return load(artifact)
         except ArtifactError:
             if not is_cached(artifact):
                 raise
-            return make(locate(rebuild=True))
+            return load(locate(rebuild=True))
 
     @property
     def embedding_dimension(self) -> int:
-        """Width of a vector."""
+        """Dimension of an embedding."""
         return self.artifact.manifest.dim
 
     @property
     def matryoshka_dims(self) -> tuple[int, ...]:
-        """Widths for `truncate_dim` that the model was trained for, widest first; none where not known."""
+        """Values of `truncate_dim` that the model was trained for, largest first; empty if unknown."""
         return self.artifact.manifest.matryoshka_dims
 
     def get_embedding_dimension(self) -> int:
-        """Return the width of a vector (sentence-transformers' name)."""
+        """Return the dimension of an embedding (sentence-transformers' name)."""
         return self.embedding_dimension
 
     get_sentence_embedding_dimension = get_embedding_dimension
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens kept of a text, special tokens included; may be set lower."""
+        """Maximum number of tokens per text, special tokens included; may be set lower."""
         return self._pipeline.tokenizer.max_seq_length
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        if isinstance(value, Integral) and value > self._longest:
-            raise ValueError(
-                f"max_seq_length can be at most {self._longest} for this model, got {value}"
-            )
+        check_positive("max_seq_length", value)
+        longest = self.artifact.manifest.max_seq_length
+        if value > longest:
+            raise ValueError(f"max_seq_length of this model is at most {longest}, got {value}")
         self._pipeline.tokenizer.max_seq_length = value
 
     @property
@@ -191,19 +197,19 @@ class Embedder:
 
     @property
     def threads(self) -> int:
-        """Batches run at the same time."""
+        """Number of batches run concurrently."""
         return self._pipeline.threads
 
     @property
     def last_report(self) -> EncodeReport:
-        """What the last call of `encode` or `encode_stream` did."""
+        """Figures of this thread's last encode call, or of any thread's if it has made none."""
         return self._pipeline.last_report
 
     def settings(self, *, threads: int, token_budget: int) -> AbstractContextManager[None]:
-        """Encode with other threads and batches for a while; not while other threads encode.
+        """Encode with other threads and batches inside the block; not while other threads encode.
 
-        :param threads: batches run at the same time.
-        :param token_budget: tokens in a batch.
+        :param threads: number of batches run concurrently.
+        :param token_budget: tokens per batch.
         """
         return self._pipeline.settings(threads=threads, token_budget=token_budget)
 
@@ -254,12 +260,11 @@ class Embedder:
         :raises TypeError: if the input is not a text or an iterable of texts, naming the row.
         :raises ValueError: for an unknown prompt, an invalid precision, range or dimension.
         """
-        if (inputs is None) == (sentences is None):
+        texts = sentences if inputs is None else inputs
+        if texts is None or (inputs is not None and sentences is not None):
             raise TypeError(
                 "encode takes texts either as `inputs` or, under the former name, as `sentences`"
             )
-        texts = inputs if inputs is not None else sentences
-        assert texts is not None
         options = EncodeOptions(
             prompt_name=prompt_name,
             prompt=prompt,
@@ -270,27 +275,20 @@ class Embedder:
             normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
         )
-        return self.encode_with(options, texts, show_progress_bar=bool(show_progress_bar))
+        result: npt.NDArray[Any] = self.encode_with(options, texts, bool(show_progress_bar))
+        return result
 
     def encode_with(
-        self,
-        options: EncodeOptions,
-        texts: str | Iterable[str],
-        *,
-        show_progress_bar: bool = False,
-        report: EncodeReport | None = None,
+        self, options: EncodeOptions, texts: str | Iterable[str], show_progress_bar: bool = False
     ) -> Any:  # noqa: ANN401 - an array or a list of arrays
-        """Return what `encode` returns for these options.
-
-        :param report: filled with the figures of this call; None creates one.
-        """
+        """Return what `encode` returns for these options."""
         single, rows = isinstance(texts, str), as_list(texts)
         own_ranges = options.precision in RANGED and options.ranges is None
         computed = replace(options, precision="float32") if own_ranges else options
         output = make_output(self.head, self.embedding_dimension, computed)
         prefix = self.prompt_text(options.prompt_name, options.prompt)
         if single and not own_ranges:
-            return self._pipeline.run_one(rows[0], prefix, output, report)
+            return self._pipeline.run_one(rows[0], prefix, output)
         result = np.empty((len(rows), *output.shape), output.dtype)
         for _ in self._pipeline.stream(
             rows,
@@ -299,7 +297,6 @@ class Embedder:
             batch_size=options.batch_size,
             progress=show_progress_bar,
             into=result,
-            report=report,
         ):
             pass
         if own_ranges:
@@ -317,7 +314,7 @@ class Embedder:
         show_progress_bar: bool | None = None,
         **arguments: Unpack[EncodeArguments],
     ) -> npt.NDArray[Any]:
-        """Encode search queries: `encode` with the model's "query" prompt, where it has one."""
+        """Encode search queries: `encode` with the model's "query" prompt, if it has one."""
         if prompt_name is None and prompt is None:
             prompt = self.query_prompt()
         return self.encode(inputs, prompt_name, prompt, batch_size, show_progress_bar, **arguments)
@@ -376,10 +373,7 @@ class Embedder:
         progress_start: int = 0,
         report: EncodeReport | None = None,
     ) -> Iterator[npt.NDArray[Any]]:
-        """Yield what `encode_stream` yields for these options.
-
-        :param report: filled with the figures of this call; None creates one.
-        """
+        """Yield what `encode_stream` yields for these options, and fill the report of the call."""
         check_iterable(texts)
         return self._pipeline.stream(
             texts,
@@ -392,15 +386,15 @@ class Embedder:
         )
 
     def token_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
-        """Return each text's token ids as the model sees them: truncated, special tokens included.
+        """Return each text's token ids as the model sees them: truncated, with special tokens.
 
-        :returns: int64 arrays (t,), one a text.
+        :returns: int64 arrays (tokens,), one per text.
         """
         tokens = self._pipeline.tokenizer(texts)
         return np.split(tokens.ids, tokens.offsets[1:-1]) if len(texts) else []
 
     def similarity(self, left: npt.ArrayLike, right: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Return the score of every left with every right vector, by the model's own measure.
+        """Return the score of each left and each right embedding by the model's own measure.
 
         :param left: (n, dim) or (dim,).
         :param right: (m, dim) or (dim,).
@@ -413,7 +407,7 @@ class Embedder:
     def similarity_pairwise(
         self, left: npt.ArrayLike, right: npt.ArrayLike
     ) -> npt.NDArray[np.float32]:
-        """Return the score of each left vector with the right vector of the same row.
+        """Return the score of each left embedding and the right embedding of the same row.
 
         :param left: (n, dim).
         :param right: (n, dim).
@@ -424,9 +418,9 @@ class Embedder:
         return score_pairs(left, right, self.artifact.manifest.similarity_fn_name)
 
     def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
-        """Return what `encode` puts before each text.
+        """Return the string that `encode` prepends to each text.
 
-        :raises ValueError: naming the prompts there are, if `prompt_name` is none of them.
+        :raises ValueError: if the model has no prompt of that name, listing its prompts.
         """
         if prompt is not None:
             return prompt
@@ -434,15 +428,14 @@ class Embedder:
         if name is None:
             return ""
         if name not in self.prompts:
-            raise ValueError(
-                f"prompt_name {name!r} is not among the model's prompts: {sorted(self.prompts) or 'none'}"
-            )
+            known = sorted(self.prompts) or "none"
+            raise ValueError(f"prompt_name {name!r} is not among the model's prompts: {known}")
         return self.prompts[name]
 
     def query_prompt(self) -> str:
-        """Return what `encode_query` puts before each text: the "query" prompt, or nothing."""
+        """Return the string that `encode_query` prepends: the "query" prompt, or an empty one."""
         return self.prompts.get("query", "")
 
     def document_prompt(self) -> str:
-        """Return what `encode_document` puts before each text: the first document prompt, or nothing."""
+        """Return the string that `encode_document` prepends: the first document prompt, or an empty one."""
         return next((self.prompts[name] for name in DOCUMENT_PROMPTS if name in self.prompts), "")

@@ -1,4 +1,4 @@
-"""Hidden states -> one vector a text: pooling, dense layers, L2 normalization. numpy, float32."""
+"""Hidden states -> one embedding per text: pooling, dense layers, L2 normalization, in float32."""
 
 from __future__ import annotations
 
@@ -29,10 +29,7 @@ class PoolingMode(str, Enum):
 
     @classmethod
     def parse(cls, name: str) -> PoolingMode:
-        """Return the mode of that name (`mean_sqrt_len` and `last` are understood too).
-
-        :raises ValueError: naming the modes there are.
-        """
+        """Return the mode of that name or alias; ValueError lists the known ones."""
         aliases = {
             "mean_sqrt_len": "mean_sqrt_len_tokens",
             "last": "lasttoken",
@@ -43,17 +40,17 @@ class PoolingMode(str, Enum):
             return cls(aliases.get(name, name))
         except ValueError:
             known = ", ".join(mode.value for mode in cls)
-            raise ValueError(f"unknown pooling {name!r}; known are {known}") from None
+            raise ValueError(f"unknown pooling {name!r}; allowed are {known}") from None
 
 
 def pool(
     hidden: Float32, attention_mask: npt.NDArray[np.int64] | None, modes: Sequence[PoolingMode]
 ) -> Float32:
-    """Pool token vectors; several modes are concatenated, as sentence-transformers does.
+    """Pool token vectors; several modes are concatenated, as in sentence-transformers.
 
     :param hidden: float32 array (batch, tokens, hidden).
-    :param attention_mask: int64 array (batch, tokens), 1 for real tokens; None when all are real.
-        A row whose mask is all zero gives zeros.
+    :param attention_mask: int64 array (batch, tokens), 1 for real tokens; None if all are real. A row
+        whose mask is all zero yields zeros.
     :param modes: at least one mode.
     :returns: float32 array (batch, hidden * modes).
     :raises ValueError: if shapes disagree or `modes` is empty.
@@ -62,48 +59,25 @@ def pool(
         raise ValueError(f"hidden must have shape (batch, tokens, hidden), got {hidden.shape}")
     if attention_mask is not None and attention_mask.shape != hidden.shape[:2]:
         raise ValueError(
-            f"attention_mask {attention_mask.shape} does not fit hidden {hidden.shape}"
+            f"attention_mask {attention_mask.shape} does not match hidden {hidden.shape}"
         )
     if not modes:
         raise ValueError("at least one pooling mode is needed")
-    pooled = [_pool_one(hidden, attention_mask, mode) for mode in modes]
+    if hidden.shape[1] == 0:
+        pooled = [np.zeros((len(hidden), hidden.shape[2]), np.float32) for _ in modes]
+    elif attention_mask is None:
+        pooled = [_pool_all(hidden, mode) for mode in modes]
+    else:
+        real = attention_mask.astype(np.bool_)
+        pooled = [
+            np.where(real.any(axis=1)[:, None], _pool_real(hidden, real, mode), np.float32(0))
+            for mode in modes
+        ]
     return pooled[0] if len(pooled) == 1 else np.concatenate(pooled, axis=1)
 
 
-def _pool_one(
-    hidden: Float32, attention_mask: npt.NDArray[np.int64] | None, mode: PoolingMode
-) -> Float32:
-    batch, tokens, width = hidden.shape
-    if tokens == 0:
-        return np.zeros((batch, width), np.float32)
-    if attention_mask is None:
-        return _pool_unmasked(hidden, mode)
-    real = attention_mask.astype(np.bool_)
-    alive = np.asarray(real.any(axis=1))
-    if mode in (PoolingMode.CLS, PoolingMode.LAST_TOKEN):
-        # The first or last real token, so that padding may stand on either side.
-        index = (
-            real.argmax(axis=1)
-            if mode is PoolingMode.CLS
-            else tokens - 1 - real[:, ::-1].argmax(axis=1)
-        )
-        chosen = hidden[np.arange(batch), index]
-    elif mode is PoolingMode.MAX:
-        chosen = np.where(real[:, :, None], hidden, np.float32(-np.inf)).max(axis=1)
-    else:
-        weights = real.astype(np.float32)
-        if mode is PoolingMode.WEIGHTED_MEAN:
-            positions = np.arange(1, tokens + 1, dtype=np.float32) - real.argmax(axis=1)[:, None]
-            weights *= positions.astype(np.float32)
-        total = weights.sum(axis=1, keepdims=True, dtype=np.float32)
-        if mode is PoolingMode.MEAN_SQRT_LEN:
-            total = np.sqrt(total)
-        summed = np.where(real[:, :, None], hidden * weights[:, :, None], np.float32(0)).sum(axis=1)
-        chosen = np.asarray(summed / np.where(total > 0, total, np.float32(1)), np.float32)
-    return np.where(alive[:, None], chosen, np.float32(0)).astype(np.float32, copy=False)
-
-
-def _pool_unmasked(hidden: Float32, mode: PoolingMode) -> Float32:
+def _pool_all(hidden: Float32, mode: PoolingMode) -> Float32:
+    """Pool rows without padding."""
     tokens = hidden.shape[1]
     if mode is PoolingMode.CLS:
         return hidden[:, 0]
@@ -118,20 +92,36 @@ def _pool_unmasked(hidden: Float32, mode: PoolingMode) -> Float32:
     return np.asarray(hidden.sum(axis=1) / np.float32(divisor))
 
 
-def normalize(vectors: Float32) -> Float32:
-    """Scale each row to L2 norm 1; a zero row stays zero.
+def _pool_real(hidden: Float32, real: npt.NDArray[np.bool_], mode: PoolingMode) -> Float32:
+    """Pool the real tokens of padded rows; padding may be on either side."""
+    batch, tokens, _ = hidden.shape
+    first = real.argmax(axis=1)
+    if mode is PoolingMode.CLS:
+        return np.asarray(hidden[np.arange(batch), first])
+    if mode is PoolingMode.LAST_TOKEN:
+        return np.asarray(hidden[np.arange(batch), tokens - 1 - real[:, ::-1].argmax(axis=1)])
+    if mode is PoolingMode.MAX:
+        return np.asarray(np.where(real[:, :, None], hidden, np.float32(-np.inf)).max(axis=1))
+    weights = real.astype(np.float32)
+    if mode is PoolingMode.WEIGHTED_MEAN:
+        weights *= (np.arange(1, tokens + 1) - first[:, None]).astype(np.float32)
+    total = weights.sum(axis=1, keepdims=True, dtype=np.float32)
+    if mode is PoolingMode.MEAN_SQRT_LEN:
+        total = np.sqrt(total)
+    summed = np.where(real[:, :, None], hidden * weights[:, :, None], np.float32(0)).sum(axis=1)
+    return np.asarray(summed / np.where(total > 0, total, np.float32(1)), np.float32)
 
-    :param vectors: float32 array (n, dim).
-    :returns: float32 array (n, dim).
-    """
-    # einsum adds each row by itself, so a row's norm cannot depend on the rows beside it.
+
+def normalize(vectors: Float32) -> Float32:
+    """Scale each row of a float32 array (n, dim) to unit L2 norm; zero rows stay zero."""
+    # einsum adds each row by itself, so that a row's norm cannot depend on the other rows.
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
     return np.asarray(vectors / np.where(norms > 0, norms, np.float32(1)), np.float32)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer and an activation after pooling, as sentence-transformers' Dense module.
+    """A linear layer and an activation after pooling: sentence-transformers' Dense module.
 
     :param weight: float32 array (in_features, out_features).
     :param bias: float32 array (out_features,) or None.
@@ -144,8 +134,8 @@ class Dense:
 
     def __call__(self, pooled: Float32) -> Float32:
         """Map a float32 array (n, in_features) to (n, out_features)."""
-        # Row by row: a matrix product picks other kernels for other batch sizes, and a vector must
-        # not depend on its company.
+        # Row by row: a matrix product chooses its kernel by batch size, and an embedding must not
+        # depend on the other texts.
         projected = (
             np.stack([row @ self.weight for row in pooled])
             if len(pooled)
@@ -158,11 +148,11 @@ class Dense:
 
 @dataclass(frozen=True)
 class Head:
-    """Everything after the encoder: pooling, dense layers, L2 normalization.
+    """The modules after the encoder.
 
     :param modes: pooling modes, concatenated.
     :param dense: layers applied to the pooled vectors, in order.
-    :param normalizes: whether vectors end with L2 norm 1.
+    :param normalizes: whether the last module is an L2 normalization.
     """
 
     modes: tuple[PoolingMode, ...]
@@ -172,7 +162,7 @@ class Head:
     def __call__(
         self, hidden: Float32, attention_mask: npt.NDArray[np.int64] | None = None
     ) -> Float32:
-        """Map hidden, float32 (batch, tokens, hidden), to vectors, float32 (batch, dim)."""
+        """Map hidden, float32 (batch, tokens, hidden), to embeddings, float32 (batch, dim)."""
         vectors = pool(hidden, attention_mask, self.modes)
         for layer in self.dense:
             vectors = layer(vectors)
@@ -180,10 +170,7 @@ class Head:
 
 
 def load_dense(config_file: Path, weights_file: Path) -> Dense:
-    """Read a Dense module of an artifact.
-
-    :raises ArtifactError: naming what is missing or unknown.
-    """
+    """Load a Dense module of an artifact."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -197,7 +184,7 @@ def load_dense(config_file: Path, weights_file: Path) -> Dense:
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ArtifactError(
-            f"{config_file.parent} is not a readable Dense module: {error!r}"
+            f"cannot load the Dense module {config_file.parent}: {error!r}"
         ) from None
     if dense.activation not in ACTIVATIONS:
         raise ArtifactError(
@@ -221,7 +208,7 @@ def load_head(artifact: Artifact) -> Head:
 
 
 def gelu(x: Float32) -> Float32:
-    """Return x times the normal distribution function of x, float32 (not the tanh approximation)."""
+    """Return the exact GELU (not its tanh approximation) in float32."""
     from scipy.special import erf
 
     return np.asarray(

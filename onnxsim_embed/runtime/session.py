@@ -13,53 +13,50 @@ from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.system.hardware import CPU_PROVIDER, GPU_PROVIDERS, available_cpus
 from onnxsim_embed.system.onnx_session import Device, Provider, onnxruntime, start_session
 
+CUDA_PROVIDER = "CUDAExecutionProvider"
+OPENVINO = ("OpenVINOExecutionProvider", "onnxruntime-openvino")
+
 
 def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider]:
-    """Turn a device into execution providers, first choice first.
+    """Return the execution providers of a device, first choice first.
 
-    :param device: "auto" (CUDA where onnxruntime offers it, else the CPU), "cpu", "cuda", "cuda:1",
+    :param device: "auto" (CUDA if onnxruntime offers it, otherwise the CPU), "cpu", "cuda", "cuda:1",
         "openvino", or onnxruntime's own list of provider names or (name, options) pairs.
-    :param available: the providers that this onnxruntime was built with.
-    :returns: providers for an InferenceSession.
-    :raises ValueError: for an unknown device, or one that this onnxruntime does not offer.
+    :param available: the providers of this onnxruntime build.
+    :raises ValueError: for an unknown or unavailable device.
     """
     if not isinstance(device, str):
         names = [_name(entry) for entry in device]
         missing = [name for name in names if name not in available]
         if missing or not names:
             raise ValueError(
-                f"providers {missing or names} are not offered by this onnxruntime, "
-                f"which has {list(available)}"
+                f"providers {missing or names} are not available: this onnxruntime offers "
+                f"{list(available)}"
             )
         return list(device)
+    if device == "auto":
+        cuda: list[Provider] = [CUDA_PROVIDER] if CUDA_PROVIDER in available else []
+        return [*cuda, CPU_PROVIDER]
     if device == "cpu":
         return [CPU_PROVIDER]
-    if device == "openvino":
-        if "OpenVINOExecutionProvider" not in available:
-            raise ValueError(
-                f"device 'openvino' needs an onnxruntime with OpenVINO; this one offers {list(available)}: "
-                "pip uninstall onnxruntime && pip install onnxruntime-openvino, or use device='cpu'"
-            )
-        return [("OpenVINOExecutionProvider", {"device_type": "CPU"}), CPU_PROVIDER]
-    if device == "auto":
-        if "CUDAExecutionProvider" in available:
-            return ["CUDAExecutionProvider", CPU_PROVIDER]
-        return [CPU_PROVIDER]
-    match = re.fullmatch(r"cuda(?::(\d+))?", device)
+    match = re.fullmatch(r"(openvino)|cuda(?::(\d+))?", device)
     if match is None:
         raise ValueError(
-            f"unknown device {device!r}; allowed are auto, cpu, cuda, cuda:N, openvino or a list of providers"
+            f"unknown device {device!r}; allowed are auto, cpu, cuda, cuda:N, openvino or a list of "
+            "providers"
         )
-    if "CUDAExecutionProvider" not in available:
+    provider, package = OPENVINO if match[1] else (CUDA_PROVIDER, "onnxruntime-gpu")
+    if provider not in available:
         raise ValueError(
-            f"device {device!r} needs an onnxruntime with CUDA; this one offers {list(available)}: "
-            "pip uninstall onnxruntime && pip install onnxruntime-gpu, or use device='cpu'"
+            f"device {device!r} needs {provider}; this onnxruntime offers {list(available)}: "
+            f"pip uninstall onnxruntime && pip install {package}, or use device='cpu'"
         )
-    return [("CUDAExecutionProvider", {"device_id": match[1] or "0"}), CPU_PROVIDER]
+    options = {"device_type": "CPU"} if match[1] else {"device_id": match[2] or "0"}
+    return [(provider, options), CPU_PROVIDER]
 
 
 def first_provider(device: Device) -> str:
-    """Return the name of the execution provider that a device asks for; see `resolve_providers`."""
+    """Return the name of the execution provider that a device requests; see `resolve_providers`."""
     return _name(resolve_providers(device, onnxruntime.get_available_providers())[0])
 
 
@@ -68,28 +65,24 @@ def _name(provider: Provider) -> str:
 
 
 def openvino_options(intra_op_threads: int) -> dict[str, str]:
-    """Return OpenVINO's options for the CPU. It keeps threads of its own, by default all of the host.
+    """Return OpenVINO's options for the CPU. It has its own threads, by default as many as the host.
 
-    :param intra_op_threads: threads inside one call; with 1, one stream for each processor, as many
+    :param intra_op_threads: threads inside one call; with 1, one stream per processor, as several
         callers share the session (measured: 1.2 to 1.5 times as fast as its default on two cores).
     """
     threads = available_cpus() if intra_op_threads == 1 else intra_op_threads
     streams = threads if intra_op_threads == 1 else 1
-    return {
-        "device_type": "CPU",
-        "num_of_threads": str(threads),
-        "num_streams": str(streams),
-    }
+    return {"device_type": "CPU", "num_of_threads": str(threads), "num_streams": str(streams)}
 
 
 class Session:
-    """One ONNX file, ready to run; any number of threads may call it at once.
+    """An ONNX session; any number of threads may share it.
 
     :param path: the ONNX file.
     :param device: see `resolve_providers`.
     :param intra_op_threads: threads inside one call.
     :raises ArtifactError: if onnxruntime cannot load the file.
-    :raises ValueError: if the device is not there.
+    :raises ValueError: if the device is not available.
     """
 
     def __init__(self, path: Path, device: Device = "auto", intra_op_threads: int = 1) -> None:
@@ -101,11 +94,10 @@ class Session:
         except Exception as error:  # the library's exceptions share no base class
             raise ArtifactError(f"onnxruntime cannot load {path}: {error}") from error
         self.providers: list[str] = self._session.get_providers()
-        asked = _name(providers[0])
-        if device != "auto" and self.providers[0] != asked:
+        if device != "auto" and self.providers[0] != _name(providers[0]):
             raise ValueError(
-                f"device {device!r} was asked for, but the session runs on {self.providers[0]}; "
-                "see onnxruntime's messages above, or use device='cpu'"
+                f"device {device!r} was requested, but the session runs on {self.providers[0]}; see "
+                "onnxruntime's messages above, or use device='cpu'"
             )
         self._inputs = {entry.name for entry in self._session.get_inputs()}
         self._output = self._session.get_outputs()[0].name  # the hidden states, in every artifact
@@ -119,7 +111,7 @@ class Session:
 
     @property
     def runs_on_cpu(self) -> bool:
-        """Whether batches of equal length on several threads pay (they do on the CPU only)."""
+        """Whether batches of equal length on several threads are faster than large padded ones."""
         return self.provider not in GPU_PROVIDERS
 
     def run(
@@ -128,13 +120,13 @@ class Session:
         """Run the encoder.
 
         :param input_ids: int64 array (batch, tokens).
-        :param attention_mask: int64 array (batch, tokens), or None when every token is real.
+        :param attention_mask: int64 array (batch, tokens), or None if every token is real.
         :returns: hidden, float32 array (batch, tokens, hidden); a view, not always contiguous.
-        :raises ValueError: for a mask where the file takes none.
+        :raises ValueError: for a mask if the model has no such input.
         """
         if self.sequence_major:
             if attention_mask is not None and not attention_mask.all():
-                raise ValueError("this file takes rows of equal length, without padding")
+                raise ValueError("this model takes rows of equal length, without padding")
             feed = {"input_ids": np.ascontiguousarray(input_ids.T)}
             hidden: npt.NDArray[np.float32] = self._session.run([self._output], feed)[0]
             return hidden.transpose(1, 0, 2)

@@ -1,4 +1,4 @@
-"""Texts -> ragged token ids. The only importer of `tokenizers`."""
+"""Texts -> ragged token ids."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding
+from tokenizers import Encoding, normalizers
 from tokenizers import Tokenizer as BackendTokenizer
-from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.system.threads import limit_rayon_threads
 
-# Of a very long text so many characters a token are read at first; few languages need more.
+# Characters per token that are read of a very long text at first; few languages need more.
 CHARACTERS_PER_TOKEN = 16
 
-# The end of a beginning may cut a special token such as [MASK] in two, so that its last few tokens
-# are not the text's own; so many must be left over.
+# A prefix of a text may end inside a special token such as [MASK], so that its last few tokens are
+# wrong. It must have this number of tokens beyond those that are kept.
 SPARE_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of n texts, one after the other.
+    """Token ids of n texts in compressed rows.
 
     :param ids: int64 array (total,), the ids of all texts, special tokens included.
-    :param offsets: int64 array (n + 1,); text i holds ids[offsets[i]:offsets[i + 1]].
-    :param truncated: bool array (n,), whether text i was longer than the model takes.
+    :param offsets: int64 array (n + 1,); the ids of text i are ids[offsets[i]:offsets[i + 1]].
+    :param truncated: bool array (n,), whether text i exceeds the model's maximum length.
     """
 
     ids: npt.NDArray[np.int64]
@@ -55,13 +54,13 @@ class Tokens:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return ids and attention mask of rows, int64 (rows, tokens), padded on the right.
 
-        The width is that of the longest row, rounded up to a multiple of 8.
+        The number of columns is that of the longest row, rounded up to a multiple of 8.
         """
         counts = self.counts[rows]
-        places = np.arange(-(-int(counts.max()) // 8) * 8)
-        real = places < counts[:, None]
+        columns = np.arange(-(-int(counts.max()) // 8) * 8)
+        real = columns < counts[:, None]
         ids = np.full(real.shape, pad_token_id, np.int64)
-        ids[real] = self.ids[(self.offsets[rows][:, None] + places)[real]]
+        ids[real] = self.ids[(self.offsets[rows][:, None] + columns)[real]]
         return ids, real.astype(np.int64)
 
 
@@ -119,12 +118,12 @@ def check_texts(texts: Sequence[object], first_row: int = 0) -> None:
 class Tokenizer:
     """A model's tokenizer with the model's own maximum length and no padding.
 
-    What `tokenizer.json` has baked in for either is ignored: published files hold stale values.
+    The length and padding that `tokenizer.json` holds are ignored: published files hold stale values.
 
-    :param path: a `tokenizer.json`.
-    :param max_seq_length: tokens kept of a text, special tokens included.
-    :param do_lower_case: whether texts are lower-cased first (beyond what tokenizer.json does).
-    :param pad_token_id: id for places beyond a text's end.
+    :param path: a `tokenizer.json`; its truncation direction applies.
+    :param max_seq_length: maximum number of tokens per text, special tokens included.
+    :param do_lower_case: whether to lowercase texts, except special tokens, before its own normalizer.
+    :param pad_token_id: token id of padding.
     :raises ArtifactError: if the file cannot be read as a tokenizer.
     """
 
@@ -137,19 +136,23 @@ class Tokenizer:
     ) -> None:
         limit_rayon_threads()
         try:
-            self._backend = BackendTokenizer.from_file(str(path))
+            backend = BackendTokenizer.from_file(str(path))
         except BaseException as error:
-            raise _named(error, f"{path} is not a readable tokenizer") from error
+            raise _artifact_error(error, f"{path} is not a readable tokenizer") from error
+        backend.no_padding()
+        self._direction = (backend.truncation or {}).get("direction", "right")
+        self._boundary = _word_boundary(backend) if self._direction == "right" else None
+        if do_lower_case:
+            own = [] if backend.normalizer is None else [backend.normalizer]
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
         self._path = path
-        self._backend.no_padding()
-        self._do_lower_case = do_lower_case
-        self._boundary = _boundary(self._backend)
+        self._backend = backend
         self.pad_token_id = pad_token_id
         self.max_seq_length = max_seq_length
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens kept of a text, special tokens included."""
+        """Maximum number of tokens per text, special tokens included."""
         return self._max_seq_length
 
     @max_seq_length.setter
@@ -158,33 +161,32 @@ class Tokenizer:
         if not isinstance(value, Integral) or value <= special:
             raise ValueError(f"max_seq_length must be an integer above {special}, got {value!r}")
         self._max_seq_length: int = int(value)
-        self._backend.enable_truncation(max_length=self._max_seq_length)
+        self._backend.enable_truncation(self._max_seq_length, direction=self._direction)
 
     def __call__(self, texts: Sequence[str], first_row: int = 0) -> Tokens:
         """Tokenize texts.
 
         :param texts: strings; an empty one is a text like any other.
-        :param first_row: number of the first text in the caller's own count, for messages.
-        :returns: the ids of all texts.
+        :param first_row: row number of the first text, for messages.
         :raises TypeError: naming the row, if one is not a string.
         :raises ValueError: naming the row, if one is not valid Unicode (a lone surrogate).
         """
         check_texts(texts, first_row)
-        encodings = self._encode_beginnings(texts, first_row)
+        encodings = self._encode_prefixes(texts, first_row)
         counts = np.fromiter((len(e) for e in encodings), np.int64, len(encodings))
         offsets = np.zeros(len(encodings) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
         ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, int(offsets[-1]))
-        truncated = np.fromiter((_is_cut(e) for e in encodings), np.bool_, len(encodings))
+        truncated = np.fromiter((bool(e.overflowing) for e in encodings), np.bool_, len(encodings))
         return Tokens(ids, offsets, truncated)
 
-    def _encode_beginnings(self, texts: Sequence[str], first_row: int) -> list[Encoding]:
-        """Encode as much of each text as fills the model.
+    def _encode_prefixes(self, texts: Sequence[str], first_row: int) -> list[Encoding]:
+        """Encode a prefix of each text that is long enough to fill the model.
 
-        The library tokenizes a whole text before it cuts the tokens, at some 500 bytes of memory for
-        each character. Where words are split before anything else, the beginning of a text up to the
-        end of a word has the tokens of the whole text's beginning; if those are more than enough, the
-        rest changes nothing.
+        The library tokenizes a whole text before it truncates the tokens, with some 500 bytes of
+        memory per character. If words are split before anything else, a prefix that ends at a word
+        boundary has the first tokens of the whole text; if those are more than enough, the rest of
+        the text changes nothing.
         """
         most = CHARACTERS_PER_TOKEN * self._max_seq_length
         ends = {
@@ -192,69 +194,54 @@ class Tokenizer:
             for row, text in enumerate(texts)
             if self._boundary is not None and len(text) > 2 * most
         }
-        encodings = self._encode(
-            [text[: ends[row]] if row in ends else text for row, text in enumerate(texts)]
-            if ends
-            else texts,
-            texts,
-            first_row,
-        )
-        while left := {
+        prefixes = [text[: ends.get(row)] for row, text in enumerate(texts)] if ends else texts
+        encodings = self._encode(prefixes, texts, first_row)
+        while ends := {
             row: self._word_end(texts[row], 4 * end)
             for row, end in ends.items()
-            if end < len(texts[row]) and _tokens_beyond(encodings[row]) < SPARE_TOKENS
+            if end < len(texts[row]) and sum(map(len, encodings[row].overflowing)) < SPARE_TOKENS
         }:
-            again = self._encode([texts[row][:end] for row, end in left.items()], texts, first_row)
-            for row, encoding in zip(left, again, strict=True):
+            again = self._encode([texts[row][:end] for row, end in ends.items()], texts, first_row)
+            for row, encoding in zip(ends, again, strict=True):
                 encodings[row] = encoding
-            ends = left
         return encodings
 
     def _word_end(self, text: str, start: int) -> int:
-        """Return where the first word boundary at or after `start` is, or the text's length."""
-        found = self._boundary.search(text, start) if self._boundary else None
-        return len(text) if found is None else found.start()
+        """Return the position of the first word boundary from `start` on, or the text's length."""
+        match = self._boundary.search(text, start) if self._boundary else None
+        return len(text) if match is None else match.start()
 
     def _encode(
-        self, beginnings: Sequence[str], texts: Sequence[str], first_row: int
+        self, prefixes: Sequence[str], texts: Sequence[str], first_row: int
     ) -> list[Encoding]:
-        if self._do_lower_case:
-            beginnings = [text.lower() for text in beginnings]
         try:
-            if len(beginnings) == 1:  # a batch would wake the library's threads
-                return [self._backend.encode(beginnings[0])]
-            return list(self._backend.encode_batch_fast(list(beginnings)))
+            if len(prefixes) == 1:  # a batch would wake the library's threads
+                return [self._backend.encode(prefixes[0])]
+            return list(self._backend.encode_batch_fast(list(prefixes)))
         except TypeError:
             name_invalid_text(texts, first_row)
             raise
         except BaseException as error:
-            raise _named(error, f"{self._path} is damaged: it cannot encode a text") from error
+            message = f"{self._path} is damaged: it cannot encode a text"
+            raise _artifact_error(error, message) from error
 
 
-def _named(error: BaseException, what: str) -> BaseException:
-    """Return what to raise in place of an error of the library: bare Exception, or a panic, which is none."""
+def _artifact_error(error: BaseException, message: str) -> BaseException:
+    """Return an ArtifactError for an error of the library: Exception itself, or a panic of Rust."""
     if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-        return ArtifactError(f"{what}: {error}")
+        return ArtifactError(f"{message}: {error}")
     return error
 
 
-def _is_cut(encoding: Encoding) -> bool:
-    return bool(encoding.overflowing)
+def _word_boundary(backend: BackendTokenizer) -> re.Pattern[str] | None:
+    """Return what ends a word whatever follows, or None if that is not known.
 
-
-def _tokens_beyond(encoding: Encoding) -> int:
-    return sum(map(len, encoding.overflowing))
-
-
-def _boundary(backend: BackendTokenizer) -> re.Pattern[str] | None:
-    """Return what ends a word whatever comes after it, or None where that is not known.
-
-    BERT's tokenizers change characters one by one, then split at white space, and set every
-    punctuation character (and, where they are told to, every Chinese one) apart.
+    BERT's tokenizers change characters one by one, split at white space, and separate every
+    punctuation character (and, with `handle_chinese_chars`, every Chinese one).
     """
     normalizer = backend.normalizer
     if not isinstance(backend.pre_tokenizer, BertPreTokenizer) or not isinstance(
-        normalizer, BertNormalizer
+        normalizer, normalizers.BertNormalizer
     ):
         return None
     chinese = "\u3400-\u4dbf\u4e00-\u9fff" if normalizer.handle_chinese_chars else ""

@@ -327,7 +327,7 @@ def test_a_wait_that_cannot_be(alone, wait):
 
 
 def test_a_batch_of_no_texts_cannot_be(alone):
-    with pytest.raises(ValueError, match="max_texts must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_texts"):
         AsyncEmbedder(alone, max_texts=0)
 
 

@@ -201,9 +201,7 @@ def test_ranges_spread_components_as_in_sentence_transformers(model, precision):
 
 @pytest.mark.parametrize("precision", ["int8", "uint8"])
 def test_a_stream_needs_ranges_and_they_must_fit(model, precision):
-    with pytest.raises(
-        ValueError, match=rf"stream of {precision} needs ranges, an array \(2, 32\)"
-    ):
+    with pytest.raises(ValueError, match=r"ranges here: an array \(2, 32\)"):
         model.encode_stream(TEXTS, precision=precision)
     with pytest.raises(ValueError, match=r"ranges must have shape \(2, 32\), got \(2, 31\)"):
         model.encode(TEXTS, precision=precision, ranges=np.zeros((2, 31)))
@@ -288,7 +286,7 @@ def test_padded_vectors_are_those_of_the_cpu_within_rounding(artifact, cuda, mon
 
 
 def test_int8_is_refused_on_a_gpu(artifact, cuda):
-    with pytest.raises(ValueError, match=rf"'int8' is for the CPU, and {CUDA} was asked for"):
+    with pytest.raises(ValueError, match="device='cpu'"):
         Embedder(artifact, precision="int8", device="cuda")
 
 

@@ -147,7 +147,7 @@ def test_shapes_that_disagree_are_refused():
     with pytest.raises(ValueError, match=r"hidden must have shape .* got \(2, 3\)"):
         pool(np.ones((2, 3), np.float32), None, MODES[:1])
     with pytest.raises(
-        ValueError, match=r"attention_mask \(2, 4\) does not fit hidden \(2, 3, 4\)"
+        ValueError, match=r"attention_mask \(2, 4\) does not match hidden \(2, 3, 4\)"
     ):
         pool(np.ones((2, 3, 4), np.float32), np.ones((2, 4), np.int64), MODES[:1])
     with pytest.raises(ValueError, match="at least one pooling mode"):
@@ -164,7 +164,7 @@ def test_modes_are_found_by_name(name, mode):
 
 
 def test_an_unknown_mode_lists_those_there_are():
-    with pytest.raises(ValueError, match="unknown pooling 'median'; known are mean, cls, max, "):
+    with pytest.raises(ValueError, match="unknown pooling 'median'; allowed are mean, cls, max, "):
         PoolingMode.parse("median")
 
 
@@ -243,7 +243,7 @@ def test_a_dense_module_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("config", "tensor", "message"),
     [
-        ("{", "linear.weight", "not a readable Dense module"),
+        ("{", "linear.weight", "cannot load the Dense module"),
         ("{}", "linear.weight", "activation_function"),
         ('{"activation_function": "x"}', "other", "linear.weight"),
         ('{"activation_function": "my.Cube"}', "linear.weight", r"'my\.Cube' is not one of"),

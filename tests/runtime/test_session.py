@@ -64,9 +64,7 @@ def test_openvino_gets_the_processors_that_we_may_use(monkeypatch):
     "device", [["TensorrtExecutionProvider", CPU], [(CUDA, {"device_id": 0})], [], ()]
 )
 def test_a_list_with_a_provider_that_is_not_offered_is_refused(device):
-    with pytest.raises(
-        ValueError, match=rf"not offered by this onnxruntime, which has \['{CPU}'\]"
-    ):
+    with pytest.raises(ValueError, match=rf"this onnxruntime offers \['{CPU}'\]"):
         resolve_providers(device, [CPU])
 
 
@@ -84,7 +82,7 @@ def cuda_that_fails(monkeypatch):
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", [CUDA, CPU], [(CUDA, {}), CPU]])
 def test_cuda_that_becomes_cpu_raises(cuda_that_fails, artifact, device):
-    with pytest.raises(ValueError, match=f"was asked for, but the session runs on {CPU}"):
+    with pytest.raises(ValueError, match=f"the session runs on {CPU}"):
         Session(artifact / "onnx/model.onnx", device)
 
 

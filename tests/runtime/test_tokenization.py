@@ -76,9 +76,12 @@ def test_rows_of_equal_count_stack(tokenizer):
     assert stacked.tolist() == [ids_of(tokens)[2], ids_of(tokens)[0]]
 
 
-@pytest.mark.parametrize(("bad", "name"), [(None, "NoneType"), (7, "int"), (b"x", "bytes")])
-def test_a_row_that_is_no_string_is_named(tokenizer, bad, name):
-    with pytest.raises(TypeError, match=rf"^text 2 is {name} .*not a string; drop .* replace"):
+@pytest.mark.parametrize(("bad", "name", "advice"),
+    [(None, "NoneType", "drop"), (float("nan"), "float", "drop"), (7, "int", "str"),
+     (b"x", "bytes", "decode"), (["x"], "list", "flat"), ({"text": "x"}, "dict", "row")],
+)  # fmt: skip
+def test_a_row_that_is_not_a_string_is_named_with_advice(tokenizer, bad, name, advice):
+    with pytest.raises(TypeError, match=rf"^text 2 is {name} .*not a string; .*{advice}"):
         tokenizer(["water", "", bad])
 
 
