@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onnxsim_embed.cli.texts import counted
+from onnxsim_embed.cli.output import counted
 
 if TYPE_CHECKING:
     from onnxsim_embed.doctor import Finding

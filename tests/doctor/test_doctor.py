@@ -389,7 +389,7 @@ def test_only_the_named_readers_count(run, refuse, model):
     assert run("doctor", model, "--reader", "text-embeddings-inference")[0] == 0
     assert run("doctor", model, "--reader", "fastembed")[0] == 1
     assert ", ".join(READERS) in refuse("doctor", model, "--reader", "fast")
-    assert str(model / "none") in refuse("doctor", model / "none")
+    assert str(model / "none") in refuse("doctor", model / "none", code=1)
 
 
 def test_file_contents_cannot_control_a_terminal(run, model):

@@ -164,7 +164,7 @@ def test_eval_says_what_is_wrong_with_its_file(refuse, tmp_path, artifact, text,
 
 
 def test_eval_of_a_missing_file_or_precision_is_refused(refuse, tmp_path, artifact):
-    assert "no file" in refuse("eval", tmp_path / "absent.csv", "-m", artifact, code=2)
+    assert "no file" in refuse("eval", tmp_path / "absent.csv", "-m", artifact, code=1)
     pairs = write_pairs(tmp_path / "pairs.csv")
     assert "int4" in refuse("eval", pairs, "-m", artifact, "--precision", "int4", code=2)
 
