@@ -111,7 +111,7 @@ def kernel_jobs(unit: Float32, queries: Float32) -> dict[str, Job]:
                   "com.microsoft", K=width, N=n, bits=8, block_size=64, accuracy_level=4)  # fmt: skip
     four = graph("MatMulNBits", {"vectors": left[:, ::2].copy().reshape(n, -1, 32), "steps": np.full(n * width // 64, 0.01, np.float32)},
                  "com.microsoft", K=width, N=n, bits=4, block_size=64, accuracy_level=4)  # fmt: skip
-    product, zero = int8_matmul(available_cpus(), os.getpid()), np.array(128, np.uint8)
+    threads = available_cpus()
     jobs: dict[str, Job] = {"copy float32": copy_job(unit)}
     for count in (1, 8):
         some = queries[:count]
@@ -120,7 +120,7 @@ def kernel_jobs(unit: Float32, queries: Float32) -> dict[str, Job]:
         jobs |= {
             f"float32 numpy, {count}": (lambda some=some: unit @ some.T, unit.nbytes),
             f"int8 MatMulInteger, rows as left, {count}": (
-                lambda right=right: product.run(None, {"left": left, "right": right, "zero": zero}),
+                lambda right=right: int8_matmul(left, right, threads, os.getpid()),
                 left.nbytes,
             ),
             f"int8 MatMulInteger, packed constant, {count}": (

@@ -6,6 +6,7 @@ import csv
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,17 @@ def few_texts():
     texts = verify.verification_texts()[::8]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "verification_texts", lambda: texts)
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Compare tiles of a row or two without threads and limits on BLAS, which take most of the time."""
+    from onnxsim_embed.system import threads
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "available_cpus", lambda: 1)
+        patch.setattr(threads, "single_blas_thread", nullcontext)
         yield
 
 

@@ -17,8 +17,8 @@ from onnxsim_embed.similarity.compare import TILE_BYTES
 from onnxsim_embed.similarity.graph import shard_file
 from onnxsim_embed.similarity.graph_writer import ADVICE, by_column, write_shard
 from onnxsim_embed.similarity.memory import MEMORY_SHARE, PEAK_ENTRY_BYTES, PairCounter
-from onnxsim_embed.similarity.out_of_core import AllPairs, concatenate_pairs, merge_top_k
-from onnxsim_embed.similarity.scoring import RowPairs, TopK
+from onnxsim_embed.similarity.out_of_core import AllPairs, concatenate_pairs
+from onnxsim_embed.similarity.selection import RowPairs, top_k_of_rows
 from onnxsim_embed.similarity.sparse import build_matrix, matrix_pairs
 from onnxsim_embed.system.memory import available_memory
 
@@ -125,12 +125,12 @@ class Merge:
             found = concatenate_pairs([matrix_pairs(piece) for piece in pieces])
         else:
             height = pieces[0].shape[0]
-            scores, columns = merge_top_k(
+            best = top_k_of_rows(
                 np.hstack([piece.data.reshape(height, -1) for piece in pieces]),
-                np.hstack([piece.indices.reshape(height, -1).astype(np.int64) for piece in pieces]),
                 self.k,
+                np.hstack([piece.indices.reshape(height, -1).astype(np.int64) for piece in pieces]),
             )
-            found = by_column(TopK(scores, columns))
+            found = by_column(best)
         with write_errors(self.parts):
             write_shard(self.parts / shard_file(number), build_matrix([found], self.rows))
         for path in paths:

@@ -106,11 +106,10 @@ class Embedder:
         return Pipeline(tokenizer, partial(Session, file.result(), device), threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = partial(
-            type(self), precision=self.precision, device=self._device, threads=self.threads
-        )
+        settings = {"precision": self.precision, "device": self._device, "threads": self.threads}
         names = ("prompts", "default_prompt_name", "max_seq_length")
-        return make, (self.artifact,), (None, {name: getattr(self, name) for name in names})
+        state = {name: getattr(self, name) for name in names}
+        return partial(type(self), **settings), (self.artifact,), (None, state)
 
     @classmethod
     def from_pretrained(

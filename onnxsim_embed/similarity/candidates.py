@@ -1,19 +1,20 @@
-"""CandidateScorer scores of blocks of pairs, with a proven bound of their error.
+"""Approximate scores with a guaranteed error bound, for candidate pruning.
 
-A search for scores above a threshold, or for the k best, computes every pair roughly and the few that
-may count exactly. CandidateScorer scores come from matrix products: in float32, whose last bits depend on the
-shape of the block, or in int8, which processors with VNNI multiply several times faster.
+A comparison scores every pair approximately and rescores the few candidates exactly. Approximate scores
+are matrix products: in float32, whose last bits depend on the shape of the tile, or in int8, which
+processors with VNNI multiply several times faster.
 
-The int8 bound: with x = x' + e and y = y' + f (what is kept in int8, and what is lost), and |x| = 1,
-|x . y - x' . y'| = |x . f + e . y'| <= |f| + |e| (1 + |f|) by Cauchy-Schwarz. |e| and |f| are computed for
-each row; x' . y' is a product of whole numbers, hence free of error.
+The int8 bound: with x = x' + e and y = y' + f (quantized rows and their quantization errors) and |x| = 1,
+|x . y - x' . y'| = |x . f + e . y'| <= |f| + |e| (1 + |f|) by Cauchy-Schwarz. |e| and |f| are computed
+for each row; x' . y' is a product of integers, hence exact.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,199 +23,163 @@ from onnxsim_embed.system.hardware import CPU_PROVIDER, int8_supported
 from onnxsim_embed.system.threads import map_chunks, row_chunks
 
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 Scores = npt.NDArray[Any]
 
-# Columns share one int8 step. It suits all but a hundredth of them (those with an outstanding
-# component); the rest are compared in float32.
-SHARE_APART = 0.01
+# Columns share one int8 step. It suits all but one in a hundred of them (outlier columns, with an
+# outstanding component); these are compared in float32.
+OUTLIER_SHARE = 0.01
 
-# Columns multiplied at once in int8: with 1,024 rows, 4 MB of scores. Products of fewer are faster by
-# themselves, and what is done for each block costs more.
+# Columns of an int8 product: with 1,024 rows, 4 MB of scores. Products of fewer columns are faster by
+# themselves, but the work per tile costs more.
 INT8_COLUMNS = 1024
 
-
-class CandidateScorer(Protocol):
-    """CandidateScorer scores of rows with columns.
-
-    :param outliers: columns whose scorer scores say nothing; ascending.
-    :param stored: columns are stored in blocks of so many, and `block` takes none that crosses an edge;
-        None: any block will do.
-    """
-
-    outliers: Int64
-    stored: int | None
-
-    def __init__(self, left: Float32, right: Float32) -> None: ...
-
-    def block(self, rows: slice, columns: slice) -> Scores:
-        """Return scorer scores, (rows, columns), in units of their own."""
-        ...
-
-    def limits(self, rows: slice, threshold: float) -> Scores:
-        """Return (rows, 1): where an exact score is above the threshold, the scorer one is above this."""
-        ...
-
-    def below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Scores:
-        """Return (rows, 1): what a pair passes that scores no less than one of scorer score `bound`."""
-        ...
-
-    def exact_below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Float32:
-        """Return (rows, 1): an exact score that pairs with scorer score `bound`, (rows,), reach."""
-        ...
+# Rows quantized at once: 1.5 MB of 384-dimensional float32 stay in a second-level cache.
+QUANTIZED_ROWS = 1024
 
 
-def rounding(width: int) -> float:
+def rounding_bound(dim: int) -> float:
     """Return by how much two float32 computations of a cosine may differ (Higham, gamma_n, twice)."""
-    return width * 2.0**-23 + 1e-7
+    return dim * 2.0**-23 + 1e-7
 
 
 class Float32Scorer:
-    """CandidateScorer scores by float32 matrix products.
+    """Approximate scores of unit rows by float32 matrix products; base of scorers in other units."""
 
-    :param left: float32 unit vectors (n, dim).
-    :param right: float32 unit vectors (m, dim).
-    """
-
+    # Columns whose approximate scores are meaningless, ascending.
     outliers: Int64 = np.zeros(0, np.int64)
-    stored: int | None = None
+
+    # Width of the blocks in which columns are stored, whose edges no tile may cross; None: no blocks.
+    block_columns: int | None = None
 
     def __init__(self, left: Float32, right: Float32) -> None:
         self._left = left
         self._right = right
-        self._error = np.float32(rounding(left.shape[1]))
+        self._error = rounding_bound(left.shape[1])
 
-    def block(self, rows: slice, columns: slice) -> Scores:
-        """See `CandidateScorer`."""
+    def scores(self, rows: slice, columns: slice) -> Scores:
+        """Return approximate scores, (rows, columns)."""
         return self._left[rows] @ self._right[columns].T
 
-    def limits(self, rows: slice, threshold: float) -> Scores:
-        """See `CandidateScorer`."""
-        return np.full((rows.stop - rows.start, 1), threshold, np.float32) - self._error
+    def lower_bounds(self, rows: slice, exact: float | Float64) -> Scores:
+        """Return (rows, 1): pairs whose exact score exceeds `exact` have a larger approximate score."""
+        bounds = np.broadcast_to(exact, rows.stop - rows.start) - self._error
+        return bounds.astype(np.float32)[:, None]
 
-    def below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Scores:
-        """See `CandidateScorer`."""
-        return np.asarray(bound[:, None] - 2.5 * self._error, np.float32)
-
-    def exact_below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Float32:
-        """See `CandidateScorer`."""
-        return np.asarray(bound[:, None] - 1.5 * self._error, np.float32)
+    def exact_lower_bounds(self, rows: slice, scores: Float64) -> Float64:
+        """Return (rows,): the least exact score of pairs with at least these approximate scores."""
+        return scores - 1.5 * self._error
 
 
-class Int8Scorer:
-    """CandidateScorer scores by int8 matrix products: uint8 rows with a step each, int8 columns with one step.
+class Int8Scorer(Float32Scorer):
+    """Approximate scores by int8 products: uint8 rows with a step each, int8 columns with one step."""
 
-    :param left: float32 unit vectors (n, dim).
-    :param right: float32 unit vectors (m, dim).
-    """
-
-    stored: int | None = INT8_COLUMNS
+    block_columns = INT8_COLUMNS
 
     def __init__(self, left: Float32, right: Float32) -> None:
-        self._product = int8_matmul()
-        parts = row_chunks(len(right), 1024)
-        largest = list(map_chunks(lambda part: _largest(right[part]), parts))
-        usual = _usual(np.concatenate([np.zeros(0, np.float32), *largest]))
-        self._steps = np.float32(127 / usual if usual > 0 else 1)
-        kept = np.empty(right.shape, np.int8)
-        lost = np.empty(len(right), np.float32)
+        super().__init__(left, right)
+        chunks = row_chunks(len(right), QUANTIZED_ROWS)
+        largest = list(map_chunks(lambda chunk: _largest(right[chunk]), chunks))
+        typical = _typical(np.concatenate([np.zeros(0, np.float32), *largest]))
+        scale = np.float32(127 / typical if typical > 0 else 1)
+        codes = np.empty(right.shape, np.int8)
+        errors = np.empty(len(right), np.float32)
 
-        def keep_right(part: slice) -> None:
-            whole = np.clip(np.rint(right[part] * self._steps), -127, 127)
-            kept[part] = whole
-            lost[part] = _norms(right[part] - whole / self._steps)
+        def quantize(chunk: slice) -> None:
+            rounded = np.clip(np.rint(right[chunk] * scale), -127, 127)
+            codes[chunk] = rounded
+            errors[chunk] = _norms(right[chunk] - rounded / scale)
 
-        for _ in map_chunks(keep_right, parts):
+        for _ in map_chunks(quantize, chunks):
             pass
-        self._lost = 1.1 * _usual(lost)
-        self.outliers = np.flatnonzero(lost > self._lost)
-        kept[self.outliers] = 0
-        self._right = [
-            np.ascontiguousarray(kept[part].T) for part in row_chunks(len(right), INT8_COLUMNS)
+        column_error = 1.1 * _typical(errors)
+        self.outliers = np.flatnonzero(errors > column_error)
+        codes[self.outliers] = 0
+        self._columns = [
+            np.ascontiguousarray(codes[block].T) for block in row_chunks(len(right), INT8_COLUMNS)
         ]
-        self._left = np.empty(left.shape, np.uint8)
-        self._row_steps = np.empty(len(left), np.float64)
-        self._error = np.empty(len(left), np.float64)
+        self._rows = QuantizedRows(left.shape, left.__getitem__)
+        self._units = float(scale) / self._rows.steps.astype(np.float64)
+        added = added_error(self._rows.errors, column_error, left.shape[1])
+        self._errors = column_error + added
 
-        def keep_left(part: slice) -> None:
-            whole, steps, row_lost = quantize_rows(left[part])
-            self._left[part] = whole + 128
-            self._row_steps[part] = 1 / steps[:, 0].astype(np.float64)
-            self._error[part] = self._lost + row_lost * (1 + self._lost)
-
-        for _ in map_chunks(keep_left, row_chunks(len(left), 1024)):
-            pass
-        # The norms above, the steps and the exact scores are float32 themselves.
-        self._error = self._error * (1 + 1e-5) + rounding(left.shape[1]) + 1e-6
-        self._zero = np.array(128, np.uint8)
-
-    def block(self, rows: slice, columns: slice) -> Scores:
-        """See `CandidateScorer`."""
+    def scores(self, rows: slice, columns: slice) -> Scores:
+        """Return approximate scores in units of the row, int32 (rows, columns)."""
         number, start = divmod(columns.start, INT8_COLUMNS)
-        right = self._right[number]
-        stop = min(columns.stop - number * INT8_COLUMNS, right.shape[1])
-        if (start, stop) != (0, right.shape[1]):
-            right = np.ascontiguousarray(right[:, start:stop])
-        feed = {"left": self._left[rows], "right": right, "zero": self._zero}
-        found: Scores = self._product.run(None, feed)[0]
-        return found
+        block = self._columns[number]
+        stop = min(columns.stop - number * INT8_COLUMNS, block.shape[1])
+        if (start, stop) != (0, block.shape[1]):
+            block = np.ascontiguousarray(block[:, start:stop])
+        return int8_matmul(self._rows.codes[rows], block)
 
-    def limits(self, rows: slice, threshold: float) -> Scores:
-        """See `CandidateScorer`."""
-        return self._whole(rows, threshold - self._error[rows])
-
-    def below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Scores:
-        """See `CandidateScorer`."""
-        scale = self._row_steps[rows] * float(self._steps)
-        return self._whole(rows, bound / scale - 2 * self._error[rows])
-
-    def exact_below(self, rows: slice, bound: npt.NDArray[np.float64]) -> Float32:
-        """See `CandidateScorer`."""
-        scale = self._row_steps[rows] * float(self._steps)
-        return np.asarray((bound / scale - self._error[rows])[:, None], np.float32)
-
-    def _whole(self, rows: slice, scores: npt.NDArray[np.float64]) -> Scores:
-        """Return the largest whole scorer scores, int32 (rows, 1), that are surely below `scores`."""
-        whole = np.floor(scores * self._row_steps[rows] * float(self._steps)) - 1
+    def lower_bounds(self, rows: slice, exact: float | Float64) -> Scores:
+        """See `Float32Scorer`; int32."""
+        bounds = np.floor((exact - self._errors[rows]) * self._units[rows]) - 1
         limits = np.iinfo(np.int32)
-        return np.clip(whole, limits.min, limits.max).astype(np.int32)[:, None]
+        return np.clip(bounds, limits.min, limits.max).astype(np.int32)[:, None]
+
+    def exact_lower_bounds(self, rows: slice, scores: Float64) -> Float64:
+        """See `Float32Scorer`."""
+        return scores / self._units[rows] - self._errors[rows]
 
 
-def int8_scoring_supported(width: int) -> bool:
-    """Return whether `Int8Scorer` is right on this machine, where products must not saturate."""
-    return width <= 1 << 15 and int8_supported()[0]
+class QuantizedRows:
+    """Unit rows as uint8 codes around 128, with a step and a quantization error (a norm) for each row."""
+
+    def __init__(self, shape: tuple[int, ...], load: Callable[[slice], Float32]) -> None:
+        self.codes = np.empty(shape, np.uint8)
+        self.steps = np.empty(shape[0], np.float32)
+        self.errors = np.empty(shape[0], np.float32)
+
+        def quantize(chunk: slice) -> None:
+            codes, steps, self.errors[chunk] = quantize_rows(load(chunk))
+            self.codes[chunk] = codes + 128
+            self.steps[chunk] = steps[:, 0]
+
+        for _ in map_chunks(quantize, row_chunks(shape[0], QUANTIZED_ROWS)):
+            pass
+
+
+def quantize_rows(rows: Float32, max_code: int = 127) -> tuple[Float32, Float32, Float32]:
+    """Return codes up to `max_code` (n, dim), the step (n, 1) and the quantization error (n,) of rows."""
+    largest = _largest(rows)[:, None]
+    steps = np.asarray(np.where(largest > 0, largest, np.float32(1)) / max_code, np.float32)
+    codes = np.rint(rows / steps)
+    return codes, steps, _norms(rows - codes * steps)
+
+
+def added_error(errors: Float32, other: float, dim: int) -> Float64:
+    """Return what one side's quantization errors add to the error of a score; `other`: the other side's."""
+    # The norms, the steps, the approximate scores and the exact ones are float32 themselves.
+    return errors.astype(np.float64) * (1 + other) * (1 + 1e-5) + rounding_bound(dim) + 2e-6
+
+
+def int8_scoring_supported(dim: int) -> bool:
+    """Return whether `Int8Scorer` is correct on this machine, where products must not saturate."""
+    return dim <= 1 << 15 and int8_supported()[0]
+
+
+def int8_matmul(
+    left: npt.NDArray[np.uint8], right: npt.NDArray[np.int8], threads: int = 1, process: int = 0
+) -> npt.NDArray[np.int32]:
+    """Return (left - 128) @ right; a forked child, `process`, has none of its parent's `threads`."""
+    feed = {"left": left, "right": right, "zero": np.array(128, np.uint8)}
+    product: npt.NDArray[np.int32] = _matmul_session(threads, process).run(None, feed)[0]
+    return product
 
 
 @cache
-def int8_matmul(threads: int = 1, process: int = 0) -> Any:  # noqa: ANN401 - onnxruntime is untyped
-    """Return onnxruntime's product of uint8 (m, k) and int8 (k, n): int32 (m, n).
-
-    :param threads: threads inside one call.
-    :param process: number of this process, where there are several: a forked child has none of its
-        parent's threads.
-    """
+def _matmul_session(threads: int, process: int) -> Any:  # noqa: ANN401 - onnxruntime is untyped
     from onnxsim_embed.system.onnx_session import start_session
 
     graph = files("onnxsim_embed").joinpath("data/product.onnx").read_bytes()
     return start_session(graph, [CPU_PROVIDER], threads, spin=False)
 
 
-def quantize_rows(rows: Float32, most: int = 127) -> tuple[Float32, Float32, Float32]:
-    """Round each row to whole numbers by a step of its own.
-
-    :param rows: float32 array (n, dim).
-    :param most: what the largest component of a row becomes.
-    :returns: the whole numbers, float32 (n, dim); the steps, (n, 1); the norms of what is lost, (n,).
-    """
-    top = _largest(rows)[:, None]
-    steps = np.asarray(np.where(top > 0, top, np.float32(1)) / most, np.float32)
-    whole = np.rint(rows / steps)
-    return whole, steps, _norms(rows - whole * steps)
-
-
-def _usual(values: Float32) -> float:
-    """Return what all but SHARE_APART of the values stay below."""
-    return float(np.quantile(values, 1 - SHARE_APART)) if len(values) else 0.0
+def _typical(values: Float32) -> float:
+    """Return what all but OUTLIER_SHARE of the values stay below."""
+    return float(np.quantile(values, 1 - OUTLIER_SHARE)) if len(values) else 0.0
 
 
 def _largest(rows: Float32) -> Float32:

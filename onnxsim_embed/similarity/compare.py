@@ -1,8 +1,6 @@
-"""Exact cosine similarity in blocks: dense, sparse, top-k, pairs. numpy and scipy only."""
+"""Exact cosine similarity: dense, sparse, top-k, pairs. numpy and scipy only."""
 
 from __future__ import annotations
-
-from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +11,13 @@ from onnxsim_embed.similarity.memory import (
     MemoryBudget,
     PairCounter,
     Progress,
-    check_result_size,
-    estimate_best,
-    estimate_entries,
+    estimate_above,
+    estimate_top_k,
 )
 from onnxsim_embed.similarity.out_of_core import AllPairs
-from onnxsim_embed.similarity.scoring import TopK
+from onnxsim_embed.similarity.selection import Float32, Pairs, TopK, TopPairs
 from onnxsim_embed.similarity.sparse import build_matrix, symmetric_matrix
-from onnxsim_embed.similarity.unit_rows import Float32, UnitRows, check_dims, unit_vectors
+from onnxsim_embed.similarity.unit_rows import UnitRows, check_dims, unit_vectors
 
 __all__ = [
     "Pairs",
@@ -38,24 +35,9 @@ __all__ = [
     "unit_vectors",
 ]
 
-Int64 = npt.NDArray[np.int64]
-
-# Bytes of one thread's block of scorer scores: large enough for matrix products at full speed, small
-# enough to read again for the comparison before it leaves the caches.
+# Bytes of one thread's tile of approximate scores: large enough for matrix products at full speed, small
+# enough to be read again from the caches for the comparison with bounds.
 TILE_BYTES = 8 << 20
-
-
-class Pairs(NamedTuple):
-    """Pairs of rows, best first; equal scores by lower left, then right index.
-
-    :param left: int64 array (pairs,).
-    :param right: int64 array (pairs,); above `left` where one set was compared with itself.
-    :param scores: float32 array (pairs,).
-    """
-
-    left: Int64
-    right: Int64
-    scores: Float32
 
 
 def cos_sim(a: npt.ArrayLike, b: npt.ArrayLike) -> Float32:
@@ -65,10 +47,7 @@ def cos_sim(a: npt.ArrayLike, b: npt.ArrayLike) -> Float32:
     :param b: (m, dim) or (dim,).
     :returns: float32 array (n, m); a zero row scores 0.
     """
-    left, right = (
-        unit_vectors(np.atleast_2d(np.asarray(a))),
-        unit_vectors(np.atleast_2d(np.asarray(b))),
-    )
+    left, right = (unit_vectors(np.atleast_2d(np.asarray(x))) for x in (a, b))
     check_dims(left.shape[1], right.shape[1])
     return np.clip(left @ right.T, np.float32(-1), np.float32(1))
 
@@ -85,34 +64,27 @@ def similarity_matrix(
 ) -> sparse.csr_array:
     """Return every cosine above a threshold as a sparse matrix.
 
-    The result equals `dense > threshold` on the dense matrix without ever holding it. Comparing one
-    set with itself computes half of it, and the matrix is symmetric to the bit.
+    The result equals `dense > threshold` without computing the dense matrix. Comparing one set with
+    itself computes half of it, and the matrix is bitwise symmetric.
 
-    :param vectors: (n, dim), of any norm; a memory-mapped array that memory does not hold is read in
-        parts.
-    :param threshold: entries strictly above it are kept; from -1 to 1.
+    :param vectors: (n, dim), of any norm; a memory-mapped array larger than memory is read tile by tile.
+    :param threshold: scores strictly above it are kept; from -1 to 1.
     :param other: (m, dim), a second set; None compares `vectors` with themselves.
-    :param include_self: keep the diagonal (of one set only).
-    :param max_memory: most bytes to use beyond the input; None for three quarters of what is free.
-    :param show_progress_bar: show one on standard error.
-    :param block_bytes: bytes of scores held at a time by each thread.
+    :param include_self: keep the diagonal (of one set).
+    :param max_memory: maximum bytes to use beyond the input; None for three quarters of the available
+        memory.
+    :param show_progress_bar: show a progress bar on standard error.
+    :param block_bytes: bytes of a tile of scores per thread.
     :returns: float32 csr_array (n, n) or (n, m), sorted indices, no duplicates; `scipy.sparse.save_npz`
         writes it and `load_npz` reads it.
-    :raises ValueError: for NaN or infinite values (naming the row), shapes that do not fit, or a
-        threshold outside -1 to 1.
-    :raises MemoryError: if the result does not fit; early where a sample of the rows shows it.
-        `write_graph` takes any size.
+    :raises ValueError: for NaN or infinite values (naming the row), mismatched shapes, or a threshold
+        outside -1 to 1.
+    :raises MemoryError: if the result does not fit; early if a sample of rows shows it. `write_graph`
+        has no such limit.
     """
     check_threshold(threshold)
-    work = _Work(vectors, other, max_memory, block_bytes)
-    alone = other is None
-    above = work.above(threshold, upper=alone, entries=2 if alone else 1, bar=show_progress_bar)
-    if not alone:
-        return above
-    diagonal = work.left.diagonal(threshold)
-    if not include_self:
-        diagonal[:] = np.nan
-    return symmetric_matrix(above, diagonal)
+    comparison = Comparison(vectors, other, max_memory, block_bytes)
+    return comparison.matrix(threshold, include_self, show_progress_bar)
 
 
 def similar_pairs(
@@ -124,7 +96,7 @@ def similar_pairs(
     show_progress_bar: bool = False,
     block_bytes: int = TILE_BYTES,
 ) -> Pairs:
-    """Return every pair with a cosine above a threshold, best first.
+    """Return every pair with a cosine above a threshold, in descending order of score.
 
     :param vectors: (n, dim), of any norm.
     :param threshold: pairs strictly above it are returned; from -1 to 1.
@@ -134,11 +106,11 @@ def similar_pairs(
     :raises MemoryError: as `similarity_matrix`.
     """
     check_threshold(threshold)
-    work = _Work(vectors, other, max_memory, block_bytes)
-    found = work.above(threshold, upper=other is None, entries=2, bar=show_progress_bar)
-    rows = np.repeat(np.arange(work.left.rows), np.diff(found.indptr))
-    order = np.argsort(-found.data, kind="stable")  # pairs come row by row
-    return Pairs(rows[order], found.indices[order].astype(np.int64), found.data[order])
+    comparison = Comparison(vectors, other, max_memory, block_bytes)
+    pairs = comparison.above(threshold, entries=2, show=show_progress_bar)
+    rows = np.repeat(np.arange(pairs.shape[0]), np.diff(pairs.indptr))
+    order = np.argsort(-pairs.data, kind="stable")  # the pairs are sorted by row
+    return Pairs(rows[order], pairs.indices[order].astype(np.int64), pairs.data[order])
 
 
 def estimate_similarity(
@@ -148,20 +120,20 @@ def estimate_similarity(
     other: npt.ArrayLike | None = None,
     k: int | None = None,
 ) -> Estimate:
-    """Return how large `similarity_matrix` would be and how long it would take, from a sample of rows.
+    """Estimate the size of `similarity_matrix` and its time from a sample of rows.
 
     :param vectors: (n, dim).
     :param threshold: as for `similarity_matrix`.
     :param other: (m, dim), a second set; None for `vectors` with themselves.
-    :param k: estimate `top_k` or `neighbours` instead, so many of each row.
+    :param k: estimate `top_k` or `neighbours` with this k instead.
     :raises ValueError: as `similarity_matrix` or `top_k`.
     """
     check_threshold(threshold)
-    work = _Work(vectors, other, None, TILE_BYTES)
-    if k is not None:
-        work.check_k(k, skip_self=other is None)
-        return estimate_best(work.left, work.right, k)
-    return estimate_entries(work.left, work.right, threshold)
+    comparison = Comparison(vectors, other)
+    if k is None:
+        return estimate_above(comparison.left, comparison.right, threshold)
+    check_k(k, comparison.right.rows - (other is None))
+    return estimate_top_k(comparison.left, comparison.right, k)
 
 
 def top_k(
@@ -173,18 +145,18 @@ def top_k(
     show_progress_bar: bool = False,
     block_bytes: int = TILE_BYTES,
 ) -> TopK:
-    """Return the k vectors closest to each query.
+    """Return the k nearest vectors of each query.
 
     :param queries: (n, dim) or (dim,).
-    :param vectors: (m, dim), the set to search.
-    :param k: how many; at most m.
+    :param vectors: (m, dim), the vectors to search.
+    :param k: number of nearest vectors, at most m.
     :param max_memory: as for `similarity_matrix`, as are the rest.
-    :returns: arrays (n, k), best first, equal scores by lower index.
-    :raises ValueError: if k is below 1 or above m, or for values and shapes as `similarity_matrix`.
+    :returns: arrays (n, k), in descending order of score, ties by lower index.
+    :raises ValueError: if k is less than 1 or greater than m, or as `similarity_matrix`.
     :raises MemoryError: if the result does not fit.
     """
-    work = _Work(np.atleast_2d(np.asarray(queries)), vectors, max_memory, block_bytes)
-    return work.best(k, skip_self=False, bar=show_progress_bar)
+    array = np.atleast_2d(np.asarray(queries))
+    return Comparison(array, vectors, max_memory, block_bytes).top_k(k, show_progress_bar)
 
 
 def neighbours(
@@ -195,48 +167,43 @@ def neighbours(
     show_progress_bar: bool = False,
     block_bytes: int = TILE_BYTES,
 ) -> TopK:
-    """Return the k closest other rows of each row of one set.
+    """Return the k nearest neighbours of each row among the other rows of the set.
 
     :param vectors: (n, dim).
-    :param k: how many; at most n - 1.
+    :param k: number of neighbours, at most n - 1.
     :param max_memory: as for `similarity_matrix`, as are the rest.
-    :returns: arrays (n, k), best first, equal scores by lower index.
+    :returns: arrays (n, k), in descending order of score, ties by lower index.
     :raises ValueError: as `top_k`.
     :raises MemoryError: as `top_k`.
     """
-    work = _Work(vectors, None, max_memory, block_bytes)
-    return work.best(k, skip_self=True, bar=show_progress_bar)
+    return Comparison(vectors, None, max_memory, block_bytes).top_k(k, show_progress_bar)
 
 
 def closest_pairs(
     vectors: npt.ArrayLike, count: int = 10, *, max_memory: int | None = None
 ) -> Pairs:
-    """Return the `count` closest pairs of one set, or all pairs where there are fewer.
+    """Return the `count` closest pairs of one set, or all pairs if there are fewer.
 
     :param vectors: (n, dim).
-    :param count: how many pairs.
+    :param count: number of pairs.
     :param max_memory: as for `similarity_matrix`.
     """
-    work = _Work(vectors, None, max_memory, TILE_BYTES)
-    size = work.left.rows
+    comparison = Comparison(vectors, None, max_memory)
+    size = comparison.left.rows
     k = min(count, size - 1)
     if k < 1:
-        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    # A pair among the best `count` of all is among the best `count` of each of its rows.
-    best = work.best(k, skip_self=True)
-    left = np.repeat(np.arange(size), k)
-    right, scores = best.indices.ravel(), best.scores.ravel()
-    low, high = np.minimum(left, right), np.maximum(left, right)
-    _, first = np.unique(low * size + high, return_index=True)
-    low, high, scores = low[first], high[first], scores[first]
-    order = np.lexsort((high, low, -scores))[:count]
-    return Pairs(low[order], high[order], scores[order])
+        return TopPairs(size, 0).result()
+    # One of the `count` closest pairs is among the `count` nearest neighbours of each of its rows.
+    nearest = comparison.top_k(k)
+    best = TopPairs(size, count)
+    best.add(np.repeat(np.arange(size), k), nearest.indices.ravel(), nearest.scores.ravel())
+    return best.result()
 
 
 def score_all(a: npt.ArrayLike, b: npt.ArrayLike, measure: str) -> Float32:
-    """Return the score of every row of `a` with every row of `b` by sentence-transformers' measures.
+    """Return the score of every row of `a` with every row of `b` by a measure of sentence-transformers.
 
-    :param measure: cosine, dot, euclidean or manhattan (the last two negated distances).
+    :param measure: cosine, dot, euclidean or manhattan (the last two are negated distances).
     :returns: float32 array (n, m).
     :raises ValueError: for another measure.
     """
@@ -248,9 +215,9 @@ def score_all(a: npt.ArrayLike, b: npt.ArrayLike, measure: str) -> Float32:
         return left @ right.T
     from scipy.spatial.distance import cdist
 
-    return np.asarray(
-        -cdist(left.astype(np.float64), right.astype(np.float64), _metric(measure)), np.float32
-    )
+    order = _distance_order(measure)
+    distances = cdist(left.astype(np.float64), right.astype(np.float64), "minkowski", p=order)
+    return np.asarray(-distances, np.float32)
 
 
 def score_pairs(a: npt.ArrayLike, b: npt.ArrayLike, measure: str) -> Float32:
@@ -260,94 +227,96 @@ def score_pairs(a: npt.ArrayLike, b: npt.ArrayLike, measure: str) -> Float32:
     """
     left, right = (np.atleast_2d(np.asarray(x, np.float32)) for x in (a, b))
     if left.shape != right.shape:
-        raise ValueError(
-            f"pairwise scores need two equal shapes, got {left.shape} and {right.shape}"
-        )
+        raise ValueError(f"pairwise scores need equal shapes, got {left.shape} and {right.shape}")
+    if measure == "cosine":
+        left, right = unit_vectors(left), unit_vectors(right)
     if measure in ("cosine", "dot"):
-        if measure == "cosine":
-            left, right = unit_vectors(left), unit_vectors(right)
         return np.asarray(np.einsum("ij,ij->i", left, right))
-    order = {"cityblock": 1, "euclidean": 2}[_metric(measure)]
-    return np.asarray(-np.linalg.norm(left - right, ord=order, axis=1), np.float32)
+    distances = np.linalg.norm(left - right, ord=_distance_order(measure), axis=1)
+    return np.asarray(-distances, np.float32)
 
 
-def _metric(measure: str) -> Literal["euclidean", "cityblock"]:
-    names: dict[str, Literal["euclidean", "cityblock"]] = {
-        "euclidean": "euclidean",
-        "manhattan": "cityblock",
-    }
-    if measure not in names:
+def _distance_order(measure: str) -> int:
+    """Return the order of a distance's norm."""
+    orders = {"euclidean": 2, "manhattan": 1}
+    if measure not in orders:
         raise ValueError(f"similarity {measure!r} is not one of cosine, dot, euclidean, manhattan")
-    return names[measure]
+    return orders[measure]
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that no cosine can pass or miss.
-
-    :raises ValueError: if it is not from -1 to 1.
-    """
+    """Raise ValueError unless the threshold is from -1 to 1."""
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold must be from -1 to 1, got {threshold}")
 
 
-class _Work:
-    """Two sets, or one with itself, and the memory for comparing them.
+def check_k(k: int, available: int) -> None:
+    """Raise ValueError unless k of the available vectors can be chosen."""
+    if available < 1:
+        raise ValueError(f"there are no vectors to choose {k} from")
+    if not 1 <= k <= available:
+        raise ValueError(
+            f"k must be from 1 to {available:,} (the number of vectors to choose from), got {k}"
+        )
 
-    :param vectors: (n, dim).
-    :param other: (m, dim), or None.
-    """
+
+class Comparison:
+    """A comparison of two sets of vectors or unit rows, or of one with itself, within a memory budget."""
 
     def __init__(
         self,
-        vectors: npt.ArrayLike,
-        other: npt.ArrayLike | None,
-        max_memory: int | None,
-        block_bytes: int,
+        vectors: npt.ArrayLike | UnitRows,
+        other: npt.ArrayLike | UnitRows | None = None,
+        max_memory: int | None = None,
+        tile_bytes: int = TILE_BYTES,
     ) -> None:
         self._budget = MemoryBudget(max_memory)
-        self.left = UnitRows(vectors, self._budget.vector_bytes)
-        self.right = self.left
-        if other is not None:
-            self.right = UnitRows(other, self._budget.vector_bytes)
-            check_dims(self.left.dim, self.right.dim)
-        self._pairs = AllPairs(self.left, self.right, block_bytes)
+        self._alone = other is None
+        self.left = self._unit_rows(vectors)
+        self.right = self.left if other is None else self._unit_rows(other)
+        check_dims(self.left.dim, self.right.dim)
+        self._pairs = AllPairs(self.left, self.right, tile_bytes)
 
-    def above(self, threshold: float, *, upper: bool, entries: int, bar: bool) -> sparse.csr_array:
-        """Return the pairs above a threshold.
+    def _unit_rows(self, vectors: npt.ArrayLike | UnitRows) -> UnitRows:
+        if isinstance(vectors, UnitRows):
+            return vectors
+        return UnitRows(vectors, self._budget.vector_bytes)
 
-        :param entries: entries of the result that a pair makes.
+    def above(self, threshold: float, *, entries: int = 1, show: bool = False) -> sparse.csr_array:
+        """Return the scores above a threshold; of one set, only those above the diagonal.
+
+        :param entries: entries that the final result has for each pair.
         """
-        most = self._budget.max_entries(self.left, self.right)
-        check_result_size(self.left, self.right, threshold, most)
-        limit = PairCounter(most // entries, threshold)
-        found = self._pairs.above(threshold, upper=upper, on_pairs=limit)
-        with Progress(self.left.rows, bar, upper) as progress:
-            return build_matrix((progress.count(part) for part in found), self.right.rows)
+        self._budget.check_above(self.left, self.right, threshold)
+        max_pairs = self._budget.max_entries(self.left, self.right) // entries
+        counter = PairCounter(max_pairs, threshold)
+        chunks = self._pairs.above(threshold, upper=self._alone, on_pairs=counter)
+        with Progress(self.left.rows, show, self._alone) as progress:
+            return build_matrix(map(progress.count, chunks), self.right.rows)
 
-    def check_k(self, k: int, skip_self: bool) -> None:
-        """Refuse a k that is not there.
+    def matrix(
+        self, threshold: float, include_self: bool = True, show: bool = False
+    ) -> sparse.csr_array:
+        """Return the scores above a threshold; see `similarity_matrix`."""
+        above = self.above(threshold, entries=2 if self._alone else 1, show=show)
+        if not self._alone:
+            return above
+        diagonal = self.left.diagonal(threshold)
+        if not include_self:
+            diagonal[:] = np.nan
+        return symmetric_matrix(above, diagonal)
 
-        :raises ValueError: naming those that are.
-        """
-        most = self.right.rows - skip_self
-        if most < 1:
-            raise ValueError(f"there are no vectors to choose {k} from")
-        if not 1 <= k <= most:
-            raise ValueError(
-                f"k must be from 1 to {most} (the number of vectors to choose from), got {k}"
-            )
-
-    def best(self, k: int, *, skip_self: bool, bar: bool = False) -> TopK:
-        """Return the k best of each row."""
-        self.check_k(k, skip_self)
+    def top_k(self, k: int, show: bool = False) -> TopK:
+        """Return the top-k of each row; of one set, without the row itself."""
+        check_k(k, self.right.rows - self._alone)
         self._budget.check_top_k(self.left, self.right, k)
         scores = np.empty((self.left.rows, k), np.float32)
         indices = np.empty(scores.shape, np.int64)
-        done = 0
-        with Progress(self.left.rows, bar, upper=False) as progress:
-            for part in self._pairs.top_k(k, skip_self=skip_self):
-                rows = slice(done, done + len(part.scores))
-                scores[rows], indices[rows] = part.scores, part.indices
-                done = rows.stop
-                progress.add(len(part.scores))
+        stop = 0
+        with Progress(self.left.rows, show, upper=False) as progress:
+            for top in self._pairs.top_k(k, skip_self=self._alone):
+                rows = slice(stop, stop + len(top.scores))
+                scores[rows], indices[rows] = top.scores, top.indices
+                stop = rows.stop
+                progress.move(stop)
         return TopK(scores, indices)

@@ -33,7 +33,7 @@ from onnxsim_embed.similarity.graph import (
 )
 from onnxsim_embed.similarity.memory import MemoryBudget, PairCounter, Progress, ResultTooLargeError
 from onnxsim_embed.similarity.out_of_core import AllPairs
-from onnxsim_embed.similarity.scoring import RowPairs, TopK
+from onnxsim_embed.similarity.selection import RowPairs, TopK
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows, check_vectors
 

@@ -1,12 +1,9 @@
-"""TiledComparison one set again and again: an int8 copy is read for every query, exact scores decide.
+"""Repeated search of one set: an int8 copy is read for each query, and exact scores decide.
 
-A few queries against many vectors are bound by memory: each component is read once and used once or a
-few times. The copy has a byte a component where float32 has four. Its scores have a proven error, so the
-rows that may be among the best are known, and these few are scored exactly from the vectors themselves.
-
-The bound: a row is y = y' + f and a query x = x' + e (what is kept in int8, and what is lost), both of norm
-1, so |x . y - x' . y'| = |x . f + e . y'| <= |f| + |e| (1 + |f|) by Cauchy-Schwarz. |f| is stored for each row;
-x' . y' is a product of whole numbers, hence free of error.
+A few queries against many vectors are bound by memory bandwidth: each component is read once and used once
+or a few times. The copy takes one byte per component where float32 takes four. Its scores have the error
+bound of `candidates`, so that the rows which may be in the result are known, and only these are scored
+exactly from the vectors themselves.
 """
 
 from __future__ import annotations
@@ -19,49 +16,52 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.similarity.candidates import int8_matmul, quantize_rows, rounding
-from onnxsim_embed.similarity.compare import TopK, check_threshold, similarity_matrix, top_k
-from onnxsim_embed.similarity.scoring import Bounds, RowPairs, exact_scores, select_top_k
+from onnxsim_embed.similarity.candidates import (
+    QuantizedRows,
+    added_error,
+    int8_matmul,
+    quantize_rows,
+)
+from onnxsim_embed.similarity.compare import check_k, check_threshold, similarity_matrix, top_k
+from onnxsim_embed.similarity.scoring import exact_scores
+from onnxsim_embed.similarity.selection import (
+    Float32,
+    Int64,
+    KthBounds,
+    RowPairs,
+    TopK,
+    select_top_k,
+)
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import check_vectors, unit_vectors
 from onnxsim_embed.system.hardware import available_cpus, int8_supported
-from onnxsim_embed.system.threads import map_chunks, row_chunks
+from onnxsim_embed.system.threads import row_chunks
 
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
-
-# Rows turned into int8 at once: 1.5 MB of 384-wide float32 stay in a second-level cache.
-BUILD_ROWS = 1024
-
-# Scores computed at once: 1 MB stays in a second-level cache while candidates are taken out of it.
+# Scores computed at once: 1 MB stays in a second-level cache while candidates are selected from it.
 CHUNK_SCORES = 1 << 18
 
-# Queries that go through the copy together: so many cost memory no more than one.
+# Queries compared with the copy together: 16 read no more memory than one.
 QUERIES = 16
 
-# From so many queries on, `top_k` is faster, though it copies the vectors: it multiplies blocks.
+# From this number of queries on, `top_k` is faster, although it copies the vectors.
 MANY_QUERIES = 512
 
-# The largest whole number of a query: with it, two products of a uint8 and an int8 fit into 16 bits, in
-# which x86 processors without VNNI add them.
-NARROW = 63
+# The largest code of a query such that two products of a uint8 and an int8 fit into 16 bits, in which
+# x86 processors without VNNI add them.
+MAX_CODE_16_BIT = 63
 
 
 class _Queries(NamedTuple):
-    """Queries, ready for the copy.
+    """Quantized queries; codes (dim, q), steps and errors (q, 1)."""
 
-    :param whole: int8 array (dim, q).
-    :param steps: float32 array (q, 1), what one unit of `whole` stands for.
-    :param error: float32 array (q, 1), what a scorer score may be off beside what its row lost.
-    """
-
-    whole: npt.NDArray[np.int8]
+    unit: Float32
+    codes: npt.NDArray[np.int8]
     steps: Float32
-    error: Float32
+    errors: Float32  # bounds of a score's error but for the quantization error of its row
 
 
-class _Near(NamedTuple):
-    """Pairs that may count: query, row, and scorer scores less and plus what the row lost."""
+class _Candidates(NamedTuple):
+    """Pairs that may be in the result, with bounds of their scores but for the query's error."""
 
     query: Int64
     row: Int64
@@ -70,15 +70,15 @@ class _Near(NamedTuple):
 
 
 class VectorIndex:
-    """Vectors that are searched often, with an int8 copy that makes a search read a quarter.
+    """Vectors that are searched repeatedly, with an int8 copy that makes a search read a quarter.
 
-    Results are those of `top_k` and `similarity_matrix`, bit for bit.
+    Results are bitwise those of `top_k` and `similarity_matrix`.
 
         index = VectorIndex(np.load("vectors.npy", mmap_mode="r"))
         best = index.search(model.encode_query("cold chain"), k=10)
 
-    The vectors are kept by reference, so a memory-mapped file stays on disk, and must not change. The
-    copy takes one byte a component and eight a row. Any number of threads may search at once.
+    The vectors are kept by reference, so that a memory-mapped file stays on disk, and must not change.
+    The copy takes one byte per component and eight per row. Threads may search concurrently.
 
     :param vectors: (n, dim), of any norm and number format.
     :raises ValueError: for NaN or infinite values (naming the row), or a shape other than (n, dim).
@@ -87,55 +87,46 @@ class VectorIndex:
     def __init__(self, vectors: npt.ArrayLike) -> None:
         self.vectors: npt.NDArray[Any] = np.asarray(vectors)
         check_vectors(self.vectors)
-        rows = len(self.vectors)
-        self._whole = np.empty(self.vectors.shape, np.uint8)
-        self._steps = np.empty(rows, np.float32)
-        self._lost = np.empty(rows, np.float32)
-        self._zero = np.array(128, np.uint8)
         # Asked once: the answers are read from the system's files, which takes as long as a search.
         self._threads = available_cpus()
-        self._most = 127 if int8_supported()[0] else NARROW
-        for _ in map_chunks(self._keep, row_chunks(rows, BUILD_ROWS)):
-            pass
-        self._most_lost = float(self._lost.max(initial=0))
+        self._max_code = 127 if int8_supported()[0] else MAX_CODE_16_BIT
+        self._rows = QuantizedRows(
+            self.vectors.shape,
+            lambda chunk: unit_vectors(self.vectors[chunk], first_row=chunk.start),
+        )
+        self._max_error = float(self._rows.errors.max(initial=0))
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     @property
     def width(self) -> int:
-        """Components of a vector."""
+        """Dimension of the vectors."""
         return int(self.vectors.shape[1])
 
     @property
     def nbytes(self) -> int:
         """Bytes of the int8 copy, beside the vectors."""
-        return self._whole.nbytes + self._steps.nbytes + self._lost.nbytes
+        return self._rows.codes.nbytes + self._rows.steps.nbytes + self._rows.errors.nbytes
 
     def search(self, queries: npt.ArrayLike, k: int = 10) -> TopK:
-        """Return the k vectors closest to each query.
+        """Return the k nearest vectors of each query.
 
         :param queries: (q, dim) or (dim,).
-        :param k: how many; at most the number of vectors.
-        :returns: arrays (q, k), best first, equal scores by lower index.
-        :raises ValueError: if k is out of range, or for queries that hold NaN or are of another width.
+        :param k: at most the number of vectors.
+        :returns: arrays (q, k), in descending order of score, ties by lower index.
+        :raises ValueError: if k is out of range, or for queries with NaN or another dimension.
         """
-        array = np.atleast_2d(np.asarray(queries))
-        unit = self._unit_queries(array)
-        if not 1 <= k <= len(self):
-            raise ValueError(
-                f"k must be from 1 to {len(self):,} (the number of vectors to choose from), got {k}"
-                if len(self)
-                else f"there are no vectors to choose {k} from"
-            )
+        array, unit = self._check_queries(queries)
+        check_k(k, len(self))
         if len(unit) >= MANY_QUERIES:
             return top_k(array, self.vectors, k)
-        parts = [self._best(unit[part], k) for part in row_chunks(len(unit), QUERIES)]
+        groups = [self._top_k(unit[group], k) for group in row_chunks(len(unit), QUERIES)]
         empty = TopK(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64))
-        return TopK(*(np.concatenate(found) for found in zip(empty, *parts, strict=True)))
+        return TopK(*(np.concatenate(arrays) for arrays in zip(empty, *groups, strict=True)))
 
     def above(self, queries: npt.ArrayLike, threshold: float) -> sparse.csr_array:
-        """Return every score of a query with a vector that is above a threshold.
+        """Return every score of a query with a vector that exceeds a threshold.
 
         :param queries: (q, dim) or (dim,).
         :param threshold: scores strictly above it are kept; from -1 to 1.
@@ -143,101 +134,90 @@ class VectorIndex:
         :raises ValueError: for a threshold outside -1 to 1, and as `search`.
         """
         check_threshold(threshold)
-        array = np.atleast_2d(np.asarray(queries))
-        unit = self._unit_queries(array)
+        array, unit = self._check_queries(queries)
         if len(unit) >= MANY_QUERIES:
             return similarity_matrix(array, threshold, other=self.vectors)
         groups = row_chunks(len(unit), QUERIES)
-        return build_matrix((self._above(unit[part], threshold) for part in groups), len(self))
+        return build_matrix((self._above(unit[group], threshold) for group in groups), len(self))
 
-    def _keep(self, part: slice) -> None:
-        """Turn a strip of the vectors into int8."""
-        unit = unit_vectors(self.vectors[part], first_row=part.start)
-        whole, steps, self._lost[part] = quantize_rows(unit)
-        self._whole[part] = whole + 128
-        self._steps[part] = steps[:, 0]
-
-    def _unit_queries(self, queries: npt.NDArray[Any]) -> Float32:
+    def _check_queries(self, queries: npt.ArrayLike) -> tuple[npt.NDArray[Any], Float32]:
+        """Return queries as a 2-D array, and their unit rows."""
+        array = np.atleast_2d(np.asarray(queries))
         try:
-            unit = unit_vectors(queries)
+            unit = unit_vectors(array)
         except ValueError as error:
             raise ValueError(f"queries: {error}") from None
         if unit.shape[1] != self.width:
             raise ValueError(
-                f"queries of {unit.shape[1]} components do not fit vectors of {self.width}; "
+                f"queries of dimension {unit.shape[1]} do not match vectors of dimension {self.width}; "
                 "encode both with the same model"
             )
-        return unit
+        return array, unit
 
-    def _ready(self, unit: Float32) -> _Queries:
-        """Turn unit vectors of queries into int8."""
-        whole, steps, norms = quantize_rows(unit, self._most)
-        lost = norms[:, None].astype(np.float64) * (1 + self._most_lost)
-        # The norms, the steps, the scorer scores and the exact ones are float32 themselves.
-        error = (lost * (1 + 1e-5) + rounding(self.width) + 2e-6).astype(np.float32)
-        return _Queries(np.ascontiguousarray(whole.T.astype(np.int8)), steps, error)
+    def _quantize(self, unit: Float32) -> _Queries:
+        codes, steps, errors = quantize_rows(unit, self._max_code)
+        added = added_error(errors, self._max_error, self.width)[:, None]
+        columns = np.ascontiguousarray(codes.T.astype(np.int8))
+        return _Queries(unit, columns, steps, added.astype(np.float32))
 
     def _above(self, unit: Float32, threshold: float) -> RowPairs:
         """Return the scores of some queries above a threshold."""
-        ready = self._ready(unit)
-        near = self._near(ready, lambda low: threshold - ready.error)
-        scores = self._exact(unit, near)
+        queries = self._quantize(unit)
+        candidates = self._candidates(queries, lambda low: threshold - queries.errors)
+        scores = self._exact(queries, candidates)
         above = scores > np.float32(threshold)
-        query, row, scores = near.query[above], near.row[above], scores[above]
+        query, row, scores = candidates.query[above], candidates.row[above], scores[above]
         order = np.lexsort((row, query))
         return RowPairs(np.bincount(query, minlength=len(unit)), row[order], scores[order])
 
-    def _best(self, unit: Float32, k: int) -> TopK:
-        """Return the k best rows of some queries."""
-        ready = self._ready(unit)
-        near = self._near(ready, lambda low: _floor(_reached(low, k), ready.error))
-        # What counts among all strips: the k-th largest of all that strips returned.
-        order = np.lexsort((-near.low, near.query))
-        counts = np.bincount(near.query, minlength=len(unit))
-        kth = near.low[order[np.cumsum(counts) - counts + k - 1]][:, None]
-        counting = near.high >= _floor(kth, ready.error)[near.query, 0]
-        near = _Near(*(part[counting] for part in near))
-        exact = self._exact(unit, near)
-        return TopK(*select_top_k(near.query, near.row, exact, len(unit), k))
+    def _top_k(self, unit: Float32, k: int) -> TopK:
+        """Return the k nearest rows of some queries."""
+        queries = self._quantize(unit)
 
-    def _near(self, ready: _Queries, floor: Callable[[Float32], Float32]) -> _Near:
-        """Return the pairs of each strip that reach the floor, which a strip's low scores set."""
-        # Threads inside a call, which wake faster than Python's.
-        session = int8_matmul(self._threads, os.getpid())
+        def bound(low: Float32) -> Float32:
+            bounds = KthBounds(len(low), k)
+            bounds.add(low)
+            return _floor(bounds.kth[:, None].astype(np.float32), queries.errors)
 
-        def take(part: slice) -> _Near:
-            feed = {"left": self._whole[part], "right": ready.whole, "zero": self._zero}
-            scores: Float32 = session.run(None, feed)[0].T.astype(np.float32, order="C")
-            scores *= self._steps[part]
-            scores *= ready.steps
-            lost = self._lost[part]
-            low = scores - lost
-            scores += lost
-            found = np.flatnonzero(scores >= floor(low))
-            query, row = np.divmod(found, scores.shape[1])
-            return _Near(query, row + part.start, low.ravel()[found], scores.ravel()[found])
+        candidates = self._candidates(queries, bound)
+        # Of the candidates of all chunks, only those that may be among the top-k of all.
+        low = select_top_k(candidates.query, candidates.row, candidates.low, len(unit), k).scores
+        floor = _floor(low[:, -1:], queries.errors)
+        kept = candidates.high >= floor[candidates.query, 0]
+        candidates = _Candidates(*(array[kept] for array in candidates))
+        exact = self._exact(queries, candidates)
+        return select_top_k(candidates.query, candidates.row, exact, len(unit), k)
 
-        found = map(take, row_chunks(len(self), CHUNK_SCORES // len(ready.steps)))
-        nothing = np.zeros(0, np.int64)
-        empty = _Near(nothing, nothing, np.zeros(0, np.float32), np.zeros(0, np.float32))
-        return _Near(*(np.concatenate(parts) for parts in zip(empty, *found, strict=True)))
+    def _candidates(self, queries: _Queries, bound: Callable[[Float32], Float32]) -> _Candidates:
+        """Return the pairs of each chunk whose upper bounds reach a bound, set by its lower bounds."""
 
-    def _exact(self, unit: Float32, near: _Near) -> Float32:
-        rows, place = np.unique(near.row, return_inverse=True)
-        # Row by row the same numbers as the unit vectors of the whole set.
+        def select(chunk: slice) -> _Candidates:
+            # Threads inside the call, which wake faster than Python's.
+            codes = self._rows.codes[chunk]
+            product = int8_matmul(codes, queries.codes, self._threads, os.getpid())
+            scores = product.T.astype(np.float32, order="C")
+            scores *= self._rows.steps[chunk]
+            scores *= queries.steps
+            low = scores - self._rows.errors[chunk]
+            scores += self._rows.errors[chunk]
+            flat = np.flatnonzero(scores >= bound(low))
+            query, row = np.divmod(flat, scores.shape[1])
+            return _Candidates(query, row + chunk.start, low.ravel()[flat], scores.ravel()[flat])
+
+        chunks = map(select, row_chunks(len(self), CHUNK_SCORES // len(queries.steps)))
+        no_rows, no_scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        empty = _Candidates(no_rows, no_rows, no_scores, no_scores)
+        return _Candidates(*(np.concatenate(arrays) for arrays in zip(empty, *chunks, strict=True)))
+
+    def _exact(self, queries: _Queries, candidates: _Candidates) -> Float32:
+        rows, position = np.unique(candidates.row, return_inverse=True)
+        # Bitwise the unit rows of the whole set.
         right = unit_vectors(np.ascontiguousarray(self.vectors[rows]))
-        return exact_scores(unit, right, near.query, place)
+        return exact_scores(queries.unit, right, candidates.query, position)
 
 
-def _reached(low: Float32, k: int) -> Float32:
-    """Return for each query a score, (q, 1), that at least k of its rows reach, and few more."""
-    bounds = Bounds(len(low), k)
-    bounds.add(low)
-    return bounds.kth[:, None].astype(np.float32)
-
-
-def _floor(kth: Float32, error: Float32) -> Float32:
-    """Return what rows reach that may be among the k best, where k rows reach `kth`; all (q, 1)."""
-    # Exact scores end at -1 and 1, where rounding would pass them: those beyond are equal.
-    sure = np.minimum(kth - error, np.float32(1))
-    return np.where(sure > -1, sure - error, np.float32(-np.inf))
+def _floor(kth: Float32, errors: Float32) -> Float32:
+    """Return the upper bound that any top-k row has, where k rows have a lower bound of `kth`; all (q, 1)."""
+    # Exact scores are clipped to [-1, 1]: all beyond are equal.
+    certain = np.minimum(kth - errors, np.float32(1))
+    return np.where(certain > -1, certain - errors, np.float32(-np.inf))

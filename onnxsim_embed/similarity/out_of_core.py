@@ -1,36 +1,29 @@
-"""Comparisons of sets that memory need not hold: tile by tile, with the results of one go."""
+"""Out-of-core comparison, tile by tile, with results identical to the in-memory one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
-from onnxsim_embed.similarity.candidates import CandidateScorer
-from onnxsim_embed.similarity.scoring import RowPairs, TiledComparison, TopK
-from onnxsim_embed.similarity.unit_rows import Float32, TiledRows
-
-Int64 = npt.NDArray[np.int64]
+from onnxsim_embed.similarity.candidates import Float32Scorer
+from onnxsim_embed.similarity.scoring import TiledComparison
+from onnxsim_embed.similarity.selection import RowPairs, TopK, top_k_of_rows
+from onnxsim_embed.similarity.unit_rows import TiledRows
 
 
 class AllPairs:
-    """A comparison of two sets, or of one with itself.
+    """A comparison of two sets, or of one with itself (left is right)."""
 
-    :param left: the rows.
-    :param right: the columns; the same object for a set with itself.
-    :param block_bytes: bytes of scorer scores that a thread holds at a time.
-    """
-
-    def __init__(self, left: TiledRows, right: TiledRows, block_bytes: int) -> None:
+    def __init__(self, left: TiledRows, right: TiledRows, tile_bytes: int) -> None:
         self.left = left
         self.right = right
-        self._block_bytes = block_bytes
-        self._kind: type[CandidateScorer] | None = None
-        self._search: TiledComparison | None = None
+        self._tile_bytes = tile_bytes
+        self._scorer_type: type[Float32Scorer] | None = None
+        self._in_memory: TiledComparison | None = None
         if left.in_memory and right.in_memory:
-            rows, columns = (part.load(slice(0, part.rows)) for part in (left, right))
-            self._search = TiledComparison(rows, columns, block_bytes)
+            rows, columns = (units.load(slice(0, units.rows)) for units in (left, right))
+            self._in_memory = TiledComparison(rows, columns, tile_bytes)
 
     def above(
         self,
@@ -39,33 +32,32 @@ class AllPairs:
         upper: bool,
         rows: slice | None = None,
         columns: slice | None = None,
-        on_pairs: Callable[[RowPairs], object] = lambda part: None,
+        on_pairs: Callable[[RowPairs], object] = lambda pairs: None,
     ) -> Iterator[RowPairs]:
-        """Yield the pairs above a threshold, strip by strip.
+        """Yield the pairs above a threshold, chunk by chunk.
 
-        :param upper: take only columns beyond the row (left and right are one set).
-        :param rows: rows to compare; None for all.
-        :param columns: columns to compare them with, None for all; of rows and columns whole tiles.
-        :param on_pairs: called with pairs when they are found, which is before the strip is whole.
+        :param upper: only columns greater than the row (of one set).
+        :param columns: columns to compare the rows with; both are whole tiles.
+        :param on_pairs: called with pairs as soon as they are found, before their chunk is complete.
         """
         rows = rows or slice(0, self.left.rows)
-        if self._search is not None and columns is None:
-            for part in self._search.above(threshold, upper=upper, rows=rows):
-                on_pairs(part)
-                yield part
+        if self._in_memory is not None and columns is None:
+            for pairs in self._in_memory.above(threshold, upper=upper, rows=rows):
+                on_pairs(pairs)
+                yield pairs
             return
         columns = columns or slice(0, self.right.rows)
         for tile in self.left.tiles(rows.start, rows.stop):
-            strips: list[list[RowPairs]] = []
+            chunks: list[list[RowPairs]] = []
             first = max(columns.start, tile.start) if upper else columns.start
-            for start, search in self._searches(tile, slice(first, columns.stop)):
-                found = search.above(threshold, upper=upper and search.left is search.right)
-                for number, part in enumerate(found):
-                    on_pairs(part)
-                    if number == len(strips):
-                        strips.append([])
-                    strips[number].append(part._replace(columns=part.columns + start))
-            yield from map(concatenate_pairs, strips)
+            for start, comparison in self._comparisons(tile, slice(first, columns.stop)):
+                same = comparison.left is comparison.right
+                for number, pairs in enumerate(comparison.above(threshold, upper=upper and same)):
+                    on_pairs(pairs)
+                    if number == len(chunks):
+                        chunks.append([])
+                    chunks[number].append(pairs._replace(columns=pairs.columns + start))
+            yield from map(concatenate_pairs, chunks)
 
     def top_k(
         self,
@@ -75,60 +67,51 @@ class AllPairs:
         rows: slice | None = None,
         columns: slice | None = None,
     ) -> Iterator[TopK]:
-        """Yield the k best of each row, strip by strip; see `TiledComparison.best`.
-
-        :param columns: as for `above`; where they are fewer than k, all of them are yielded.
-        """
+        """Yield the top-k of each row among some columns, or all if they are fewer, chunk by chunk."""
         rows = rows or slice(0, self.left.rows)
-        if self._search is not None and columns is None:
-            yield from self._search.top_k(k, skip_self=skip_self, rows=rows)
+        if self._in_memory is not None and columns is None:
+            yield from self._in_memory.top_k(k, skip_self=skip_self, rows=rows)
             return
         columns = columns or slice(0, self.right.rows)
         for tile in self.left.tiles(rows.start, rows.stop):
-            scores = np.empty((tile.stop - tile.start, 0), np.float32)
-            places = np.empty(scores.shape, np.int64)
-            for start, search in self._searches(tile, columns):
-                own = skip_self and search.left is search.right
-                most = min(k, len(search.right) - own)
-                if most:
-                    found = list(search.top_k(most, skip_self=own))
-                    more = np.concatenate([part.scores for part in found])
-                    others = np.concatenate([part.indices for part in found]) + start
-                    scores, places = merge_top_k(
-                        np.hstack([scores, more]), np.hstack([places, others]), k
+            height = tile.stop - tile.start
+            top = TopK(np.zeros((height, 0), np.float32), np.zeros((height, 0), np.int64))
+            for start, comparison in self._comparisons(tile, columns):
+                own = skip_self and comparison.left is comparison.right
+                available = min(k, len(comparison.right) - own)
+                if available:
+                    scores, indices = zip(*comparison.top_k(available, skip_self=own), strict=True)
+                    top = top_k_of_rows(
+                        np.hstack([top.scores, np.concatenate(scores)]),
+                        k,
+                        np.hstack([top.indices, np.concatenate(indices) + start]),
                     )
-            yield TopK(scores, places)
+            yield top
 
-    def _searches(self, tile: slice, columns: slice) -> Iterator[tuple[int, TiledComparison]]:
-        """Yield the first column and a search for each tile of some columns."""
+    def _comparisons(self, tile: slice, columns: slice) -> Iterator[tuple[int, TiledComparison]]:
+        """Yield the first column and a comparison for each tile of some columns."""
         left = self.left.load(tile)
         start, stop = columns.start, columns.stop
         if self.left is self.right and start <= tile.start < stop:
-            parts = [*self.right.tiles(start, tile.start), tile]
-            parts += self.right.tiles(tile.stop, stop)
+            tiles = [*self.right.tiles(start, tile.start), tile]
+            tiles += self.right.tiles(tile.stop, stop)
         else:
-            parts = list(self.right.tiles(start, stop)) or [slice(0, 0)]
-        for part in parts:
-            same = self.left is self.right and part == tile
-            right = left if same else self.right.load(part)
-            search = TiledComparison(
-                left, right, self._block_bytes, self._kind(left, right) if self._kind else None
-            )
-            yield part.start, search
-            self._kind = self._kind or search.kind
+            tiles = list(self.right.tiles(start, stop)) or [slice(0, 0)]
+        for other in tiles:
+            same = self.left is self.right and other == tile
+            right = left if same else self.right.load(other)
+            scorer = self._scorer_type(left, right) if self._scorer_type else None
+            comparison = TiledComparison(left, right, self._tile_bytes, scorer)
+            yield other.start, comparison
+            if self._scorer_type is None and comparison.scorer is not None:
+                self._scorer_type = type(comparison.scorer)
 
 
-def concatenate_pairs(parts: list[RowPairs]) -> RowPairs:
-    """Return the pairs of a strip with several tiles, whose columns rise from one to the next."""
-    height = len(parts[0].counts)
-    row = np.concatenate([np.repeat(np.arange(height), part.counts) for part in parts])
+def concatenate_pairs(tiles: list[RowPairs]) -> RowPairs:
+    """Return the pairs of a chunk of rows from its tiles, whose columns rise from one to the next."""
+    height = len(tiles[0].counts)
+    row = np.concatenate([np.repeat(np.arange(height), pairs.counts) for pairs in tiles])
     order = np.argsort(row, kind="stable")
-    columns = np.concatenate([part.columns for part in parts])[order]
-    scores = np.concatenate([part.scores for part in parts])[order]
+    columns = np.concatenate([pairs.columns for pairs in tiles])[order]
+    scores = np.concatenate([pairs.scores for pairs in tiles])[order]
     return RowPairs(np.bincount(row, minlength=height), columns, scores)
-
-
-def merge_top_k(scores: Float32, columns: Int64, k: int) -> tuple[Float32, Int64]:
-    """Return the k best of each row, or all where there are fewer; ties by lower column."""
-    order = np.lexsort((columns, -scores), axis=-1)[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(columns, order, axis=1)

@@ -86,12 +86,7 @@ def check_dims(left: int, right: int) -> None:
 
 
 class TiledRows(ABC):
-    """Unit rows of a set, loaded in tiles of rows.
-
-    :param rows: number of rows.
-    :param dim: components of a row.
-    :param tile_rows: rows of a tile.
-    """
+    """Unit rows of a set, loaded in tiles of `tile_rows` rows."""
 
     def __init__(self, rows: int, dim: int, tile_rows: int) -> None:
         self.rows = rows
@@ -127,24 +122,26 @@ class TiledRows(ABC):
 class UnitRows(TiledRows):
     """Unit rows of an array: normalized once if they fit in memory, else one tile at a time.
 
-    :param vectors: (n, dim), an array in memory or memory-mapped.
     :param max_bytes: maximum bytes of two tiles, including what comparing them needs; None: all rows are
         one tile.
-    :raises ValueError: as `unit_vectors`; where the set does not fit, rows are checked when they are
-        loaded.
+    :param normalized: `vectors` are float32 unit rows in memory, and used as they are.
     """
 
-    def __init__(self, vectors: npt.ArrayLike, max_bytes: int | None = None) -> None:
+    def __init__(
+        self, vectors: npt.ArrayLike, max_bytes: int | None = None, *, normalized: bool = False
+    ) -> None:
         array = np.asarray(vectors)
         check_vectors(array)
         rows, dim = array.shape
         row_bytes = COMPONENT_BYTES * max(1, dim)
         tile_rows = max(1, rows)
-        if max_bytes is not None and rows * row_bytes > max_bytes // 2:
+        if not normalized and max_bytes is not None and rows * row_bytes > max_bytes // 2:
             tile_rows = max(1, max_bytes // 2 // row_bytes)
         super().__init__(rows, dim, tile_rows)
         self._vectors = array
-        self._unit = unit_vectors(array) if self.in_memory else None
+        self._unit: Float32 | None = None
+        if self.in_memory:
+            self._unit = array if normalized else unit_vectors(array)
 
     @property
     def in_memory(self) -> bool:

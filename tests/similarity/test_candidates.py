@@ -1,4 +1,4 @@
-"""CandidateScorer scores: int8 and float32 lead to the same result, bit for bit, whatever the vectors."""
+"""int8 and float32 candidate scorers lead to bitwise the same results."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 from onnx import TensorProto, helper
+from vector_sets import assert_same
 
 import onnxsim_embed
 from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer, int8_scoring_supported
-from onnxsim_embed.similarity.compare import unit_vectors
 from onnxsim_embed.similarity.scoring import TiledComparison
+from onnxsim_embed.similarity.selection import TopPairs, top_k_of_rows
 from onnxsim_embed.similarity.sparse import build_matrix
+from onnxsim_embed.similarity.unit_rows import unit_vectors
 
-pytestmark = pytest.mark.skipif(
+needs_int8 = pytest.mark.skipif(
     not int8_scoring_supported(40), reason="int8 products saturate here"
 )
 
@@ -39,7 +44,7 @@ def hostile_vectors():
 
 
 def near_threshold(threshold=0.5):
-    """Pairs whose cosine lies within a few float32 steps of a threshold, on both sides."""
+    """Pairs whose cosine is within a few float32 steps of a threshold, on both sides."""
     rng = np.random.default_rng(1)
     base = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0]
     rows = [base[0]]
@@ -51,98 +56,86 @@ def near_threshold(threshold=0.5):
 
 SETS = {"hostile": hostile_vectors(), "near": near_threshold()}
 each_set = pytest.mark.parametrize("vectors", SETS.values(), ids=SETS)
-each_block = pytest.mark.parametrize("block_bytes", [3000, 1 << 23])
+each_tile = pytest.mark.parametrize("tile_bytes", [3000, 1 << 23])
 
 
-def searches(left, right, block_bytes):
+def comparisons(left, right, tile_bytes):
     return [
-        TiledComparison(left, right, block_bytes, kind(left, right))
+        TiledComparison(left, right, tile_bytes, kind(left, right))
         for kind in (Float32Scorer, Int8Scorer)
     ]
 
 
-def select_top_k(search, k, skip_self):
-    parts = list(search.top_k(k, skip_self=skip_self))
-    return [np.concatenate([getattr(part, name) for part in parts]) for name in parts[0]._fields]
+def top_k(comparison, k, skip_self):
+    chunks = comparison.top_k(k, skip_self=skip_self)
+    return [np.concatenate(arrays) for arrays in zip(*chunks, strict=True)]
 
 
+@needs_int8
 @each_set
-@each_block
+@each_tile
 @pytest.mark.parametrize("upper", [True, False])
-@pytest.mark.parametrize("threshold", [-1, -0.2, 0, 0.5, 0.9, 1])
-def test_both_find_the_same_pairs_and_scores(vectors, block_bytes, upper, threshold):
-    plain, whole = (
-        build_matrix(search.above(threshold, upper=upper), len(vectors))
-        for search in searches(vectors, vectors, block_bytes)
+@pytest.mark.parametrize("threshold", [-1, 0, 0.5, 0.9, 1])
+def test_pairs_and_scores_are_the_same(vectors, tile_bytes, upper, threshold):
+    float32, int8 = (
+        build_matrix(comparison.above(threshold, upper=upper), len(vectors))
+        for comparison in comparisons(vectors, vectors, tile_bytes)
     )
-    for name in ("indptr", "indices", "data"):
-        np.testing.assert_array_equal(getattr(whole, name), getattr(plain, name))
+    assert_same(int8, float32)
 
 
+@needs_int8
 @each_set
-@each_block
-@pytest.mark.parametrize("skip_self", [True, False])
-@pytest.mark.parametrize("k", [1, 10, 300])
-def test_both_find_the_same_k_best(vectors, block_bytes, skip_self, k):
-    plain, whole = (
-        select_top_k(search, k, skip_self) for search in searches(vectors, vectors, block_bytes)
+@each_tile
+@pytest.mark.parametrize(("k", "skip_self"), [(1, True), (10, False), (300, True)])
+def test_the_top_k_are_the_same(vectors, tile_bytes, k, skip_self):
+    float32, int8 = (
+        top_k(comparison, k, skip_self) for comparison in comparisons(vectors, vectors, tile_bytes)
     )
-    np.testing.assert_array_equal(whole[0], plain[0])
-    np.testing.assert_array_equal(whole[1], plain[1])
+    assert_same(int8, float32)
 
 
+@needs_int8
 @each_set
-def test_two_sets_give_the_same_too(vectors):
+def test_two_sets_give_the_same(vectors):
     other = np.ascontiguousarray(vectors[::-3])
-    plain, whole = searches(vectors, other, 1 << 23)
-    a, b = (build_matrix(s.above(0.4, upper=False), len(other)) for s in (plain, whole))
-    np.testing.assert_array_equal(a.toarray(), b.toarray())
-    for ours, theirs in zip(
-        select_top_k(plain, 7, False), select_top_k(whole, 7, False), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+    float32, int8 = comparisons(vectors, other, 1 << 23)
+    assert_same(*(build_matrix(c.above(0.4, upper=False), len(other)) for c in (int8, float32)))
+    assert_same(*(top_k(c, 7, False) for c in (int8, float32)))
 
 
+@needs_int8
 @each_set
-def test_the_bound_of_the_error_holds(vectors):
-    scorer = Int8Scorer(vectors, vectors)
-    rows = slice(0, len(vectors))
+def test_the_error_bound_holds_and_leaves_few_candidates(vectors):
+    scorer, rows = Int8Scorer(vectors, vectors), slice(0, len(vectors))
     exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
-    scores = scorer.block(rows, slice(0, len(vectors)))
-    trusted = np.setdiff1d(np.arange(len(vectors)), scorer.outliers)
+    scores = scorer.scores(rows, rows)
+    usual = np.setdiff1d(np.arange(len(vectors)), scorer.outliers)
     for threshold in (-0.5, 0.0, 0.3, 0.8):
-        passed = scores > scorer.limits(rows, threshold)
-        assert (passed | (exact <= threshold))[:, trusted].all()
-    least = scorer.exact_below(rows, scores[:, trusted[0]].astype(np.float64))
-    assert (exact[:, trusted[0]] >= least[:, 0]).all()
-
-
-@each_set
-def test_int8_leaves_few_pairs_that_do_not_count(vectors):
-    scorer = Int8Scorer(vectors, vectors)
-    rows = slice(0, len(vectors))
-    passed = scorer.block(rows, rows) > scorer.limits(rows, 0.5)
-    exact = vectors @ vectors.T
-    assert not passed[exact < 0.4].any()
+        candidates = scores > scorer.lower_bounds(rows, threshold)
+        assert (candidates | (exact <= threshold))[:, usual].all()
+    assert not candidates[exact < threshold - 0.1].any()
+    least = scorer.exact_lower_bounds(rows, scores[:, usual[0]].astype(np.float64))
+    assert (exact[:, usual[0]] >= least).all()
     assert len(scorer.outliers) <= 0.05 * len(vectors)
 
 
+@needs_int8
 @pytest.mark.parametrize("rows", [0, 1])
 def test_hardly_any_rows(rows):
     vectors = hostile_vectors()[:rows]
-    for search in searches(vectors, hostile_vectors(), 1 << 20):
-        assert len(list(search.above(0.5, upper=False))) == rows
+    for comparison in comparisons(vectors, hostile_vectors(), 1 << 20):
+        assert len(list(comparison.above(0.5, upper=False))) == rows
 
 
-def test_scores_do_not_depend_on_the_blocks():
+def test_scores_do_not_depend_on_tiles():
     vectors = SETS["hostile"]
-    matrices = [
+    first, *others = (
         build_matrix(TiledComparison(vectors, vectors, size).above(0.3, upper=True), ROWS)
         for size in (777, 50_000, 1 << 23)
-    ]
-    for matrix in matrices[1:]:
-        np.testing.assert_array_equal(matrix.data, matrices[0].data)
-        np.testing.assert_array_equal(matrix.indices, matrices[0].indices)
+    )
+    for matrix in others:
+        assert_same(matrix, first)
 
 
 def test_the_product_is_onnx_own_operator_and_nothing_else():
@@ -157,10 +150,53 @@ def test_the_product_is_onnx_own_operator_and_nothing_else():
         ],
         [helper.make_tensor_value_info("scores", TensorProto.INT32, ["m", "n"])],
     )
-    expected = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-        producer_name="onnxsim-embed",
+    opset = [helper.make_opsetid("", 17)]
+    assert onnx.load(file) == helper.make_model(
+        graph, opset_imports=opset, ir_version=8, producer_name="onnxsim-embed"
     )
-    assert onnx.load(file) == expected
+
+
+# selection
+
+quietly = settings(deadline=None, database=None, max_examples=60)
+few_values = st.integers(-1, 1).map(float)  # many ties
+
+
+@quietly
+@given(
+    npst.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=few_values)
+)
+def test_the_top_k_of_rows_are_those_of_a_stable_sort(scores):
+    columns = np.broadcast_to(np.arange(scores.shape[1])[::-1], scores.shape)
+    for k in range(1, scores.shape[1] + 2):
+        top = top_k_of_rows(scores, k)
+        expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(top.indices, expected)
+        np.testing.assert_array_equal(top.scores, np.take_along_axis(scores, expected, axis=1))
+        assert_same(top_k_of_rows(scores[:, ::-1], k, columns), top)
+
+
+@quietly
+@given(
+    npst.arrays(np.float32, st.integers(2, 9).map(lambda n: (n, n)), elements=few_values),
+    st.sampled_from([1, 2, 3, 5, 8, 40, None]),
+    st.integers(1, 4),
+)
+def test_top_pairs_are_the_top_of_all_pairs_in_any_order(scores, limit, step):
+    size = len(scores)
+    left, right = np.triu_indices(size, 1)
+    values = scores[left, right]
+    expected = np.lexsort((right, left, -values))[:limit]
+    best = TopPairs(size, limit)
+    for start in range(0, size, step):  # from the last to the first, some of them twice
+        part = slice(max(0, len(left) - start * size), len(left))
+        best.add(right[part], left[part], values[part])
+    best.add(left, right, values)
+    assert_same(best.result(), (left[expected], right[expected], values[expected]))
+
+
+def test_top_pairs_hold_little_more_than_their_limit():
+    best, rng = TopPairs(10_000, 10), np.random.default_rng(0)
+    for number in range(200):
+        best.add(np.arange(50) + number * 50, np.full(50, 9999), rng.random(50))
+        assert sum(len(keys) for keys, _ in best._added) <= 20

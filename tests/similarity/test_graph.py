@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 from scipy import sparse
-from test_compare import clustered_vectors
-from test_out_of_core import assert_same, one_thread  # noqa: F401 - one_thread is a fixture
+from vector_sets import assert_same, clustered_vectors
 
 from onnxsim_embed import open_graph, write_graph
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.similarity import graph_writer as graph_job
 from onnxsim_embed.similarity.compare import neighbours, similarity_matrix
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VECTORS = clustered_vectors(rows=60)
 

@@ -12,9 +12,7 @@ import sys
 import numpy as np
 import pytest
 from scipy import sparse
-from test_compare import SETS, clustered_vectors
-from test_out_of_core import assert_same, one_thread  # noqa: F401 - one_thread is a fixture
-from test_unit_rows import on_disk
+from vector_sets import SETS, assert_same, clustered_vectors, on_disk
 
 from onnxsim_embed import open_graph, write_graph
 from onnxsim_embed.errors import TableError
@@ -22,6 +20,8 @@ from onnxsim_embed.similarity import graph_writer as graph_job
 from onnxsim_embed.similarity.compare import neighbours, similarity_matrix
 from onnxsim_embed.similarity.graph_writer import GraphCheckpoint, digest
 from onnxsim_embed.similarity.out_of_core import AllPairs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VECTORS = clustered_vectors(rows=60)
 ROWS = len(VECTORS)
