@@ -1,7 +1,8 @@
-"""How well cosine similarities agree with human scores of sentence pairs."""
+"""Agreement of cosine similarities with human scores of sentence pairs (STS)."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,29 +12,36 @@ import numpy.typing as npt
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.similarity.compare import score_pairs
 
+# Cosines that differ by less differ only by rounding: float32 sums of a few hundred products.
+ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class StsResult:
-    """Correlations of cosine and human score, each times 100.
+    """Correlations of cosine similarity and human score, times 100; NaN if undefined.
 
-    :param spearman: rank correlation, the measure that leaderboards quote.
+    :param spearman: rank correlation, the measure of leaderboards.
     :param pearson: linear correlation.
+    :param problem: why the correlations are undefined.
     """
 
     pairs: int
     spearman: float
     pearson: float
+    problem: str | None = None
 
 
 def evaluate_sts(
     model: Embedder, left: Sequence[str], right: Sequence[str], scores: npt.ArrayLike
 ) -> StsResult:
-    """Compare the cosine of pairs of texts with human scores.
+    """Correlate the cosine similarities of pairs of texts with human scores.
+
+    If the cosines are constant up to rounding, the correlations are undefined: NaN, with a warning.
 
     :param left: n texts.
     :param right: n texts, the other side of each pair.
     :param scores: (n,) human scores on any scale.
-    :raises ValueError: if lengths differ, a score is not finite, or all scores are the same.
+    :raises ValueError: if lengths differ, or the scores are not finite or constant.
     """
     from scipy.stats import pearsonr, spearmanr
 
@@ -43,13 +51,16 @@ def evaluate_sts(
             f"pairs need equal lengths, got {len(left)}, {len(right)} and {len(human)}"
         )
     if not np.isfinite(human).all() or len(np.unique(human)) < 2:
-        raise ValueError(
-            "scores must be finite and not all the same: a correlation needs a difference"
-        )
+        raise ValueError("scores must be finite, with at least two different values")
     vectors = model.encode([*left, *right])
     cosines = score_pairs(vectors[: len(left)], vectors[len(left) :], "cosine")
-    if np.ptp(cosines) == 0:  # a constant has no correlation
-        return StsResult(len(human), float("nan"), float("nan"))
+    if np.ptp(cosines) < ROUNDING:
+        problem = (
+            f"the correlation is undefined: all {len(human)} pairs have the same cosine "
+            f"similarity, {cosines[0]:.6f}"
+        )
+        warnings.warn(problem, RuntimeWarning, stacklevel=2)
+        return StsResult(len(human), float("nan"), float("nan"), problem)
     return StsResult(
         len(human),
         100 * float(spearmanr(cosines, human).statistic),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dis
 import logging
+import re
 import sys
+import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,47 +15,57 @@ import typer
 from onnxsim_embed import __version__
 from onnxsim_embed.cli import (
     bench,
+    cache,
+    cluster,
+    dedupe,
     doctor,
     encode,
+    eval,
     export,
     finetune,
     heatmap,
-    mining,
+    info,
     models,
     search,
     similarity,
+    verify,
 )
-from onnxsim_embed.errors import MissingExtraError, OnnxsimEmbedError
+from onnxsim_embed.errors import OnnxsimEmbedError
+
+WRONG_CALL, FAILED, INTERNAL_FAULT, INTERRUPTED = 2, 1, 70, 130  # exit codes
 
 app = typer.Typer(
     name="onnxsim-embed",
     help="Fast, faithful sentence embeddings on the CPU, and exact similarity graphs.",
     epilog="A typical run: onnxsim-embed encode texts.csv --column text -o vectors.npy, then "
-    "onnxsim-embed similarity vectors.npy --threshold 0.5 -o similarities.npz",
+    "onnxsim-embed similarity vectors.npy --threshold 0.5 -o similarities.npz\n\n"
+    "Exit codes: 0 done; 1 failed (also: a missing file, directory, model or package); 2 wrong "
+    "arguments; 70 internal fault; 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(export.export)
-app.command()(export.verify)
+app.command()(verify.verify)
 app.command()(finetune.finetune)
-app.command(name="eval")(models.evaluate)
-app.command()(models.info)
+app.command(name="eval")(eval.evaluate)
+app.command()(info.info)
 app.command()(models.models)
 app.command()(doctor.doctor)
 app.command()(encode.encode)
 app.command()(similarity.similarity)
 app.command()(search.search)
 app.command()(heatmap.heatmap)
-app.command()(mining.dedupe)
-app.command()(mining.cluster)
+app.command()(dedupe.dedupe)
+app.command()(cluster.cluster)
 app.command()(bench.bench)
+app.add_typer(cache.cache, name="cache")
 
 
 @app.callback()
 def _global(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks.")] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -68,32 +82,75 @@ def _global(
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"onnxsim-embed {__version__}")
         raise typer.Exit
 
 
 def main() -> None:
     """Run the command line; every failure is one line on standard error and an exit code."""
-    debug = "--debug" in sys.argv
     try:
         app(standalone_mode=True)
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, MissingExtraError) as error:
-        _fail(error, 2, debug)
-    except (OnnxsimEmbedError, OSError, MemoryError) as error:
-        _fail(error, 1, debug)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        from onnxsim_embed.files.uris import without_passwords
+
+        if "--debug" in sys.argv:
+            typer.echo(without_passwords(traceback.format_exc()), err=True)
+        code, message = exit_code(error), str(error) or type(error).__name__
+        if code == INTERNAL_FAULT:
+            message = (
+                f"internal fault: {type(error).__name__}: {message}; run again with "
+                "onnxsim-embed --debug COMMAND for the traceback, and report it"
+            )
+        message = name_options(without_passwords(message)) + getattr(error, "hint", "")
+        typer.echo(f"onnxsim-embed: {message}", err=True)
+        sys.exit(code)
 
 
-def _fail(error: BaseException, code: int, debug: bool) -> None:
-    if debug:
-        raise error
-    from onnxsim_embed.files.uris import without_passwords
+def exit_code(error: Exception) -> int:
+    """Return the exit code of an error that ended a command.
 
-    message = without_passwords(str(error)) or type(error).__name__
-    message = message.replace("force=True", "--force")  # library errors name arguments
-    typer.echo(f"onnxsim-embed: {message}", err=True)
-    sys.exit(code)
+    A ValueError or TypeError is about the arguments if this package raised it on purpose. From numpy,
+    another library or an operator, it is an internal fault.
+    """
+    if isinstance(error, FileExistsError):
+        return WRONG_CALL  # --force or another name is needed
+    if isinstance(error, (OnnxsimEmbedError, OSError, MemoryError)):
+        return FAILED
+    if not isinstance(error, (ValueError, TypeError)):
+        return INTERNAL_FAULT
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return INTERNAL_FAULT
+    code = last.tb_frame.f_code
+    ours = Path(code.co_filename).is_relative_to(Path(__file__).parents[1])
+    on_purpose = code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return WRONG_CALL if ours and on_purpose else INTERNAL_FAULT
+
+
+def name_options(message: str) -> str:
+    """Return a message of the library with its arguments (force=True) as options (--force)."""
+    group = typer.main.get_command(app)
+    options = {"k": "--top-k", "precisions": "--precision", "kind": "--format"}
+    for command in getattr(group, "commands", {}).values():
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                options[parameter.name] = parameter.opts[0]
+
+    def replace(match: re.Match[str]) -> str:
+        option, value = options.get(match[1]), match[2]
+        if option is None or (value is None and "_" not in match[1]):
+            return match[0]
+        return option if value in (None, "True") else f"{option} {value}"
+
+    return re.sub(
+        r"(?<![\w./'\"-])([a-z]+(?:_[a-z]+)*)(?:=(\w+|'[^']*'|\.\.\.))?(?![\w/'\"=-])",
+        replace,
+        message,
+    )

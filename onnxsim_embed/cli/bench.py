@@ -6,64 +6,41 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+from typer import Option
 
-from onnxsim_embed.cli.options import (
-    DEFAULT_MODEL,
-    ColumnOption,
-    ForceOption,
-    ModelOption,
-    QuietOption,
-    ThreadsOption,
-)
+from onnxsim_embed.cli import options
 
 
 def bench(
-    model: ModelOption = DEFAULT_MODEL,
-    texts: Annotated[
-        str | None,
-        typer.Option("--texts", help="Your texts; default: documentation of installed packages."),
-    ] = None,
-    column: ColumnOption = None,
-    against: Annotated[
-        str,
-        typer.Option(
-            "--against",
-            help="Comma-separated: torch, st-torch, st-onnx, st-onnx-O3, st-onnx-qint8, st-openvino, "
-            "st-openvino-static, fastembed; or installed, all, none.",
-        ),
-    ] = "installed",
-    peer_python: Annotated[
-        str | None,
-        typer.Option("--peer-python", help="Python interpreter of the peers; default: this one."),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(
-            "--checkpoint", help="What peers load; default: what the model was exported from."
-        ),
-    ] = None,
-    sts: Annotated[
-        Path | None,
-        typer.Option("--sts", help="Text, text, score: correlation with human scores."),
-    ] = None,
-    cases: Annotated[
-        str, typer.Option("--cases", help="Beside throughput: latency, growth, start.")
-    ] = "latency,start",
-    most: Annotated[int, typer.Option("--most", min=8, help="Maximum number of texts.")] = 400,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Alternating rounds.")] = 5,
-    patience: Annotated[
-        float, typer.Option("--patience", min=0, help="Seconds to wait for an idle machine.")
-    ] = 60,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Directory for text.json, tables and pictures."),
-    ] = None,
-    threads: ThreadsOption = None,
-    force: ForceOption = False,
-    quiet: QuietOption = False,
+    model: options.Model = options.DEFAULT_MODEL,
+    texts: str | None = Option(
+        None, help="Your texts; default: documentation of installed packages."
+    ),
+    column: options.Column = None,
+    against: str = Option(
+        "installed",
+        help="Comma-separated: torch, st-torch, st-onnx, st-onnx-O3, st-onnx-qint8, st-openvino, st-openvino-static, fastembed; or installed, all, none.",
+    ),
+    peer_python: str | None = Option(
+        None, help="Python interpreter of the peers; default: this one."
+    ),
+    checkpoint: Path | None = Option(
+        None, help="What peers load; default: what the model was exported from."
+    ),
+    sts: Path | None = Option(None, help="Text, text, score: correlation with human scores."),
+    cases: str = Option("latency,start", help="Beside throughput: latency, growth, start."),
+    most: int = Option(400, min=8, help="Maximum number of texts."),
+    rounds: int = Option(5, min=1, help="Alternating rounds."),
+    patience: float = Option(60, min=0, help="Seconds to wait for an idle machine."),
+    output: Path | None = Option(
+        None, "--output", "-o", help="Directory for text.json, tables and pictures."
+    ),
+    threads: options.Threads = None,
+    force: options.Force = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure speed beside fidelity, on your texts and machine, and beside installed peers."""
     from onnxsim_embed.benchmark import measure

@@ -1,4 +1,4 @@
-"""doctor: what would break other readers of a directory, and what to change."""
+"""The doctor command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onnxsim_embed.cli.texts import counted
+from onnxsim_embed.cli.output import counted
 
 if TYPE_CHECKING:
     from onnxsim_embed.doctor import Finding
@@ -19,17 +19,17 @@ def doctor(
         list[str] | None,
         typer.Option(
             "--reader",
-            help="sentence-transformers, fastembed, text-embeddings-inference, transformers.js, tokenizers or onnxsim-embed; may be given several times. Default: all.",
+            help="sentence-transformers, fastembed, text-embeddings-inference, transformers.js, tokenizers or onnxsim-embed; repeatable. Default: all.",
         ),
     ] = None,
     fix: Annotated[
         bool,
-        typer.Option("--fix", help="Write the changes to JSON files; all other keys stay."),
+        typer.Option("--fix", help="Write the changes of JSON files; all other keys stay."),
     ] = False,
 ) -> None:
-    """Say which files and keys of a directory would break other programs, and what to change.
+    """List the files and keys of a directory that would break other programs, and their fixes.
 
-    Exit code 0 if nothing would, else 1.
+    Exit code 0 without findings, else 1.
     """
     from onnxsim_embed.doctor import READERS, diagnose, repair
 
@@ -44,11 +44,9 @@ def doctor(
     if not findings:
         typer.echo(f"{directory}: nothing found that would break {', '.join(readers)}.")
         return
-    mendable = sum(finding.change is not None for finding in findings)
-    told = f"{directory}: {counted(len(findings), 'finding')}"
-    if mendable:
-        told += f"; --fix writes the changes of {mendable}"
-    typer.echo(f"{told}.")
+    fixable = sum(finding.change is not None for finding in findings)
+    hint = f"; --fix fixes {fixable}" if fixable else ""
+    typer.echo(f"{directory}: {counted(len(findings), 'finding')}{hint}.")
     raise typer.Exit(1)
 
 
@@ -58,9 +56,9 @@ def _print(finding: Finding, readers: tuple[str, ...]) -> None:
     typer.echo(_printable(f"{finding.file}{key}"))
     typer.echo(_printable(f"  breaks  {affected}"))
     typer.echo(_printable(f"  what    {finding.effect}"))
-    typer.echo(_printable(f"  change  {finding.remedy}\n", keep="\n"))
+    typer.echo(_printable(f"  change  {finding.fix}\n", keep="\n"))
 
 
 def _printable(text: str, keep: str = "") -> str:
-    """Return a text without characters that steer a terminal: names come from the directory."""
+    """Return a text without terminal control characters, which names in the directory may hold."""
     return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,4 +1,4 @@
-"""encode: the texts of a file into a file of vectors."""
+"""encode: the texts of a file to a file of vectors."""
 
 from __future__ import annotations
 
@@ -7,26 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, cast
 
 import typer
+from typer import Argument, Option
 
-from onnxsim_embed.cli.options import (
-    DEFAULT_MODEL,
-    AddressOption,
-    ColumnOption,
-    EngineOption,
-    FormatOption,
-    ModelOption,
-    PrecisionOption,
-    QuietOption,
-    ThreadsOption,
-    on_ray,
-)
-from onnxsim_embed.cli.output import on_terminal
-from onnxsim_embed.cli.ray import encode_on_ray, reject_local_options, reject_ray_options
-from onnxsim_embed.cli.texts import counted, load, open_texts, print_report
-from onnxsim_embed.errors import OnnxsimEmbedError, TableError
+from onnxsim_embed.cli import options
+from onnxsim_embed.cli.output import counted, on_terminal
+from onnxsim_embed.cli.ray import encode_on_ray
+from onnxsim_embed.cli.texts import load, open_texts, print_report
 from onnxsim_embed.files.atomic import atomic_file, check_output
 
 if TYPE_CHECKING:
@@ -36,96 +25,68 @@ if TYPE_CHECKING:
 
 
 def encode(
-    file: Annotated[
-        str,
-        typer.Argument(
-            help="csv, tsv, jsonl, parquet or txt (also .gz); - for standard input. With --engine ray also a directory, a pattern or a URI."
-        ),
-    ],
-    output: Annotated[
-        str,
-        typer.Option(
-            "--output",
-            "-o",
-            help="vectors.npy or vectors.parquet. With --engine ray a directory or URI.",
-        ),
-    ],
-    column: ColumnOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = None,
-    device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or openvino.")
-    ] = "auto",
-    max_seq_length: Annotated[
-        int | None,
-        typer.Option("--max-seq-length", help="Tokens kept of a text; default: the model's own."),
-    ] = None,
-    prompt_name: Annotated[
-        str | None, typer.Option("--prompt-name", help="One of the model's prompts, e.g. query.")
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype", help="Number format: float32, float16, int8, uint8, binary or ubinary."
-        ),
-    ] = "float32",
-    ranges: Annotated[
-        Path | None,
-        typer.Option(
-            "--ranges",
-            help="For --dtype int8 and uint8: .npy (2, dim), smallest and largest value of each component.",
-        ),
-    ] = None,
-    truncate_dim: Annotated[
-        int | None, typer.Option("--truncate-dim", help="Keep the first so many components.")
-    ] = None,
-    normalize: Annotated[
-        bool, typer.Option("--normalize", help="Scale each vector to L2 norm 1.")
-    ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", help="Write what this run did and how long each stage took, .json."
-        ),
-    ] = None,
-    file_format: FormatOption = None,
-    engine: EngineOption = None,
-    address: AddressOption = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(
-            "--id-column",
-            help="With --engine ray: names of the rows; default: their numbers, from 0.",
-        ),
-    ] = None,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="With --engine ray: stop at a row without a usable text, instead of reporting it.",
-        ),
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Start over, and replace outputs that exist.")
-    ] = False,
-    quiet: QuietOption = False,
+    file: str = Argument(
+        ...,
+        help="csv, tsv, jsonl, parquet or txt (also .gz); - for standard input. With --engine ray also a directory, a glob pattern or a URI.",
+    ),
+    output: str = Option(
+        ...,
+        "--output",
+        "-o",
+        help="vectors.npy or vectors.parquet. With --engine ray a directory or URI.",
+    ),
+    column: options.Column = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
+    device: str = Option("auto", help="auto, cpu, cuda, cuda:N or openvino."),
+    max_seq_length: int | None = Option(
+        None, help="Maximum tokens of a text; default: the model's."
+    ),
+    prompt_name: str | None = Option(None, help="A prompt of the model, e.g. query."),
+    dtype: str = Option(
+        "float32", help="Output dtype: float32, float16, int8, uint8, binary or ubinary."
+    ),
+    ranges: Path | None = Option(
+        None,
+        help="Quantization ranges of --dtype int8 and uint8: .npy (2, dim), minimum and maximum of each component.",
+    ),
+    truncate_dim: int | None = Option(None, help="Truncate vectors to N dimensions."),
+    normalize: bool = Option(False, "--normalize", help="Scale each vector to L2 norm 1."),
+    report: Path | None = Option(None, help="Write counts and the time of each stage, .json."),
+    file_format: options.Format = None,
+    engine: options.Engine = None,
+    address: options.Address = None,
+    id_column: str | None = Option(
+        None, help="With --engine ray: ids of the rows; default: row numbers, from 0."
+    ),
+    strict: bool = Option(
+        False,
+        "--strict",
+        help="With --engine ray: fail at a row without a usable text, instead of reporting it.",
+    ),
+    force: bool = Option(False, "--force", help="Start over, and replace existing outputs."),
+    quiet: options.Quiet = False,
 ) -> None:
-    """Turn the texts of a file into vectors.
+    """Encode the texts of a file.
 
-    Files may be of any size. After a stop, the same command does the rest.
+    Files may be of any size. After an interruption, the same command continues.
     """
-    if on_ray(engine):
-        reject_local_options(
-            device=device not in ("auto", "cpu"),
-            dtype=dtype != "float32",
-            ranges=ranges,
-            report=report,
-        )
+    if options.on_ray(
+        engine,
+        {"id_column": id_column, "strict": strict},
+        {
+            "device": device not in ("auto", "cpu"),
+            "dtype": dtype != "float32",
+            "ranges": ranges,
+            "report": report,
+        },
+    ):
         encode_on_ray(
             file,
             output,
             model,
+            quiet=quiet,
             column=column,
             id_column=id_column,
             kind=file_format,
@@ -138,15 +99,13 @@ def encode(
             actor_threads=threads,
             address=address,
             force=force,
-            quiet=quiet,
         )
         return
-    reject_ray_options(id_column=id_column, strict=strict)
-    target = Path(output)
     from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
     from onnxsim_embed.files.vectors import read_vectors
     from onnxsim_embed.runtime.encode_to_file import check_format, encode_to_file
 
+    target = Path(output)
     EmbeddingCheckpoint(target).check_target(force)
     if report is not None:
         _check_report(report, target, force)
@@ -156,7 +115,7 @@ def encode(
     embedder = load(model, precision, threads, device)
     if max_seq_length is not None:
         embedder.max_seq_length = max_seq_length
-    with _naming_kept_rows(force, quiet) as on_rows:
+    with _resumable(force, quiet) as on_rows:
         result = encode_to_file(
             embedder,
             texts,
@@ -179,31 +138,28 @@ def encode(
 
 
 @contextmanager
-def _naming_kept_rows(force: bool, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Give a function that learns how many rows are kept; say so at the start and where a job stops."""
-    kept: list[int] = []
+def _resumable(force: bool, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Yield a callback for the number of rows on disk; failures say how many are kept."""
+    rows: int | None = None
 
-    def learn(rows: int) -> None:
-        if rows and not kept and not quiet:
-            typer.echo(f"Found {counted(rows, 'row')} done.")
-        kept[:] = [rows]
+    def on_rows(number: int) -> None:
+        nonlocal rows
+        if number and rows is None and not quiet:
+            typer.echo(f"Found {counted(number, 'row')} of an earlier run.")
+        rows = number
 
-    def note() -> str:
-        if not any(kept):
-            return ""
-        verb = "is" if kept == [1] else "are"
+    def hint() -> str:
         command = "the same command without --force" if force else "the same command"
-        return f"; {counted(kept[0], 'row')} {verb} kept, and {command} does the rest"
+        return f"; {counted(rows, 'row')} kept: {command} continues" if rows else ""
 
     try:
-        yield learn
+        yield on_rows
     except KeyboardInterrupt:
-        typer.echo(f"onnxsim-embed: interrupted{note()}", err=True)
+        typer.echo(f"onnxsim-embed: interrupted{hint()}", err=True)
         raise typer.Exit(130) from None
-    except (ValueError, TypeError, OSError, MemoryError, OnnxsimEmbedError) as error:
-        if not any(kept):
-            raise
-        raise TableError(f"{str(error) or type(error).__name__}{note()}") from error
+    except Exception as error:
+        vars(error)["hint"] = hint()
+        raise
 
 
 def _check_report(report: Path, output: Path, force: bool) -> None:
@@ -211,8 +167,8 @@ def _check_report(report: Path, output: Path, force: bool) -> None:
     from onnxsim_embed.files.provenance import sidecar
 
     if report.absolute() in (output.absolute(), sidecar(output.absolute())):
-        raise ValueError(f"{report} is named for two outputs")
-    # Where rows are kept, --force would drop them: a report of the earlier run is replaced unasked.
+        raise ValueError(f"{report} is the target of two outputs")
+    # A run that continues replaces the report of the earlier one; --force would drop its rows.
     check_output(report, force or EmbeddingCheckpoint(output).read() is not None)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from onnxsim_embed.cli.options import DEFAULT_MODEL, ForceOption, QuietOption
+from onnxsim_embed.cli.options import DEFAULT_MODEL, Force, Quiet
 from onnxsim_embed.cli.output import on_terminal, print_table
 
 
@@ -65,8 +65,8 @@ def finetune(
         typer.Option("--patience", help="Stop after this many evaluations without improvement."),
     ] = 3,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal models.")] = 0,
-    force: ForceOption = False,
-    quiet: QuietOption = False,
+    force: Force = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fine-tune a model on pairs of texts, export it, and evaluate it on held-out pairs.
 

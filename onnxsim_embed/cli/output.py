@@ -1,9 +1,9 @@
-"""What commands print and where they may write."""
+"""What commands print."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,67 +11,99 @@ import typer
 
 if TYPE_CHECKING:
     from onnxsim_embed.artifact.manifest import Manifest
-    from onnxsim_embed.files.provenance import Provenance
+
+# How the fp32 file of an artifact was made, by the manifest's word for it.
+WAYS = {
+    "direct": "directly: the ONNX graph is built from the weights",
+    "optimum": "through optimum: traced from PyTorch",
+    "adopted": "adopted: the source's own ONNX file, verified and copied",
+}
 
 
 def on_terminal() -> bool:
-    """Return whether standard error is a terminal, where progress bars go."""
+    """Return whether standard error, where progress bars are drawn, is a terminal."""
     return sys.stderr.isatty()
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: "1 text", "2,000 texts", "3 queries"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def check_table(path: Path, force: bool, *suffixes: str) -> None:
+    """Raise, before any work, if a table could not be written after it."""
+    from onnxsim_embed.files.atomic import check_output
+
+    if path.suffix not in suffixes:
+        raise ValueError(f"{path}: expected a file name with one of {', '.join(suffixes)}")
+    check_output(path, force)
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """Print names and values, aligned."""
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table with an empty line above and below."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    typer.echo("\n".join(["", *texts, ""]))
+
+
+def describe_pooling(pooling: str, normalize: bool) -> str:
+    """Return a model's pooling in words."""
+    return f"{pooling}, {'then L2 normalization' if normalize else 'not normalized'}"
+
+
+def describe_prompts(prompts: Mapping[str, str]) -> str:
+    """Return a model's prompts by their names."""
+    return ", ".join(f"{name}: {prompt!r}" for name, prompt in prompts.items()) or "none"
+
+
 def print_artifact(directory: Path, manifest: Manifest) -> None:
-    """Print what an artifact is, its files and its fidelity."""
+    """Print an artifact's model, files and fidelity."""
     from onnxsim_embed.system.hardware import cpu_name, int8_supported
 
-    print_fields(
-        {
-            "artifact": str(directory),
-            "model": manifest.source + (f" @ {manifest.revision}" if manifest.revision else ""),
-            "architecture": f"{manifest.architecture}, {manifest.layers} layers, {manifest.dim} dimensions",
-            "exported": WAYS.get(manifest.via, manifest.via),
-            "pooling": " + ".join(manifest.pooling)
-            + (", then L2 normalization" if manifest.normalize else ", not normalized"),
-            "max tokens": str(manifest.max_seq_length),
-            "prompts": ", ".join(f"{k}: {v!r}" for k, v in manifest.prompts.items()) or "none",
-        }
-    )
+    fields = {
+        "artifact": directory,
+        "model": manifest.source + (f" @ {manifest.revision}" if manifest.revision else ""),
+        "architecture": f"{manifest.architecture}, {manifest.layers} layers, {manifest.dim} dimensions",
+        "exported": WAYS.get(manifest.via, manifest.via),
+        "pooling": describe_pooling(" + ".join(manifest.pooling), manifest.normalize),
+        "max tokens": manifest.max_seq_length,
+        "prompts": describe_prompts(manifest.prompts),
+    }
     if manifest.matryoshka_dims:
-        typer.echo(f"may be cut to (truncate_dim): {', '.join(map(str, manifest.matryoshka_dims))}")
-    sizes = {name: _size(manifest, name) for name in manifest.precisions}
+        fields["matryoshka dims"] = ", ".join(map(str, manifest.matryoshka_dims))
+    print_fields(fields)
+    sizes = {
+        name: sum(manifest.files[file].size for file in (entry.file, *entry.data))
+        for name, entry in manifest.precisions.items()
+    }
     files = [
         [name, entry.file, f"{sizes[name] / 1e6:.1f} MB", entry.method]
         for name, entry in manifest.precisions.items()
     ]
-    print_table(["precision", "file", "size", "made how"], files)
+    print_table(["precision", "file", "size", "method"], files)
     if manifest.verification:
         print_fidelity(manifest.verification, sizes)
     for name, report in manifest.verification.items():
         if name not in manifest.precisions:
-            typer.echo(f"{name} was left out: {'; '.join(report['problems'])}.")
+            typer.echo(f"{name} was not written: {'; '.join(report['problems'])}.")
     if "int8" in manifest.precisions:
         suits, reason = int8_supported()
-        typer.echo(
-            f"On this machine ({cpu_name()}) the default is {'int8' if suits else 'fp32'}: {reason}."
-        )
-
-
-# How an artifact's fp32 file came about, by the manifest's word for it.
-WAYS = {
-    "direct": "directly, the graph built from the weights",
-    "optimum": "through optimum, traced from PyTorch",
-    "adopted": "elsewhere: the source's own ONNX file, checked and copied",
-}
-
-
-def _size(manifest: Manifest, precision: str) -> int:
-    """Return the bytes of a precision's file and of the weights beside it."""
-    entry = manifest.precisions[precision]
-    return sum(manifest.files[name].size for name in (entry.file, *entry.data))
+        default = "int8" if suits else "fp32"
+        typer.echo(f"On this machine ({cpu_name()}) the default is {default}: {reason}.")
 
 
 def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:
-    """Print a verification report as a table, with the sizes of files where several are there."""
-    from onnxsim_embed.export.fidelity import FIDELITY_HEADER, fidelity_table
+    """Print a verification report as a table, with file sizes if there are several."""
+    from onnxsim_embed.export.card import FIDELITY_HEADER, fidelity_table
 
     header, rows = FIDELITY_HEADER, fidelity_table(report)
     if sizes and len(sizes) > 1:
@@ -79,58 +111,3 @@ def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = 
         header = [header[0], "size", *header[1:]]
         rows = [[row[0], cell, *row[1:]] for row, cell in zip(rows, cells, strict=True)]
     print_table(header, rows)
-
-
-def print_vectors(file: str) -> None:
-    """Print what a file of vectors holds and what made it."""
-    from onnxsim_embed.cli.graph_files import shorten
-    from onnxsim_embed.files.provenance import read_provenance
-    from onnxsim_embed.files.uris import display_name, is_directory
-    from onnxsim_embed.files.vector_directory import open_vectors
-    from onnxsim_embed.files.vectors import read_vectors
-
-    name = display_name(file)
-    origin: Provenance | None
-    if is_directory(
-        file
-    ):  # its index tells, without a look into its parts, which may be of any size
-        stored = open_vectors(file)
-        rows, components, origin = stored.rows, f"{stored.dim:,} float32", stored.provenance
-    else:
-        vectors = read_vectors(file)
-        rows, components = len(vectors), f"{vectors.shape[1]:,} {vectors.dtype}"
-        origin = read_provenance(file)
-    fields = {"vectors": name, "rows": f"{rows:,}", "components": components}
-    if origin is None:
-        print_fields(fields | {"made by": "unknown: the file does not say"})
-        return
-    cut = "" if origin.truncate_dim is None else f", cut to {origin.truncate_dim}"
-    scaled = "L2 norm 1" if origin.normalize else "not normalized"
-    fields |= {
-        "model": f"{origin.model} {origin.model_digest}",
-        "precision": f"{origin.precision} {origin.weights_digest}, on {origin.provider}",
-        "pooling": f"{origin.pooling}; {scaled}",
-        "dimensions": f"{origin.dim}{cut}; as {origin.dtype}",
-        "max tokens": str(origin.max_seq_length),
-        "prompt": "none" if origin.prompt is None else repr(origin.prompt),
-        "made by": f"onnxsim-embed {origin.onnxsim_embed}, onnxruntime {origin.onnxruntime}",
-    }
-    print_fields({key: shorten(value) for key, value in fields.items()} | {"vectors": name})
-
-
-def print_fields(fields: dict[str, str]) -> None:
-    """Print names and values, aligned."""
-    width = max(map(len, fields))
-    for name, value in fields.items():
-        typer.echo(f"{name:<{width}}  {value}")
-
-
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Print a table with an empty line above and below."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    typer.echo()
-    for row in [header, ["-" * width for width in widths], *rows]:
-        typer.echo(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-    typer.echo()

@@ -1,25 +1,19 @@
-"""search: the rows of a file that are closest to a query."""
+"""search: the nearest rows of queries."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+from typer import Argument, Option
 
-from onnxsim_embed.cli.options import (
-    DEFAULT_MODEL,
-    ColumnOption,
-    ForceOption,
-    ModelOption,
-    PrecisionOption,
-    ThreadsOption,
-)
-from onnxsim_embed.cli.output import on_terminal
-from onnxsim_embed.cli.texts import counted, load, print_report, read_labels, read_texts
-from onnxsim_embed.files.atomic import atomic_file, check_output
+from onnxsim_embed.cli import options
+from onnxsim_embed.cli.output import check_table, counted, on_terminal
+from onnxsim_embed.cli.texts import load, print_report, read_texts
+from onnxsim_embed.files.atomic import atomic_file
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,140 +23,111 @@ if TYPE_CHECKING:
 
 
 def search(
-    query: Annotated[
-        list[str] | None, typer.Argument(help="What to look for; several are several searches.")
-    ] = None,
-    where: Annotated[
-        str,
-        typer.Option(
-            "--in",
-            help="Vectors (.npy, or .parquet with a column vector), or a file of texts to encode.",
-        ),
-    ] = "",
-    texts: Annotated[
-        str | None, typer.Option("--texts", help="Texts of the vectors, to show; one a row.")
-    ] = None,
-    column: ColumnOption = None,
-    queries: Annotated[
-        str | None, typer.Option("--queries", help="File of queries; - for standard input.")
-    ] = None,
-    query_column: Annotated[
-        str | None, typer.Option("--query-column", help="Column of --queries.")
-    ] = None,
-    k: Annotated[
-        int, typer.Option("--top-k", "-k", min=1, help="Rows to show of each query.")
-    ] = 10,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--threshold", "-t", min=-1.0, max=1.0, help="Of these, scores strictly above only."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="results.csv, .tsv or .jsonl, instead of printing."),
-    ] = None,
-    model: ModelOption = DEFAULT_MODEL,
-    precision: PrecisionOption = "auto",
-    threads: ThreadsOption = None,
-    truncate_dim: Annotated[
-        int | None,
-        typer.Option("--truncate-dim", help="Components that the vectors were cut to."),
-    ] = None,
-    any_model: Annotated[
-        bool,
-        typer.Option(
-            "--any-model", help="Search vectors even if another model made them than --model."
-        ),
-    ] = False,
-    force: ForceOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")] = False,
+    query: list[str] | None = Argument(None, help="Query; each argument is a search of its own."),
+    where: str = Option(
+        "",
+        "--in",
+        help="Vectors (.npy, .parquet with a column vector), or a file of texts to encode.",
+    ),
+    texts: str | None = Option(None, help="Texts of the vectors, one per row, to print."),
+    column: options.Column = None,
+    queries: str | None = Option(None, help="File of queries; - for standard input."),
+    query_column: str | None = Option(None, help="Column of --queries."),
+    k: int = Option(10, "--top-k", "-k", min=1, help="Results of each query."),
+    threshold: float | None = Option(
+        None, "--threshold", "-t", min=-1.0, max=1.0, help="Only results with a score above it."
+    ),
+    output: Path | None = Option(
+        None, "--output", "-o", help="results.csv, .tsv or .jsonl, instead of printing."
+    ),
+    model: options.Model = options.DEFAULT_MODEL,
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
+    truncate_dim: int | None = Option(None, help="Dimensions of truncated vectors."),
+    any_model: bool = Option(
+        False, "--any-model", help="Accept vectors of another model than --model."
+    ),
+    force: options.Force = False,
+    quiet: bool = Option(False, "--quiet", "-q", help="Print results only."),
 ) -> None:
-    """Find the rows closest to a query, exactly.
+    """Find the nearest rows of a query, exactly.
 
-    Queries get the model's query prompt, texts of --in its document prompt, where it has one.
+    Queries get the model's query prompt, and texts of --in its document prompt, if it has one.
     """
     if not where:
-        raise ValueError("search needs --in: a file of vectors or of texts")
-    _check_output(output, force)
+        raise ValueError("search requires --in: a file of vectors or of texts")
+    if output is not None:
+        check_table(output, force, ".csv", ".tsv", ".jsonl")
     asked = list(query or [])
     if queries is not None:
-        asked += read_texts(queries, query_column, None)
+        asked += read_texts(queries, query_column)
     if not asked:
-        raise ValueError("search needs a query, or --queries FILE")
-    vectors, known = _given(where, texts, column)
-    if vectors is None:
-        embedder = load(model, precision, threads)
-        known = known or []
-        vectors = embedder.encode_document(
-            known, show_progress_bar=on_terminal() and not quiet, truncate_dim=truncate_dim
-        )
-        if not quiet:
-            print_report(embedder, embedder.last_report)
-    else:
-        embedder, truncate_dim = _load_for(
-            where, model, precision, threads, truncate_dim, any_model
-        )
-    _check_widths(vectors, where, embedder, model, truncate_dim)
+        raise ValueError("search requires a query, or --queries FILE")
+    from onnxsim_embed.files.vectors import holds_vectors
     from onnxsim_embed.similarity.index import VectorIndex
 
+    if holds_vectors(where):
+        vectors, known = _read(where, texts, column)
+        embedder, truncate_dim = _load(where, model, precision, threads, truncate_dim, any_model)
+    else:
+        if texts is not None:
+            raise ValueError(f"--texts requires a file of vectors, and {where} holds texts")
+        known, embedder = read_texts(where, column), load(model, precision, threads)
+        vectors = _encode(embedder, known, truncate_dim, quiet)
+    dim = truncate_dim or embedder.embedding_dimension
+    if vectors.shape[1] != dim:
+        raise ValueError(
+            f"{where} holds vectors of dim {vectors.shape[1]}, and {model} computes dim {dim}; "
+            "pass the --model (and --truncate-dim) of the vectors"
+        )
     started = time.perf_counter()
     index = VectorIndex(vectors)
     best = index.search(
         embedder.encode_query(asked, truncate_dim=truncate_dim), min(k, len(vectors))
     )
     seconds = time.perf_counter() - started
-    rows = _result(asked, best, known, threshold)
-    from onnxsim_embed.files.uris import is_directory
-
-    if is_directory(where):
-        from onnxsim_embed.files.vector_directory import open_vectors
-
-        ids = open_vectors(where).ids()
-        rows["row"] = [ids[row] for row in rows["row"]]
+    results = _results(asked, best, known, threshold, where)
     if output is None:
-        _print(asked, rows, len(vectors), known is not None, quiet)
+        _print(asked, results, len(vectors), quiet)
         return
-    _write(rows, output)
+    _write(results, output)
     if not quiet:
         typer.echo(
-            f"Searched {counted(len(vectors), 'row')} for {_counted_queries(len(asked))} in {seconds:.2f} s: "
-            f"{counted(len(rows['row']), 'result')} -> {output}"
+            f"Searched {counted(len(vectors), 'row')} for {counted(len(asked), 'query')} in "
+            f"{seconds:.2f} s: {counted(len(results['row']), 'result')} -> {output}"
         )
 
 
-def _check_output(output: Path | None, force: bool) -> None:
-    if output is None:
-        return
-    if output.suffix not in (".csv", ".tsv", ".jsonl"):
-        raise ValueError(f"{output}: results are written as .csv, .tsv or .jsonl")
-    check_output(output, force)
+def _encode(
+    embedder: Embedder, texts: list[str], truncate_dim: int | None, quiet: bool
+) -> npt.NDArray[Any]:
+    bar = on_terminal() and not quiet
+    vectors = embedder.encode_document(texts, show_progress_bar=bar, truncate_dim=truncate_dim)
+    if not quiet:
+        print_report(embedder, embedder.last_report)
+    return vectors
 
 
-def _given(
+def _read(
     where: str, texts: str | None, column: str | None
-) -> tuple[npt.NDArray[Any] | None, list[str] | None]:
-    """Return the vectors and the texts that there are; at least one of the two."""
-    from onnxsim_embed.files.vectors import holds_vectors, read_vectors
+) -> tuple[npt.NDArray[Any], list[str] | None]:
+    """Return vectors and, if --texts names a file, their texts."""
+    from onnxsim_embed.files.vectors import read_vectors
 
-    if not holds_vectors(where):
-        if texts is not None:
-            raise ValueError(f"{where} holds texts already: leave out --texts, or give vectors")
-        return None, read_texts(where, column, None)
     if column is not None and texts is None:
-        raise ValueError("--column names the column of texts: give --texts FILE as well")
+        raise ValueError("--column requires --texts FILE if --in holds vectors")
     vectors = read_vectors(where)
     if vectors.dtype.kind != "f":
         raise ValueError(
-            f"{where} holds {vectors.dtype} numbers, which are no components of a query's vector; "
-            "search takes float32 and float16: encode without --dtype"
+            f"{where} holds {vectors.dtype} vectors, which are not comparable with a query; search "
+            "requires float32 or float16: encode without --dtype"
         )
     if not len(vectors):
         raise ValueError(f"{where} holds no vectors")
-    return vectors, None if texts is None else read_labels(texts, column, None, vectors, where)
+    return vectors, None if texts is None else read_texts(texts, column, rows=len(vectors))
 
 
-def _load_for(
+def _load(
     where: str,
     model: str,
     precision: str,
@@ -170,81 +135,69 @@ def _load_for(
     truncate_dim: int | None,
     any_model: bool,
 ) -> tuple[Embedder, int | None]:
-    """Load the model of a file of vectors, and return the width to cut to as well.
+    """Load the model that encoded a file of vectors; return it and the dimensions of the vectors.
 
-    :raises ValueError: if the file says that another model made it.
+    :raises ValueError: if another model encoded them.
     """
     from onnxsim_embed.files.provenance import differences, read_provenance
     from onnxsim_embed.runtime.encode_to_file import provenance_of
 
-    origin = read_provenance(where)
-    if origin is None or any_model:
+    provenance = read_provenance(where)
+    if provenance is None or any_model:
         return load(model, precision, threads), truncate_dim
-    if precision == "auto" and origin.precision == "fp32":
-        precision = "fp32"  # what made the vectors, and not what is fastest
-    truncate_dim = truncate_dim or origin.truncate_dim
+    if precision == "auto" and provenance.precision == "fp32":
+        precision = "fp32"  # the precision of the vectors, not the fastest one
+    truncate_dim = truncate_dim or provenance.truncate_dim
     embedder = load(model, precision, threads)
-    if told := differences(origin, provenance_of(embedder, truncate_dim=truncate_dim)):
+    if found := differences(provenance, provenance_of(embedder, truncate_dim=truncate_dim)):
         raise ValueError(
-            f"{where} holds vectors of another model than {model} ({', '.join(told)}): give the --model "
-            f"that made them (see: onnxsim-embed info {where}), or --any-model to search nevertheless"
+            f"{where} holds vectors of another model than {model} ({', '.join(found)}): pass the --model "
+            f"of the vectors (see: onnxsim-embed info {where}), or --any-model to search nevertheless"
         )
     return embedder, truncate_dim
 
 
-def _check_widths(
-    vectors: npt.NDArray[Any], where: str, embedder: Embedder, model: str, truncate_dim: int | None
-) -> None:
-    made = truncate_dim or embedder.embedding_dimension
-    if vectors.shape[1] != made:
-        raise ValueError(
-            f"{where} holds vectors of {vectors.shape[1]} components, and {model} makes {made}; "
-            "give the --model (and --truncate-dim) that made the vectors"
-        )
-
-
-def _result(
-    asked: list[str], best: TopK, texts: list[str] | None, threshold: float | None
+def _results(
+    queries: list[str], best: TopK, texts: list[str] | None, threshold: float | None, where: str
 ) -> dict[str, list[Any]]:
-    """Return the columns of the results, query by query, best first."""
+    """Return the columns of the results, query by query, in descending order of scores."""
     import numpy as np
 
     from onnxsim_embed.cli.graph_files import digits
+    from onnxsim_embed.files.uris import is_directory
+    from onnxsim_embed.files.vector_directory import open_vectors
 
-    k = best.indices.shape[1]
-    kept = np.ones(best.scores.size, bool)
-    if threshold is not None:
-        kept = best.scores.ravel() > np.float32(threshold)
-    number = np.repeat(np.arange(len(asked)), k)[kept].tolist()
-    rows = best.indices.ravel()[kept].tolist()
-    result: dict[str, list[Any]] = {
-        "query": number,
-        "rank": np.tile(np.arange(1, k + 1), len(asked))[kept].tolist(),
+    kept = best.scores > np.float32(-np.inf if threshold is None else threshold)
+    number, rank = np.nonzero(kept)
+    rows: list[Any] = best.indices[kept].tolist()
+    results: dict[str, list[Any]] = {
+        "query": number.tolist(),
+        "rank": (rank + 1).tolist(),
         "row": rows,
-        "score": digits(best.scores.ravel()[kept]),
-        "query_text": [asked[at] for at in number],
+        "score": digits(best.scores[kept]),
+        "query_text": [queries[at] for at in number],
     }
     if texts is not None:
-        result["text"] = [texts[row] for row in rows]
-    return result
+        results["text"] = [texts[row] for row in rows]
+    if is_directory(where):
+        ids = open_vectors(where).ids()
+        results["row"] = [ids[row] for row in rows]
+    return results
 
 
-def _print(
-    asked: list[str], result: dict[str, list[Any]], rows: int, texts: bool, quiet: bool
-) -> None:
+def _print(queries: list[str], results: dict[str, list[Any]], rows: int, quiet: bool) -> None:
     """Print rank, score, row and text of each result, query by query."""
     from onnxsim_embed.cli.graph_files import shorten
 
-    wide = max(3, len(str(rows - 1)), *(len(str(row)) for row in result["row"]))
-    lines: list[list[str]] = [[] for _ in asked]
-    for at, number in enumerate(result["query"]):
-        text = f"  {shorten(result['text'][at])}" if texts else ""
-        lines[number].append(
-            f"{result['rank'][at]:>4}  {float(result['score'][at]):>7.4f}  "
-            f"{result['row'][at]:>{wide}}{text}".rstrip()
-        )
-    header = f"rank    score  {'row':>{wide}}{'  text' if texts else ''}"
-    for query, found in zip(asked, lines, strict=True):
+    texts = results.get("text")
+    width = max(3, len(str(rows - 1)), *(len(str(row)) for row in results["row"]))
+    header = f"rank    score  {'row':>{width}}{'' if texts is None else '  text'}"
+    lines: list[list[str]] = [[] for _ in queries]
+    for at, number in enumerate(results["query"]):
+        text = "" if texts is None else shorten(texts[at])
+        rank, score, row = (results[name][at] for name in ("rank", "score", "row"))
+        lines[number].append(f"{rank:>4}  {float(score):>7.4f}  {row:>{width}}  {text}".rstrip())
+    for query, found in zip(queries, lines, strict=True):
         if not quiet:
             typer.echo(f"\n{shorten(query)}: {len(found)} of {counted(rows, 'row')}")
             typer.echo(header if found else "none above the threshold")
@@ -252,18 +205,14 @@ def _print(
             typer.echo(line)
 
 
-def _write(result: dict[str, list[Any]], output: Path) -> None:
+def _write(results: dict[str, list[Any]], output: Path) -> None:
     from onnxsim_embed.files.texts import write_rows
 
     if output.suffix != ".jsonl":
-        write_rows(result, output)
+        write_rows(results, output)
         return
-    result = result | {"score": [float(score) for score in result["score"]]}
+    results = results | {"score": [float(score) for score in results["score"]]}
     with atomic_file(output) as work, work.open("w", encoding="utf-8", newline="\n") as stream:
-        for cells in zip(*result.values(), strict=True):
-            row = dict(zip(result, cells, strict=True))
+        for cells in zip(*results.values(), strict=True):
+            row = dict(zip(results, cells, strict=True))
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _counted_queries(number: int) -> str:
-    return "1 query" if number == 1 else f"{number:,} queries"

@@ -1,7 +1,7 @@
-"""Reads a directory as other programs would, and says which of them it breaks, and where."""
+"""Checks a model directory against the rules of other programs, and fixes its JSON files."""
 
-from onnxsim_embed.doctor.examine import diagnose
-from onnxsim_embed.doctor.place import READERS, Finding
-from onnxsim_embed.doctor.repair import repair
+from onnxsim_embed.doctor.directory import READERS, Finding
+from onnxsim_embed.doctor.fix import repair
+from onnxsim_embed.doctor.rules import diagnose
 
 __all__ = ["READERS", "Finding", "diagnose", "repair"]

@@ -29,7 +29,6 @@ from onnxsim_embed.export.weights import read_optional_json
 from onnxsim_embed.files import checkpoint as checkpoints
 from onnxsim_embed.files.atomic import atomic_directory, write_json
 from onnxsim_embed.finetune import training
-from onnxsim_embed.finetune.callbacks import newest_checkpoint
 from onnxsim_embed.finetune.evaluation import evaluate, make_evaluators
 from onnxsim_embed.finetune.pairs import TextPairs, clean_pairs
 from onnxsim_embed.finetune.report import add_to_card, draw_losses, held_out_report
@@ -216,7 +215,7 @@ class Job:
                 Path(f"{mined}.partial").rename(mined)
             dataset = load_from_disk(str(mined))
         checkpoints = self.directory / "checkpoints"
-        newest = newest_checkpoint(checkpoints)
+        newest = training.newest_checkpoint(checkpoints)
         self.on_stage("Training." if newest is None else f"Resuming from {newest.name}.")
         summary = training.train(
             model,

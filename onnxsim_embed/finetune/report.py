@@ -130,19 +130,14 @@ def draw_losses(report: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7, 5.6), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True)
-    upper.plot(*loss.T, color="#2a6f97", linewidth=1.4, marker="." if len(loss) < 40 else "")
-    upper.set_ylabel("training loss")
-    upper.set_ylim(bottom=0)
-    upper.set_title(training["loss"].split(",")[0], fontsize=11)
-    lower.plot(*validation.T, color="#b5651d", linewidth=1.4, marker="o", markersize=4)
-    lower.axvline(training["best_step"], color="grey", linewidth=1, linestyle=":")
-    lower.annotate(
-        "best", (training["best_step"], 0.03), xycoords=("data", "axes fraction"), fontsize=9,
-        xytext=(3, 0), textcoords="offset points", color="grey",
-    )  # fmt: skip
+    upper.plot(*loss.T, color="#2a6f97", marker="." if len(loss) < 40 else "")
+    upper.set(title=training["loss"].split(",")[0], ylabel="training loss", ylim=(0, None))
+    lower.plot(*validation.T, color="#b5651d", marker="o", markersize=4)
+    lower.axvline(training["best_step"], color="grey", linestyle=":", label="best checkpoint")
+    lower.legend(frameon=False)
     has_scores = report["held_out"]["models"]["before"]["spearman"] is not None
-    lower.set_ylabel(f"{'Spearman' if has_scores else 'NDCG@10'}, validation pairs")
-    lower.set_xlabel("step")
+    metric = METRICS["spearman" if has_scores else "ndcg_at_10"]
+    lower.set(xlabel="step", ylabel=f"{metric}, validation pairs")
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -28,5 +28,7 @@ class Settings:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if self.seed >= 1 << 32:  # the limit of numpy's generator
+            raise ValueError(f"seed must be less than 2**32, got {self.seed}")
         if not 0 < self.share <= 0.5:
             raise ValueError(f"held_out must be above 0 and at most 0.5, got {self.share!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -26,10 +27,18 @@ from sentence_transformers.losses import (
 )
 from sentence_transformers.training_args import BatchSamplers
 from sentence_transformers.util import mine_hard_negatives
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils import logging as transformers_logging
 
-from onnxsim_embed.finetune.callbacks import FiniteGradients, ProgressBar, newest_checkpoint
+from onnxsim_embed.errors import TrainingError
 from onnxsim_embed.finetune.evaluation import RetrievalEvaluator, ScoreEvaluator, finite
 from onnxsim_embed.finetune.pairs import TextPairs
 from onnxsim_embed.finetune.settings import Settings
@@ -184,6 +193,67 @@ def train(
     }
 
 
+def newest_checkpoint(directory: Path) -> Path | None:
+    """Return the last complete checkpoint, which the trainer's own search may not be.
+
+    The trainer writes trainer_state.json last; after a kill it may be missing or cut short.
+    """
+    complete = []
+    for path in directory.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            complete.append((int(path.name.rpartition("-")[2]), path))
+        except (OSError, ValueError):
+            continue
+    return max(complete)[1] if complete else None
+
+
+class FiniteGradients(TrainerCallback):  # type: ignore[misc]
+    """Stops before a gradient that is not finite reaches the weights.
+
+    :param checkpoints: directory of the checkpoints, for the message.
+    """
+
+    def __init__(self, checkpoints: Path) -> None:
+        self.checkpoints = checkpoints
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: object,
+        model: torch.nn.Module,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Check the gradients; after clipping, one NaN is in all of them."""
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if all(math.isfinite(float(gradient.sum())) for gradient in gradients):
+            return
+        checkpoint = newest_checkpoint(self.checkpoints)
+        raise TrainingError(
+            f"the loss is not finite at step {state.global_step + 1} of {state.max_steps}, so training "
+            f"stopped; the last good checkpoint: {checkpoint or 'none was written yet'}. Start over with "
+            f"force=True and a lower learning_rate than {args.learning_rate:g}"
+        )
+
+
+class ProgressBar(ProgressCallback):  # type: ignore[misc]
+    """The trainer's bar, with the newest loss and validation metric behind it, not in lines of their own."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: object,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Show the newest loss or metric."""
+        shown = {k: v for k, v in (logs or {}).items() if k in ("loss", args.metric_for_best_model)}
+        if shown and self.training_bar is not None:
+            self.training_bar.set_postfix(shown)
+
+
 def longest_text(model: SentenceTransformer, pairs: TextPairs) -> int:
     """Return the number of tokens of the longest text, estimated from the longest by characters."""
     columns = [c for c in (pairs.sources, pairs.targets, pairs.negatives) if c is not None]
@@ -207,26 +277,25 @@ def max_texts(model: SentenceTransformer, tokens: int) -> int:
 def quiet_and_seeded(seed: int) -> Iterator[None]:
     """Seed every generator, silence libraries and use this process's CPUs; restore all at the end."""
     # numpy's legacy generator too: the trainer draws from it.
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    threads, bars = torch.get_num_threads(), transformers_logging.is_progress_bar_enabled()
-    dataset_bars = not are_progress_bars_disabled()
+    states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()  # noqa: NPY002
     verbosity = transformers_logging.get_verbosity()
+    bars = [
+        (transformers_logging.is_progress_bar_enabled(), transformers_logging.enable_progress_bar),
+        (not are_progress_bars_disabled(), enable_progress_bars),
+    ]
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
     torch.set_num_threads(available_cpus())
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.manual_seed(seed)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            set_seed(seed)
+            yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])
         torch.set_num_threads(threads)
         transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-        if dataset_bars:
-            enable_progress_bars()
+        for enabled, enable in bars:
+            if enabled:
+                enable()

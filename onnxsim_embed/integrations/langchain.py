@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from onnxsim_embed.errors import MissingExtraError
-from onnxsim_embed.integrations.loading import LazyModel, ModelSettings
+from onnxsim_embed.integrations.loading import (
+    LazyModel,
+    ModelSettings,
+    embed_documents,
+    embed_query,
+)
 from onnxsim_embed.runtime.embedder import Embedder
 
 try:
@@ -19,21 +24,20 @@ except ModuleNotFoundError:
 class OnnxsimEmbeddings(Embeddings):
     """LangChain embeddings: documents by `encode_document`, queries by `encode_query`.
 
-    The model is loaded at its first use. `aembed_documents` and `aembed_query` run in a thread of
-    LangChain's, so that the event loop does not wait.
+    The model is loaded on first use. LangChain runs `aembed_documents` and `aembed_query` in a thread.
 
     :param model: recipe name, artifact directory, checkpoint directory, Hub id, or an Embedder.
-    :param precision: "auto", "fp32" or "int8"; with an Embedder its own counts.
-    :param device: "auto", "cpu", "cuda", "cuda:N" or "openvino"; with an Embedder its own counts.
-    :param threads: batches run at the same time; None for the processors this process may use; with
-        an Embedder its own counts.
-    :param batch_size: at most so many texts in one call of the model; None (recommended): as many as
-        fill the processor's cache.
-    :param query_prompt: text put before each query; None for the model's own "query" prompt.
-    :param document_prompt: text put before each document; None for the model's own.
-    :param normalize_embeddings: True scales vectors to L2 norm 1; None leaves them as the model does.
-    :param truncate_dim: keep only the first so many components.
-    :param show_progress_bar: show how far `embed_documents` is.
+    :param precision: "auto", "fp32" or "int8"; an Embedder keeps its own.
+    :param device: "auto", "cpu", "cuda", "cuda:N" or "openvino"; an Embedder keeps its own.
+    :param threads: number of batches run concurrently; None for that of available processors; an
+        Embedder keeps its own.
+    :param batch_size: maximum number of texts per model call; None (recommended) fits batches to the
+        processor's cache.
+    :param query_prompt: string prepended to each query; None for the model's "query" prompt.
+    :param document_prompt: string prepended to each document; None for the model's own.
+    :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
+    :param truncate_dim: truncate embeddings to this dimension.
+    :param show_progress_bar: whether `embed_documents` shows a progress bar.
     :raises MissingExtraError: at import, if langchain-core is not installed.
 
     Usage::
@@ -72,32 +76,18 @@ class OnnxsimEmbeddings(Embeddings):
         self.show_progress_bar = show_progress_bar
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Return the vectors of documents.
+        """Return the embeddings of documents.
 
         :param texts: n documents.
         :returns: n lists of `dim` numbers.
-        :raises TypeError: naming the row that is not a string.
+        :raises TypeError: if this is not a list of strings, naming the row.
         """
-        vectors = self._model.get().encode_document(
-            texts,
-            prompt=self.document_prompt,
-            batch_size=self.batch_size,
-            show_progress_bar=self.show_progress_bar,
-            normalize_embeddings=self.normalize_embeddings,
-            truncate_dim=self.truncate_dim,
-        )
-        return vectors.tolist()
+        return embed_documents(self, texts, self.document_prompt)
 
     def embed_query(self, text: str) -> list[float]:
-        """Return the vector of a query.
+        """Return the embedding of a query.
 
         :param text: the query.
         :returns: `dim` numbers.
         """
-        vector = self._model.get().encode_query(
-            text,
-            prompt=self.query_prompt,
-            normalize_embeddings=self.normalize_embeddings,
-            truncate_dim=self.truncate_dim,
-        )
-        return vector.tolist()
+        return embed_query(self, text, self.query_prompt)

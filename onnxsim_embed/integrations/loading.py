@@ -1,25 +1,28 @@
-"""What the adapters share: a model by name, loaded at its first use, pickled as its name."""
+"""Shared by the adapters: a model that loads on first use, and encoding with an adapter's options."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
+import numpy.typing as npt
+
 from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.tokenization import check_iterable
 
 # Adapters with equal settings share one model while any of them lives: a pipeline often embeds
 # documents with one component and queries with another, and a grid search clones its steps.
-_living: WeakValueDictionary[ModelSettings, Embedder] = WeakValueDictionary()
+_models: WeakValueDictionary[ModelSettings, Embedder] = WeakValueDictionary()
 _loading = threading.Lock()
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model to load, and how; see `Embedder.from_pretrained`.
-
-    :param name: recipe name, artifact directory, checkpoint directory or Hub id.
-    """
+    """Arguments of `Embedder.from_pretrained`."""
 
     name: str
     precision: str = "auto"
@@ -28,9 +31,9 @@ class ModelSettings:
 
 
 class LazyModel:
-    """A model that is loaded when it is first used. Pickles and copies carry the settings alone.
+    """A model that is loaded on first use. Pickles and copies carry only its settings.
 
-    :param settings: which model, or one that is loaded already (and does not pickle).
+    :param settings: the settings of the model, or a loaded one.
     """
 
     def __init__(self, settings: ModelSettings | Embedder) -> None:
@@ -38,35 +41,46 @@ class LazyModel:
         self._model = settings if isinstance(settings, Embedder) else None
 
     def get(self) -> Embedder:
-        """Return the model, loading it where that has not been done.
-
-        :raises CheckpointError: if it cannot be found or exported.
-        :raises ArtifactError: if it is damaged.
-        :raises ValueError: if the precision or device is not there.
-        """
+        """Return the model; the first call loads it and raises as `Embedder.from_pretrained`."""
         if self._model is None:
-            assert self.settings is not None
-            self._model = _load(self.settings)
+            settings = self.settings
+            assert settings is not None
+            with _loading:
+                model = _models.get(settings)
+                if model is None:
+                    model = Embedder.from_pretrained(
+                        settings.name,
+                        precision=settings.precision,
+                        device=settings.device,
+                        threads=settings.threads,
+                    )
+                    _models[settings] = model
+            self._model = model
         return self._model
 
     def __getstate__(self) -> dict[str, object]:
-        if self.settings is None:
-            raise TypeError(
-                "an adapter that was given a loaded Embedder does not pickle; give it the model's "
-                "name or directory instead"
-            )
-        return {"settings": self.settings, "_model": None}
+        return {"settings": self.settings, "_model": None if self.settings else self._model}
 
 
-def _load(settings: ModelSettings) -> Embedder:
-    with _loading:
-        model = _living.get(settings)
-        if model is None:
-            model = Embedder.from_pretrained(
-                settings.name,
-                precision=settings.precision,
-                device=settings.device,
-                threads=settings.threads,
-            )
-            _living[settings] = model
-        return model
+def embed_documents(adapter: Any, texts: Iterable[str], prompt: str | None) -> list[list[float]]:  # noqa: ANN401
+    """Return the embeddings of documents with the options that are attributes of an adapter.
+
+    :param adapter: holds a LazyModel as `_model`.
+    """
+    check_iterable(texts)
+    model: Embedder = adapter._model.get()
+    names = ("batch_size", "normalize_embeddings", "truncate_dim", "show_progress_bar")
+    options: dict[str, Any] = {name: getattr(adapter, name, None) for name in names}
+    vectors: list[list[float]] = model.encode_document(texts, prompt=prompt, **options).tolist()
+    return vectors
+
+
+def embed_query(adapter: Any, text: str, prompt: str | None) -> list[float]:  # noqa: ANN401
+    """Return the embedding of a query with the options that are attributes of an adapter."""
+    if not isinstance(text, str):
+        raise TypeError(f"expected one text as a string, got {type(text).__name__}")
+    model: Embedder = adapter._model.get()
+    options = {name: getattr(adapter, name) for name in ("normalize_embeddings", "truncate_dim")}
+    vector: npt.NDArray[np.float32] = model.encode_query(text, prompt=prompt, **options)
+    numbers: list[float] = vector.tolist()
+    return numbers

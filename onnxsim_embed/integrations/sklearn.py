@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.integrations.loading import LazyModel, ModelSettings
 from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.tokenization import check_iterable
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -22,21 +23,21 @@ except ModuleNotFoundError:
 
 
 class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Scikit-learn transformer: a column of texts to float32 vectors, by `encode`.
+    """Scikit-learn transformer of a column of texts to float32 embeddings, by `encode`.
 
-    There is nothing to learn: `fit` loads the model, and `transform` without it does so too. Clones
-    and pickles carry the parameters alone; transformers with the same model, precision, device and
-    threads share one in memory.
+    It is stateless: `fit` only loads the model, and `transform` does so if need be. Clones and pickles
+    carry only the parameters; transformers with the same model, precision, device and threads share
+    one model in memory.
 
     :param model: recipe name, artifact directory, checkpoint directory or Hub id.
     :param precision: "auto", "fp32" or "int8".
     :param device: "auto", "cpu", "cuda", "cuda:N" or "openvino".
-    :param threads: batches run at the same time; None for the processors this process may use.
-    :param batch_size: at most so many texts in one call of the model; None (recommended): as many as
-        fill the processor's cache.
-    :param prompt: text put before each text; None for the model's default prompt, if it has one.
-    :param normalize_embeddings: True scales vectors to L2 norm 1; None leaves them as the model does.
-    :param truncate_dim: keep only the first so many components.
+    :param threads: number of batches run concurrently; None for that of available processors.
+    :param batch_size: maximum number of texts per model call; None (recommended) fits batches to the
+        processor's cache.
+    :param prompt: string prepended to each text; None for the model's default prompt, if it has one.
+    :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
+    :param truncate_dim: truncate embeddings to this dimension.
     :raises MissingExtraError: at import, if scikit-learn is not installed.
 
     Usage::
@@ -75,22 +76,26 @@ class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     def fit(self, X: Iterable[str], y: object = None) -> EmbeddingVectorizer:  # noqa: N803 - scikit-learn's names
         """Load the model.
 
-        :param X: n texts; they are not read.
-        :param y: not read.
+        :param X: ignored.
+        :param y: ignored.
         """
         self._load()
         return self
 
     def transform(self, X: Iterable[str]) -> npt.NDArray[np.float32]:  # noqa: N803
-        """Turn texts into vectors.
+        """Return the embeddings of texts.
 
-        :param X: n texts: a list, an array of one dimension, a pandas or polars Series.
-        :returns: float32 array (n, dim), or a data frame where `set_output` asks for one.
-        :raises TypeError: naming the row that is not a string.
-        :raises ValueError: for a table, or one bare string.
+        :param X: n texts: a list, a one-dimensional array, a pandas or polars Series.
+        :returns: float32 array (n, dim), or a data frame if `set_output` requests one.
+        :raises TypeError: for a table, a single string, or naming the row that is not a string.
         """
+        try:
+            check_iterable(X)
+        except TypeError as error:
+            hint = "in a ColumnTransformer name the column as 'text', not ['text']"
+            raise TypeError(f"{error}; {hint}") from None
         return self._load().encode(
-            _as_texts(X),
+            X,
             prompt=self.prompt,
             batch_size=self.batch_size,
             normalize_embeddings=self.normalize_embeddings,
@@ -98,15 +103,15 @@ class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         )
 
     @property
-    def _n_features_out(self) -> int:  # what ClassNamePrefixFeaturesOutMixin makes names for
+    def _n_features_out(self) -> int:  # for the names of ClassNamePrefixFeaturesOutMixin
         return self._load().embedding_dimension if self.truncate_dim is None else self.truncate_dim
 
     def _load(self) -> Embedder:
         settings = ModelSettings(str(self.model), self.precision, self.device, self.threads)
-        held: LazyModel | None = self.__dict__.get("_model")
-        if held is None or held.settings != settings:  # set_params may have changed them
-            held = self._model = LazyModel(settings)
-        return held.get()
+        model: LazyModel | None = vars(self).get("_model")
+        if model is None or model.settings != settings:  # set_params may have changed them
+            model = self._model = LazyModel(settings)
+        return model.get()
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -119,21 +124,3 @@ class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         tags.requires_fit = False
         tags.transformer_tags.preserves_dtype = []
         return tags
-
-
-def _as_texts(texts: Iterable[str]) -> list[str]:
-    """Return a column of texts as a list.
-
-    :raises ValueError: for what scikit-learn's users hand over by mistake.
-    """
-    if isinstance(texts, str):
-        raise ValueError(
-            "EmbeddingVectorizer takes an iterable of texts, got one string: put it into a list"
-        )
-    shape = getattr(texts, "shape", (0,))
-    if len(shape) != 1:
-        raise ValueError(
-            f"EmbeddingVectorizer takes one column of texts, got a table of shape {shape}: pass "
-            "X['column'], and in a ColumnTransformer name the column as 'column', not ['column']"
-        )
-    return list(texts)

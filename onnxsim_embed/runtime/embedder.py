@@ -106,10 +106,11 @@ class Embedder:
         return Pipeline(tokenizer, partial(Session, file.result(), device), threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        settings = {"precision": self.precision, "device": self._device, "threads": self.threads}
+        make = partial(
+            type(self), precision=self.precision, device=self._device, threads=self.threads
+        )
         names = ("prompts", "default_prompt_name", "max_seq_length")
-        state = {name: getattr(self, name) for name in names}
-        return partial(type(self), **settings), (self.artifact,), (None, state)
+        return make, (self.artifact,), (None, {name: getattr(self, name) for name in names})
 
     @classmethod
     def from_pretrained(

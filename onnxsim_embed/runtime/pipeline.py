@@ -341,8 +341,13 @@ def _first_occurrences(
 def _instances() -> weakref.WeakSet[Pipeline]:
     """Return the set of pipelines whose threads are reset after a fork."""
     pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+    def reset() -> None:
+        for pipeline in list(pipelines):
+            pipeline._reset_threads()
+
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: [p._reset_threads() for p in list(pipelines)])
+        os.register_at_fork(after_in_child=reset)
     return pipelines
 
 

@@ -69,10 +69,8 @@ def pool(
         pooled = [_pool_all(hidden, mode) for mode in modes]
     else:
         real = attention_mask.astype(np.bool_)
-        pooled = [
-            np.where(real.any(axis=1)[:, None], _pool_real(hidden, real, mode), np.float32(0))
-            for mode in modes
-        ]
+        alive = real.any(axis=1, keepdims=True)
+        pooled = [np.where(alive, _pool_real(hidden, real, mode), np.float32(0)) for mode in modes]
     return pooled[0] if len(pooled) == 1 else np.concatenate(pooled, axis=1)
 
 

@@ -67,7 +67,7 @@ def test_encode_writes_the_vectors_of_the_api(run, tmp_path, artifact, texts_csv
     assert re.search(
         r" Of that, tokenize \d+\.\d\d s; summed over threads, run \d.* s and pool \d.* s\.", out
     )
-    assert "1 text was longer than 48 tokens and was cut there." in out
+    assert "1 text longer than 48 tokens was truncated." in out
     assert f"Wrote {output}: {len(TEXTS)} x 32 float32." in out
     np.testing.assert_array_equal(np.load(output), Embedder(artifact).encode(TEXTS))
 
@@ -128,7 +128,7 @@ def test_the_report_says_what_the_run_did(run, refuse, tmp_path, artifact, texts
     for unit in ("texts", "tokens"):
         assert table[f"{unit}_per_second"] == pytest.approx(table[unit] / table["seconds"])
     assert "report.json exists" in refuse(*arguments, "-o", tmp_path / "w.npy")
-    assert "named for two outputs" in refuse(*arguments[:-1], output, "-o", output, "--force")
+    assert "target of two outputs" in refuse(*arguments[:-1], output, "-o", output, "--force")
     beside = tmp_path / "v.npy.json"  # the sidecar
     assert "two outputs" in refuse(*arguments[:-1], beside, "-o", output, "--force")
     assert names(tmp_path) == ["report.json", "texts.csv", "v.npy", "v.npy.json"]
@@ -205,7 +205,8 @@ def test_broken_input_is_one_line(
 
 
 def test_a_missing_input_is_one_line(refuse, tmp_path, artifact):
-    message = refuse("encode", tmp_path / "none.csv", "-m", artifact, "-o", tmp_path / "v.npy")
+    output = ["-o", tmp_path / "v.npy"]
+    message = refuse("encode", tmp_path / "none.csv", "-m", artifact, *output, code=1)
     assert "there is no file" in message
 
 
@@ -213,13 +214,12 @@ def test_a_missing_input_is_one_line(refuse, tmp_path, artifact):
     ("arguments", "message"),
     [
         (["--precision", "fp64"], "precision 'fp64' is not in"),
-        (["--prompt-name", "x"], "prompt_name 'x'"),
+        (["--prompt-name", "x"], "--prompt-name 'x'"),
         (["--dtype", "int4"], "unknown number format 'int4'; known are float32, float16"),
         (["--dtype", "int8"], "int8 vectors need --ranges"),
         (["--ranges", "none.npy"], "ranges are for int8 and uint8; float32 takes none"),
-        (["--dtype", "int8", "--ranges", "none.npy"], "there is no file none.npy"),
-        (["--truncate-dim", 33], "truncate_dim must be from 1 to 32, got 33"),
-        (["--max-seq-length", 49], "max_seq_length can be at most 48"),
+        (["--truncate-dim", 33], "--truncate-dim must be from 1 to 32, got 33"),
+        (["--max-seq-length", 49], "at most 48"),
         (["--device", "gpu"], "unknown device 'gpu'"),
     ],
 )
@@ -257,11 +257,11 @@ def test_a_broken_row_midway_keeps_those_before(
     write_lines(tmp_path / "a.jsonl", [*rows[:21], '{"text": null}', *rows[22:]])
     message = refuse(*arguments, code=1)
     assert "row 21 holds no text (null)" in message
-    assert message.endswith("; 21 rows are kept, and the same command does the rest\n")
+    assert message.endswith("; 21 rows kept: the same command continues\n")
     write_lines(tmp_path / "a.jsonl", rows)
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
-    assert out.startswith("Found 21 rows done.\nEncoded 51 texts (")
+    assert out.startswith("Found 21 rows of an earlier run.\nEncoded 51 texts (")
     assert f"Wrote {output}: 72 x 32 float32." in out
     assert output.read_bytes() == whole["v.npy"]
 
@@ -275,7 +275,7 @@ def test_standard_input_is_continued_when_it_is_piped_again(
     pipe(monkeypatch, [*rows[:40], "{"])
     assert "line 41 is not JSON" in refuse(*arguments, code=1)
     pipe(monkeypatch, rows)
-    assert run(*arguments)[1].startswith("Found 40 rows done.")
+    assert run(*arguments)[1].startswith("Found 40 rows of an earlier run.")
     assert output.read_bytes() == whole["v.npy"]
 
 
@@ -286,7 +286,7 @@ def half_done(refuse, tmp_path, artifact):
     precision = ["--precision", "int8"]
     arguments = ["encode", broken, "-m", artifact, "-o", tmp_path / "v.npy", *precision]
     message = refuse(*arguments, code=1)
-    assert message.endswith("; 1 row is kept, and the same command does the rest\n")
+    assert message.endswith("; 1 row kept: the same command continues\n")
     write_lines(broken, ['"a road"', '"the sun"'])
     return arguments
 
@@ -305,7 +305,10 @@ def test_a_continued_run_reports_itself_and_replaces_its_report(run, tmp_path, h
 def test_nothing_left_to_do_still_writes_the_file(run, tmp_path, half_done):
     write_lines(tmp_path / "lines.jsonl", ['"a road"'])
     code, out, _ = run(*half_done)
-    assert (code, out) == (0, f"Found 1 row done.\nWrote {tmp_path / 'v.npy'}: 1 x 32 float32.\n")
+    assert (code, out) == (
+        0,
+        f"Found 1 row of an earlier run.\nWrote {tmp_path / 'v.npy'}: 1 x 32 float32.\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -314,7 +317,7 @@ def test_nothing_left_to_do_still_writes_the_file(run, tmp_path, half_done):
         (["--precision", "fp32"], "(precision: int8, now fp32, weights: "),
         (["--prompt-name", "query"], "(prompt: '', now 'a dog ')"),
         (["--dtype", "float16"], "(dtype: float32, now float16)"),
-        (["--max-seq-length", 20], "(max_seq_length: 48, now 20)"),
+        (["--max-seq-length", 20], "(--max-seq-length: 48, now 20)"),
     ],
 )
 def test_another_job_is_refused_by_name(run, refuse, half_done, arguments, message):
@@ -344,9 +347,7 @@ def test_after_force_the_way_on_is_without_it(run, refuse, tmp_path, artifact):
     broken = write_lines(tmp_path / "lines.jsonl", ['"a road"', '"the sun"', "{"])
     arguments = ["encode", broken, "-m", artifact, "-o", tmp_path / "v.npy"]
     message = refuse(*arguments, "--force", code=1)
-    assert message.endswith(
-        "; 2 rows are kept, and the same command without --force does the rest\n"
-    )
+    assert message.endswith("; 2 rows kept: the same command without --force continues\n")
     assert (tmp_path / "v.npy").read_text() == "mine"
     write_lines(broken, ['"a road"', '"the sun"'])
     assert run(*arguments)[0] == 0
@@ -400,7 +401,7 @@ def test_a_killed_run_is_continued_and_no_byte_differs(
     assert names(tmp_path) == [f".{name}.partial", "lines.txt"]
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
-    assert out.startswith("Found 32 rows done.\nEncoded 40 texts (")
+    assert out.startswith("Found 32 rows of an earlier run.\nEncoded 40 texts (")
     assert output.read_bytes() == whole[name]
     beside = [] if name == "v.parquet" else ["v.npy.json"]
     assert names(tmp_path) == ["lines.txt", name, *beside]
@@ -416,7 +417,7 @@ def test_an_interrupted_run_says_what_is_kept(run, tmp_path, artifact, whole, li
     # The last block may be on the disk, and the signal there before the program knows.
     kept = err.decode().removeprefix("onnxsim-embed: interrupted; ").split(" ")[0]
     assert kept in ("24", "32")
-    note = f"{kept} rows are kept, and the same command does the rest"
+    note = f"{kept} rows kept: the same command continues"
     assert err.decode() == f"onnxsim-embed: interrupted; {note}\n"
     assert run("encode", lines_txt, "-m", artifact, "-o", output, "-q") == (0, "", "")
     assert output.read_bytes() == whole["v.npy"]
@@ -430,7 +431,7 @@ def test_a_full_disk_keeps_what_fits(run, tmp_path, artifact, whole, lines_txt, 
     limit = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_that_fit},) * 2)\n"
     with start(artifact, output, lines_txt, program=limit + PROGRAM) as process:
         out, err = process.communicate(timeout=60)
-    note = "24 rows are kept, and the same command does the rest"
+    note = "24 rows kept: the same command continues"
     assert (process.returncode, out) == (1, b"")
     assert err.decode() == f"onnxsim-embed: cannot write {output}: File too large; {note}\n"
     assert run("encode", lines_txt, "-m", artifact, "-o", output)[1].startswith("Found 24 rows")

@@ -50,12 +50,13 @@ def test_pairs_become_a_model(run, pairs_csv, checkpoint, tmp_path):
 
 def test_options_reach_the_job(run, pairs_csv, tmp_path, monkeypatch):
     import onnxsim_embed.finetune as package
+    from onnxsim_embed.errors import TrainingError
 
     seen = {}
 
     def record(pairs, output, **options):
         seen.update(options, pairs=pairs)
-        raise ValueError("seen")
+        raise TrainingError("seen")
 
     monkeypatch.setattr(package, "finetune", record)
     rows = "question,answer,wrong,rate\n" + "a,b,c,1\n" * 3
@@ -68,7 +69,7 @@ def test_options_reach_the_job(run, pairs_csv, tmp_path, monkeypatch):
         "--patience", "7", "--seed", "5", "--force", "--quiet", "--score-column", "rate", *COLUMNS,
     )
     # fmt: on
-    assert (code, err) == (2, "onnxsim-embed: seen\n")
+    assert (code, err) == (1, "onnxsim-embed: seen\n")
     pairs, evaluation = seen.pop("pairs"), seen.pop("evaluation")
     assert pairs == evaluation
     assert (pairs.scores, pairs.negatives) == ([1.0] * 3, None)
@@ -105,7 +106,7 @@ def test_a_worse_model_is_reported_in_bold_even_when_quiet(
 
 def test_errors_are_one_line(refuse, pairs_csv, tmp_path, checkpoint):
     output = ["-o", tmp_path / "o", "-m", checkpoint]
-    assert "none.csv" in refuse("finetune", tmp_path / "none.csv", *output)
+    assert "none.csv" in refuse("finetune", tmp_path / "none.csv", *output, code=1)
     assert "source_sentence" in refuse("finetune", pairs_csv, *output)
     header = "source_sentence,target_sentence\n"
     pairs_csv.write_text(header + "a,b\n", encoding="utf-8")

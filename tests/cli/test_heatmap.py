@@ -74,7 +74,7 @@ def test_too_many_rows_name_the_limit(refuse, artifact, vectors, tmp_path, monke
         file = tmp_path / "t.txt"
         file.write_text("word\n" * 9, encoding="utf-8")
     line = refuse("heatmap", file, "-o", tmp_path / "m.png", "-m", artifact)
-    assert "at most 5 rows; draw the first ones with --limit 5" in line
+    assert "at most 5 rows; draw the first with --limit 5" in line
     assert not (tmp_path / "m.png").exists()
 
 
@@ -82,9 +82,11 @@ def test_what_cannot_be_drawn_is_one_line(refuse, vectors, tmp_path):
     texts, output = tmp_path / "t.txt", tmp_path / "m.png"
     texts.write_text("one\ntwo\n", encoding="utf-8")
     assert "holds 2 texts for 9 vectors" in refuse("heatmap", vectors, "-o", output, "--texts", texts)  # fmt: skip
-    assert "holds texts already" in refuse("heatmap", texts, "-o", output, "--texts", texts)
+    assert "--texts requires a file of vectors" in refuse(
+        "heatmap", texts, "-o", output, "--texts", texts
+    )
     assert "pictures can be" in refuse("heatmap", vectors, "-o", tmp_path / "m.xyz")
-    assert "there is no file" in refuse("heatmap", tmp_path / "none.csv", "-o", output)
+    assert "there is no file" in refuse("heatmap", tmp_path / "none.csv", "-o", output, code=1)
     np.save(tmp_path / "empty.npy", np.zeros((0, 4)))
     assert "holds no rows" in refuse("heatmap", tmp_path / "empty.npy", "-o", output)
     output.write_bytes(b"mine")

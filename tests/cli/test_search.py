@@ -149,8 +149,8 @@ def test_cut_vectors(run, artifact, files, tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.ones((3, 5), np.float32), "holds vectors of 5 components, and .* makes 32; give the --model"),
-        (np.ones((3, 32), np.int8), "holds int8 numbers, .* encode without --dtype"),
+        (np.ones((3, 5), np.float32), "of dim 5, and .* computes dim 32; pass the --model"),
+        (np.ones((3, 32), np.int8), "holds int8 vectors, .* encode without --dtype"),
         (np.ones((0, 32), np.float32), "holds no vectors"),
         (np.full((3, 32), np.nan, np.float32), "NaN or infinity, first in row 0"),
         (np.ones(32, np.float32), "not vectors of shape"),
@@ -173,23 +173,27 @@ def test_a_truncated_file_is_one_line(refuse, artifact, files, tmp_path):
 def test_texts_must_be_as_many_as_vectors(refuse, files, tmp_path):
     (tmp_path / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")
     line = refuse("search", QUERY, "--in", files / "vectors.npy", "--texts", tmp_path / "texts.txt")
-    assert "holds 2 texts for 12 vectors of" in line
+    assert "holds 2 texts for 12 vectors" in line
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((QUERY,), "search needs --in"),
-        (("--in", "{}/vectors.npy"), "search needs a query, or --queries FILE"),
+        ((QUERY,), "search requires --in"),
+        (("--in", "{}/vectors.npy"), "search requires a query, or --queries FILE"),
         ((QUERY, "--in", "{}/none.npy"), "there is no file"),
-        ((QUERY, "--in", "{}/vectors.npy", "-c", "text"), "give --texts FILE as well"),
-        ((QUERY, "--in", "{}/texts.jsonl", "--texts", "{}/texts.jsonl"), "holds texts already"),
-        ((QUERY, "--in", "{}/vectors.npy", "-o", "a.txt"), "are written as .csv, .tsv or .jsonl"),
+        ((QUERY, "--in", "{}/vectors.npy", "-c", "text"), "--column requires --texts"),
+        (
+            (QUERY, "--in", "{}/texts.jsonl", "--texts", "{}/texts.jsonl"),
+            "--texts requires a file of vectors",
+        ),
+        ((QUERY, "--in", "{}/vectors.npy", "-o", "a.txt"), "one of .csv, .tsv, .jsonl"),
         ((QUERY, "--in", "{}/vectors.npy", "--queries", "{}/q.csv"), "there is no file"),
     ],
 )
 def test_a_wrong_call_is_one_line(refuse, files, arguments, message):
-    assert message in refuse("search", *(part.format(files) for part in arguments))
+    code = 1 if "there is no" in message else 2
+    assert message in refuse("search", *(part.format(files) for part in arguments), code=code)
 
 
 def test_an_output_is_not_replaced_unasked(search, files, tmp_path):

@@ -38,7 +38,7 @@ def test_a_directory_holds_the_matrix(run, tmp_path, vectors_npy):
     assert (code, err) == (0, "")
     matrix = similarity_matrix(VECTORS, 0.4)
     assert out.startswith(
-        f"Compared 120 rows, {matrix.nnz:,} scores above 0.4 in 1 part -> {target}"
+        f"Compared 120 rows, {matrix.nnz:,} scores above 0.4 in 1 shard -> {target}"
     )
     assert_same(open_graph(target).to_matrix(), matrix)
     assert names(tmp_path) == ["graph", "vectors.npy"]
@@ -49,11 +49,15 @@ def test_a_directory_holds_the_k_best(run, tmp_path, vectors_npy, monkeypatch):
     matrix = ["-o", "m.npz", "-t", 0.9, "--pairs", "p.csv", "--show", 1]
     code, out, err = run("similarity", vectors_npy, "-o", "graph", "--top-k", 3, *matrix)
     assert (code, err) == (0, "")
-    assert "360 scores, 3 of each row in 1 part -> graph, " in out
+    assert "360 scores, top 3 of each row in 1 shard -> graph, " in out
     assert open_graph("graph").k == 3
     assert names(tmp_path) == ["graph", "m.npz", "p.csv", "vectors.npy"]
     code, out, _ = run("similarity", vectors_npy, "-o", "graph", "-o", "n.csv", "-k", 2, "--force")
-    assert (code, "2 of each row" in out, "2 neighbours each -> n.csv" in out) == (0, True, True)
+    assert (code, "top 2 of each row" in out, "2 neighbours of each row -> n.csv" in out) == (
+        0,
+        True,
+        True,
+    )
 
 
 KILLED = """
@@ -88,7 +92,7 @@ def test_the_same_call_goes_on_after_a_stop(run, tmp_path, vectors_npy, how, cod
     kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*.npz")}
     assert sorted(kept) == [f"part-0000{number}.npz" for number in range(3)]
     code, out, err = run(*call)
-    assert (code, err, "in 12 parts" in out) == (0, "", True)
+    assert (code, err, "in 12 shards" in out) == (0, "", True)
     assert kept.items() <= {n: (target / n).stat().st_mtime_ns for n in names(target)}.items()
     assert_same(open_graph(target).to_matrix(), similarity_matrix(VECTORS, 0.4))
     assert names(tmp_path) == ["graph", "vectors.npy"]
@@ -112,22 +116,23 @@ def test_a_directory_is_replaced_only_by_force(run, refuse, tmp_path, vectors_np
     ("arguments", "message"),
     [
         (["-o", "graph", "--drop-duplicates"], "dedupe FILE -o FILE"),
-        (["-o", "graph", "-o", "other"], "one name without an ending"),
-        (["-o", "graph.v2"], "one name without an ending (a directory of parts)"),
+        (["-o", "graph", "-o", "other"], "one name without a suffix"),
+        (["-o", "graph.v2"], "one name without a suffix (a directory of shards)"),
         (["-o", "graph", "--top-k", 120], "k must be from 1 to 119 (the other rows), got 120"),
         (["-o", "nowhere/graph"], "nowhere"),
-        (["-o", "vectors.npy"], "takes one .npz"),
-        (["-k", 3], "give both: --top-k K and -o neighbours.csv (or -o DIRECTORY)"),
-        (["-o", "m.npz", "-k", 3], "(or -o DIRECTORY)"),
-        (["-o", "n.csv"], "neighbours need both: --top-k K and -o neighbours.csv"),
-        (["-o", "n.csv", "-o", "graph"], "neighbours need both"),
+        (["-o", "vectors.npy"], "expected one .npz"),
+        (["-k", 3], "--top-k requires -o neighbours.csv or -o DIRECTORY"),
+        (["-o", "m.npz", "-k", 3], "or -o DIRECTORY"),
+        (["-o", "n.csv"], "-o neighbours.csv requires --top-k"),
+        (["-o", "n.csv", "-o", "graph"], "neighbours.csv requires --top-k"),
     ],
 )
 def test_outputs_that_make_no_sense_are_refused(
     refuse, tmp_path, vectors_npy, monkeypatch, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
-    assert message in refuse("similarity", vectors_npy, *arguments)
+    code = 1 if "nowhere" in message else 2
+    assert message in refuse("similarity", vectors_npy, *arguments, code=code)
     assert names(tmp_path) == ["vectors.npy"]
 
 
@@ -150,7 +155,7 @@ def test_the_best_of_each_row_are_estimated_too(run, tmp_path, vectors_npy, monk
     monkeypatch.chdir(tmp_path)
     code, out, err = run("similarity", vectors_npy, "--estimate", "-k", 7, *outputs)
     assert (code, err) == (0, "")
-    assert out.startswith(f"The 7 best of each row: {7 * len(VECTORS):,} scores, ")
+    assert out.startswith(f"Top 7 of each row: {7 * len(VECTORS):,} scores, ")
     assert names(tmp_path) == ["vectors.npy"]
 
 
@@ -194,13 +199,13 @@ def test_a_directory_takes_what_a_file_does_not(run, tmp_path, vectors_npy):
 @pytest.mark.parametrize("size", ["", "4XB", "lots", "1e9", "-1GB"])
 def test_what_is_no_size_says_how_to_write_one(refuse, vectors_npy, size):
     message = refuse("similarity", vectors_npy, f"--max-memory={size}")
-    assert "is no number of bytes; write it such as 4GB or 500MB" in message
+    assert "expected a number with a unit" in message
 
 
 def test_no_memory_is_refused_before_any_text_is_encoded(refuse, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_texts_and_vectors", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(command, "read_texts", lambda *_: pytest.fail("it began"))
     message = refuse("similarity", tmp_path / "texts.csv", "--max-memory", "0")
-    assert "max_memory must be positive, got 0" in message
+    assert "--max-memory must be positive" in message
 
 
 # what is read and shown

@@ -171,7 +171,7 @@ def test_a_wrong_calibration_file_is_one_line(
 def test_a_bar_that_is_none_is_one_line(run, checkpoint, tmp_path, bar):
     code, out, err = run("export", checkpoint, "-o", tmp_path / "a", "--bar", bar)
     assert (code, out) == (2, "")
-    assert err.startswith("onnxsim-embed: --bar takes ")
+    assert err.startswith("onnxsim-embed: --min-fidelity: expected ")
     assert repr(bar) in err
     assert err.count("\n") == 1
 

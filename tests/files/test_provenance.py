@@ -312,4 +312,4 @@ def test_info_says_where_nothing_is_known(run, refuse, path):
     write_vectors(VECTORS, path)
     assert "unknown: the file does not say" in run("info", path)[1]
     path.unlink()
-    assert f"there is no file {path}" in refuse("info", path)
+    assert f"there is no file {path}" in refuse("info", path, code=1)

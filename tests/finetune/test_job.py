@@ -249,7 +249,7 @@ def test_memory_limits_the_texts_trained_on_at_once(checkpoint, tmp_path, monkey
 KILLED = """
 import os, signal, sys
 from onnxsim_embed.finetune import TextPairs, finetune
-from onnxsim_embed.finetune.callbacks import FiniteGradients
+from onnxsim_embed.finetune.training import FiniteGradients
 import json
 def kill(self, arguments, state, control, **_):
     if state.global_step == 6:
@@ -436,10 +436,12 @@ def test_base_models_that_cannot_be_trained(artifact, tmp_path):
             finetune(PAIRS, tmp_path / "out", model=model)
 
 
-@pytest.mark.parametrize("name", ["share", "learning_rate"])
-def test_settings(name):
+@pytest.mark.parametrize(
+    ("name", "value"), [("share", 0.6), ("learning_rate", float("nan")), ("seed", 1 << 32)]
+)
+def test_settings(name, value):
     with pytest.raises(ValueError, match="held_out" if name == "share" else name):
-        Settings(**{name: float("nan")})
+        Settings(**{name: value})
 
 
 @pytest.mark.parametrize("package", ["accelerate", "torch"])

@@ -54,8 +54,9 @@ def test_options_reach_the_model(artifact, model):
         meta_fields_to_embed=["title", "year", "none", "absent"], **options,
     )  # fmt: skip
     document = Document(content="river", meta={"title": "water", "year": 1999, "none": None})
-    expected = model.encode(["water | 1999 | river", ""], prompt="the ", **options)
-    assert embeddings(embedder.run([document, Document(content=None)])) == expected.tolist()
+    others = [Document(content=None), Document(content="sun", meta=None)]
+    expected = model.encode(["water | 1999 | river", "", "sun"], prompt="the ", **options)
+    assert embeddings(embedder.run([document, *others])) == expected.tolist()
     query = OnnxsimTextEmbedder(artifact, precision="fp32", prompt="cat ", **options).run("x")
     assert query["embedding"] == model.encode("x", prompt="cat ", **options).tolist()
 

@@ -51,10 +51,10 @@ def test_threads_that_ask_at_once_share_one_model(settings, monkeypatch):
 def test_a_model_that_nobody_uses_is_let_go(settings):
     lazy = LazyModel(settings)
     lazy.get()
-    assert settings in loading._living
+    assert settings in loading._models
     del lazy
     gc.collect()
-    assert settings not in loading._living
+    assert settings not in loading._models
 
 
 def test_other_settings_are_another_model(settings, artifact):

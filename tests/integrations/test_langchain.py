@@ -6,6 +6,7 @@ import asyncio
 import copy
 import pickle
 
+import numpy as np
 import pytest
 from support import TEXTS, run_usage
 
@@ -74,8 +75,8 @@ def test_a_vector_store_finds_with_it(embeddings):
 def test_a_loaded_model_is_used_as_it_is(model):
     embeddings = OnnxsimEmbeddings(model)
     assert embeddings.embed_query("x") == model.encode_query("x").tolist()
-    with pytest.raises(TypeError, match="give it the model's name or directory instead"):
-        pickle.dumps(embeddings)
+    again = pickle.loads(pickle.dumps(embeddings))
+    assert again.embed_query("x") == embeddings.embed_query("x")
 
 
 def test_it_pickles_and_copies_as_its_settings(embeddings):
@@ -92,9 +93,18 @@ def test_the_model_is_loaded_at_first_use(tmp_path):
         embeddings.embed_query("x")
 
 
-def test_a_row_that_is_no_text_is_named(embeddings):
-    with pytest.raises(TypeError, match="1"):
-        embeddings.embed_documents(["a", None])
+@pytest.mark.parametrize(
+    "documents", [["a", None], "a text", {"a": 1}, {"a"}, b"a", np.array([["a"]])]
+)
+def test_only_lists_of_texts_are_documents(embeddings, documents):
+    with pytest.raises(TypeError):
+        embeddings.embed_documents(documents)
+
+
+@pytest.mark.parametrize("query", [["a", "b"], None, b"a"])
+def test_only_a_string_is_a_query(embeddings, query):
+    with pytest.raises(TypeError, match="string"):
+        embeddings.embed_query(query)
 
 
 def test_an_unknown_option_is_a_type_error(artifact):

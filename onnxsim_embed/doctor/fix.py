@@ -1,4 +1,4 @@
-"""Writes what can be mended: JSON files only, all other keys as they were."""
+"""Writes the changes of findings: JSON files only; all other keys stay."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, FileEntry, is_artifact, sha256
-from onnxsim_embed.doctor.place import Finding, check_inside, read_json
+from onnxsim_embed.doctor.directory import Finding, check_inside, read_json
 from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.files.atomic import atomic_directory, atomic_file
 
 
 def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
-    """Write the changes of findings, each file whole or not at all, an artifact as a whole.
+    """Write the changes of findings, each file atomically, an artifact as one.
 
-    An artifact's manifest gets the digests of the files that were changed.
+    An artifact's manifest gets the digests of the changed files.
 
-    :returns: the files that were written.
-    :raises ArtifactError: if one leads out of the directory, or is not what an artifact's manifest says.
+    :returns: names of the files that were written.
+    :raises ArtifactError: if a file leads out of the directory, or its digest differs from an artifact's
+        manifest.
     """
     directory = Path(directory)
     names = list(dict.fromkeys(f.file for f in findings if f.change is not None))
@@ -43,7 +44,7 @@ def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
     manifest = artifact.manifest
     for name in names:
         if name in manifest.files and (directory / name).exists():
-            artifact.file(name)  # to renew the digest of a damaged file would hide the damage
+            artifact.file(name)  # a new digest would hide that a file is damaged
     with atomic_directory(directory) as work:
         shutil.copytree(directory, work, copy_function=_link_or_copy, dirs_exist_ok=True)
         files = dict(manifest.files)
@@ -67,17 +68,17 @@ def _changed(directory: Path, name: str, findings: Sequence[Finding]) -> Any:  #
 
 
 def _write(path: Path, content: Any) -> None:  # noqa: ANN401
-    """Write a JSON file in place of one that may be linked from elsewhere, which stays as it is."""
+    """Write a JSON file; the target of a link in its place stays unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as work:
         work.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Give a file a second name, where the file system can, so that large weights are not copied."""
+    """Hard-link a file if the file system can, so that large weights are not copied."""
     try:
         if Path(source).is_symlink():
-            raise OSError("a second name of a link would be a link")
+            raise OSError("a hard link of a symbolic link would be symbolic")
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)

@@ -1,0 +1,45 @@
+"""cache: the models that were exported on first use."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import typer
+from typer import Argument
+
+from onnxsim_embed.cli.output import counted, print_table
+
+cache = typer.Typer(help="List or remove models that were exported on first use.")
+
+
+@cache.command(name="list")
+def list_models() -> None:
+    """List the cached models, most recently used first."""
+    from onnxsim_embed.artifact.cache import cache_directory, list_cached
+
+    models = list_cached()
+    rows = [
+        [
+            m.path.name,
+            m.source,
+            f"{m.size / 1e6:.1f} MB",
+            f"{datetime.fromtimestamp(m.last_used):%F}",
+        ]
+        for m in models
+    ]
+    if rows:
+        print_table(["name", "source", "size", "last used"], rows)
+    size = sum(model.size for model in models) / 1e6
+    typer.echo(f"{counted(len(models), 'model')}, {size:.1f} MB in {cache_directory()}")
+
+
+@cache.command()
+def clear(
+    names: list[str] | None = Argument(None, help="Models to remove; default: all."),
+) -> None:
+    """Remove cached models; they are exported again when needed."""
+    from onnxsim_embed.artifact.cache import clear_cache
+
+    removed = clear_cache(names or None)
+    size = sum(model.size for model in removed) / 1e6
+    typer.echo(f"Removed {counted(len(removed), 'model')}, {size:.1f} MB.")

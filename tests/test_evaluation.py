@@ -1,0 +1,90 @@
+"""Correlation of cosine similarities with human scores."""
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, rankdata, spearmanr
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.evaluation import evaluate_sts
+
+LEFT = ["solar energy", "the water of the river", "a cat", "rural school", "data code", "x"]
+RIGHT = ["energy of the sun", "the river", "a dog", "village market", "the sky today", "x"]
+SCORES = [4.2, 3.5, 3.0, 1.5, 0.0, 5.0]
+
+
+@pytest.fixture(scope="module")
+def model(artifact) -> Embedder:
+    return Embedder(artifact, precision="fp32", threads=1)
+
+
+class Fixed:
+    """A model of known cosines: it puts each pair at a fixed angle."""
+
+    def __init__(self, cosines):
+        self.cosines = np.asarray(cosines, np.float64)
+
+    def encode(self, texts):
+        n = len(texts) // 2
+        left = np.tile([1, 0], (n, 1))
+        right = np.stack([self.cosines, np.sqrt(1 - self.cosines**2)], axis=1)
+        return np.concatenate([left, right]).astype(np.float32)
+
+
+def test_correlations_equal_the_plain_computation():
+    cosines, human = [0.9, 0.1, 0.5, 0.5, -0.3], [5, 1, 2, 4, 0]
+    result = evaluate_sts(Fixed(cosines), ["a"] * 5, ["b"] * 5, human)
+    ranks = np.corrcoef(rankdata(cosines), rankdata(human))[0, 1]
+    assert result.pairs == 5
+    assert result.spearman == pytest.approx(100 * ranks, abs=1e-4)
+    assert result.pearson == pytest.approx(100 * np.corrcoef(cosines, human)[0, 1], abs=1e-4)
+
+
+def test_correlations_of_a_model_equal_scipy_s(model):
+    a, b = model.encode(LEFT).astype("f8"), model.encode(RIGHT).astype("f8")
+    cosines = (a * b).sum(axis=1)
+    result = evaluate_sts(model, LEFT, RIGHT, SCORES)
+    assert result.spearman == pytest.approx(100 * spearmanr(cosines, SCORES).statistic, abs=1e-6)
+    assert result.pearson == pytest.approx(100 * pearsonr(cosines, SCORES).statistic, abs=1e-3)
+
+
+def test_neither_the_scale_of_scores_nor_the_order_of_sides_matters(model):
+    expected = evaluate_sts(model, LEFT, RIGHT, SCORES)
+    for left, right, scores in (
+        (LEFT, RIGHT, np.array(SCORES) * 0.01 + 7),
+        (RIGHT, LEFT, np.array(SCORES) * 20),
+    ):
+        result = evaluate_sts(model, left, right, scores)
+        assert result.spearman == pytest.approx(expected.spearman)
+        assert result.pearson == pytest.approx(expected.pearson)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "scores", "message"),
+    [
+        (LEFT, RIGHT[:-1], SCORES, "equal lengths, got 6, 5 and 6"),
+        (LEFT, RIGHT, SCORES[:-1], "equal lengths, got 6, 6 and 5"),
+        (LEFT[:2], RIGHT[:2], [1, float("nan")], "finite"),
+        (LEFT[:2], RIGHT[:2], [1, float("inf")], "finite"),
+        (LEFT[:3], RIGHT[:3], [2, 2, 2], "two different"),
+        (LEFT[:1], RIGHT[:1], [2], "two different"),
+        ([], [], [], "two different"),
+    ],
+)
+def test_pairs_that_have_no_correlation_are_refused(model, left, right, scores, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_sts(model, left, right, scores)
+
+
+@pytest.mark.parametrize("cosines", [[1, 1, 1], [0.5, 0.5, 0.5 + 1e-7]])
+def test_cosines_equal_up_to_rounding_have_no_correlation(cosines):
+    with pytest.warns(RuntimeWarning, match="undefined"):
+        result = evaluate_sts(Fixed(cosines), LEFT[:3], LEFT[:3], [1, 2, 3])
+    assert result.pairs == 3
+    assert np.isnan([result.spearman, result.pearson]).all()
+    assert "same cosine" in result.problem
+    assert evaluate_sts(Fixed([0.5, 0.5, 0.6]), LEFT[:3], LEFT[:3], [1, 2, 3]).problem is None
+
+
+def test_equal_texts_in_every_pair_have_no_correlation(model):
+    with pytest.warns(RuntimeWarning, match="undefined"):
+        assert np.isnan(evaluate_sts(model, LEFT, LEFT, SCORES).spearman)
