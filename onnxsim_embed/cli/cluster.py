@@ -50,7 +50,7 @@ def cluster(
         raise ValueError(f"unknown --method {method!r}; allowed are communities and components")
     check_table(output, force, ".csv", ".tsv")
     from onnxsim_embed.cli.graph_files import shorten
-    from onnxsim_embed.files.texts import write_rows
+    from onnxsim_embed.files.tables import write_rows
     from onnxsim_embed.similarity.clustering import communities, component_groups
 
     started = time.perf_counter()

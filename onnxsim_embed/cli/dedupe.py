@@ -45,8 +45,7 @@ def dedupe(
         if groups.absolute() == output.absolute():
             raise ValueError(f"{output} is the target of two outputs")
     from onnxsim_embed.cli.graph_files import digits
-    from onnxsim_embed.files.tables import row_writer
-    from onnxsim_embed.files.texts import write_rows
+    from onnxsim_embed.files.tables import row_writer, write_rows
     from onnxsim_embed.similarity.clustering import deduplicate
 
     started = time.perf_counter()

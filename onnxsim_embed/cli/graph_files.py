@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from onnxsim_embed.files.atomic import atomic_file
-from onnxsim_embed.files.texts import write_rows
+from onnxsim_embed.files.tables import write_rows
 from onnxsim_embed.plot import heatmap, one_line
 from onnxsim_embed.similarity import compare
 from onnxsim_embed.similarity.graph import SimilarityGraph

@@ -206,7 +206,7 @@ def _print(queries: list[str], results: dict[str, list[Any]], rows: int, quiet: 
 
 
 def _write(results: dict[str, list[Any]], output: Path) -> None:
-    from onnxsim_embed.files.texts import write_rows
+    from onnxsim_embed.files.tables import write_rows
 
     if output.suffix != ".jsonl":
         write_rows(results, output)

@@ -18,7 +18,8 @@ from urllib.parse import quote, unquote
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.atomic import durable_file
-from onnxsim_embed.files.texts import KINDS, kind_of, require_pyarrow
+from onnxsim_embed.files.parquet import require_pyarrow
+from onnxsim_embed.files.rows import KINDS, kind_of
 from onnxsim_embed.files.uris import display_name, is_uri, split_uri
 
 # Names that begin so are no data: Hadoop's _SUCCESS, hidden files, unfinished ones.

@@ -1,7 +1,7 @@
-"""What made a file of vectors: kept beside a .npy, and in the metadata of a .parquet.
+"""Provenance metadata of vectors: in a file beside a .npy, and in the metadata of a .parquet.
 
 `vectors.npy.json` lies beside `vectors.npy`. It also holds the file's shape, size and a digest of its
-two ends, so that it is never taken for the description of another file that came to its place.
+two ends, so that it is never applied to another file that replaced it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.atomic import durable_file
-from onnxsim_embed.files.uris import is_directory
+from onnxsim_embed.files.atomic import write_json
+from onnxsim_embed.files.parquet import open_parquet
+from onnxsim_embed.files.uris import is_directory, local_path
 
 logger = logging.getLogger(__name__)
 
@@ -28,32 +27,30 @@ FORMAT_VERSION = 1
 METADATA_KEY = b"onnxsim_embed"  # of a parquet file's schema
 SUFFIX = ".json"
 
-# A description is about 700 bytes long, with a prompt perhaps some thousand.
-LARGEST_DESCRIPTION = 1 << 20
+# A sidecar has about 700 bytes, with a prompt perhaps some thousand.
+MAX_SIDECAR_BYTES = 1 << 20
 
-# So much of the beginning and of the end of a file goes into its digest: vectors of other texts or of
+# Bytes at the beginning and at the end of a file that enter its digest: vectors of other texts or of
 # another model differ there, and a file of any size is read in a millisecond.
 END_BYTES = 1 << 16
-
-TEXT, NUMBER, FLAG, NOTHING = (str,), (int,), (bool,), (type(None),)
 
 
 @dataclass(frozen=True)
 class Provenance:
     """What vectors depend on, apart from the texts.
 
-    :param model: its name.
-    :param model_digest: of its float32 weights, tokenizer, pooling and what follows: the same for each
-        precision of an artifact.
-    :param weights_digest: of the files of the precision that was run.
-    :param pooling: modes, joined by "+".
+    :param model: name of the model.
+    :param model_digest: digest of float32 weights, tokenizer, pooling and postprocessing: the same
+        for all precisions of an artifact.
+    :param weights_digest: digest of the files of the precision that ran.
+    :param pooling: pooling modes, joined by "+".
     :param normalize: whether vectors were scaled to L2 norm 1, by the model or on request.
     :param prompt: text put before each text.
     :param max_seq_length: tokens kept of a text.
-    :param dim: width of the model's vectors.
-    :param truncate_dim: components that were kept of them.
-    :param dtype: number format as `Embedder.encode` names it.
-    :param ranges: digest of the ranges of int8 and uint8.
+    :param dim: dimension of the model's vectors.
+    :param truncate_dim: dimension that they were truncated to.
+    :param dtype: output dtype in the words of `Embedder.encode`.
+    :param ranges: digest of the quantization ranges of int8 and uint8.
     """
 
     model: str
@@ -73,144 +70,132 @@ class Provenance:
     onnxruntime: str
 
     def to_table(self) -> dict[str, Any]:
-        """Return it as what JSON holds."""
+        """Return its JSON representation."""
         return {"format_version": FORMAT_VERSION, "origin": asdict(self)}
 
 
-KINDS: Mapping[str, tuple[type, ...]] = {
-    entry.name: {
-        "str": TEXT,
-        "int": NUMBER,
-        "bool": FLAG,
-        "str | None": TEXT + NOTHING,
-        "int | None": NUMBER + NOTHING,
-    }[str(entry.type)]
-    for entry in fields(Provenance)
-}
+# The types that JSON may hold for each field.
+FIELD_TYPES = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(Provenance).items()}
 
 
 def differences(one: Provenance, other: Provenance) -> list[str]:
-    """Say in what two origins differ so that their vectors must not be compared; nothing if they may.
+    """Return why vectors must not be compared with each other; an empty list if they may be.
 
     Precisions of one model may be compared: an export is published only if they agree. So may other
-    lengths and prompts, in which queries and documents are meant to differ. A model's name alone means
+    lengths and prompts, in which queries and documents are meant to differ. A model's name means
     nothing: equal digests are equal models.
     """
-    told = []
+    different = []
     if one.model_digest != other.model_digest:
-        told = [
+        different = [
             f"{name.replace('_', ' ')} {getattr(one, name)}, not {getattr(other, name)}"
             for name in ("model", "model_digest", "pooling")
             if getattr(one, name) != getattr(other, name)
         ]
-    widths = [origin.truncate_dim or origin.dim for origin in (one, other)]
-    if widths[0] != widths[1]:
-        told.append(f"width {widths[0]}, not {widths[1]}")
-    return told
+    dims = [entry.truncate_dim or entry.dim for entry in (one, other)]
+    if dims[0] != dims[1]:
+        different.append(f"dimension {dims[0]}, not {dims[1]}")
+    return different
 
 
 def vectors_match(one: Provenance, other: Provenance) -> bool:
-    """Return whether vectors of two origins may be compared with each other; see `differences`."""
+    """Return whether vectors may be compared with each other; see `differences`."""
     return not differences(one, other)
 
 
 def sidecar(path: Path) -> Path:
-    """Return the file that describes a .npy file."""
+    """Return the file that holds the provenance of a .npy file."""
     return path.with_name(path.name + SUFFIX)
 
 
 def check_sidecar(path: Path, force: bool) -> None:
-    """Refuse to write vectors where a file that is no description of vectors has the sidecar's name.
+    """Raise if another file has the name of the sidecar to be written.
 
-    :raises FileExistsError: with the next step.
+    :raises FileExistsError: if it is not a sidecar, unless `force` is set.
     """
-    beside = sidecar(path)
-    if path.suffix != ".npy" or force or not os.path.lexists(beside):
+    file = sidecar(path)
+    if path.suffix != ".npy" or force or not os.path.lexists(file):
         return
     try:
-        _parse(_read_small(beside))
+        _parse(_read_sidecar(file))
     except (OSError, ValueError):
         raise FileExistsError(
-            f"{beside} exists, and a description of {path.name} is to be written there; replace it with "
-            "--force, or choose another name"
+            f"{file} exists and is not the provenance of {path.name}; replace it with force=True, or "
+            "choose another name"
         ) from None
 
 
-def write_sidecar(path: Path, finished: Path, origin: Provenance | None) -> None:
-    """Describe a .npy file that is about to take its place; without an origin, drop the description.
+def write_sidecar(path: Path, finished: Path, provenance: Provenance | None) -> None:
+    """Write the sidecar of a .npy file that is about to be renamed; without provenance, delete it.
 
-    :param path: where the vectors are to be.
-    :param finished: where they are now.
+    :param path: final path of the vectors.
+    :param finished: their path now.
     """
     if path.suffix != ".npy":
         return
-    if origin is None:
+    if provenance is None:
         if sidecar(path).is_file():
             sidecar(path).unlink()
         return
     vectors = np.load(finished, mmap_mode="r", allow_pickle=False)
-    table = origin.to_table() | {"file": _describe(finished, vectors)}
-    with durable_file(sidecar(path)) as stream:
-        stream.write((json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(sidecar(path), provenance.to_table() | {"file": _fingerprint(finished, vectors)})
 
 
 def read_provenance(path: str | Path) -> Provenance | None:
-    """Return what made a file of vectors, or None where the file does not say.
+    """Return the provenance of vectors, or None if the file has none.
 
-    A description that is damaged, or was made for another file, is left aside with a warning.
+    Provenance that is damaged, or was written for another file, is ignored with a warning.
 
-    :param path: .npy, .parquet or a directory of parts.
-    :raises FileNotFoundError: if there is no such file.
+    :param path: .npy, .parquet or a directory of shards.
+    :raises FileNotFoundError: if the file does not exist.
     :raises TableError: if it is not a readable file of its kind.
     """
     if is_directory(path):
         from onnxsim_embed.files.vector_directory import open_vectors
 
-        return open_vectors(path).origin
-    path = Path(path)
+        return open_vectors(path).provenance
+    path = local_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    file = sidecar(path)
     try:
         if path.suffix == ".parquet":
-            found = _read_metadata(path)
-            return None if found is None else _parse(found)[0]
-        beside = sidecar(path)
-        if not os.path.lexists(beside):
+            metadata = _read_metadata(path)
+            return None if metadata is None else _parse(metadata)[0]
+        if not os.path.lexists(file):
             return None
-        origin, file = _parse(_read_small(beside))
+        provenance, fingerprint = _parse(_read_sidecar(file))
     except (OSError, ValueError) as error:
-        logger.warning("%s: its description is left aside: %s", path, error)
+        logger.warning("%s: its provenance is ignored: %s", path, error)
         return None
     from onnxsim_embed.files.vectors import read_vectors
 
-    if file != _describe(path, read_vectors(path)):
-        logger.warning(
-            "%s describes other vectors than those of %s now, and is left aside", beside, path
-        )
+    if fingerprint != _fingerprint(path, read_vectors(path)):
+        logger.warning("%s is ignored: it describes other vectors than those of %s", file, path)
         return None
-    return origin
+    return provenance
 
 
-def _read_small(path: Path) -> bytes:
-    """Read a description; a link is followed only inside its directory.
+def _read_sidecar(path: Path) -> bytes:
+    """Read a sidecar; a link is followed inside its directory only.
 
-    :raises ValueError: if it is too large, or elsewhere.
+    :raises ValueError: if it is too large, elsewhere or not a file.
     """
     if path.is_symlink() and path.resolve().parent != path.parent.resolve():
         raise ValueError(f"{path.name} is a link out of its directory")
     if not path.is_file():
-        raise ValueError(f"{path.name} is no file")
+        raise ValueError(f"{path.name} is not a regular file")
     with path.open("rb") as stream:
-        data = stream.read(LARGEST_DESCRIPTION + 1)
-    if len(data) > LARGEST_DESCRIPTION:
-        raise ValueError(f"{path.name} is larger than {LARGEST_DESCRIPTION:,} bytes")
+        data = stream.read(MAX_SIDECAR_BYTES + 1)
+    if len(data) > MAX_SIDECAR_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_SIDECAR_BYTES:,} bytes")
     return data
 
 
 def _parse(data: bytes) -> tuple[Provenance, Any]:
-    """Return what a description says of the vectors, and of their file.
+    """Return provenance and the fingerprint of the file that it was written for.
 
-    :raises ValueError: if it is none.
+    :raises ValueError: if the data are invalid.
     """
     try:
         table = json.loads(data)
@@ -220,48 +205,38 @@ def _parse(data: bytes) -> tuple[Provenance, Any]:
 
 
 def parse_provenance(table: Any) -> Provenance:  # noqa: ANN401 - from JSON
-    """Return what `Provenance.to_table` gave.
+    """Return provenance from its JSON representation.
 
-    :raises ValueError: if it is none.
+    :raises ValueError: if it is invalid.
     """
     if not isinstance(table, dict) or table.get("format_version") != FORMAT_VERSION:
-        raise ValueError("it is no description of vectors, or one of another version")
-    stated = table.get("origin")
-    if not isinstance(stated, dict) or set(stated) != set(KINDS):
-        raise ValueError("it does not name what a description of vectors names")
-    if wrong := [name for name, value in stated.items() if type(value) not in KINDS[name]]:
-        raise ValueError(f"{wrong[0]} cannot be {stated[wrong[0]]!r:.60}")
-    return Provenance(**stated)
+        raise ValueError("it is not a provenance record, or one of another version")
+    values = table.get("origin")
+    if not isinstance(values, dict) or set(values) != set(FIELD_TYPES):
+        raise ValueError(f"it must have the fields {', '.join(FIELD_TYPES)}")
+    for name, value in values.items():
+        if type(value) not in FIELD_TYPES[name]:
+            raise ValueError(f"{name} cannot be {value!r:.60}")
+    return Provenance(**values)
 
 
 def _read_metadata(path: Path) -> bytes | None:
-    from onnxsim_embed.files.texts import require_pyarrow
-
-    require_pyarrow()
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        metadata = parquet.read_schema(path).metadata
-    except pyarrow.ArrowException as error:
-        raise TableError(f"{path} is not a readable parquet file: {error}") from None
-    found: bytes | None = (metadata or {}).get(METADATA_KEY)
-    return found
+    with open_parquet(path) as table:
+        metadata: dict[bytes, bytes] = table.schema_arrow.metadata or {}
+    return metadata.get(METADATA_KEY)
 
 
-def _describe(path: Path, vectors: npt.NDArray[Any]) -> dict[str, Any]:
-    """Return what tells a .npy file from another: shape, number format, size and digest of its ends."""
+def _fingerprint(path: Path, vectors: npt.NDArray[Any]) -> dict[str, Any]:
+    """Return what identifies a .npy file: shape, dtype, size and a digest of its ends."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         ends = stream.read(END_BYTES)
         stream.seek(max(len(ends), size - END_BYTES))
         ends += stream.read(END_BYTES)
-    rows, width = vectors.shape
-    digest = hashlib.sha256(ends).hexdigest()[:32]
     return {
-        "rows": rows,
-        "width": width,
+        "rows": vectors.shape[0],
+        "width": vectors.shape[1],
         "dtype": str(vectors.dtype),
         "size": size,
-        "ends": digest,
+        "ends": hashlib.sha256(ends).hexdigest()[:32],
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.texts import iter_column, kind_of, long_cells, open_text, require_pyarrow
+from onnxsim_embed.files import texts as files
+from onnxsim_embed.files.rows import kind_of
+from onnxsim_embed.files.texts import iter_column
 
 # Column names that need no argument: ours, then sentence-transformers' own.
 COLUMNS = {
@@ -143,31 +143,9 @@ def column_names(path: str | Path) -> list[str]:
     :raises ValueError: for a file without columns.
     :raises TableError: if it is empty or cannot be read.
     """
-    kind = kind_of(path)
-    if kind == "parquet":
-        require_pyarrow()
-        import pyarrow
-        from pyarrow import parquet
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {path}")
-        try:
-            return list(parquet.read_schema(path).names)
-        except pyarrow.ArrowException as error:
-            raise TableError(f"{path} is not a readable parquet file: {error}") from None
-    if kind not in ("csv", "tsv", "jsonl") or str(path) == "-":
+    if kind_of(path) not in ("csv", "tsv", "jsonl", "parquet") or str(path) == "-":
         raise ValueError(f"{path}: pairs are read from csv, tsv, jsonl or parquet files")
-    try:
-        with open_text(path) as stream, long_cells():
-            if kind == "jsonl":
-                row = json.loads(next((line for line in stream if line.strip()), "{}"))
-                names = list(row) if isinstance(row, dict) else []
-            else:
-                names = next(csv.reader(stream, delimiter="\t" if kind == "tsv" else ","), [])
-    except (UnicodeDecodeError, csv.Error, ValueError, EOFError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise TableError(f"{path} cannot be read: {error}") from None
+    names = files.column_names(path)
     if not names:
         raise TableError(f"{path} holds no pairs")
     return names

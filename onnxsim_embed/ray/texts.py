@@ -16,7 +16,8 @@ from typing import IO, Any, cast
 
 from onnxsim_embed.errors import NoTextsError, TableError
 from onnxsim_embed.files.locations import open_file
-from onnxsim_embed.files.texts import iter_column, kind_of
+from onnxsim_embed.files.rows import kind_of
+from onnxsim_embed.files.texts import iter_column
 from onnxsim_embed.files.uris import display_name
 
 # Asked of an object store at a time; each request takes some tens of milliseconds.

