@@ -4,29 +4,20 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Where each public name lives. Names are imported on first use, so that `import onnxsim_embed` costs
-# nothing and the similarity functions work without onnxruntime.
-_HOMES = {
-    "AsyncEmbedder": "runtime.async_embedder",
-    "Duplicates": "similarity.clustering",
-    "Embedder": "runtime.embedder",
-    "Pairs": "similarity.compare",
-    "SimilarityGraph": "similarity.graph",
-    "TopK": "similarity.compare",
-    "VectorIndex": "similarity.index",
-    "communities": "similarity.clustering",
-    "components": "similarity.clustering",
-    "cos_sim": "similarity.compare",
-    "deduplicate": "similarity.clustering",
-    "encode_to_file": "runtime.encode_to_file",
-    "estimate_similarity": "similarity.compare",
-    "neighbours": "similarity.compare",
-    "open_graph": "similarity.graph",
-    "open_vectors": "files.vector_directory",
-    "similar_pairs": "similarity.compare",
-    "similarity_matrix": "similarity.compare",
-    "top_k": "similarity.compare",
-    "write_graph": "similarity.graph_writer",
+# Public names by module, imported on first use: `import onnxsim_embed` costs nothing, and the
+# similarity functions work without onnxruntime.
+_MODULES = {
+    "files.vector_directory": "open_vectors",
+    "runtime.async_embedder": "AsyncEmbedder",
+    "runtime.embedder": "Embedder",
+    "runtime.encode_to_file": "encode_to_file",
+    "similarity.clustering": "Duplicates communities components deduplicate",
+    "similarity.compare": (
+        "Pairs TopK cos_sim estimate_similarity neighbours similar_pairs similarity_matrix top_k"
+    ),
+    "similarity.graph": "SimilarityGraph open_graph",
+    "similarity.graph_writer": "write_graph",
+    "similarity.index": "VectorIndex",
 }
 
 if TYPE_CHECKING:
@@ -75,13 +66,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    for module, names in _MODULES.items():
+        if name in names.split():
+            value = getattr(import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What is known of published models: reads models/*.toml."""
+"""Recipes of published models: models/*.toml."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ else:
 
 @dataclass(frozen=True)
 class KnownAnswer:
-    """Published results for a few texts; what is None was not published.
+    """Published results of a few texts; None if not published.
 
-    Arrays are nested tuples as in the TOML file; rows belong to the first texts.
+    Arrays are nested tuples as in the TOML file; their rows belong to the first texts.
     """
 
     source: str
@@ -39,7 +39,7 @@ class KnownAnswer:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One published model."""
+    """A published model and its properties."""
 
     name: str
     source: str
@@ -60,7 +60,7 @@ class Recipe:
     known_answers: tuple[KnownAnswer, ...] = ()
 
     def installed_directory(self) -> Path | None:
-        """Return the checkpoint directory inside an installed package, if there is one."""
+        """Return the checkpoint directory inside an installed package, or None."""
         if self.package_path is None:
             return None
         module, _, inside = self.package_path.partition("/")
@@ -87,10 +87,7 @@ def _build(kind: type, table: Mapping[str, Any], where: str) -> Any:  # noqa: AN
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read one recipe.
-
-    :raises ValueError: naming the file and the key that is missing or unknown.
-    """
+    """Read a recipe; ValueError names the file and the missing or unknown key."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -104,7 +101,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def recipes_directory() -> Path:
-    """Return the folder of recipes: inside the installed package, or beside it in a checkout."""
+    """Return the directory of recipes: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "models"
     return installed if installed.is_dir() else package.parent / "models"
@@ -113,16 +110,12 @@ def recipes_directory() -> Path:
 @lru_cache(maxsize=1)
 def recipes() -> tuple[Recipe, ...]:
     """Return every recipe, by name."""
-    return tuple(
-        sorted(
-            (read_recipe(p) for p in recipes_directory().glob("*.toml")),
-            key=lambda r: r.name.lower(),
-        )
-    )
+    read = (read_recipe(path) for path in recipes_directory().glob("*.toml"))
+    return tuple(sorted(read, key=lambda recipe: recipe.name.lower()))
 
 
 def find_recipe(name: str) -> Recipe | None:
-    """Return the recipe of that name, alias or Hub id (case does not matter), or None."""
+    """Return the recipe of a name, alias or Hub id (case-insensitive), or None."""
     wanted = name.lower()
     for recipe in recipes():
         if wanted in (recipe.name.lower(), recipe.source.lower(), *recipe.aliases):

@@ -129,6 +129,8 @@ class AsyncEmbedder:
         if self._closed:
             raise RuntimeError("this AsyncEmbedder is closed")
         options = EncodeOptions(
+            prompt_name=prompt_name,
+            prompt=prompt,
             precision=precision,
             ranges=ranges,
             normalize_embeddings=normalize_embeddings,

@@ -31,7 +31,8 @@ class EncodeOptions:
 
     What depends on the model (the prompt's name, the dimensions) is checked where the model is known.
 
-    :raises ValueError: for an argument outside its allowed values.
+    :raises TypeError: for a prompt that is not a string.
+    :raises ValueError: for another invalid value.
     """
 
     prompt_name: str | None = None
@@ -44,6 +45,10 @@ class EncodeOptions:
     truncate_dim: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("prompt_name", "prompt"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name} must be a string or None, got {type(value).__name__}")
         check_positive("batch_size", self.batch_size)
         check_positive("truncate_dim", self.truncate_dim)
         for name, allowed in (("output_value", OutputValue), ("precision", OutputPrecision)):

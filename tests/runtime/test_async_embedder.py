@@ -1,9 +1,11 @@
-"""AsyncEmbedder: an Embedder's vectors for many callers at once, and an event loop that goes on."""
+"""AsyncEmbedder: the embeddings of Embedder for concurrent callers, without blocking the loop."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
+import pickle
 import sys
 import textwrap
 import threading
@@ -21,11 +23,17 @@ SURROGATE = "rural \ud800 road"
 PATIENCE = 30  # seconds after which a test has failed
 
 
+def with_prompts(model):
+    model.prompts["passage"] = "read: "
+    return model
+
+
 class Watched(Embedder):
-    """An Embedder that keeps the texts of each call, and can be held up before it answers."""
+    """An Embedder that records the texts of each call; a closed gate delays its answers."""
 
     def __init__(self, artifact):
         super().__init__(artifact, precision="fp32", threads=2)
+        with_prompts(self)
         self.calls = []
         self.threads_seen = set()
         self.entered = threading.Event()
@@ -51,8 +59,8 @@ class Watched(Embedder):
 
 @pytest.fixture(scope="module")
 def alone(artifact):
-    """The same model without company: what each caller is to get."""
-    return Embedder(artifact, precision="fp32", threads=2)
+    """The same model without other callers: the expected results."""
+    return with_prompts(Embedder(artifact, precision="fp32", threads=2))
 
 
 @pytest.fixture
@@ -85,7 +93,7 @@ def assert_same(result, expected):
 
 
 async def passes(count=20):
-    """Let the loop go round, and timers of 0 seconds ring."""
+    """Let the loop iterate, and timers of 0 seconds fire."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -95,7 +103,7 @@ async def passes(count=20):
 
 @pytest.mark.parametrize("max_wait", [0, 0.002])
 @pytest.mark.parametrize("max_texts", [5, 64])
-def test_fifty_callers_get_the_vectors_of_one_in_few_calls(watched, alone, max_wait, max_texts):
+def test_fifty_callers_get_their_embeddings_in_few_calls(watched, alone, max_wait, max_texts):
     inputs = [TEXTS[i % len(TEXTS)] + f" {i}" * (i % 7) for i in range(50)]
     calls = [((text,), {}) for text in inputs]
     results = serve(watched, *calls, max_wait=max_wait, max_texts=max_texts)
@@ -103,11 +111,6 @@ def test_fifty_callers_get_the_vectors_of_one_in_few_calls(watched, alone, max_w
         assert_same(result, alone.encode(text))
     together = min(max_texts, 50)
     assert list(map(len, watched.calls)) == [together] * (50 // together)
-
-
-def test_all_callers_of_one_pass_share_one_call(watched):
-    serve(watched, *[(("a road",), {}) for _ in range(50)], max_wait=0)
-    assert watched.calls == [["a road"] * 50]
 
 
 def test_a_full_batch_does_not_wait(watched):
@@ -130,46 +133,21 @@ FORMATS = [
     {"normalize_embeddings": False},
     {"prompt": "solar "},
     {"prompt_name": "query"},
+    {"prompt_name": "passage"},
     {"prompt_name": "query", "prompt": "", "precision": "int8"},
 ]
 
 
 @pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
-def test_prompts_and_formats_share_a_call(watched, alone, method):
+def test_prompts_and_dtypes_share_a_call(watched, alone, method, monkeypatch):
+    for model in (watched, alone):
+        monkeypatch.setattr(model, "default_prompt_name", "passage")
     calls = [((TEXTS[i : i + 5],), options) for i, options in enumerate(FORMATS)]
+    calls += [(([],), options) for options in FORMATS]
     results = serve(watched, *calls, method=method, max_texts=1000)
     assert len(watched.calls) == 1
     for (args, options), result in zip(calls, results, strict=True):
         assert_same(result, getattr(alone, method)(*args, **options))
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "seen"),
-    [
-        ("encode", {}, "about the sun"),
-        ("encode", {"prompt": ""}, "the sun"),
-        ("encode_query", {}, "a dog the sun"),
-        ("encode_query", {"prompt_name": "passage"}, "read: the sun"),
-        ("encode_query", {"prompt": "by "}, "by the sun"),
-        ("encode_document", {}, "read: the sun"),
-        ("encode_document", {"prompt_name": "query"}, "a dog the sun"),
-        ("encode_document", {"prompt": ""}, "the sun"),
-    ],
-)
-def test_each_kind_of_text_has_its_prompt_once(watched, alone, method, options, seen):
-    watched.prompts |= {"passage": "read: ", "usual": "about "}
-    watched.default_prompt_name = "usual"
-    (result,) = serve(watched, (("the sun",), options), method=method)
-    assert_same(result, alone.encode(seen))
-
-
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "uint8", "binary"])
-@pytest.mark.parametrize("dim", [None, 8])
-def test_no_texts(watched, alone, precision, dim):
-    options = {"precision": precision, "truncate_dim": dim, "normalize_embeddings": True}
-    (result,) = serve(watched, (([],), options))
-    assert_same(result, alone.encode([], **options))
-    assert watched.calls == []
 
 
 def test_one_text_is_one_row_and_a_list_of_one_is_a_matrix(alone):
@@ -206,10 +184,10 @@ def test_texts_are_those_at_the_time_of_the_call(watched, alone):
     assert_same(run(main()), alone.encode(["the sun", "the sky"]))
 
 
-# the event loop goes on
+# the event loop is not blocked
 
 
-def test_the_loop_goes_on_while_the_model_works(watched, alone):
+def test_the_loop_runs_while_the_model_runs(watched, alone):
     async def main():
         async with AsyncEmbedder(watched, max_wait=0) as model:
             watched.gate.clear()
@@ -225,7 +203,7 @@ def test_the_loop_goes_on_while_the_model_works(watched, alone):
     assert len(watched.threads_seen) == 1
 
 
-def test_requests_gather_while_the_model_works(watched):
+def test_requests_gather_while_the_model_runs(watched):
     async def main():
         async with AsyncEmbedder(watched, max_wait=0) as model:
             watched.gate.clear()
@@ -272,69 +250,66 @@ BAD = [
     (([],), {"precision": "int4"}, ValueError, "'int4' is not one of"),
     (([],), {"truncate_dim": 33}, ValueError, "from 1 to 32, got 33"),
     (("the sun",), {"truncate_dim": 0}, ValueError, "truncate_dim"),
+    (("the sun",), {"prompt": 5}, TypeError, "prompt"),
+    (({"the sun": 1},), {}, TypeError, "dict"),
+    (({"the sun"},), {}, TypeError, "set"),
+    ((np.array([["the sun"]]),), {}, TypeError, r"\(1, 1\)"),
+    (("the sun",), {"ranges": np.zeros((2, 32))}, ValueError, "ranges"),
     (("the sun",), {"precision": "uint8", "ranges": [[0], [1]]}, ValueError, r"\(2, 32\)"),
 ]
 
 
 @pytest.mark.parametrize(("args", "options", "kind", "message"), BAD)
-def test_bad_arguments_meet_nobody_else(watched, alone, args, options, kind, message):
+def test_invalid_arguments_do_not_reach_other_callers(watched, alone, args, options, kind, message):
     good, bad, other = serve(watched, (("a",), {}), (args, options), (("b",), {}))
     assert watched.calls == [["a", "b"]]
     assert_same(good, alone.encode("a"))
     assert_same(other, alone.encode("b"))
     with pytest.raises(kind, match=message):
         raise bad
-    if args[0] is not None:  # `Embedder.encode` has an older name for its inputs
+    if args[0] is not None:  # `Embedder.encode` has a former name for its inputs
         with pytest.raises(kind, match=message):
             alone.encode(*args, **options)
 
 
-def test_an_error_of_the_shared_call_reaches_the_guilty_alone(watched, alone):
+def test_an_error_of_a_shared_call_reaches_only_its_caller(watched, alone):
     inputs = [["the sun", "the sky"], ["a", "b", SURROGATE], "the road", SURROGATE]
     results = serve(watched, *[((texts,), {}) for texts in inputs])
     assert_same(results[0], alone.encode(inputs[0]))
     assert_same(results[2], alone.encode(inputs[2]))
-    for guilty, row in ((1, 2), (3, 0)):
+    for failed, row in ((1, 2), (3, 0)):
         with pytest.raises(ValueError, match=f"text {row} is not valid Unicode") as theirs:
-            raise results[guilty]
+            raise results[failed]
         with pytest.raises(ValueError, match="not valid Unicode") as ours:
-            alone.encode(inputs[guilty])
+            alone.encode(inputs[failed])
         assert str(theirs.value) == str(ours.value)
     assert list(map(len, watched.calls)) == [7, 2, 3, 1, 1]
 
 
-def test_a_prompt_that_is_no_text_is_its_callers_error(alone):
-    good, bad = serve(alone, (("a",), {}), (("b",), {"prompt": 5}))
-    assert_same(good, alone.encode("a"))
-    assert isinstance(bad, TypeError)
+@pytest.mark.parametrize(
+    "options", [{"max_wait": -1}, {"max_wait": float("nan")}, {"max_texts": 0}]
+)
+def test_invalid_limits_are_named(alone, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        AsyncEmbedder(alone, **options)
 
 
-def test_after_an_error_it_serves_on(watched, alone):
-    async def main():
-        async with AsyncEmbedder(watched) as model:
-            for _ in range(3):
-                with pytest.raises(ValueError, match="not valid Unicode"):
-                    await model.encode(SURROGATE)
-                assert_same(await model.encode("the sun"), alone.encode("the sun"))
-
-    run(main())
+@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
+def test_an_unknown_argument_is_named(alone, method):
+    with pytest.raises(TypeError, match="batch_size"):
+        run(getattr(AsyncEmbedder(alone), method)("a", batch_size=3))
 
 
-@pytest.mark.parametrize("wait", [-1, float("nan"), float("inf")])
-def test_a_wait_that_cannot_be(alone, wait):
-    with pytest.raises(ValueError, match="max_wait"):
-        AsyncEmbedder(alone, max_wait=wait)
-
-
-def test_a_batch_of_no_texts_cannot_be(alone):
-    with pytest.raises(ValueError, match="max_texts"):
-        AsyncEmbedder(alone, max_texts=0)
+def test_it_says_what_to_pickle_instead(alone):
+    for copied in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="`embedder`"):
+            copied(AsyncEmbedder(alone))
 
 
 # cancelled callers
 
 
-def test_a_caller_cancelled_while_waiting_is_left_out(watched, alone):
+def test_a_caller_cancelled_while_waiting_is_skipped(watched, alone):
     async def main():
         async with AsyncEmbedder(watched, max_wait=1000, max_texts=3) as model:
             calls = [asyncio.create_task(model.encode(text)) for text in ("a", "b")]
@@ -352,7 +327,7 @@ def test_a_caller_cancelled_while_waiting_is_left_out(watched, alone):
         assert_same(result, alone.encode(text))
 
 
-def test_a_caller_cancelled_while_the_model_works_takes_nobody_along(watched, alone):
+def test_a_caller_cancelled_while_the_model_runs_affects_no_other(watched, alone):
     async def main():
         async with AsyncEmbedder(watched, max_wait=0) as model:
             watched.gate.clear()
@@ -383,7 +358,7 @@ def test_when_all_are_cancelled_the_model_is_not_called(watched):
     assert watched.calls == []
 
 
-def test_cancelling_the_batchs_own_task_leaves_no_caller_waiting(watched, alone):
+def test_cancelling_the_task_of_a_batch_leaves_no_caller_waiting(watched, alone):
     async def main():
         async with AsyncEmbedder(watched, max_wait=0, max_texts=1) as model:
             watched.gate.clear()
@@ -400,21 +375,10 @@ def test_cancelling_the_batchs_own_task_leaves_no_caller_waiting(watched, alone)
     assert_same(run(main()), alone.encode("c"))
 
 
-def test_a_time_limit_ends_a_call(watched):
-    async def main():
-        async with AsyncEmbedder(watched, max_wait=0) as model:
-            watched.gate.clear()
-            with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(model.encode("a"), 0.01)
-            watched.gate.set()
-
-    run(main())
-
-
 # the end
 
 
-def test_closing_answers_those_that_run_and_those_that_wait(watched, alone):
+def test_closing_answers_running_and_waiting_callers(watched, alone):
     async def main():
         model = AsyncEmbedder(watched, max_wait=0, max_texts=2)
         watched.gate.clear()
@@ -438,26 +402,14 @@ def test_closing_answers_those_that_run_and_those_that_wait(watched, alone):
     assert watched.calls == [["a", "b"], ["c", "d"], ["e"]]
 
 
-def test_closing_does_not_wait_for_company(watched, alone):
+def test_closing_neither_waits_for_others_nor_leaves_a_thread(watched):
+    assert serve(watched) == []  # never used
+
     async def main():
         async with AsyncEmbedder(watched, max_wait=1000) as model:
             call = asyncio.create_task(model.encode("a"))
             await passes(2)
-        return await call
-
-    assert_same(run(main()), alone.encode("a"))
-
-
-def test_what_was_never_used_closes(alone):
-    assert serve(alone) == []
-
-
-def test_closing_ends_the_thread(watched):
-    model = AsyncEmbedder(watched)
-
-    async def main():
-        async with model:
-            await model.encode("a")
+        await call
 
     run(main())
     (thread,) = watched.threads_seen
@@ -468,7 +420,7 @@ def test_closing_ends_the_thread(watched):
 # event loops
 
 
-def test_a_second_loop_is_refused_while_the_first_is_open(watched, alone):
+def test_a_second_open_loop_is_an_error(watched, alone):
     async def main():
         async with AsyncEmbedder(watched) as model:
             await model.encode("a")
@@ -482,7 +434,7 @@ def test_a_second_loop_is_refused_while_the_first_is_open(watched, alone):
     assert watched.calls == [["a"], ["c"]]
 
 
-def test_two_loops_share_an_embedder_with_a_front_each(alone):
+def test_two_loops_share_an_embedder(alone):
     calls = [((text,), {}) for text in TEXTS]
     with ThreadPoolExecutor(2) as loops:
         both = [loops.submit(serve, alone, *calls, max_texts=3) for _ in range(2)]
@@ -500,7 +452,7 @@ def test_a_new_loop_follows_a_closed_one(watched, alone):
         run(model.encode("c"))
 
 
-def test_a_loop_that_ends_amid_a_call_leaves_nothing_behind(watched, alone, caplog):
+def test_a_loop_that_ends_during_a_call_leaves_nothing_behind(watched, alone, caplog):
     model = AsyncEmbedder(watched, max_wait=0, max_texts=1)
 
     async def main():
@@ -520,7 +472,7 @@ def test_a_loop_that_ends_amid_a_call_leaves_nothing_behind(watched, alone, capl
     assert caplog.records == []
 
 
-def test_a_loop_closed_over_its_tasks_does_not_hold_up_the_next(watched, alone):
+def test_a_loop_closed_with_open_tasks_does_not_block_the_next(watched, alone):
     model = AsyncEmbedder(watched, max_wait=0, max_texts=1)
     loop = asyncio.new_event_loop()
     watched.gate.clear()
@@ -561,38 +513,3 @@ def test_the_example_of_the_docstring(alone, monkeypatch):
 
     for start, answer in enumerate(run(main())):
         assert answer == alone.encode(TEXTS[start:]).tolist()
-
-
-def test_a_service_under_load(watched, alone):
-    """What FastAPI does with the docstring's example: a lifespan, and one task a request."""
-
-    async def handle(state, texts):
-        try:
-            vectors = await state["model"].encode(texts, normalize_embeddings=True)
-        except (TypeError, ValueError) as error:
-            return 422, str(error)
-        return 200, vectors.tolist()
-
-    async def client(state, number):
-        answers = []
-        for turn in range(5):
-            bad = number == 3 and turn == 2
-            texts = [SURROGATE] if bad else TEXTS[(number + turn) % 7 :]
-            answers.append((texts, await handle(state, texts)))
-        return answers
-
-    async def main():
-        state = {}
-        async with AsyncEmbedder(watched) as state["model"]:
-            return await asyncio.gather(*(client(state, number) for number in range(20)))
-
-    refused = 0
-    for texts, (status, answer) in (pair for answers in run(main()) for pair in answers):
-        if status == 200:
-            assert answer == alone.encode(texts, normalize_embeddings=True).tolist()
-        else:
-            assert texts == [SURROGATE]
-            assert "text 0 is not valid Unicode" in answer
-            refused += 1
-    assert refused == 1
-    assert len(watched.calls) < 60  # of 100 requests; a batch of the guilty runs again one by one

@@ -1,9 +1,11 @@
-"""Embedder: sentence-transformers' vectors, whatever the company, the batch or the threads."""
+"""Embedder: the embeddings of sentence-transformers, independent of batches and threads."""
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import pickle
 import re
 import sys
 import threading
@@ -164,55 +166,55 @@ def series(texts):
      lambda texts: dict.fromkeys(texts).keys()],
     ids=["list", "tuple", "generator", "series", "objects", "array", "keys"],
 )  # fmt: skip
-def test_any_iterable_of_texts_is_taken(model, wrap):
+def test_any_ordered_iterable_of_texts_is_encoded(model, wrap):
     texts = MORE_TEXTS[-20:]
     np.testing.assert_array_equal(model.encode(wrap(texts)), model.encode(texts))
 
 
-@pytest.mark.parametrize("none", [[], (), iter(()), np.array([], str)])
-def test_no_texts_give_no_rows_of_the_right_width(model, none):
-    vectors = model.encode(none)
-    assert (vectors.shape, vectors.dtype) == ((0, 32), np.float32)
-
-
 @pytest.mark.parametrize(
     ("kwargs", "width", "dtype"),
-    [({"truncate_dim": 8}, 8, np.float32), ({"precision": "binary"}, 4, np.int8),
-     ({"precision": "uint8", "truncate_dim": 16}, 16, np.uint8),
-     ({"normalize_embeddings": True}, 32, np.float32)],
+    [({}, 32, np.float32), ({"truncate_dim": 8}, 8, np.float32), ({"precision": "binary"}, 4, np.int8),
+     ({"precision": "uint8", "truncate_dim": 16}, 16, np.uint8)],
 )  # fmt: skip
-def test_no_texts_in_other_formats(model, kwargs, width, dtype):
-    vectors = model.encode([], **kwargs)
-    assert (vectors.shape, vectors.dtype) == ((0, width), dtype)
+def test_no_texts_yield_no_rows_of_the_right_dim_and_dtype(model, kwargs, width, dtype):
+    for empty in ([], (), iter(()), np.array([], str)):
+        vectors = model.encode(empty, **kwargs)
+        assert (vectors.shape, vectors.dtype) == ((0, width), dtype)
 
 
-def test_sentences_is_an_older_name_of_inputs(model, vectors):
+def test_sentences_is_the_former_name_of_inputs(model, vectors):
     np.testing.assert_array_equal(model.encode(sentences=MORE_TEXTS), vectors)
     for kwargs in ({}, {"inputs": ["a"], "sentences": ["a"]}):
         with pytest.raises(TypeError, match=r"`inputs`.*`sentences`"):
             model.encode(**kwargs)
 
 
-@pytest.mark.parametrize("bad", [None, 3, b"bytes", ["nested"], float("nan")])
-def test_a_row_that_is_no_text_is_named(model, bad):
-    with pytest.raises(TypeError, match=rf"^text 3 is {type(bad).__name__} "):
-        model.encode(["a", "b", "c", bad, "d"], prompt="a ")
-
-
-def test_rows_are_counted_from_the_first_text_of_all(model):
+def test_rows_of_errors_count_from_the_first_text(model):
     with pytest.raises(TypeError, match=r"^text 9000 is NoneType"):
-        model.encode(["x"] * 9000 + [None])
-
-
-def test_a_lone_surrogate_is_named_by_row(model):
+        model.encode(["x"] * 9000 + [None], prompt="a ")
     with pytest.raises(ValueError, match=r"^text 1 is not valid Unicode"):
         model.encode(["a", "\ud800"])
 
 
-@pytest.mark.parametrize("bad", [b"bytes", bytearray(b"x"), 3, 2.5, object()])
-def test_what_is_no_text_and_no_iterable_of_texts_is_refused(model, bad):
-    with pytest.raises(TypeError, match="text"):
-        model.encode(bad)
+def frame(texts):
+    import pandas as pd
+
+    return pd.DataFrame({"text": texts, "id": range(len(texts))})
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [frame, lambda texts: frame(texts)[["text"]], lambda texts: np.array([texts]), set, frozenset,
+     lambda texts: dict.fromkeys(texts), lambda texts: b"bytes", lambda texts: bytearray(b"x"),
+     lambda texts: 3, lambda texts: object(), lambda texts: np.array("x")],
+    ids=["frame", "column frame", "matrix", "set", "frozenset", "dict", "bytes", "bytearray", "int",
+         "object", "0-d"],
+)  # fmt: skip
+def test_other_containers_raise_and_name_what_to_pass(model, wrap):
+    texts = wrap(["a road", "a bridge"])
+    for encode in (model.encode, model.encode_query, model.encode_document, model.encode_stream):
+        with pytest.raises(TypeError, match=rf"got {type(texts).__name__}: "):
+            encode(texts)
 
 
 @pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document", "encode_stream"])
@@ -221,7 +223,7 @@ def test_an_unknown_argument_is_refused(model, method):
         getattr(model, method)(["a"], convert_to_tensors=True)
 
 
-# the same vectors in any company
+# independence of other texts, batches and threads
 
 
 def test_order_does_not_matter(model, vectors):
@@ -230,13 +232,13 @@ def test_order_does_not_matter(model, vectors):
     np.testing.assert_array_equal(permuted, vectors[order])
 
 
-def test_alone_equals_in_company(model, vectors):
+def test_a_text_alone_equals_the_text_among_others(model, vectors):
     alone = np.stack([model.encode(text) for text in MORE_TEXTS])
     np.testing.assert_array_equal(alone, vectors)
 
 
 @pytest.mark.real
-def test_alone_equals_in_company_on_minilm(minilm, minilm_vectors):
+def test_a_text_alone_equals_the_text_among_others_on_minilm(minilm, minilm_vectors):
     alone = np.stack([minilm.encode(text) for text in varied_texts()[::9]])
     np.testing.assert_array_equal(alone, minilm_vectors[::9])
 
@@ -246,10 +248,6 @@ def test_alone_equals_in_company_on_minilm(minilm, minilm_vectors):
 def test_batches_and_threads_do_not_matter(artifact, vectors, threads, batch_size):
     model = Embedder(artifact, precision="fp32", threads=threads)
     np.testing.assert_array_equal(model.encode(MORE_TEXTS, batch_size=batch_size), vectors)
-
-
-def test_repeated_texts_have_equal_vectors(model, vectors):
-    np.testing.assert_array_equal(model.encode(MORE_TEXTS * 3), np.tile(vectors, (3, 1)))
 
 
 def test_many_callers_may_share_an_embedder(model, vectors):
@@ -262,6 +260,15 @@ def test_many_callers_may_share_an_embedder(model, vectors):
         for rows, results in zip(parts, callers.map(encode, parts), strict=True):
             for result in results:
                 np.testing.assert_array_equal(result, vectors[rows])
+
+
+def test_last_report_is_the_threads_own(model):
+    model.encode(["a", "b", "c"])
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(lambda: model.last_report.texts).result() == 3  # it has none of its own
+        other.submit(model.encode, "x").result()
+        assert other.submit(lambda: model.last_report.texts).result() == 1
+    assert model.last_report.texts == 3
 
 
 # prompts
@@ -298,14 +305,6 @@ def prompted(artifact, tmp_path_factory):
         return made[name, default]
 
     return make
-
-
-def test_prompts_of_a_checkpoint_are_kept_with_their_default(tmp_path):
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", prompts=PROMPTS["both"])
-    edit_json(checkpoint / "config_sentence_transformers.json", default_prompt_name="query")
-    model = Embedder(export_model(checkpoint, tmp_path / "artifact"), precision="fp32")
-    assert (model.prompts, model.default_prompt_name) == (PROMPTS["both"], "query")
-    np.testing.assert_allclose(model.encode(TEXTS), reference(checkpoint).encode(TEXTS), atol=CLOSE)
 
 
 @pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
@@ -345,19 +344,13 @@ def test_documents_take_the_first_prompt_that_is_there(artifact, names):
     np.testing.assert_array_equal(model.encode_document(TEXTS), expected)
 
 
-def test_a_prompt_stands_before_the_text(model):
-    expected = model.encode(["a dog " + text for text in TEXTS])
-    np.testing.assert_array_equal(model.encode(TEXTS, prompt_name="query"), expected)
-    np.testing.assert_array_equal(model.encode_query(TEXTS[0]), expected[0])
-
-
 @pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document", "encode_stream"])
-def test_an_unknown_prompt_lists_those_there_are(model, method):
+def test_an_unknown_prompt_lists_the_known_ones(model, method):
     with pytest.raises(ValueError, match=r"prompt_name 'pasage' is not among .*\['query'\]"):
         getattr(model, method)(["a"], prompt_name="pasage")
 
 
-# formats and lengths
+# dtypes, dimensions and lengths
 
 
 @pytest.mark.parametrize("normalize", [None, False, True])
@@ -372,7 +365,7 @@ def test_truncation_and_normalization_equal_sentence_transformers(
 
 
 @pytest.mark.parametrize("truncate_dim", [0, -1, 33])
-def test_a_width_that_is_not_there_is_refused(model, truncate_dim):
+def test_an_impossible_dimension_is_an_error(model, truncate_dim):
     for texts in (TEXTS, []):
         with pytest.raises(ValueError, match="truncate_dim"):
             model.encode(texts, truncate_dim=truncate_dim)
@@ -392,16 +385,6 @@ def test_output_formats_equal_those_of_the_same_vectors(model, vectors, precisio
     np.testing.assert_array_equal(finished, expected)
 
 
-def test_one_text_in_bits_is_one_row(model):
-    assert model.encode("a road", precision="binary").shape == (4,)
-
-
-def test_an_unknown_format_lists_those_there_are(model):
-    for texts in ([], ["a"]):
-        with pytest.raises(ValueError, match="'int4' is not one of float32, float16, int8"):
-            model.encode(texts, precision="int4")
-
-
 @pytest.mark.parametrize("length", [3, 8, 20])
 def test_a_shorter_maximum_cuts_texts_as_in_sentence_transformers(artifact, checkpoint, length):
     ours, theirs = Embedder(artifact, precision="fp32"), reference(checkpoint)
@@ -412,16 +395,22 @@ def test_a_shorter_maximum_cuts_texts_as_in_sentence_transformers(artifact, chec
 
 
 @pytest.mark.parametrize("length", [49, 2, 0, 7.5])
-def test_a_maximum_the_model_does_not_have_is_refused(model, length):
+def test_an_impossible_maximum_length_is_an_error(model, length):
     with pytest.raises(ValueError, match=f"max_seq_length .*got {length}"):
         model.max_seq_length = length
     assert model.max_seq_length == 48
 
 
-@pytest.mark.parametrize("batch_size", [0, -2])
-def test_a_batch_of_no_texts_is_refused(model, batch_size):
-    with pytest.raises(ValueError, match="batch_size"):
-        model.encode(TEXTS, batch_size=batch_size)
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [({"batch_size": 0}, ValueError), ({"batch_size": 2.5}, ValueError),
+     ({"precision": "int4"}, ValueError), ({"output_value": "all"}, ValueError),
+     ({"prompt": 5}, TypeError), ({"prompt_name": b"query"}, TypeError)],
+)  # fmt: skip
+def test_an_invalid_option_is_named(model, options, kind):
+    for texts in ([], ["a"], "a"):
+        with pytest.raises(kind, match=next(iter(options))):
+            model.encode(texts, **options)
 
 
 # streams
@@ -455,7 +444,7 @@ def test_an_empty_stream_has_no_blocks(model):
     assert list(model.encode_stream([])) == []
 
 
-def test_a_stream_checks_its_arguments_when_it_is_made(model):
+def test_a_stream_checks_its_arguments_at_once(model):
     for kwargs, error in (
         ({"inputs": "one text"}, TypeError),
         ({"inputs": [], "prompt_name": "no"}, ValueError),
@@ -466,7 +455,7 @@ def test_a_stream_checks_its_arguments_when_it_is_made(model):
 
 
 @pytest.mark.parametrize("after", [0, 3, 9000])
-def test_an_iterable_that_fails_passes_its_error_on_and_breaks_nothing(model, vectors, after):
+def test_the_error_of_an_iterable_is_raised_and_breaks_nothing(model, vectors, after):
     def failing():
         yield from islice((text for _ in range(1000) for text in MORE_TEXTS), after)
         raise ConnectionError("the source is gone")
@@ -477,7 +466,7 @@ def test_an_iterable_that_fails_passes_its_error_on_and_breaks_nothing(model, ve
     np.testing.assert_array_equal(model.encode(MORE_TEXTS), vectors)
 
 
-def test_a_stream_left_half_way_breaks_nothing(model, vectors):
+def test_an_abandoned_stream_breaks_nothing(model, vectors):
     next(model.encode_stream(MORE_TEXTS * 300))
     np.testing.assert_array_equal(model.encode(MORE_TEXTS), vectors)
 
@@ -515,7 +504,7 @@ def test_an_interruption_stops_the_work(artifact, monkeypatch, threads):
     assert not other.is_alive()
 
 
-# what it says of itself
+# reports and properties
 
 
 def test_the_report_counts_texts_and_tokens(artifact):
@@ -533,13 +522,6 @@ def test_the_report_counts_texts_and_tokens(artifact):
     assert report.tokens_per_second == pytest.approx(report.tokens / report.seconds)
 
 
-def test_the_report_counts_all_texts_of_many_blocks(model):
-    model.encode(["x"] * 10_000 + ["water " * 99] * 2)
-    assert (model.last_report.texts, model.last_report.truncated) == (10_002, 2)
-    model.encode([])
-    assert (model.last_report.texts, model.last_report.texts_per_second) == (0, 0)
-
-
 def test_progress_is_shown_on_request_only(model, capsys):
     model.encode(TEXTS)
     assert capsys.readouterr() == ("", "")
@@ -549,7 +531,7 @@ def test_progress_is_shown_on_request_only(model, capsys):
     assert f"{len(TEXTS)}/{len(TEXTS)}" in captured.err
 
 
-def test_what_it_is(model, artifact):
+def test_properties(model, artifact):
     assert model.embedding_dimension == model.get_embedding_dimension() == 32
     assert model.get_sentence_embedding_dimension() == 32
     assert model.prompts == {"query": "a dog "}
@@ -573,7 +555,7 @@ def test_similarity_equals_sentence_transformers(artifact, checkpoint, vectors, 
     )
 
 
-def test_the_measure_of_the_checkpoint_is_kept(tmp_path):
+def test_the_similarity_function_of_the_checkpoint_is_kept(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", normalize=False)
     edit_json(checkpoint / "config_sentence_transformers.json", similarity_fn_name="dot")
     model = Embedder(export_model(checkpoint, tmp_path / "artifact", precisions=["fp32"]))
@@ -592,22 +574,25 @@ def test_an_artifact_loads_by_path_in_every_form(artifact, vectors):
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"precision": "fp64"}, "precision 'fp64' is not in .* holds fp32, int8"),
-        ({"device": "gpu"}, "unknown device 'gpu'"),
-        ({"threads": 0}, "threads must be a positive integer or None, got 0"),
-        ({"threads": "2"}, "threads must be a positive integer or None, got '2'"),
-    ],
+    "options", [{"precision": "fp64"}, {"device": "gpu"}, {"threads": 0}, {"threads": "2"}]
 )
-def test_a_wrong_setting_says_what_is_allowed(artifact, kwargs, message):
+def test_an_invalid_setting_is_named(artifact, options):
     for make in (Embedder, Embedder.from_pretrained):
-        with pytest.raises(ValueError, match=message):
-            make(artifact, **kwargs)
+        with pytest.raises(ValueError, match=next(iter(options))):
+            make(artifact, **options)
 
 
-@pytest.mark.parametrize("kind", [int, np.int64])
-def test_numbers_of_numpy_are_numbers(artifact, kind):
-    model = Embedder(artifact, threads=kind(1))
-    model.max_seq_length = kind(20)
-    assert model.encode(["a"], batch_size=kind(2), truncate_dim=kind(4)).shape == (1, 4)
+def test_numpy_integers_are_integers(artifact):
+    model = Embedder(artifact, threads=np.int64(1))
+    model.max_seq_length = np.int32(20)
+    assert model.encode(["a"], batch_size=np.uint8(2), truncate_dim=np.int16(4)).shape == (1, 4)
+
+
+@pytest.mark.parametrize("again", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy])
+def test_it_pickles_as_its_artifact_and_settings(artifact, again):
+    model = Embedder(artifact, precision="int8", device="cpu", threads=3)
+    model.max_seq_length = 8
+    model.prompts["query"] = "the cat "
+    other = again(model)
+    assert (other.precision, other.threads, other.max_seq_length) == ("int8", 3, 8)
+    np.testing.assert_array_equal(other.encode_query(TEXTS), model.encode_query(TEXTS))

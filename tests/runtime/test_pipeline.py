@@ -1,4 +1,4 @@
-"""Runner: windows, repeated texts, lone batches, padded batches, forks, faults."""
+"""Pipeline: windows, repeated texts, lone batches, padded batches, forks, failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from support import TEXTS
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.runtime import pipeline as runner
+from onnxsim_embed.runtime import pipeline
 from onnxsim_embed.runtime.session import Session
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -46,7 +46,7 @@ def sessions_made(monkeypatch):
 
 def test_short_texts_never_pay_for_a_second_session(artifact, monkeypatch):
     made = sessions_made(monkeypatch)
-    monkeypatch.setattr(runner, "LONE_SECONDS", 60.0)
+    monkeypatch.setattr(pipeline, "LONE_SECONDS", 60.0)
     model = Embedder(artifact, threads=2)
     for text in TEXTS:
         model.encode(text)
@@ -55,20 +55,20 @@ def test_short_texts_never_pay_for_a_second_session(artifact, monkeypatch):
 
 def test_long_texts_one_at_a_time_get_a_session_of_several_threads_once(artifact, monkeypatch):
     made = sessions_made(monkeypatch)
-    monkeypatch.setattr(runner, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "LONE_SECONDS", 0.0)
     model = Embedder(artifact, threads=16)
-    for _ in range(3 * runner.LONE_CALLS):
+    for _ in range(3 * pipeline.LONE_CALLS):
         model.encode("water road")
-    assert made == [1, runner.LONE_THREADS]
+    assert made == [1, pipeline.LONE_THREADS]
 
 
 @pytest.mark.parametrize("threads", [1, None])
-def test_one_thread_stays_one(artifact, monkeypatch, threads):
+def test_one_thread_needs_no_second_session(artifact, monkeypatch, threads):
     made = sessions_made(monkeypatch)
-    monkeypatch.setattr(runner, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "LONE_SECONDS", 0.0)
     monkeypatch.setattr("onnxsim_embed.runtime.embedder.available_cpus", lambda: 1)
     model = Embedder(artifact, threads=threads)
-    for _ in range(3 * runner.LONE_CALLS):
+    for _ in range(3 * pipeline.LONE_CALLS):
         model.encode("water road")
     assert made == [1]
 
@@ -76,8 +76,8 @@ def test_one_thread_stays_one(artifact, monkeypatch, threads):
 def assert_the_same_from_either_session(directory, precision, monkeypatch):
     model = Embedder(directory, precision=precision, threads=2)
     expected = model.encode(LENGTHS)
-    monkeypatch.setattr(runner, "LONE_SECONDS", 0.0)
-    monkeypatch.setattr(runner, "LONE_CALLS", 0)
+    monkeypatch.setattr(pipeline, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "LONE_CALLS", 0)
     model.encode("x")
     for text, vector in zip(LENGTHS, expected, strict=True):
         np.testing.assert_array_equal(model.encode(text), vector)
@@ -109,7 +109,7 @@ def test_one_text_is_reported_like_many(model):
 
 
 def test_several_threads_with_lone_and_many_texts_at_once(artifact, monkeypatch):
-    monkeypatch.setattr(runner, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "LONE_SECONDS", 0.0)
     model = Embedder(artifact, threads=2)
     expected = model.encode(TEXTS)
 
@@ -129,8 +129,8 @@ def test_a_forked_child_encodes(artifact):
     code = """
 import os, sys
 from onnxsim_embed import Embedder
-from onnxsim_embed.runtime import pipeline as runner
-runner.LONE_SECONDS, runner.LONE_CALLS = 0.0, 0
+from onnxsim_embed.runtime import pipeline
+pipeline.LONE_SECONDS, pipeline.LONE_CALLS = 0.0, 0
 model = Embedder(sys.argv[1], threads=2)
 texts = [f"water {'road ' * n}" for n in range(40)]
 expected, one = model.encode(texts), [model.encode("a road") for _ in range(3)][-1]
@@ -153,19 +153,14 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 # windows
 
 
-def test_results_go_straight_into_the_output(model, monkeypatch):
-    monkeypatch.setattr(runner, "WINDOW_TEXTS", 7)
-    texts = [f"{text} {number % 3}" for number in range(3) for text in TEXTS]
-    expected = np.stack([model.encode(text) for text in texts])
-    np.testing.assert_array_equal(model.encode(texts), expected)
-
-
 def test_each_array_of_a_stream_is_full_but_the_last(model, monkeypatch):
-    monkeypatch.setattr(runner, "WINDOW_TEXTS", 8)
+    monkeypatch.setattr(pipeline, "WINDOW_TEXTS", 8)
     texts = [f"road {number % 5}" for number in range(19)]
     blocks = list(model.encode_stream(iter(texts)))
     assert [len(block) for block in blocks] == [8, 8, 3]
-    np.testing.assert_array_equal(np.concatenate(blocks), model.encode(texts))
+    expected = np.stack([model.encode(text) for text in texts])
+    np.testing.assert_array_equal(np.concatenate(blocks), expected)
+    np.testing.assert_array_equal(model.encode(texts), expected)
 
 
 def test_a_stream_of_repeated_texts_runs_each_once_a_window(model):
@@ -223,11 +218,6 @@ def test_token_embeddings_equal_those_of_sentence_transformers(model, checkpoint
         np.testing.assert_allclose(ours, other.numpy(), atol=1e-5)
     one = model.encode(TEXTS[0], prompt=prompt, output_value="token_embeddings")
     np.testing.assert_array_equal(one, found[0])
-
-
-def test_an_unknown_output_value_lists_those_there_are(model):
-    with pytest.raises(ValueError, match="not one of sentence_embedding, token_embeddings"):
-        model.encode(TEXTS, output_value="all")
 
 
 # padded batches
@@ -305,7 +295,7 @@ def test_auto_says_when_cuda_does_not_start_and_runs_the_cpus_best(artifact, mon
     assert model.encode(TEXTS).shape == (len(TEXTS), 32)
 
 
-# faults
+# failures
 
 
 @pytest.mark.parametrize(
@@ -319,16 +309,8 @@ def test_a_text_of_megabytes_is_a_text_like_any_other(model, text):
     assert np.isfinite(found).all()
 
 
-def test_nul_characters_are_dropped_as_in_sentence_transformers(model, checkpoint):
-    from sentence_transformers import SentenceTransformer
-
-    theirs = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
-    texts = ["wa\0ter road", "\0", "road\0 \0city"]
-    np.testing.assert_allclose(model.encode(texts), theirs.encode(texts), atol=1e-5)
-
-
 def test_a_generator_that_raises_midway_leaves_the_model_in_order(model, monkeypatch):
-    monkeypatch.setattr(runner, "WINDOW_TEXTS", 4)
+    monkeypatch.setattr(pipeline, "WINDOW_TEXTS", 4)
 
     def texts():
         yield from [f"road {number}" for number in range(10)]
