@@ -289,3 +289,50 @@ def run_usage(documented: object, artifact: object) -> str:
     with redirect_stdout(printed):
         exec(code.replace('"all-MiniLM-L6-v2"', repr(str(artifact))), {"__name__": "usage"})
     return printed.getvalue().strip()
+
+
+def tiny_bert(hidden_act: str = "gelu", change=None, **config):
+    """The tiny encoder of `bert_tensors`; `change` may edit its tensors, name by name."""
+    from onnxsim_embed.export.bert import load_bert
+
+    config = bert_config(hidden_act=hidden_act, **config)
+    tensors = bert_tensors(config)
+    for name, value in tensors.items():
+        if change:
+            change(name, value)
+    return load_bert(config, tensors)
+
+
+def random_token_ids(seed: int, texts: int, longest: int = 45) -> list[np.ndarray]:
+    """Texts of random tokens between [CLS] and [SEP]."""
+    rng = np.random.default_rng(seed)
+    ends = [VOCABULARY.index("[CLS]")], [VOCABULARY.index("[SEP]")]
+    lengths = rng.integers(0, longest - 1, texts)
+    return [
+        np.concatenate([ends[0], rng.integers(5, len(VOCABULARY), length), ends[1]]).astype(
+            np.int64
+        )
+        for length in lengths
+    ]
+
+
+def run_onnx(model, ids: np.ndarray, mask: np.ndarray | None = None, level: str = "ORT_ENABLE_ALL"):
+    """Run an ONNX model (or file) of either layout on rows (batch, tokens); return its outputs."""
+    from onnxsim_embed.system.onnx_session import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    source = model.SerializeToString() if hasattr(model, "SerializeToString") else str(model)
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    mask = np.ones_like(ids) if mask is None else mask
+    feed = {"input_ids": ids, "attention_mask": mask}
+    if session.get_outputs()[0].name == "hidden":  # the run layout: (tokens, batch)
+        [hidden] = session.run(["hidden"], {"input_ids": np.ascontiguousarray(ids.T)})
+        return [hidden.swapaxes(0, 1)]
+    return session.run(None, {entry.name: feed[entry.name] for entry in session.get_inputs()})
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of each row of a with that of b."""
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)

@@ -116,9 +116,7 @@ class Builder:
         elif via == "adopted":
             self.encoder = adopt(checkpoint, work / MODEL_FILES["fp32"])
         else:
-            traced = trace(checkpoint, work / MODEL_FILES["fp32"])
-            method = "float32, traced from PyTorch by optimum"
-            self.encoder = GraphEncoder(traced.hidden, traced.layers, method, via, traced.data)
+            self.encoder = trace(checkpoint, work / MODEL_FILES["fp32"])
         dim = write_configs(checkpoint, self.encoder.hidden, work)
         if too_large := [n for n in matryoshka_dims if n > dim]:
             raise ValueError(f"matryoshka_dims: the model has {dim} dimensions, got {too_large[0]}")

@@ -4,80 +4,73 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 import pytest
-from support import VOCABULARY, bert_config, bert_tensors
+from support import cosines, random_token_ids, run_onnx, tiny_bert
 
-from onnxsim_embed.export.bert import ACTIVATIONS, Int8Table, Linear, StaticLinear, load_bert
+from onnxsim_embed.export.bert import ACTIVATIONS, Int8Table, Linear, StaticLinear
 from onnxsim_embed.export.onnx.bert_graph import build_encoder
-from onnxsim_embed.export.quantization import bert as quantize
-from onnxsim_embed.export.quantization import transforms
-from onnxsim_embed.export.quantization.bert import quantize_static
+from onnxsim_embed.export.quantization import bert as quantization
+from onnxsim_embed.export.quantization import ranges
+from onnxsim_embed.export.quantization.bert import LINEARS, quantize_static
 from onnxsim_embed.export.quantization.calibration import collect_activations, input_names
 from onnxsim_embed.export.quantization.ranges import (
+    CHANNEL_STEP,
     ERROR_BUDGET,
     activation_function,
     fit_outlier_split,
     fit_smoothing,
 )
-from onnxsim_embed.export.quantization.transforms import CHANNEL_STEP
 
-LINEARS = ("query", "key", "value", "output", "up", "down")
 GROUPS = ("query, key, value", "output", "up", "down")
+IDS = np.random.default_rng(9).integers(5, 90, (12, 20))
 
 
-def make(activation: str = "gelu", outliers: float = 0, **changes):
-    """Return a tiny encoder; `outliers` makes two channels of `up` and of each norm so much larger."""
-    config = bert_config(hidden_act=activation, **changes)
-    tensors = bert_tensors(config)
-    for name, value in tensors.items():
-        if outliers and "intermediate.dense" in name:
-            value[[5, 40]] *= np.float32(outliers)
-        if outliers and name.startswith("encoder") and name.endswith("LayerNorm.weight"):
-            value[[3, 20]] *= np.float32(outliers)
-        if outliers and name.startswith("encoder") and name.endswith("LayerNorm.bias"):
-            value[[3, 20]] += np.float32(outliers)
-    return load_bert(config, tensors)
+def bert_with_outliers(factor: float, activation: str = "gelu", **config):
+    """Return a tiny encoder; two channels of `up` and of each norm are `factor` times larger."""
+
+    def enlarge(name: str, value: np.ndarray) -> None:
+        if "intermediate.dense" in name:
+            value[[5, 40]] *= np.float32(factor)
+        if name.startswith("encoder") and name.endswith("LayerNorm.weight"):
+            value[[3, 20]] *= np.float32(factor)
+        if name.startswith("encoder") and name.endswith("LayerNorm.bias"):
+            value[[3, 20]] += np.float32(factor)
+
+    return tiny_bert(activation, enlarge, **config)
 
 
-def token_ids(seed: int, texts: int = 80) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(5, len(VOCABULARY), length) for length in rng.integers(2, 45, texts)]
+def observe(bert):
+    return collect_activations(bert, random_token_ids(0, 80))
 
 
 @pytest.fixture(scope="module")
 def bert():
-    return make()
+    return tiny_bert()
 
 
 @pytest.fixture(scope="module")
 def seen(bert):
-    return collect_activations(bert, token_ids(0))
+    return observe(bert)
 
 
 @pytest.fixture(scope="module")
-def made(bert, seen):
+def quantized(bert, seen):
     return quantize_static(bert, seen)
 
 
-def hidden(bert, ids: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(
-        build_encoder(bert, "run").SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, {"input_ids": ids})[0]
+def hidden(bert) -> np.ndarray:
+    return run_onnx(build_encoder(bert, "run"), IDS)[0]
 
 
-def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+def fidelity(bert, int8) -> float:
+    """Return the least cosine of the mean-pooled vectors."""
+    return cosines(hidden(bert).mean(1), hidden(int8).mean(1)).min()
 
 
-IDS = np.random.default_rng(9).integers(5, len(VOCABULARY), (20, 12))
+def dequantized(bert):
+    """Return the float32 encoder that an int8 one stands for: no steps, no saturation of its inputs.
 
-
-def floated(bert):
-    """Return the float32 encoder that an int8 one stands for: no step, no saturation of its inputs.
-
-    Copies of outlier columns add up only through saturation: this takes encoders without them.
+    Split channels add up only through saturation: this takes encoders without them.
     """
 
     def linear(layer: StaticLinear | Linear) -> Linear:
@@ -98,207 +91,149 @@ def floated(bert):
     return replace(bert, words=words, layers=layers)
 
 
-def force(monkeypatch, **settings):
-    """Let the search choose from these exponents and shifts only, where it has a choice."""
+def report_errors(monkeypatch, *groups: str, error: float = 0.5):
+    """Let the search report this error for the inputs of these linears."""
 
-    def smoothing(part, weights, **given):
-        return fit_smoothing(part, weights, **(given or settings))
+    def smoothing(seen, weights, **options):
+        group = "query, key, value" if len(weights) == 3 else "output" if options else "up"
+        fit = fit_smoothing(seen, weights, **options)
+        return replace(fit, error=error) if group in groups else fit
 
-    monkeypatch.setattr(quantize, "fit_smoothing", smoothing)
+    def split(*args):
+        fit = fit_outlier_split(*args)
+        return replace(fit, error=error) if "down" in groups else fit
 
-
-def keep(monkeypatch, *groups: str):
-    """Let the search find no good range for the inputs of these linears."""
-
-    def smoothing(part, weights, **given):
-        group = "query, key, value" if len(weights) == 3 else "output" if given else "up"
-        fit = fit_smoothing(part, weights, **given)
-        return replace(fit, error=0.5) if group in groups else fit
-
-    def split(*given):
-        fit = fit_outlier_split(*given)
-        return replace(fit, error=0.5) if "down" in groups else fit
-
-    monkeypatch.setattr(quantize, "fit_smoothing", smoothing)
-    monkeypatch.setattr(quantize, "fit_outlier_split", split)
+    monkeypatch.setattr(ranges, "fit_smoothing", smoothing)
+    monkeypatch.setattr(ranges, "fit_outlier_split", split)
 
 
 # What it computes
 
 
-def test_every_linear_and_the_words_become_int8(made):
-    for layer in made.bert.layers:
-        for name in LINEARS:
-            linear = getattr(layer, name)
+def test_every_linear_and_the_words_become_int8(quantized):
+    for layer in quantized.bert.layers:
+        for linear in (getattr(layer, name) for name in LINEARS):
             assert isinstance(linear, StaticLinear)
             assert (linear.weight.dtype, linear.scales.dtype) == (np.int8, np.float32)
             assert linear.bias.dtype == np.float32
             assert linear.weight.min() >= -127
-    assert isinstance(made.bert.words, Int8Table)
+        assert layer.query.input is layer.key.input is layer.value.input
+    assert isinstance(quantized.bert.words, Int8Table)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_it_stays_close_to_the_float_encoder(activation):
-    bert = make(activation)
-    int8 = quantize_static(bert, collect_activations(bert, token_ids(0))).bert
-    assert cosines(hidden(bert, IDS).mean(0), hidden(int8, IDS).mean(0)).min() > 0.995
-
-
-def test_taken_back_to_float_the_transformations_are_exact_but_for_the_weights(bert, made):
-    assert all(note["down"]["copies"] == 0 for note in made.layers)
-    plain, back = hidden(bert, IDS), hidden(floated(made.bert), IDS)
-    assert cosines(plain, back).min() > 0.999
+    bert = tiny_bert(activation)
+    assert fidelity(bert, quantize_static(bert, observe(bert)).bert) > 0.995
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("exponent", [0.0, 0.7])
 def test_shift_and_smoothing_leave_the_float_function_as_it_was(monkeypatch, exponent, shift):
     """With weights that are hardly rounded, almost nothing is left to differ."""
-    bert = make(outliers=3)
-    seen = collect_activations(bert, token_ids(0))
-    force(monkeypatch, exponents=[exponent], shifts=[shift])
+    bert = bert_with_outliers(3)
+    seen = observe(bert)
+    report_errors(monkeypatch, "down")  # down stays float32, and without split channels
+    choices = {"exponents": [exponent], "shifts": [shift]}
+    monkeypatch.setattr(
+        ranges, "fit_smoothing", lambda *args, **own: fit_smoothing(*args, **(own or choices))
+    )
     fine = 2.0**-20
     monkeypatch.setattr(
-        transforms,
+        quantization,
         "quantize_gptq",
         lambda weight, _: (np.rint(weight / fine), np.full(weight.shape[1], fine, np.float32)),
     )
-    monkeypatch.setattr(quantize, "quantize_table", lambda table: table)
-    monkeypatch.setattr(
-        quantize, "fit_outlier_split", lambda *given: replace(fit_outlier_split(*given), error=0.5)
-    )  # down stays float32, and without copies
-    back = floated(quantize_static(bert, seen).bert)
+    monkeypatch.setattr(quantization, "quantize_table", lambda table: table)
+    back = dequantized(quantize_static(bert, seen).bert)
     before = [bert.norm, *(layer.attention_norm for layer in bert.layers), bert.layers[0].norm]
     after = [back.norm, *(layer.attention_norm for layer in back.layers), back.layers[0].norm]
     for old, new in zip(before, after, strict=True):
         assert np.array_equal(old.bias, new.bias) == (shift == 0)
         assert np.array_equal(old.weight, new.weight)
-    assert hidden(back, IDS) == pytest.approx(hidden(bert, IDS), abs=3e-4)
-
-
-def test_the_last_norm_is_not_shifted(bert, made):
-    assert np.array_equal(made.bert.layers[-1].norm.bias, bert.layers[-1].norm.bias)
+    assert np.array_equal(back.layers[-1].norm.bias, bert.layers[-1].norm.bias)
+    assert hidden(back) == pytest.approx(hidden(bert), abs=3e-4)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_copies_of_outlier_columns_add_up(activation):
-    bert = make(activation, outliers=12, intermediate_size=96)
-    made = quantize_static(bert, collect_activations(bert, token_ids(0)))
-    copied = [note["down"]["copies"] for note in made.layers]
-    assert max(copied) > 0
-    for layer, copies in zip(made.bert.layers, copied, strict=True):
-        extra = layer.up.weight.shape[1] - 96
-        assert (extra % CHANNEL_STEP, extra >= copies) == (0, True)
-        assert len(layer.down.weight) == 96 + extra
-    assert cosines(hidden(bert, IDS).mean(0), hidden(made.bert, IDS).mean(0)).min() > 0.99
+def test_split_channels_add_up_and_their_padding_computes_nothing(activation):
+    bert = bert_with_outliers(12, activation, intermediate_size=96)
+    int8 = quantize_static(bert, observe(bert))
+    splits = [choice["down"]["copies"] for choice in int8.layers]
+    assert max(splits) > 0
+    for layer, split in zip(int8.bert.layers, splits, strict=True):
+        added = layer.up.weight.shape[1] - 96
+        assert (added % CHANNEL_STEP, added >= split) == (0, True)
+        assert len(layer.down.weight) == 96 + added
+        assert not layer.down.weight[96 + split :].any()
+        assert not layer.up.weight[:, 96 + split :].any()
+    assert fidelity(bert, int8.bert) > 0.99
 
 
-def test_padding_columns_compute_nothing():
-    bert = make("relu", outliers=12, intermediate_size=96)
-    made = quantize_static(bert, collect_activations(bert, token_ids(0)))
-    layer, note = next(
-        (layer, note)
-        for layer, note in zip(made.bert.layers, made.layers, strict=True)
-        if note["down"]["copies"]
-    )
-    idle = slice(96 + note["down"]["copies"], None)
-    assert not layer.down.weight[idle].any()
-    assert not layer.up.weight[:, idle].any()
+def test_ranges_cover_what_was_seen(quantized, seen):
+    for number, layer in enumerate(quantized.bert.layers):
+        _, context, _, up = (seen[name] for name in input_names(number))
+        output, down = layer.output.input, layer.down.input
+        low = -int(output.zero_point) * output.scale
+        assert low <= context.low.min() + output.scale / 2
+        assert low + 255 * output.scale >= context.high.max() - output.scale / 2
+        inner = activation_function("gelu")(up.high)
+        assert (255 - int(down.zero_point)) * down.scale <= 1.2 * inner.max()
 
 
 # What stays float32
 
 
 def test_a_budget_of_zero_keeps_every_linear(bert, seen, monkeypatch):
-    monkeypatch.setattr(quantize, "quantize_table", lambda table: table)
-    made = quantize_static(bert, seen, budget=0)
-    assert all(chosen["kept"] == "float32" for note in made.layers for chosen in note.values())
-    for layer in made.bert.layers:
+    monkeypatch.setattr(quantization, "quantize_table", lambda table: table)
+    result = quantize_static(bert, seen, budget=0)
+    assert all(group["kept"] == "float32" for layer in result.layers for group in layer.values())
+    for layer in result.bert.layers:
         assert all(isinstance(getattr(layer, name), Linear) for name in LINEARS)
-    assert np.abs(hidden(made.bert, IDS) - hidden(bert, IDS)).max() < 1e-5
+    assert np.abs(hidden(result.bert) - hidden(bert)).max() < 1e-5
 
 
 @pytest.mark.parametrize("kept", [*((group,) for group in GROUPS), ("up", "down"), GROUPS[:2]])
-def test_linears_above_the_budget_stay_float32_and_are_noted(monkeypatch, bert, seen, kept):
-    keep(monkeypatch, *kept)
-    made = quantize_static(bert, seen)
-    for layer, note in zip(made.bert.layers, made.layers, strict=True):
+@pytest.mark.parametrize("error", [0.5, float("nan")])
+def test_linears_above_the_budget_stay_float32_and_shifts_are_undone(monkeypatch, kept, error):
+    bert = bert_with_outliers(3)
+    seen = observe(bert)
+    report_errors(monkeypatch, *kept, error=error)
+    result = quantize_static(bert, seen)
+    for layer, choices in zip(result.bert.layers, result.layers, strict=True):
         for group in GROUPS:
             kind = Linear if group in kept else StaticLinear
-            assert all(isinstance(getattr(layer, n), kind) for n in group.split(", "))
-            assert note[group].get("kept") == ("float32" if group in kept else None)
-    for layout in ("portable", "run"):
-        build_encoder(made.bert, layout)
-    assert cosines(hidden(bert, IDS).mean(0), hidden(made.bert, IDS).mean(0)).min() > 0.995
+            assert all(isinstance(getattr(layer, name), kind) for name in group.split(", "))
+            assert choices[group].get("kept") == ("float32" if group in kept else None)
+    assert fidelity(bert, result.bert) > 0.99
 
 
-@pytest.mark.parametrize("kept", GROUPS)
-def test_shifts_are_taken_back_whatever_is_kept(monkeypatch, kept):
-    bert = make(outliers=3)
-    seen = collect_activations(bert, token_ids(0))
-    keep(monkeypatch, kept)
-    made = quantize_static(bert, seen)
-    assert cosines(hidden(bert, IDS).mean(0), hidden(made.bert, IDS).mean(0)).min() > 0.99
+# What is recorded, and determinism
 
 
-def test_an_error_that_is_not_a_number_keeps_float32(monkeypatch, bert, seen):
-    monkeypatch.setattr(
-        quantize,
-        "fit_outlier_split",
-        lambda *given: replace(fit_outlier_split(*given), error=float("nan")),
-    )
-    made = quantize_static(bert, seen)
-    assert all(isinstance(layer.down, Linear) for layer in made.bert.layers)
-    assert all(note["down"]["kept"] == "float32" for note in made.layers)
-
-
-# Notes, and the same again
-
-
-def test_notes_say_what_was_chosen_and_are_json(made):
-    assert len(made.layers) == 2
-    for note in made.layers:
-        assert set(note) == set(GROUPS)
-        assert all(0 < chosen["error"] < ERROR_BUDGET for chosen in note.values())
-        assert set(note["down"]) == {"error", "range", "copies"}
-    assert json.loads(json.dumps(made.layers)) == list(made.layers)
-
-
-def test_the_arguments_are_left_alone(seen):
-    bert = make()
-    before = {name: part.rows.copy() for name, part in seen.items()}
-    quantize_static(bert, seen)
-    assert build_encoder(bert).SerializeToString() == build_encoder(make()).SerializeToString()
-    assert all(np.array_equal(seen[name].rows, before[name]) for name in seen)
+def test_choices_are_recorded_as_json(quantized):
+    assert len(quantized.layers) == 2
+    for choices in quantized.layers:
+        assert set(choices) == set(GROUPS)
+        assert all(0 < choice["error"] < ERROR_BUDGET for choice in choices.values())
+        assert set(choices["down"]) == {"error", "range", "copies"}
+    assert json.loads(json.dumps(quantized.layers)) == list(quantized.layers)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_the_same_again_gives_the_same_bytes_on_any_number_of_threads(
-    monkeypatch, bert, seen, made, workers
+def test_any_number_of_threads_gives_the_same_bytes_and_leaves_the_arguments_unchanged(
+    monkeypatch, seen, quantized, workers
 ):
-    monkeypatch.setattr(quantize, "available_cpus", lambda: workers)
+    monkeypatch.setattr(quantization, "available_cpus", lambda: workers)
+    bert, rows = tiny_bert(), {name: part.rows.copy() for name, part in seen.items()}
     again = quantize_static(bert, seen)
-    assert again.layers == made.layers
-    assert build_encoder(again.bert).SerializeToString() == (
-        build_encoder(made.bert).SerializeToString()
-    )
+    assert again.layers == quantized.layers
+    first, second = (build_encoder(result.bert) for result in (quantized, again))
+    assert first.SerializeToString() == second.SerializeToString()
+    assert build_encoder(bert).SerializeToString() == build_encoder(tiny_bert()).SerializeToString()
+    assert all(np.array_equal(seen[name].rows, rows[name]) for name in seen)
 
 
-def test_a_quantized_encoder_is_not_quantized_again(made, seen):
+def test_a_quantized_encoder_is_not_quantized_again(quantized, seen):
     with pytest.raises(TypeError, match="quantized already"):
-        quantize_static(made.bert, seen)
-
-
-def test_ranges_cover_what_was_seen(made, seen):
-    for number, layer in enumerate(made.bert.layers):
-        attention, context, _, up = (seen[name] for name in input_names(number))
-        assert layer.query.input is layer.key.input is layer.value.input
-        how = layer.output.input
-        low = -int(how.zero_point) * how.scale
-        assert low <= context.low.min() + how.scale / 2
-        assert low + 255 * how.scale >= context.high.max() - how.scale / 2
-        assert attention.rows.shape[1] == len(layer.query.weight)
-        inner = activation_function("gelu")(up.high)
-        assert (
-            255 - int(layer.down.input.zero_point)
-        ) * layer.down.input.scale <= 1.2 * inner.max()
+        quantize_static(quantized.bert, seen)

@@ -11,7 +11,8 @@ linears left them (onnxruntime's FusedMatMul takes the transposition as a stride
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -32,9 +33,8 @@ def build_encoder(
 ) -> onnx.ModelProto:
     """Build the encoder.
 
-    :param bert: the encoder, its linear layers float32 or quantized.
-    :param layout: see the module's description.
-    :param expose: names of inner values to add as outputs (calibration reads them).
+    :param layout: see the module's docstring.
+    :param expose: inner values to add as outputs (calibration reads them).
     """
     b = GraphBuilder()
     portable = layout == "portable"
@@ -54,9 +54,7 @@ def build_encoder(
 
 
 def _embeddings(b: GraphBuilder, bert: Bert, portable: bool) -> str:
-    words = b.embedding(
-        bert.words, "input_ids", constant="words", prefix="embeddings.", name="embeddings.words"
-    )
+    words = b.embedding(bert.words, "words", "embeddings.", "embeddings.words")
     axis = 1 if portable else 0
     length = b.op("Shape", "input_ids", name="sequence_length", start=axis, end=axis + 1)
     zero = b.constant("zero", np.array([0], np.int64))
@@ -75,8 +73,8 @@ def _additive_mask(b: GraphBuilder) -> str:
 
 
 def _layer(b: GraphBuilder, bert: Bert, layer: Layer, x: str, mask: str | None, name: str) -> str:
-    attend = _attention_masked if mask is not None else _attention_strided
-    context = attend(b, bert, layer, x, mask or "", name)
+    attend = _attention_strided if mask is None else partial(_attention_masked, mask=mask)
+    context = attend(b, _heads(b, bert, layer, x, name), name)
     flat = b.constant("hidden.shape", np.array([0, 0, bert.hidden], np.int64))
     context = b.op("Reshape", context, flat, name=f"{name}.context")
     attended = b.linear(layer.output, context, f"{name}.output")
@@ -93,20 +91,18 @@ def _layer(b: GraphBuilder, bert: Bert, layer: Layer, x: str, mask: str | None, 
 def _heads(b: GraphBuilder, bert: Bert, layer: Layer, x: str, name: str) -> list[str]:
     """Project to query, key and value, each (., ., heads, head width)."""
     shape = b.constant("heads.shape", np.array([0, 0, bert.heads, bert.head_width], np.int64))
-    parts = (("query", layer.query), ("key", layer.key), ("value", layer.value))
+    linears = {"query": layer.query, "key": layer.key, "value": layer.value}
     return [
-        b.op("Reshape", b.linear(linear, x, f"{name}.{part}"), shape, name=f"{name}.{part}.heads")
-        for part, linear in parts
+        b.op("Reshape", b.linear(linear, x, f"{name}.{key}"), shape, name=f"{name}.{key}.heads")
+        for key, linear in linears.items()
     ]
 
 
-def _attention_masked(
-    b: GraphBuilder, bert: Bert, layer: Layer, x: str, mask: str, name: str
-) -> str:
+def _attention_masked(b: GraphBuilder, heads: Sequence[str], name: str, mask: str) -> str:
     orders = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
     query, key, value = (
-        b.op("Transpose", part, name=f"{part}.split", perm=order)
-        for part, order in zip(_heads(b, bert, layer, x, name), orders, strict=True)
+        b.op("Transpose", head, name=f"{head}.split", perm=order)
+        for head, order in zip(heads, orders, strict=True)
     )
     scores = b.op("MatMul", query, key, name=f"{name}.scores")
     scores = b.op("Add", scores, mask, name=f"{name}.scores.masked")
@@ -115,18 +111,15 @@ def _attention_masked(
     return b.op("Transpose", context, name=f"{name}.context.joined", perm=[0, 2, 1, 3])
 
 
-def _attention_strided(b: GraphBuilder, bert: Bert, layer: Layer, x: str, _: str, name: str) -> str:
-    query, key, value = _heads(b, bert, layer, x, name)  # each (sequence, batch, heads, width)
+def _attention_strided(b: GraphBuilder, heads: Sequence[str], name: str) -> str:
+    query, key, value = heads  # each (sequence, batch, heads, head width)
+    fused: dict[str, Any] = {"domain": MICROSOFT, "alpha": 1.0, "transBatchB": 1}
     # transBatch: leading axes (batch, heads) come from axes 1 and 2, the matrix rows from axis 0.
     scores = b.op(
-        "FusedMatMul", query, key, name=f"{name}.scores", domain=MICROSOFT,
-        transBatchA=1, transBatchB=1, transB=1, alpha=1.0,
-    )  # fmt: skip
+        "FusedMatMul", query, key, name=f"{name}.scores", transBatchA=1, transB=1, **fused
+    )
     weights = b.op("Softmax", scores, name=f"{name}.weights", axis=-1)
-    context = b.op(
-        "FusedMatMul", weights, value, name=f"{name}.context.split", domain=MICROSOFT,
-        transBatchB=1, alpha=1.0,
-    )  # fmt: skip
+    context = b.op("FusedMatMul", weights, value, name=f"{name}.context.split", **fused)
     return b.op("Transpose", context, name=f"{name}.context.joined", perm=[2, 0, 1, 3])
 
 

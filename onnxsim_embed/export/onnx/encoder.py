@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper
 
 from onnxsim_embed.artifact.manifest import MODEL_FILES, PrecisionEntry
 from onnxsim_embed.errors import CheckpointError
@@ -27,12 +26,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class GraphEncoder:
-    """The fp32 file of an artifact that is being written.
-
-    :param method: how the file was produced, for people.
-    :param via: the same, for the manifest.
-    :param data: external data files beside it.
-    """
+    """The fp32 file of an artifact that is being written, and `data` files beside it."""
 
     hidden: int
     layers: int
@@ -67,10 +61,7 @@ def _beside(file: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
-    """Return the activations of the linears' inputs in an ONNX file, by the input's name.
-
-    :raises CheckpointError: if it has no linear layers, as when it is quantized already.
-    """
+    """Return the activations of the linears' inputs in an ONNX file, by the input's name."""
     linears = find_linears(load_graph(path, weights=True))
     dims = {entry.input: len(entry.linear.weight) for entry in linears}
     if not dims:
@@ -78,12 +69,8 @@ def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
             f"{path.name} has no float32 linear layers to quantize; export fp32 only"
         )
     model = load_graph(path)
-    outputs = {entry.name for entry in model.graph.output}
-    model.graph.output.extend(
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in dims
-        if name not in outputs
-    )
+    names = dims.keys() - {entry.name for entry in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names))
     work = path.with_name("observed.onnx")  # beside the weights that it may refer to
     onnx.save(model, work)
     try:
@@ -106,14 +93,11 @@ def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
         ]
 
     seen = observe(run, list(dims), sum(dims.values()), token_ids)
-    return {name: part for name, part in seen.items() if part.rows.shape[1] == dims[name]}
+    return {name: values for name, values in seen.items() if values.rows.shape[1] == dims[name]}
 
 
 def hidden_size(path: Path) -> int:
-    """Return the hidden size of a file, by running three tokens.
-
-    :raises CheckpointError: if it cannot be run, or its output has another shape or is not finite.
-    """
+    """Return the hidden size of a file, by running three tokens."""
     ids = np.array([[1, 2, 3]], np.int64)
     try:
         hidden = Session(path, "cpu").run(ids, np.ones_like(ids))

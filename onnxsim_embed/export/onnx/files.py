@@ -22,11 +22,7 @@ DATA_SUFFIX = "_data"  # as optimum and transformers.js call it: model.onnx_data
 
 
 def load_graph(path: Path, *, weights: bool = False) -> onnx.ModelProto:
-    """Read an ONNX file.
-
-    :param weights: whether to read those in external data files.
-    :raises CheckpointError: if the file is not ONNX, or its weights lie outside its directory.
-    """
+    """Read an ONNX file, with the weights in its external data files if asked for."""
     try:
         model = onnx.load(path, load_external_data=False)
         if not model.graph.node:
@@ -39,10 +35,7 @@ def load_graph(path: Path, *, weights: bool = False) -> onnx.ModelProto:
 
 
 def data_files(model: onnx.ModelProto, path: Path) -> list[str]:
-    """Return the names of the files beside an ONNX file that hold its weights.
-
-    :raises CheckpointError: naming one that is missing, or not in the same directory.
-    """
+    """Return the files beside an ONNX file that hold its weights; raise if one is elsewhere."""
     names: set[str] = set()
     for tensor in _tensors(model.graph):
         if tensor.data_location != TensorProto.EXTERNAL:
@@ -88,12 +81,10 @@ def save_graph(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
 
 
 def simplify(source: Path, target: Path) -> tuple[str, ...]:
-    """Fold constants and remove idle nodes (onnxruntime's basic optimizations).
+    """Fold constants and remove idle nodes; standard operators remain. Returns as `save_graph`.
 
-    Standard operators remain. onnxruntime makes further fusions when it loads the file; its fused
-    attention measured no faster on the CPU, fused skip normalization slower.
-
-    :returns: see `save_graph`.
+    onnxruntime makes further fusions when it loads the file; its fused attention measured no faster on
+    the CPU, fused skip normalization slower.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -121,11 +112,7 @@ def remove_unused_domains(model: onnx.ModelProto) -> None:
 
 
 def check_inputs(model: onnx.ModelProto, source: str) -> None:
-    """Raise if a graph takes other inputs than token ids, attention mask and token types.
-
-    :param source: begins the message.
-    :raises CheckpointError: naming them.
-    """
+    """Raise if a graph takes other inputs than token ids, attention mask and token types."""
     constants = {tensor.name for tensor in model.graph.initializer}
     types = {
         entry.name: entry.type.tensor_type.elem_type
@@ -143,13 +130,9 @@ def check_inputs(model: onnx.ModelProto, source: str) -> None:
 
 
 def put_hidden_first(model: onnx.ModelProto, source: str) -> bool:
-    """Make the hidden states the first output, named `last_hidden_state` as readers expect.
+    """Make the hidden states the first output, named as readers expect; return if that changed it.
 
-    They are the output of that name if there is one, else the first output of rank 3.
-
-    :param model: changed in place.
-    :returns: whether it was changed.
-    :raises CheckpointError: if no output has rank 3, or the chosen one is not float32.
+    They are the output `last_hidden_state` if there is one, else the first output of rank 3.
     """
     outputs = list(model.graph.output)
     ranks = [len(entry.type.tensor_type.shape.dim) for entry in outputs]
@@ -169,10 +152,8 @@ def put_hidden_first(model: onnx.ModelProto, source: str) -> bool:
     if chosen == 0 and name == OUTPUT:
         return False
     rename_value(model.graph, name, OUTPUT)
-    outputs = [outputs[chosen], *outputs[:chosen], *outputs[chosen + 1 :]]
-    copies = [onnx.ValueInfoProto.FromString(entry.SerializeToString()) for entry in outputs]
     del model.graph.output[:]
-    model.graph.output.extend(copies)
+    model.graph.output.extend([outputs.pop(chosen), *outputs])
     return True
 
 

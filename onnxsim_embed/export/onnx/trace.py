@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.errors import CheckpointError, MissingExtraError
 from onnxsim_embed.export.checkpoint import Checkpoint
+from onnxsim_embed.export.onnx import files
 from onnxsim_embed.export.onnx.builder import OPSET
-from onnxsim_embed.export.onnx.files import (
-    OUTPUT,
-    check_inputs,
-    load_graph,
-    put_hidden_first,
-    simplify,
-)
-
-TASK = "feature-extraction"
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A traced encoder; `data` names the external data files beside the ONNX file."""
-
-    hidden: int
-    layers: int
-    data: tuple[str, ...]
+from onnxsim_embed.export.onnx.encoder import GraphEncoder
 
 
 def has_optimum() -> bool:
     """Return whether optimum's ONNX exporter is installed."""
-    if importlib.util.find_spec("optimum") is None:
-        return False
-    return importlib.util.find_spec("optimum.exporters.onnx") is not None
+    return bool(find_spec("optimum") and find_spec("optimum.exporters.onnx"))
 
 
-def trace(checkpoint: Checkpoint, target: Path) -> Traced:
+def trace(checkpoint: Checkpoint, target: Path) -> GraphEncoder:
     """Write an encoder as ONNX with standard operators, the inputs of `Session`, last_hidden_state.
 
     :param target: the ONNX file to write.
@@ -61,13 +42,13 @@ def trace(checkpoint: Checkpoint, target: Path) -> Traced:
     with _quiet():
         model = _load_model(checkpoint)
         _trace(model, architecture, raw)
-    graph, source = load_graph(raw), f"the traced {architecture} model"
-    check_inputs(graph, source)
-    put_hidden_first(graph, source)
-    data = simplify(raw, target)
+    graph, source = files.load_graph(raw), f"the traced {architecture} model"
+    files.check_inputs(graph, source)
+    files.put_hidden_first(graph, source)
+    data = files.simplify(raw, target)
     shutil.rmtree(work)
-    config = model.config
-    return Traced(int(config.hidden_size), int(config.num_hidden_layers), data)
+    dims = int(model.config.hidden_size), int(model.config.num_hidden_layers)
+    return GraphEncoder(*dims, "float32, traced from PyTorch by optimum", "optimum", data)
 
 
 def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers is untyped
@@ -111,10 +92,10 @@ def _trace(model: Any, architecture: str, target: Path) -> None:  # noqa: ANN401
         if getattr(model.config, "is_encoder_decoder", False):
             raise ValueError("it has a decoder; only encoders are supported")
         onnx_config = TasksManager.get_exporter_config_constructor(
-            "onnx", model, task=TASK, library_name="transformers"
+            "onnx", model, task="feature-extraction", library_name="transformers"
         )
         _, outputs = export(model, onnx_config(model.config), target, opset=OPSET)
-        if OUTPUT not in outputs:
+        if files.OUTPUT not in outputs:
             raise ValueError(f"its outputs are {', '.join(outputs)}")
     except Exception as error:  # torch's, optimum's, and KeyError for unregistered architectures
         raise CheckpointError(
@@ -129,22 +110,21 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide a trace's own warnings about Python branches and deprecations."""
+    """Hide a trace's own warnings about Python branches and deprecations, and progress bars."""
     from transformers.utils import logging as transformers_logging
 
+    loggers = [logging.getLogger(name) for name in ("optimum", "transformers")]
+    levels = [logger.level for logger in loggers]
     progress_bar = transformers_logging.is_progress_bar_enabled()
-    verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    optimum_logger = logging.getLogger("optimum")
-    level = optimum_logger.level
-    optimum_logger.setLevel(logging.ERROR)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        optimum_logger.setLevel(level)
-        transformers_logging.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if progress_bar:
             transformers_logging.enable_progress_bar()

@@ -2,7 +2,7 @@
 
 Weights are int8 with one scale per output channel; the input of each linear is uint8 with one fixed
 scale and zero point, so that a vector does not depend on its batch. Besides smoothing and
-outlier-channel splitting (transforms.py), a *shift* by a layer norm's bias centres each channel's range
+outlier-channel splitting (ranges.py), a *shift* by a layer norm's bias centres each channel's range
 on zero; the linears that follow and the residual undo it through their biases.
 
 Each input gets the candidate of least measured output error. A linear whose error exceeds a budget
@@ -19,27 +19,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.export.bert import AnyLinear, Bert, Layer, Linear, Norm
+from onnxsim_embed.export.bert import (
+    Bert,
+    InputQuantization,
+    Layer,
+    Linear,
+    StaticLinear,
+)
+from onnxsim_embed.export.quantization import ranges
 from onnxsim_embed.export.quantization.calibration import Activations, input_names
-from onnxsim_embed.export.quantization.gptq import quantize_table
-from onnxsim_embed.export.quantization.ranges import (
-    ERROR_BUDGET,
-    activation_function,
-    fit_outlier_split,
-    fit_smoothing,
-)
-from onnxsim_embed.export.quantization.transforms import (
-    Activation,
-    Fit,
-    bias_of,
-    describe_fit,
-    quantize_linears,
-)
+from onnxsim_embed.export.quantization.gptq import quantize_gptq, quantize_table
+from onnxsim_embed.export.quantization.ranges import ERROR_BUDGET, Activation, Fit, bias_of
 from onnxsim_embed.system.hardware import available_cpus
 from onnxsim_embed.system.threads import single_blas_thread
 
 Float32 = npt.NDArray[np.float32]
 
+LINEARS = ("query", "key", "value", "output", "up", "down")
 METHOD = "static: int8 weights per output channel, one fixed uint8 range for each input"
 
 
@@ -62,7 +58,7 @@ def quantize_static(
     """
     if not isinstance(bert.words, np.ndarray):
         raise TypeError("the encoder is quantized already")
-    activation = activation_function(bert.activation)
+    activation = ranges.activation_function(bert.activation)
 
     def quantize(number: int) -> tuple[Layer, Float32, dict[str, Any]]:
         inputs = [seen[name] for name in input_names(number)]
@@ -73,8 +69,11 @@ def quantize_static(
     with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
         layers, shifts, choices = zip(*workers.map(quantize, range(len(bert.layers))), strict=True)
     # The norm before a layer makes its shift; nothing follows the last.
-    norms = [bert.norm, *(layer.norm for layer in layers)]
-    norms[:-1] = map(_shifted, norms[:-1], shifts)
+    shifts += (np.float32(0),)
+    norms = [
+        replace(norm, bias=norm.bias + shift)
+        for norm, shift in zip([bert.norm, *(layer.norm for layer in layers)], shifts, strict=True)
+    ]
     layers = tuple(replace(layer, norm=norm) for layer, norm in zip(layers, norms[1:], strict=True))
     words = quantize_table(bert.words)
     return Quantized(replace(bert, words=words, norm=norms[0], layers=layers), choices)
@@ -85,43 +84,50 @@ def _quantize_layer(
 ) -> tuple[Layer, Float32, dict[str, Any]]:
     """Return the int8 layer, the shift that the norm before it must make, and what was chosen."""
     attention, context, up_input, up_output = seen
-    query, key, value, output, up, down = (
-        _float(linear)
-        for linear in (layer.query, layer.key, layer.value, layer.output, layer.up, layer.down)
-    )
-    qkv_fit = fit_smoothing(attention, [query.weight, key.weight, value.weight])
-    output_fit = fit_smoothing(context, [output.weight], exponents=(0.0,), shifts=(0.0,))
-    up_fit = fit_smoothing(up_input, [up.weight])
-    down_fit = fit_outlier_split(up_output, [down.weight], activation)
-
-    def quantize(linears: Sequence[Linear], fit: Fit, seen: Activations) -> Sequence[AnyLinear]:
-        return quantize_linears(linears, fit, seen.rows) if fit.error <= budget else linears
-
+    linears: dict[str, Any] = {name: getattr(layer, name) for name in LINEARS}
+    weights = {name: linear.weight for name, linear in linears.items()}
+    qkv = ranges.fit_smoothing(attention, [weights[name] for name in ("query", "key", "value")])
+    output = ranges.fit_smoothing(context, [weights["output"]], exponents=(0.0,), shifts=(0.0,))
+    up = ranges.fit_smoothing(up_input, [weights["up"]])
+    down = ranges.fit_outlier_split(up_output, [weights["down"]], activation)
+    fits: dict[str, Fit] = {"query, key, value": qkv, "output": output, "up": up, "down": down}
     shift, up_shift = (
-        fit.shift if fit.error <= budget else np.zeros_like(fit.shift) for fit in (qkv_fit, up_fit)
+        fit.shift if fit.error <= budget else np.zeros_like(fit.shift) for fit in (qkv, up)
     )
     # What a shift adds to the residual, the linear that is added to it takes back.
-    output = replace(output, bias=bias_of(output) - shift)
-    down = replace(down, bias=bias_of(down) - up_shift)
-    if down_fit.error <= budget:
-        up = down_fit.transform_previous(up)
-    quantized = Layer(
-        *quantize([query, key, value], qkv_fit, attention),
-        *quantize([output], output_fit, context),
-        _shifted(layer.attention_norm, up_shift),
-        *quantize([up], up_fit, up_input),
-        *quantize([down], down_fit, up_output),
-        layer.norm,
-    )
-    fits = {"query, key, value": qkv_fit, "output": output_fit, "up": up_fit, "down": down_fit}
-    return quantized, shift, {name: describe_fit(fit, budget) for name, fit in fits.items()}
+    for name, residual in (("output", shift), ("down", up_shift)):
+        linears[name] = replace(linears[name], bias=bias_of(linears[name]) - residual)
+    if down.error <= budget:
+        linears["up"] = down.transform_previous(linears["up"])
+    for (names, fit), inputs in zip(fits.items(), seen, strict=True):
+        if fit.error <= budget:
+            group = names.split(", ")
+            quantized = quantize_linears([linears[name] for name in group], fit, inputs.rows)
+            linears |= zip(group, quantized, strict=True)
+    norm = replace(layer.attention_norm, bias=layer.attention_norm.bias + up_shift)
+    choices = {names: describe_fit(fit, budget) for names, fit in fits.items()}
+    return replace(layer, attention_norm=norm, **linears), shift, choices
 
 
-def _float(linear: AnyLinear) -> Linear:
-    if not isinstance(linear, Linear):
-        raise TypeError("the encoder is quantized already")
-    return linear
+def quantize_linears(linears: Sequence[Linear], fit: Fit, rows: Float32) -> list[StaticLinear]:
+    """Quantize linears of one input, of which `rows` are a sample (tokens, channels)."""
+    # Side by side, as GPTQ factors the second moments of their input once.
+    weight = np.concatenate([linear.weight for linear in linears], axis=1)
+    joined = fit.transform(Linear(weight, np.concatenate([bias_of(linear) for linear in linears])))
+    values, scales = quantize_gptq(joined.weight, fit.apply(rows))
+    multiplier = fit.multiplier if isinstance(fit, ranges.Smoothing) and fit.exponent else None
+    quantization = InputQuantization(fit.range.scale, fit.range.zero_point, multiplier)
+    ends = np.cumsum([linear.weight.shape[1] for linear in linears])[:-1]
+    arrays = (values, scales, bias_of(joined).astype(np.float32))
+    split = zip(*(np.split(array, ends, axis=-1) for array in arrays), strict=True)
+    return [StaticLinear(values, scales, bias, quantization) for values, scales, bias in split]
 
 
-def _shifted(norm: Norm, shift: Float32) -> Norm:
-    return replace(norm, bias=norm.bias + shift)
+def describe_fit(fit: Fit, budget: float) -> dict[str, Any]:
+    """Return what the manifest records of a choice, and whether the linears stayed float32."""
+    record: dict[str, Any] = {"error": float(f"{fit.error:.3g}")}
+    if isinstance(fit, ranges.ChannelSplit):
+        record |= {"range": round(fit.range.ends[1], 3), "copies": len(fit.columns)}
+    elif fit.exponent:
+        record["exponent"] = fit.exponent
+    return record if fit.error <= budget else record | {"kept": "float32"}

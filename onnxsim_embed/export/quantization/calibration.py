@@ -33,16 +33,11 @@ MIN_TEXTS = 16
 
 @dataclass(frozen=True)
 class Activations:
-    """One value of an ONNX graph over the calibration texts.
+    """One value of an ONNX graph over the calibration texts."""
 
-    :param low: float32 array (channels,), minimum of each channel.
-    :param high: float32 array (channels,), maximum of each channel.
-    :param rows: float32 array (tokens, channels), values of a sample of tokens.
-    """
-
-    low: Float32
-    high: Float32
-    rows: Float32
+    low: Float32  # (channels,), minimum
+    high: Float32  # (channels,), maximum
+    rows: Float32  # (tokens, channels), a sample
 
 
 def calibration_texts() -> list[str]:
@@ -51,11 +46,7 @@ def calibration_texts() -> list[str]:
 
 
 def check_calibration(texts: Sequence[str]) -> None:
-    """Raise if texts cannot serve for calibration.
-
-    :raises ValueError: if there are too few distinct ones.
-    :raises TypeError: for a single string, or naming the row that is not a string.
-    """
+    """Raise ValueError for too few distinct texts, TypeError for anything but a list of strings."""
     if isinstance(texts, str):
         raise TypeError("calibration must be a list of texts, got one text")
     check_texts(texts)
@@ -67,21 +58,14 @@ def check_calibration(texts: Sequence[str]) -> None:
 
 
 def input_names(layer: int) -> tuple[str, str, str, str]:
-    """Return the values that layer number `layer` feeds to its linears.
-
-    :returns: input of query, key and value; of output; of up; of the activation before down.
-    """
+    """Return the inputs of query, key and value, of output, of up, and of the activation before down."""
     first = "embeddings.norm" if layer == 0 else f"layer{layer - 1}.norm"
     name = f"layer{layer}"
     return first, f"{name}.context", f"{name}.attention_norm", f"{name}.up"
 
 
 def collect_activations(bert: Bert, token_ids: TokenIds) -> dict[str, Activations]:
-    """Run the float32 encoder over texts and record the inputs of its linears.
-
-    :param token_ids: int64 arrays (tokens,), one per text, special tokens included.
-    :returns: for each name of `input_names`, of every layer.
-    """
+    """Run the float32 encoder over texts, and record the inputs of its linears by `input_names`."""
     names = [name for layer in range(len(bert.layers)) for name in input_names(layer)]
     model = build_encoder(bert, "run", expose=names).SerializeToString()
     session = start_session(model, [CPU_PROVIDER], available_cpus())
@@ -98,7 +82,6 @@ def observe(
     """Run an encoder over texts and record some of its values.
 
     :param run: from input_ids (tokens, texts) to the values, each (tokens, texts, channels).
-    :param names: of the values.
     :param dim: channels of all values together.
     """
     counts = np.array([len(ids) for ids in token_ids], np.int64)

@@ -13,26 +13,18 @@ Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
 
 INT8_MAX = 127  # symmetric: -128 has no counterpart
-
-# Added to the diagonal of the inputs' second moments, as a share of its mean (GPTQ's own choice).
-DAMPING = 0.01
-
-# Rows whose errors are propagated one by one before all later rows are updated at once.
-BLOCK_ROWS = 64
+DAMPING = 0.01  # share of the second moments' mean added to their diagonal (GPTQ's own choice)
+BLOCK_ROWS = 64  # rows that propagate errors one by one before all later rows are updated
 
 
 def channel_scales(weight: Float32) -> Float32:
-    """Return the symmetric scale of each output channel, float32 array (out_features,)."""
+    """Return the symmetric scale of each output channel."""
     scales = np.abs(weight).max(axis=0) / np.float32(INT8_MAX)
     return np.where(scales > 0, scales, np.float32(1)).astype(np.float32)
 
 
 def quantize_nearest(weight: Float32) -> tuple[Int8, Float32]:
-    """Quantize a weight, each value to the nearest level.
-
-    :param weight: float32 array (in_features, out_features).
-    :returns: int8 array of the same shape within [-127, 127], float32 scales (out_features,).
-    """
+    """Round a weight (in_features, out_features) to the nearest levels; return int8 and scales."""
     scales = channel_scales(weight)
     return np.rint(weight / scales).astype(np.int8), scales
 
@@ -41,11 +33,7 @@ def quantize_gptq(weight: Float32, inputs: Float32) -> tuple[Int8, Float32]:
     """Quantize a weight, minimizing the change of inputs @ weight (GPTQ, arXiv:2210.17323).
 
     Rows are rounded in turn, the one with the largest inputs first; the remaining rows compensate
-    each rounding error as far as the inputs are correlated.
-
-    :param weight: float32 array (in_features, out_features).
-    :param inputs: float32 array (tokens, in_features), quantized and dequantized.
-    :returns: int8 array of the same shape, float32 scales (out_features,).
+    each rounding error as far as the inputs (tokens, in_features) are correlated.
     """
     moments = (inputs.T @ inputs).astype(np.float64)
     mean = float(np.diag(moments).mean())
