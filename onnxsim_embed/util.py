@@ -17,14 +17,14 @@ import numpy.typing as npt
 from onnxsim_embed.runtime.options import OutputPrecision
 from onnxsim_embed.runtime.postprocess import quantize_vectors
 from onnxsim_embed.similarity import compare
-from onnxsim_embed.similarity.clustering import communities
-from onnxsim_embed.similarity.compare import cos_sim, score_all, score_pairs, unit_vectors
-from onnxsim_embed.similarity.mining import (
+from onnxsim_embed.similarity.clustering import (
     ScoreFunction,
+    communities,
     score_chunks,
     top_pairs,
     top_pairs_of_neighbours,
 )
+from onnxsim_embed.similarity.compare import cos_sim, score_all, score_pairs, unit_vectors
 from onnxsim_embed.similarity.selection import Float32, TopPairs, top_k_of_rows
 
 __all__ = [

@@ -10,7 +10,7 @@ import pytest
 from vector_sets import DIM, NEAR, crossing_vectors, dense, random_vectors
 
 from onnxsim_embed import Embedder, similar_pairs, similarity, util
-from onnxsim_embed.similarity import mining
+from onnxsim_embed.similarity import clustering
 
 theirs = pytest.importorskip("sentence_transformers.util")
 torch = pytest.importorskip("torch")
@@ -194,7 +194,7 @@ def test_a_score_function_receives_tensors_as_they_are():
 @pytest.mark.parametrize("chunks", [(1, 1), (5, 3), (17, 1000), (1000, 17)])
 @pytest.mark.parametrize("upper", [False, True])
 def test_chunks_cover_all_scores_once(chunks, upper, monkeypatch):
-    monkeypatch.setattr(mining, "CHUNK_BYTES", 4 * 31 * 11)
+    monkeypatch.setattr(clustering, "CHUNK_BYTES", 4 * 31 * 11)
     left, sizes = np.arange(23.0)[:, None], []
     right = left if upper else np.arange(31.0)[:, None]
 
@@ -203,7 +203,7 @@ def test_chunks_cover_all_scores_once(chunks, upper, monkeypatch):
         return a - b.T
 
     seen = np.full((len(left), len(right)), np.nan)
-    for start, scores in mining.score_chunks(left, right, score, chunks, upper=upper):
+    for start, scores in clustering.score_chunks(left, right, score, chunks, upper=upper):
         seen[start : start + len(scores), start if upper else 0 :] = scores
     assert max(rows for rows, _ in sizes) <= min(chunks[0], 14)
     assert max(columns for _, columns in sizes) <= chunks[1]
@@ -277,7 +277,7 @@ def test_without_top_k_the_result_is_the_top_of_all_pairs(score, max_pairs):
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"max_pairs": 700}], ids=str)
 def test_cosines_are_bitwise_those_of_similar_pairs(options, monkeypatch):
-    monkeypatch.setattr(mining, "CHUNK_BYTES", 4 * 300 * 70)
+    monkeypatch.setattr(clustering, "CHUNK_BYTES", 4 * 300 * 70)
     vectors = (np.random.default_rng(0).standard_normal((300, 19)) * 3.7).astype(np.float32)
     table = as_table(util.paraphrase_mining_embeddings(vectors, **options))
     pairs = similar_pairs(vectors, -1)

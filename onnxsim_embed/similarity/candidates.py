@@ -47,9 +47,6 @@ def rounding_bound(dim: int) -> float:
 class Float32Scorer:
     """Approximate scores of unit rows by float32 matrix products; base of scorers in other units."""
 
-    # Columns whose approximate scores are meaningless, ascending.
-    outliers: Int64 = np.zeros(0, np.int64)
-
     # Width of the blocks in which columns are stored, whose edges no tile may cross; None: no blocks.
     block_columns: int | None = None
 
@@ -82,7 +79,8 @@ class Int8Scorer(Float32Scorer):
         chunks = row_chunks(len(right), QUANTIZED_ROWS)
         largest = list(map_chunks(lambda chunk: _largest(right[chunk]), chunks))
         typical = _typical(np.concatenate([np.zeros(0, np.float32), *largest]))
-        scale = np.float32(127 / typical if typical > 0 else 1)
+        # No unit row has a smaller largest component, and larger products would not fit into int32.
+        scale = np.float32(127 / max(typical, left.shape[1] ** -0.5))
         codes = np.empty(right.shape, np.int8)
         errors = np.empty(len(right), np.float32)
 
@@ -94,8 +92,7 @@ class Int8Scorer(Float32Scorer):
         for _ in map_chunks(quantize, chunks):
             pass
         column_error = 1.1 * _typical(errors)
-        self.outliers = np.flatnonzero(errors > column_error)
-        codes[self.outliers] = 0
+        self._outliers = np.flatnonzero(errors > column_error)
         self._columns = [
             np.ascontiguousarray(codes[block].T) for block in row_chunks(len(right), INT8_COLUMNS)
         ]
@@ -111,7 +108,12 @@ class Int8Scorer(Float32Scorer):
         stop = min(columns.stop - number * INT8_COLUMNS, block.shape[1])
         if (start, stop) != (0, block.shape[1]):
             block = np.ascontiguousarray(block[:, start:stop])
-        return int8_matmul(self._rows.codes[rows], block)
+        scores = int8_matmul(self._rows.codes[rows], block)
+        first, last = np.searchsorted(self._outliers, (columns.start, columns.stop))
+        outliers = self._outliers[first:last]
+        exact = self._left[rows] @ self._right[outliers].T
+        scores[:, outliers - columns.start] = np.floor(exact * self._units[rows, None])
+        return scores
 
     def lower_bounds(self, rows: slice, exact: float | Float64) -> Scores:
         """See `Float32Scorer`; int32."""

@@ -51,15 +51,6 @@ MANY_QUERIES = 512
 MAX_CODE_16_BIT = 63
 
 
-class _Queries(NamedTuple):
-    """Quantized queries; codes (dim, q), steps and errors (q, 1)."""
-
-    unit: Float32
-    codes: npt.NDArray[np.int8]
-    steps: Float32
-    errors: Float32  # bounds of a score's error but for the quantization error of its row
-
-
 class _Candidates(NamedTuple):
     """Pairs that may be in the result, with bounds of their scores but for the query's error."""
 
@@ -154,17 +145,10 @@ class VectorIndex:
             )
         return array, unit
 
-    def _quantize(self, unit: Float32) -> _Queries:
-        codes, steps, errors = quantize_rows(unit, self._max_code)
-        added = added_error(errors, self._max_error, self.width)[:, None]
-        columns = np.ascontiguousarray(codes.T.astype(np.int8))
-        return _Queries(unit, columns, steps, added.astype(np.float32))
-
     def _above(self, unit: Float32, threshold: float) -> RowPairs:
         """Return the scores of some queries above a threshold."""
-        queries = self._quantize(unit)
-        candidates = self._candidates(queries, lambda low: threshold - queries.errors)
-        scores = self._exact(queries, candidates)
+        candidates, _ = self._candidates(unit, lambda low, errors: threshold - errors)
+        scores = self._exact(unit, candidates)
         above = scores > np.float32(threshold)
         query, row, scores = candidates.query[above], candidates.row[above], scores[above]
         order = np.lexsort((row, query))
@@ -172,52 +156,55 @@ class VectorIndex:
 
     def _top_k(self, unit: Float32, k: int) -> TopK:
         """Return the k nearest rows of some queries."""
-        queries = self._quantize(unit)
 
-        def bound(low: Float32) -> Float32:
+        def bound(low: Float32, errors: Float32) -> Float32:
             bounds = KthBounds(len(low), k)
             bounds.add(low)
-            return _floor(bounds.kth[:, None].astype(np.float32), queries.errors)
+            return _floor(bounds.kth[:, None].astype(np.float32), errors)
 
-        candidates = self._candidates(queries, bound)
+        candidates, errors = self._candidates(unit, bound)
         # Of the candidates of all chunks, only those that may be among the top-k of all.
         low = select_top_k(candidates.query, candidates.row, candidates.low, len(unit), k).scores
-        floor = _floor(low[:, -1:], queries.errors)
-        kept = candidates.high >= floor[candidates.query, 0]
+        kept = candidates.high >= _floor(low[:, -1:], errors)[candidates.query, 0]
         candidates = _Candidates(*(array[kept] for array in candidates))
-        exact = self._exact(queries, candidates)
+        exact = self._exact(unit, candidates)
         return select_top_k(candidates.query, candidates.row, exact, len(unit), k)
 
-    def _candidates(self, queries: _Queries, bound: Callable[[Float32], Float32]) -> _Candidates:
-        """Return the pairs of each chunk whose upper bounds reach a bound, set by its lower bounds."""
+    def _candidates(
+        self, unit: Float32, bound: Callable[[Float32, Float32], Float32]
+    ) -> tuple[_Candidates, Float32]:
+        """Return pairs whose upper bounds reach what `bound` makes of lower bounds and query errors."""
+        codes, steps, errors = quantize_rows(unit, self._max_code)
+        right = np.ascontiguousarray(codes.T.astype(np.int8))
+        errors = added_error(errors, self._max_error, self.width)[:, None].astype(np.float32)
 
         def select(chunk: slice) -> _Candidates:
             # Threads inside the call, which wake faster than Python's.
-            codes = self._rows.codes[chunk]
-            product = int8_matmul(codes, queries.codes, self._threads, os.getpid())
+            product = int8_matmul(self._rows.codes[chunk], right, self._threads, os.getpid())
             scores = product.T.astype(np.float32, order="C")
             scores *= self._rows.steps[chunk]
-            scores *= queries.steps
+            scores *= steps
             low = scores - self._rows.errors[chunk]
             scores += self._rows.errors[chunk]
-            flat = np.flatnonzero(scores >= bound(low))
+            flat = np.flatnonzero(scores >= bound(low, errors))
             query, row = np.divmod(flat, scores.shape[1])
             return _Candidates(query, row + chunk.start, low.ravel()[flat], scores.ravel()[flat])
 
-        chunks = map(select, row_chunks(len(self), CHUNK_SCORES // len(queries.steps)))
+        chunks = map(select, row_chunks(len(self), CHUNK_SCORES // len(unit)))
         no_rows, no_scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
         empty = _Candidates(no_rows, no_rows, no_scores, no_scores)
-        return _Candidates(*(np.concatenate(arrays) for arrays in zip(empty, *chunks, strict=True)))
+        gathered = zip(empty, *chunks, strict=True)
+        return _Candidates(*(np.concatenate(arrays) for arrays in gathered)), errors
 
-    def _exact(self, queries: _Queries, candidates: _Candidates) -> Float32:
+    def _exact(self, unit: Float32, candidates: _Candidates) -> Float32:
         rows, position = np.unique(candidates.row, return_inverse=True)
         # Bitwise the unit rows of the whole set.
         right = unit_vectors(np.ascontiguousarray(self.vectors[rows]))
-        return exact_scores(queries.unit, right, candidates.query, position)
+        return exact_scores(unit, right, candidates.query, position)
 
 
 def _floor(kth: Float32, errors: Float32) -> Float32:
-    """Return the upper bound that any top-k row has, where k rows have a lower bound of `kth`; all (q, 1)."""
+    """Return the upper bound that any top-k row has if k rows have a lower bound of `kth`; all (q, 1)."""
     # Exact scores are clipped to [-1, 1]: all beyond are equal.
     certain = np.minimum(kth - errors, np.float32(1))
     return np.where(certain > -1, certain - errors, np.float32(-np.inf))

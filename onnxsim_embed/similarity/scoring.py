@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from onnxsim_embed.similarity.candidates import (
     Float32Scorer,
     Int8Scorer,
     int8_scoring_supported,
-    rounding_bound,
 )
 from onnxsim_embed.similarity.selection import (
     Float32,
@@ -169,29 +167,18 @@ class TiledComparison:
         """Return a chunk's pairs above a threshold; with `upper`, only columns greater than the row."""
         bounds = scorer.lower_bounds(chunk, threshold)
         pairs = [(np.zeros(0, np.int16), np.zeros(0, np.int64), np.zeros(0, np.float32))]
-
-        def rescore(row: Int64, column: Int64) -> None:
+        for tile in self._column_tiles(scorer, upper or 0):
+            row, column = positions(scorer.scores(chunk, tile) > bounds)
+            order = _stable_order(column, tile.stop - tile.start)
+            row, column = row[order], column[order] + tile.start
             if upper is not None:
                 greater = column > row + chunk.start
                 row, column = row[greater], column[greater]
             scores = exact_scores(self.left, self.right, row + chunk.start, column)
             above = scores > np.float32(threshold)
             pairs.append((row[above].astype(np.int16), column[above], scores[above]))
-
-        for tile in self._column_tiles(scorer, upper or 0):
-            row, column = positions(_tile_scores(scorer, chunk, tile) > bounds)
-            by_column = _stable_order(column, tile.stop - tile.start)
-            rescore(row[by_column], column[by_column] + tile.start)
-        if len(scorer.outliers):
-            scores = self.left[chunk] @ self.right[scorer.outliers].T
-            candidates = np.argwhere(
-                scores > np.float32(threshold - rounding_bound(self.left.shape[1]))
-            )
-            rescore(candidates[:, 0], scorer.outliers[candidates[:, 1]])
         row, column, scores = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
-        # Tiles come in order of columns, and so do the pairs of each row, except for outlier columns.
-        outliers = len(scorer.outliers)
-        order = np.lexsort((column, row)) if outliers else np.argsort(row, kind="stable")
+        order = np.argsort(row, kind="stable")  # the pairs of a row come in order of columns
         counts = np.bincount(row, minlength=chunk.stop - chunk.start)
         return RowPairs(counts, column[order], scores[order])
 
@@ -206,42 +193,20 @@ class TiledComparison:
 
         candidates = []
         for tile in self._column_tiles(scorer, 0):
-            scores = _tile_scores(scorer, chunk, tile)
-            lowest = _lowest(scores.dtype)
+            scores = scorer.scores(chunk, tile)
             if skip_self:
                 mine = (own + chunk.start >= tile.start) & (own + chunk.start < tile.stop)
+                lowest = np.iinfo(np.int32).min if scores.dtype == np.int32 else -np.inf
                 scores[own[mine], own[mine] + chunk.start - tile.start] = lowest
             maxima = bounds.add(scores)
             size = group_size(scores.shape[1], k)
-            row, column = positions_above(scores, maxima, size, np.maximum(lower_bounds(), lowest))
+            row, column = positions_above(scores, maxima, size, lower_bounds())
             candidates.append((row, column + tile.start, scores[row, column]))
         row, column, scores = (np.concatenate(arrays) for arrays in zip(*candidates, strict=True))
         above = scores > lower_bounds()[row, 0]
         row, column = row[above], column[above]
-        if len(scorer.outliers):
-            scores = self.left[chunk] @ self.right[scorer.outliers].T
-            if skip_self:
-                scores[own[:, None] + chunk.start == scorer.outliers] = -np.inf
-            least = scorer.exact_lower_bounds(chunk, bounds.kth)[:, None]
-            least = (least - rounding_bound(self.left.shape[1])).astype(np.float32)
-            more = np.argwhere((scores >= least) & (scores > -np.inf))
-            row = np.concatenate([row, more[:, 0]])
-            column = np.concatenate([column, scorer.outliers[more[:, 1]]])
         exact = exact_scores(self.left, self.right, row + chunk.start, column)
         return select_top_k(row, column, exact, height, k)
-
-
-def _tile_scores(scorer: Float32Scorer, rows: slice, columns: slice) -> Scores:
-    """Return a tile of approximate scores, with the lowest value for outlier columns."""
-    scores = scorer.scores(rows, columns)
-    first, last = np.searchsorted(scorer.outliers, (columns.start, columns.stop))
-    scores[:, scorer.outliers[first:last] - columns.start] = _lowest(scores.dtype)
-    return scores
-
-
-def _lowest(dtype: np.dtype[Any]) -> float:
-    """Return the lowest value of a dtype of scores."""
-    return np.iinfo(dtype).min if dtype.kind == "i" else float(np.finfo(dtype).min)
 
 
 def _stable_order(values: Int64, stop: int) -> Int64:
