@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -65,147 +64,112 @@ class Directory:
             raise FileNotFoundError(f"{path} is not a directory")
         self.path = path
         self.damaged: list[Finding] = []
-        self._contents: dict[str, Any] = {}
+        self.config = self.table("config.json")
+        self.tokenizer = self.table("tokenizer.json")
+        self.tokenizer_config = self.table("tokenizer_config.json")
+        self.entries = self._read("modules.json", list)
+        self.modules = [entry for entry in self.entries if isinstance(entry, dict)]
+        if not self.has("modules.json"):
+            self.modules = _modules_of_subdirectories(path)
+        self.kinds = [kind_of(entry) for entry in self.modules]
+        paths = {kind_of(entry): str(entry.get("path")) for entry in reversed(self.modules)}
+        # sentence-transformers looks in the directory of the Transformer module.
+        self.inner_config = str(PurePosixPath(paths.get("Transformer", "")) / "config.json")
+        self.pooling = f"{paths.get('Pooling', '1_Pooling')}/config.json"
+        self.pooling_config = self.table(self.pooling)
+        self.pooling_modes = _pooling_modes(self.pooling_config)
+        self.legacy_pooling = _legacy_pooling(self)
+        needed = {*FIRST_POOLING_KEYS, *(k for k, v in self.legacy_pooling.items() if v is True)}
+        self.missing_pooling_keys = [
+            key for key in self.legacy_pooling if key in needed and key not in self.pooling_config
+        ]
+        # The file that states max_seq_length, whether it exists or not.
+        self.transformer = next(filter(self.has, TRANSFORMER_CONFIGS), TRANSFORMER_CONFIGS[0])
+        self.max_seq_length = self.table(self.transformer).get("max_seq_length")
+        self.positions = _positions(self.config)
+        stated = [self.max_seq_length, self.tokenizer_config.get("model_max_length")]
+        valid = [n for n in stated if type(n) is int and 2 < n <= LONGEST_SEQUENCE][:1]
+        # The maximum number of tokens, or None if nothing states it.
+        self.length = min([*valid, *self.positions], default=None)
+        self.special_tokens = _special_tokens(self)
 
     def has(self, *names: str) -> bool:
         """Return whether one of these files exists."""
         return any((self.path / name).is_file() for name in names)
 
     def table(self, name: str) -> dict[str, Any]:
-        """Return a JSON file's object; empty if it is missing, or damaged and reported once."""
-        return self._content(name, dict) or {}
+        """Return a JSON file's object; empty if it is missing, or damaged and reported."""
+        table: dict[str, Any] = self._read(name, dict)
+        return table
 
-    def _content(self, name: str, kind: type) -> Any:  # noqa: ANN401
-        if name not in self._contents:
-            self._contents[name] = None
-            if os.path.lexists(self.path / name):
-                try:
-                    self._contents[name] = read_json(self.path, name, kind)
-                except (OSError, ValueError) as error:
-                    effect = f"cannot be read: {error}"
-                    fix = "download the file again from the source of the model"
-                    self.damaged.append(Finding(name, None, READERS, effect, fix))
-        return self._contents[name]
+    def _read(self, name: str, kind: type) -> Any:  # noqa: ANN401 - JSON
+        if os.path.lexists(self.path / name):
+            try:
+                return read_json(self.path, name, kind)
+            except (OSError, ValueError) as error:
+                effect = f"cannot be read: {error}"
+                fix = "download the file again from the source of the model"
+                self.damaged.append(Finding(name, None, READERS, effect, fix))
+        return kind()
 
-    @cached_property
-    def entries(self) -> list[Any]:
-        """Entries of modules.json."""
-        return self._content("modules.json", list) or []
 
-    @cached_property
-    def modules(self) -> list[dict[str, Any]]:
-        """Entries of modules.json; without the file, those that subdirectories leave no doubt about.
+def _modules_of_subdirectories(path: Path) -> list[dict[str, Any]]:
+    """Return what a missing modules.json should hold, if the subdirectories leave no doubt.
 
-        Without a manifest the latter need a Normalize directory: empty ones get lost in copies.
-        """
-        if self.has("modules.json"):
-            return [entry for entry in self.entries if isinstance(entry, dict)]
-        matches = [
-            re.fullmatch(r"(\d+)_(Pooling|Dense|Normalize)", p.name) for p in self.path.iterdir()
-        ]
-        kinds = {int(m[1]): m[2] for m in matches if m and (self.path / m[0]).is_dir()}
-        normalized = "Normalize" in kinds.values()
-        if is_artifact(self.path):
-            certain = normalized == Artifact.open(self.path).manifest.normalize
-        else:
-            certain = normalized
-        if (
-            not certain
-            or "Pooling" not in kinds.values()
-            or set(kinds) != {*range(1, len(kinds) + 1)}
-        ):
-            return []
-        paths = [("", "Transformer"), *((f"{i}_{kinds[i]}", kinds[i]) for i in sorted(kinds))]
-        return [
-            {"idx": i, "name": str(i), "path": path, "type": LEGACY_TYPES + kind}
-            for i, (path, kind) in enumerate(paths)
-        ]
+    Without a manifest that needs a Normalize directory: empty ones get lost in copies.
+    """
+    matches = [re.fullmatch(r"(\d+)_(Pooling|Dense|Normalize)", p.name) for p in path.iterdir()]
+    kinds = {int(m[1]): m[2] for m in matches if m and (path / m[0]).is_dir()}
+    normalized = "Normalize" in kinds.values()
+    expected = Artifact.open(path).manifest.normalize if is_artifact(path) else True
+    numbers = sorted(kinds)
+    if normalized != expected or "Pooling" not in kinds.values() or numbers[-1] != len(kinds):
+        return []
+    paths = [("", "Transformer"), *((f"{i}_{kinds[i]}", kinds[i]) for i in numbers)]
+    return [
+        {"idx": i, "name": str(i), "path": path, "type": LEGACY_TYPES + kind}
+        for i, (path, kind) in enumerate(paths)
+    ]
 
-    @property
-    def kinds(self) -> list[str]:
-        """Class names of the modules."""
-        return [kind_of(entry) for entry in self.modules]
 
-    def module_path(self, kind: str, default: str) -> str:
-        """Return the directory of the first module of a kind."""
-        return next((str(e.get("path")) for e in self.modules if kind_of(e) == kind), default)
+def _pooling_modes(config: dict[str, Any]) -> list[str]:
+    """Return the pooling modes of either schema."""
+    stated = config.get("pooling_mode")
+    if isinstance(stated, str):
+        return stated.split("+")
+    if isinstance(stated, list):
+        return [str(mode) for mode in stated]
+    return [mode.value for key, mode in LEGACY_POOLING.items() if config.get(key)]
 
-    @property
-    def inner_config(self) -> str:
-        """Name of config.json in the directory of the Transformer module, where sentence-transformers looks."""
-        return str(PurePosixPath(self.module_path("Transformer", "")) / "config.json")
 
-    @property
-    def pooling(self) -> str:
-        """Name of the pooling configuration."""
-        return f"{self.module_path('Pooling', '1_Pooling')}/config.json"
+def _legacy_pooling(d: Directory) -> dict[str, Any]:
+    """Return the pooling configuration in the legacy schema."""
+    config = d.pooling_config
+    dim = config.get("word_embedding_dimension") or config.get("embedding_dimension")
+    modes = {key: mode.value in d.pooling_modes for key, mode in LEGACY_POOLING.items()}
+    return modes | {"word_embedding_dimension": dim or d.config.get("hidden_size")}
 
-    @property
-    def pooling_modes(self) -> list[str]:
-        """Pooling modes, in either schema of the configuration."""
-        config = self.table(self.pooling)
-        stated = config.get("pooling_mode")
-        if isinstance(stated, str):
-            return stated.split("+")
-        if isinstance(stated, list):
-            return [str(mode) for mode in stated]
-        return [mode.value for key, mode in LEGACY_POOLING.items() if config.get(key)]
 
-    @property
-    def legacy_pooling(self) -> dict[str, Any]:
-        """Pooling configuration in the legacy schema."""
-        config = self.table(self.pooling)
-        dim = config.get("word_embedding_dimension") or config.get("embedding_dimension")
-        dim = dim or self.table("config.json").get("hidden_size")
-        modes = {key: mode.value in self.pooling_modes for key, mode in LEGACY_POOLING.items()}
-        return modes | {"word_embedding_dimension": dim}
+def _positions(config: dict[str, Any]) -> list[int]:
+    """Return the number of tokens that the position embeddings allow, if there are any."""
+    count, pad = config.get("max_position_embeddings"), config.get("pad_token_id")
+    if type(count) is not int or not 2 < count <= LONGEST_SEQUENCE:
+        return []
+    after_padding = config.get("model_type") in AFTER_PADDING
+    return [count - (1 + (pad if type(pad) is int else 0) if after_padding else 0)]
 
-    @property
-    def missing_pooling_keys(self) -> list[str]:
-        """Keys of the legacy schema that older readers need."""
-        config, right = self.table(self.pooling), self.legacy_pooling
-        needed = {*FIRST_POOLING_KEYS, *(key for key, value in right.items() if value is True)}
-        return [key for key in right if key in needed and key not in config]
 
-    @property
-    def transformer(self) -> str:
-        """Name of the file that states max_seq_length, whether it exists or not."""
-        return next((n for n in TRANSFORMER_CONFIGS if self.has(n)), TRANSFORMER_CONFIGS[0])
-
-    @property
-    def max_seq_length(self) -> Any:  # noqa: ANN401 - JSON
-        """What the transformer's configuration states."""
-        return self.table(self.transformer).get("max_seq_length")
-
-    @property
-    def length(self) -> int | None:
-        """Maximum number of tokens, or None if nothing states it."""
-        stated = [self.max_seq_length, self.table("tokenizer_config.json").get("model_max_length")]
-        valid = [n for n in stated if type(n) is int and 2 < n <= LONGEST_SEQUENCE][:1]
-        return min([*valid, *self.positions], default=None)
-
-    @property
-    def positions(self) -> list[int]:
-        """Number of tokens that the position embeddings allow, if there are any."""
-        config = self.table("config.json")
-        count, pad = config.get("max_position_embeddings"), config.get("pad_token_id")
-        if type(count) is not int or not 2 < count <= LONGEST_SEQUENCE:
-            return []
-        after_padding = config.get("model_type") in AFTER_PADDING
-        return [count - (1 + (pad if type(pad) is int else 0) if after_padding else 0)]
-
-    @cached_property
-    def special_tokens(self) -> dict[str, str]:
-        """Special tokens by key; the padding token by its id, if nothing else names it."""
-        tables = [self.table(f"{name}.json") for name in ("tokenizer_config", "special_tokens_map")]
-        named = {key: [token_text(table.get(key)) for table in tables] for key in SPECIAL_TOKENS}
-        tokens = {key: texts[0] or texts[1] or "" for key, texts in named.items() if any(texts)}
-        added = self.table("tokenizer.json").get("added_tokens")
-        pad_id = self.table("config.json").get("pad_token_id", 0)
-        for entry in added if isinstance(added, list) else []:
-            if isinstance(entry, dict) and entry.get("id") == pad_id and token_text(entry):
-                tokens.setdefault("pad_token", str(token_text(entry)))
-        return tokens
+def _special_tokens(d: Directory) -> dict[str, str]:
+    """Return the special tokens by key; the padding token by its id, if nothing else names it."""
+    tables = [d.tokenizer_config, d.table("special_tokens_map.json")]
+    named = {key: [token_text(table.get(key)) for table in tables] for key in SPECIAL_TOKENS}
+    tokens = {key: texts[0] or texts[1] or "" for key, texts in named.items() if any(texts)}
+    added = d.tokenizer.get("added_tokens")
+    for entry in added if isinstance(added, list) else []:
+        padding = isinstance(entry, dict) and entry.get("id") == d.config.get("pad_token_id", 0)
+        if padding and (text := token_text(entry)):
+            tokens.setdefault("pad_token", text)
+    return tokens
 
 
 def kind_of(module: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, FileEntry, is_artifact, sha256
 from onnxsim_embed.doctor.directory import Finding, check_inside, read_json
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.files.atomic import atomic_directory, atomic_file
+from onnxsim_embed.files.atomic import atomic_directory, write_json
 
 
 def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
@@ -38,7 +37,9 @@ def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
     contents = {name: _changed(directory, name, findings) for name in names}
     if not is_artifact(directory):
         for name, content in contents.items():
-            _write(directory / name, content)
+            write_json(
+                directory / name, content
+            )  # the target of a link in its place stays unchanged
         return names
     artifact = Artifact.open(directory)
     manifest = artifact.manifest
@@ -49,11 +50,11 @@ def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
         shutil.copytree(directory, work, copy_function=_link_or_copy, dirs_exist_ok=True)
         files = dict(manifest.files)
         for name, content in contents.items():
-            _write(work / name, content)
+            write_json(work / name, content)
             files[name] = FileEntry(sha256(work / name), (work / name).stat().st_size)
-        ordered = {name: files[name] for name in sorted(files)}
-        with atomic_file(work / MANIFEST) as new:
-            new.write_text(replace(manifest, files=ordered).to_json(), encoding="utf-8")
+        (work / MANIFEST).unlink()  # it may be a hard link of the artifact's
+        manifest = replace(manifest, files=dict(sorted(files.items())))
+        (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return names
 
 
@@ -65,13 +66,6 @@ def _changed(directory: Path, name: str, findings: Sequence[Finding]) -> Any:  #
         if finding.file == name and finding.change is not None:
             content = finding.change(content)
     return content
-
-
-def _write(path: Path, content: Any) -> None:  # noqa: ANN401
-    """Write a JSON file; the target of a link in its place stays unchanged."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as work:
-        work.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from onnxsim_embed.doctor.directory import Directory, check_inside
 
@@ -25,18 +23,9 @@ class OnnxFile:
     path: Path
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
-    first_axes: int | None = None
+    first_output: str = ""
+    first_axes: int = 3
     error: str = ""
-
-    @property
-    def first_output(self) -> str | None:
-        """Name of the first output."""
-        return next(iter(self.outputs), None)
-
-    @property
-    def first_type(self) -> str | None:
-        """Type of the first output."""
-        return next(iter(self.outputs.values()), None)
 
 
 def open_onnx_files(directory: Directory) -> list[OnnxFile]:
@@ -59,9 +48,5 @@ def _open(path: Path, name: str) -> OnnxFile:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return OnnxFile(name, path, error=f"{lines[0]:.200}")
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    axes = len(outputs[0].shape) if outputs else None
-    return OnnxFile(name, path, _types(inputs), _types(outputs), axes)
-
-
-def _types(entries: Iterable[Any]) -> dict[str, str]:
-    return {entry.name: entry.type for entry in entries}
+    types = [{entry.name: entry.type for entry in entries} for entries in (inputs, outputs)]
+    return OnnxFile(name, path, types[0], types[1], outputs[0].name, len(outputs[0].shape))

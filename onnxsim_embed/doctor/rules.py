@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,14 +75,12 @@ def _shown(value: object) -> str:
 
 def _unlike_length(d: Directory, key: str, default: str | None) -> str:
     """Return what tokenizer_config.json states in place of the model's length."""
-    table = d.table("tokenizer_config.json")
-    value = table.get(key, default)
-    return _shown(value) if table and value != d.length else ""
+    value = d.tokenizer_config.get(key, default)
+    return _shown(value) if d.tokenizer_config and value != d.length else ""
 
 
 def _no_pad_token(d: Directory) -> bool:
-    table = d.table("tokenizer_config.json")
-    return bool(table) and token_text(table.get("pad_token")) is None
+    return bool(d.tokenizer_config) and not token_text(d.tokenizer_config.get("pad_token"))
 
 
 def _new_types(d: Directory) -> bool:
@@ -101,15 +99,14 @@ def _set_length(d: Directory, table: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _classifier(d: Directory) -> object:
-    names = d.table("config.json").get("architectures")
+    names = d.config.get("architectures")
     names = names if isinstance(names, list) else []
     return next((name for name in names if str(name).endswith("Classification")), "")
 
 
 # fmt: off
 RULES: tuple[Rule, ...] = (
-    Rule("config.json", None, ALL, NO_FILE, EXPORT,
-         lambda d: not d.has("config.json", d.inner_config)),
+    Rule("config.json", None, ALL, NO_FILE, EXPORT, lambda d: not d.has("config.json", d.inner_config)),
     Rule("config.json", None, (FASTEMBED, TEI, JS), NO_FILE, EXPORT,
          lambda d: not d.has("config.json") and d.has(d.inner_config)),
     Rule("tokenizer.json", None, (FASTEMBED, TEI, JS), NO_FILE, EXPORT, lambda d: not d.has("tokenizer.json")),
@@ -120,10 +117,10 @@ RULES: tuple[Rule, ...] = (
          lambda d, _: d.special_tokens),
     Rule("tokenizer.json", "padding", (FASTEMBED, TOKENIZERS),
          "pads each text as the file says ({value}); fastembed in version 0.8", "set it to null",
-         lambda d: _shown(d.table("tokenizer.json").get("padding")), lambda _, table: table | {"padding": None}),
+         lambda d: _shown(d.tokenizer.get("padding")), lambda _, table: table | {"padding": None}),
     Rule("tokenizer.json", "truncation", (TOKENIZERS,), "truncates texts by default ({value})",
          "set it to null",
-         lambda d: _shown(d.table("tokenizer.json").get("truncation")), lambda _, table: table | {"truncation": None}),
+         lambda d: _shown(d.tokenizer.get("truncation")), lambda _, table: table | {"truncation": None}),
     Rule("tokenizer_config.json", "model_max_length", (FASTEMBED, JS),
          "truncates texts to {value} tokens; the model's maximum is {d.length}", "set it to {d.length}",
          lambda d: d.length and _unlike_length(d, "model_max_length", "unlimited"), lambda d, table: table | {"model_max_length": d.length}),
@@ -152,7 +149,7 @@ RULES: tuple[Rule, ...] = (
     Rule("{d.pooling}", None, (TEI,), "does not start: no pooling mode is stated", POOLING,
          lambda d: not d.has(d.pooling)),
     Rule("{d.pooling}", "pooling_mode", (ST, TEI), "no pooling mode is set", POOLING,
-         lambda d: d.table(d.pooling) and not d.pooling_modes),
+         lambda d: d.pooling_config and not d.pooling_modes),
     Rule("{d.pooling}", "{value[0]}", (ST, TEI),
          f"{TEI} does not start, and {ST} before 5.4 pools with the mean, whatever pooling_mode says",
          "add the keys of both schemas: {value}", lambda d: d.pooling_modes and d.missing_pooling_keys,
@@ -196,9 +193,10 @@ ONNX_RULES: tuple[Rule, ...] = (
     Rule("{d.name}", "outputs", (JS,), f"fails: no output is called {' or '.join(JS_OUTPUTS)}", EXPORT,
          lambda d: not d.error and not {*d.outputs} & {*JS_OUTPUTS}),
     Rule("{d.name}", "output {value}", (FASTEMBED,), "takes the first output, which is not 3-D hidden states",
-         EXPORT, lambda d: d.first_axes not in (None, 3) and d.first_output),
+         EXPORT, lambda d: d.first_axes != 3 and d.first_output),
     Rule("{d.name}", "output {value}", (TEI,), "fails: it reads float32, the file has another type", EXPORT,
-         lambda d: d.name in (MAIN, ROOT) and d.first_type not in (None, "tensor(float)") and d.first_output),
+         lambda d: (d.name in (MAIN, ROOT) and d.outputs.get(d.first_output, "tensor(float)") != "tensor(float)"
+                    and d.first_output)),
 )
 # fmt: on
 
@@ -221,15 +219,14 @@ def diagnose(directory: str | Path, readers: Sequence[str] = READERS) -> list[Fi
     return [finding for finding in findings if {*readers} & {*finding.readers}]
 
 
-def _integrity(path: Path) -> list[Finding]:
-    """Return the files that do not match an artifact's manifest."""
-    findings = []
-    artifact = Artifact.open(path) if is_artifact(path) else None
-    for name in artifact.manifest.files if artifact else ():
+def _integrity(path: Path) -> Iterator[Finding]:
+    """Yield the files that do not match an artifact's manifest."""
+    if not is_artifact(path):
+        return
+    artifact = Artifact.open(path)
+    for name in artifact.manifest.files:
         try:
-            assert artifact is not None
             artifact.file(name)
         except ArtifactError as error:
             effect = f"does not load: {error}"
-            findings.append(Finding(name, None, (OURS,), effect, "export the model again"))
-    return findings
+            yield Finding(name, None, (OURS,), effect, "export the model again")
