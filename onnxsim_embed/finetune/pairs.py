@@ -152,7 +152,7 @@ def column_names(path: str | Path) -> list[str]:
 
 
 def clean_pairs(pairs: TextPairs) -> tuple[TextPairs, dict[str, int]]:
-    """Skip pairs that repeat an earlier one and, without scores, pairs of one text.
+    """Skip pairs that repeat an earlier one, in whatever case, and, without scores, pairs of one text.
 
     :returns: the pairs, and the numbers of those read, repeated, and of the same text.
     :raises ValueError: if too few pairs are left, or all scores are equal.
@@ -160,7 +160,8 @@ def clean_pairs(pairs: TextPairs) -> tuple[TextPairs, dict[str, int]]:
     columns = [c for c in (pairs.sources, pairs.targets, pairs.negatives, pairs.scores) if c]
     first: dict[tuple[Any, ...], int] = {}
     same_text = 0
-    for row, values in enumerate(zip(*columns, strict=True)):
+    for row, cells in enumerate(zip(*columns, strict=True)):
+        values = tuple(normalize(cell) if isinstance(cell, str) else cell for cell in cells)
         if pairs.scores is None and values[0] == values[1]:
             same_text += 1
         else:

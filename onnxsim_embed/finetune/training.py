@@ -8,6 +8,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ from transformers.utils import logging as transformers_logging
 from onnxsim_embed.errors import TrainingError
 from onnxsim_embed.finetune.evaluation import RetrievalEvaluator, ScoreEvaluator, finite
 from onnxsim_embed.finetune.pairs import TextPairs
+from onnxsim_embed.finetune.repeats import (
+    CachedMaskedRankingLoss,
+    EvenBatchSampler,
+    MaskedRankingLoss,
+    RightTargets,
+)
 from onnxsim_embed.finetune.settings import Settings
 from onnxsim_embed.system.hardware import available_cpus
 
@@ -120,18 +127,30 @@ def train(
     columns = [name for name in dataset.column_names if name != "label"]
     capacity = max_texts(model, longest_text(model, pairs))
     batch_size, accumulation = settings.batch_size, 1
+    sampler: Any = BatchSamplers.NO_DUPLICATES
     if pairs.scores is not None:
         batch_size = max(2, min(batch_size, capacity // len(columns)))
         accumulation = math.ceil(settings.batch_size / batch_size)
         loss, name = CoSENTLoss(model), "CoSENTLoss"
+        sampler = BatchSamplers.BATCH_SAMPLER
         if accumulation > 1:
             name += f", {accumulation} batches of {batch_size} a step"
-    elif batch_size * len(columns) <= capacity:
-        loss, name = MultipleNegativesRankingLoss(model), "MultipleNegativesRankingLoss"
     else:
-        chunk = min(batch_size, capacity)
-        loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=chunk)
-        name = f"CachedMultipleNegativesRankingLoss, {chunk} texts at once"
+        targets = RightTargets([dataset[column] for column in columns])
+        # A batch of one pair has no negatives.
+        masked = targets.repeated or len(dataset) % batch_size == 1
+        if masked:
+            sampler = partial(EvenBatchSampler, targets=targets)
+            dataset = dataset.add_column("label", range(len(dataset)))
+        if batch_size * len(columns) <= capacity:
+            loss = (MaskedRankingLoss if masked else MultipleNegativesRankingLoss)(model)
+            name = "MultipleNegativesRankingLoss"
+        else:
+            chunk = min(batch_size, capacity)
+            kind = CachedMaskedRankingLoss if masked else CachedMultipleNegativesRankingLoss
+            loss = kind(model, mini_batch_size=chunk)
+            name = f"CachedMultipleNegativesRankingLoss, {chunk} texts at once"
+        loss.targets = targets
     epoch_steps = math.ceil(math.ceil(len(dataset) / batch_size) / accumulation)
     planned = math.ceil(epoch_steps * settings.epochs)
     interval = min(epoch_steps, MAX_STEPS_BETWEEN_CHECKPOINTS)
@@ -146,9 +165,7 @@ def train(
         gradient_accumulation_steps=accumulation,
         learning_rate=settings.learning_rate,
         warmup_steps=math.ceil(WARMUP * planned),
-        batch_sampler=BatchSamplers.NO_DUPLICATES
-        if pairs.scores is None
-        else BatchSamplers.BATCH_SAMPLER,
+        batch_sampler=sampler,
         prompts={column: prompt for column, prompt in column_prompts.items() if prompt} or None,
         seed=settings.seed,
         eval_strategy="steps",

@@ -133,8 +133,8 @@ def numbered(count, **columns):
 
 def test_repeated_pairs_and_pairs_of_one_text_are_skipped():
     plain = numbered(10)
-    pairs = TextPairs([*plain.sources, "s3", "x"], [*plain.targets, "t3", "x"])
-    assert clean_pairs(pairs) == (plain, {"read": 12, "repeated": 1, "same_text": 1})
+    pairs = TextPairs([*plain.sources, "s3", " S3", "x"], [*plain.targets, "t3", "T3", "X"])
+    assert clean_pairs(pairs) == (plain, {"read": 13, "repeated": 2, "same_text": 1})
 
 
 def test_scored_pairs_may_be_of_one_text():
