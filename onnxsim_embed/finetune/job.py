@@ -215,7 +215,9 @@ class Job:
                 Path(f"{mined}.partial").rename(mined)
             dataset = load_from_disk(str(mined))
             if skipped := len(split.train) - len(dataset):
-                self.on_stage(f"{skipped:,} pairs skipped: fewer hard negatives were found for them.")
+                self.on_stage(
+                    f"{skipped:,} pairs skipped: fewer hard negatives were found for them."
+                )
         checkpoints = self.directory / "checkpoints"
         newest = training.newest_checkpoint(checkpoints)
         self.on_stage("Training." if newest is None else f"Resuming from {newest.name}.")

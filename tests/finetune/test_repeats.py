@@ -15,9 +15,10 @@ from support import jargon_pairs
 from onnxsim_embed.finetune import TextPairs, finetune, repeats, training
 from onnxsim_embed.finetune.repeats import EvenBatchSampler, MaskedRankingLoss, RightTargets
 
-FAQ = [f"question {i}" for i in range(50)], ["Ask the office", "ask the  OFFICE"] * 15 + [
-    f"answer {i}" for i in range(20)
-]
+FAQ = (
+    [f"question {i}" for i in range(50)],
+    ["Ask the office", "ask the  OFFICE"] * 15 + [f"answer {i}" for i in range(20)],
+)
 
 
 def batches(columns, batch_size, epoch=0):
@@ -91,6 +92,6 @@ def test_training_uses_every_pair_of_a_repeated_target(checkpoint, tmp_path, mon
     monkeypatch.setattr("onnxsim_embed.finetune.job.Job.export", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         finetune(TextPairs(*FAQ), tmp_path / "out", model=checkpoint, batch_size=8, epochs=2)
-    assert Counter(rows) == dict.fromkeys(range(46), 2)
+    assert Counter(rows) == dict.fromkeys(range(40), 2)
     log = (tmp_path / ".out.finetune" / "trained.json").read_text(encoding="utf-8")
     assert "0.0]" not in log.partition('"loss": [')[2].partition("validation")[0]
