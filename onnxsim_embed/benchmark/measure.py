@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import pydoc
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib import import_module
 from importlib.resources import files
@@ -18,48 +19,41 @@ from typing import Any
 
 import numpy as np
 
-from onnxsim_embed.artifact.cache import cache_directory, locate_artifact
-from onnxsim_embed.artifact.locate import locate_checkpoint
+from onnxsim_embed.artifact.cache import cache_directory, locate_artifact, locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.errors import CheckpointError, OnnxsimEmbedError
 from onnxsim_embed.system.hardware import available_cpus, cpu_flags, cpu_name
 
-# Titles of peers, and the modules they need. The first that runs is the reference of fidelity.
-ST, ONNX, OPENVINO = ("sentence_transformers",), ("optimum.onnxruntime",), ("optimum.intel",)
+# Titles of peers, and the packages they need. The first that runs is the reference of fidelity.
+ST, ONNX = ("sentence-transformers",), ("sentence-transformers", "optimum-onnx")
+OPENVINO = ("sentence-transformers", "optimum-intel", "openvino")
 PEERS = {
     "torch": ("PyTorch, pooling by hand", ("torch", "transformers")),
     "st-torch": ("sentence-transformers, PyTorch", ST),
-    "st-onnx": ("sentence-transformers, ONNX", ST + ONNX),
-    "st-onnx-O3": ("sentence-transformers, ONNX O3", ST + ONNX),
-    "st-onnx-qint8": ("sentence-transformers, ONNX qint8", ST + ONNX),
-    "st-openvino": ("sentence-transformers, OpenVINO", ST + OPENVINO),
-    "st-openvino-static": (
-        "sentence-transformers, OpenVINO static qint8", (*ST, *OPENVINO, "nncf", "datasets"),
-    ),
+    "st-onnx": ("sentence-transformers, ONNX", ONNX),
+    "st-onnx-O3": ("sentence-transformers, ONNX O3", ONNX),
+    "st-onnx-qint8": ("sentence-transformers, ONNX qint8", ONNX),
+    "st-openvino": ("sentence-transformers, OpenVINO", OPENVINO),
+    "st-openvino-static": ("sentence-transformers, OpenVINO static qint8", (*OPENVINO, "nncf")),
     "fastembed": ("fastembed", ("fastembed",)),
-}  # fmt: skip
+}
 REFERENCES = ("torch", "st-torch", "ours-fp32")
-CASES = {  # numbers of texts of a call, and calls of a round; start is a by-product
+CASES: dict[str, dict[int, int]] = {  # texts of a call, and calls of a round
     "latency": {1: 60, 8: 20, 32: 10},
     "growth": {10: 5, 100: 2, 1000: 1},
-    "start": {},
+    "start": {},  # each round starts a fresh process
 }
 BATCHES = (8, 32, 128)  # of peers; onnxsim-embed chooses its own
-MAX_BUSY = 0.1  # other work up to this share of the processors is a desktop's own
-
-ScoredPairs = tuple[Sequence[str], Sequence[str], Sequence[float]]
+MAX_BUSY = 0.1  # a desktop's own needs, as a share of the processors
 
 # These change what is measured without a trace in the results. OPENBLAS_CORETYPE makes numpy multiply
 # with the kernels of another processor.
 CLEARED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")  # fmt: skip
 
-IMPORTABLE = """
-import importlib.util, sys
-for name in sys.argv[1:]:
-    try: print(importlib.util.find_spec(name) is not None)
-    except ImportError: print(False)
-"""
+PACKAGES = "import importlib.metadata as m; print(*{d.name.lower() for d in m.distributions()})"
+
+ScoredPairs = tuple[Sequence[str], Sequence[str], Sequence[float]]
 
 
 def choose_peers(names: str, python: str) -> list[str]:
@@ -69,12 +63,9 @@ def choose_peers(names: str, python: str) -> list[str]:
     :raises ValueError: for an unknown name.
     """
     if names == "installed":
-        modules = sorted({module for _, needed in PEERS.values() for module in needed})
-        done = subprocess.run(
-            [python, "-c", IMPORTABLE, *modules], capture_output=True, text=True, check=True
-        )
-        found = {m for m, line in zip(modules, done.stdout.split(), strict=True) if line == "True"}
-        return [name for name, (_, needed) in PEERS.items() if found.issuperset(needed)]
+        done = subprocess.run([python, "-c", PACKAGES], capture_output=True, text=True, check=True)
+        packages = set(done.stdout.split())
+        return [name for name, (_, needed) in PEERS.items() if packages.issuperset(needed)]
     chosen = list(PEERS) if names == "all" else [name.strip() for name in names.split(",")]
     chosen = [name for name in chosen if name not in ("", "none")]
     if unknown := [name for name in chosen if name not in PEERS]:
@@ -85,7 +76,7 @@ def choose_peers(names: str, python: str) -> list[str]:
 
 
 def find_checkpoint(model: str, artifact: Artifact) -> Path | None:
-    """Return the checkpoint that peers load in place of an artifact; None if it is not on this machine."""
+    """Return the checkpoint that peers load in place of an artifact; None if it is not available."""
     for name in (model, artifact.manifest.source):
         try:
             directory, _ = locate_checkpoint(name)
@@ -96,11 +87,10 @@ def find_checkpoint(model: str, artifact: Artifact) -> Path | None:
     return None
 
 
-def int8_kernels(flags: frozenset[str] | None = None) -> str:
+def int8_kernels(flags: frozenset[str]) -> str:
     """Return optimum's name for the int8 instructions of this machine."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return "arm64"
-    flags = cpu_flags() if flags is None else flags
     kernels = {"avx512_vnni": "avx512_vnni", "avx512f": "avx512"}
     return next((kernel for flag, kernel in kernels.items() if flag in flags), "avx2")
 
@@ -109,37 +99,37 @@ def system_settings(
     artifact: Artifact, checkpoint: Path | None, work: Path, threads: int
 ) -> dict[str, Any]:
     """Return the settings of worker.py, and write the calibration texts that one peer needs."""
-    calibration = work / "calibration" / "train.jsonl"
-    calibration.parent.mkdir(parents=True, exist_ok=True)
-    calibration.write_bytes(files("onnxsim_embed").joinpath("data/calibration.jsonl").read_bytes())
+    calibration = work.absolute() / "calibration"
+    calibration.mkdir(parents=True, exist_ok=True)
+    texts = files("onnxsim_embed").joinpath("data/calibration.jsonl").read_bytes()
+    (calibration / "train.jsonl").write_bytes(texts)
     manifest = artifact.manifest
     return {
         "artifact": str(artifact.directory),
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "work": str(work.absolute()),
-        "calibration": str(calibration.parent.absolute()),
+        "calibration": str(calibration),
         "threads": threads,
         "pooling": list(manifest.pooling) if not manifest.dense else ["with dense layers"],
         "dim": manifest.dim,
         "max_seq_length": manifest.max_seq_length,
-        "int8_kernels": int8_kernels(),
+        "int8_kernels": int8_kernels(cpu_flags()),
     }
 
 
-def run_once(name: str, python: str, settings: dict[str, Any], request: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Measure a system once in a fresh process.
-
-    :raises OSError: if it fails; the message is the last line of its output.
-    """
+def run_once(
+    name: str, python: str, settings: dict[str, Any], request: dict[str, Any]
+) -> dict[str, Any]:
+    """Measure a system once in a fresh process; raise OSError with its last line if it fails."""
     threads = str(settings["threads"])
     environment = {key: value for key, value in os.environ.items() if key not in CLEARED}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     environment |= {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
+    command = [python, str(Path(__file__).with_name("worker.py")), name, json.dumps(settings)]
     started = time.time()
     done = subprocess.run(
-        [python, str(Path(__file__).with_name("worker.py")), name, json.dumps(settings)],
-        input=json.dumps(request), capture_output=True, encoding="utf-8", env=environment,
-    )  # fmt: skip
+        command, input=json.dumps(request), capture_output=True, encoding="utf-8", env=environment
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines()[-1:] or [f"ended with code {done.returncode}"]
         raise OSError(lines[0][:200])
@@ -150,24 +140,32 @@ def run_once(name: str, python: str, settings: dict[str, Any], request: Any) -> 
 def fidelity(vectors: Any, reference: Any) -> dict[str, float]:  # noqa: ANN401 - arrays
     """Return the mean and the minimum cosine of vectors with the reference's of the same texts."""
     left, right = np.asarray(vectors, np.float64), np.asarray(reference, np.float64)
-    cosines = np.einsum("ij,ij->i", left, right)
-    cosines /= np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    cosines = np.minimum(cosines, 1)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosines = np.minimum(np.einsum("ij,ij->i", left, right) / norms, 1)
     return {"mean_cosine": float(cosines.mean()), "min_cosine": float(cosines.min())}
 
 
-def busy_share(seconds: float = 1.0) -> float:
-    """Return the share of the processors at work while this process sleeps; 0 without /proc."""
-    try:
-        ticks = []
-        for pause in (0.0, seconds):
-            time.sleep(pause)
+def wait_until_idle(patience: float, say: Callable[[str], None]) -> None:
+    """Wait until the machine does nothing else, at most `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while (busy := _busy_share()) > MAX_BUSY and time.monotonic() < deadline:
+        pass
+    if busy > MAX_BUSY:
+        say(f"the machine is {busy:.0%} busy with other work: figures are uncertain")
+
+
+def _busy_share() -> float:
+    """Return the share of the processors at work during a second; 0 without /proc."""
+    ticks = []
+    for pause in (0, 1):
+        time.sleep(pause)
+        try:
             fields = Path("/proc/stat").read_text(encoding="utf-8").split()[1:9]
-            ticks.append((sum(map(int, fields)), int(fields[3]) + int(fields[4])))
-    except (OSError, ValueError, IndexError):
-        return 0.0
-    (total, idle), (total_after, idle_after) = ticks
-    return 1 - (idle_after - idle) / max(1, total_after - total)
+        except OSError:
+            return 0.0
+        ticks.append([sum(map(int, fields)), int(fields[3]) + int(fields[4])])
+    total, idle = np.subtract(ticks[1], ticks[0])
+    return float(1 - idle / max(1, total))
 
 
 def run(
@@ -187,7 +185,7 @@ def run(
     """Measure our precisions and peers on texts; return the figures of each system, as JSON.
 
     :param python: the interpreter of the peers.
-    :param patience: seconds to wait before each round until the machine does nothing else.
+    :param patience: seconds to wait before each round until the machine is idle.
     :param checkpoint: what peers load; default: what the model was exported from.
     :param sts: left texts, right texts and human scores.
     """
@@ -199,41 +197,38 @@ def run(
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in [*names, *peers]}
     failed = {}
     if checkpoint is None:
-        missing = f"the checkpoint of {artifact.manifest.source} is not on this machine"
+        missing = f"the checkpoint of {artifact.manifest.source} is not available"
         failed = {name: missing for name in peers if name != "fastembed"}
-    request = {"texts": list(texts)}
-    request |= {
+    request: dict[str, Any] = {
         case: {size: calls for size, calls in CASES[case].items() if size <= len(texts)}
         for case in cases
     }
+    request |= {"texts": list(texts), "pairs": [] if sts is None else [*sts[0], *sts[1]]}
     for number in range(rounds):
-        deadline, busy = time.monotonic() + patience, busy_share()
-        while busy > MAX_BUSY and time.monotonic() < deadline:
-            busy = busy_share()
-        if busy > MAX_BUSY:
-            say(f"the machine is {busy:.0%} busy with other work: figures are uncertain")
+        wait_until_idle(patience, say)
         # Every other round runs in reverse order, so that no system always follows the same one.
-        for name in list(answers)[:: 1 if number % 2 == 0 else -1]:
-            if name in failed:
-                continue
+        for name in [n for n in answers if n not in failed][:: 1 if number % 2 == 0 else -1]:
             say(f"round {number + 1} of {rounds}: {name}")
             ours, known = name.startswith("ours"), answers[name]
-            request["batches"] = [0] if ours else [known[0]["batch"]] if known else list(BATCHES)
-            request["vectors"] = str(work / f"{name}.npy")
-            if sts is not None and not known:
-                request["sts"] = {
-                    "texts": [*sts[0], *sts[1]],
-                    "vectors": str(work / f"{name}-sts.npy"),
-                }
+            request["batches"] = [0] if ours else [known[0]["batch"]] if known else BATCHES
+            request["save"] = str(work / name)
             try:
                 known.append(run_once(name, sys.executable if ours else python, settings, request))
             except OSError as error:
                 failed[name] = str(error)
-            request.pop("sts", None)
+            request["pairs"] = request["pairs"] if number == 0 else []
     measured = {name: each for name, each in answers.items() if name not in failed}
     if not measured:
         raise OnnxsimEmbedError(f"no system runs: {failed}")
     reference = next(name for name in (*REFERENCES, *measured) if name in measured)
+    lead = [answer["seconds"] for answer in next(iter(measured.values()))]
+    exact = np.load(work / f"{reference}.npy")
+    rows = {}
+    for name, each in measured.items():
+        rows[name] = _figures(name, each, lead)
+        rows[name] |= fidelity(np.load(work / f"{name}.npy"), exact)
+        if sts is not None:
+            rows[name]["sts_spearman"] = _spearman(work / f"{name}-pairs.npy", sts[2])
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": {"processor": cpu_name(), "processors": available_cpus(), "threads": threads},
@@ -241,66 +236,44 @@ def run(
         "texts": len(texts),
         "rounds": rounds,
         "reference": reference,
-        "systems": {
-            name: _figures(name, each, measured, work, reference, sts)
-            for name, each in measured.items()
-        },
+        "systems": rows,
         "failed": failed,
     }
 
 
-def _figures(
-    name: str,
-    answers: Sequence[Mapping[str, Any]],
-    measured: Mapping[str, Sequence[Mapping[str, Any]]],
-    work: Path,
-    reference: str,
-    sts: ScoredPairs | None,
-) -> dict[str, Any]:
+def _figures(name: str, answers: Sequence[dict[str, Any]], lead: Sequence[float]) -> dict[str, Any]:
     """Return the figures of a system: medians over rounds, and percentiles over calls."""
-    lead = next(iter(measured.values()))
-    ratios = [a["seconds"] / b["seconds"] for a, b in zip(answers, lead, strict=True)]
-    seconds = float(np.median([answer["seconds"] for answer in answers]))
-    figures: dict[str, Any] = {
+    seconds = [answer["seconds"] for answer in answers]
+    ratios = np.divide(seconds, lead)
+    figures = {
         "title": PEERS[name][0] if name in PEERS else f"onnxsim-embed {name.removeprefix('ours-')}",
         "versions": answers[0]["versions"],
         "batch": answers[0]["batch"],
-        "seconds": seconds,
-        "lead_is": [float(np.median(ratios)), min(ratios), max(ratios)],
+        "seconds": float(np.median(seconds)),
+        "lead_is": [float(pick(ratios)) for pick in (np.median, np.min, np.max)],
         "start_seconds": float(np.median([answer["start"] for answer in answers])),
         "peak_mb": answers[-1]["peak_mb"],
-        **fidelity(np.load(work / f"{name}.npy"), np.load(work / f"{reference}.npy")),
     }
     for case in ("latency", "growth"):
-        calls = {size: [a[case][size] for a in answers] for size in answers[0][case]}
-        percentiles = {
-            size: np.percentile(np.concatenate(c), [50, 90, 99]) for size, c in calls.items()
+        calls = {size: np.array([a[case][size] for a in answers]) for size in answers[0][case]}
+        figures[f"{case}_ms"] = {
+            size: (1e3 * np.percentile(times, [50, 90, 99])).tolist()
+            for size, times in calls.items()
         }
-        figures[f"{case}_ms"] = {size: (1e3 * p).tolist() for size, p in percentiles.items()}
-    if sts is not None:
-        from scipy.stats import spearmanr
-
-        left, right = np.split(np.load(work / f"{name}-sts.npy"), 2)
-        cosines = np.einsum("ij,ij->i", left, right)
-        figures["sts_spearman"] = 100 * float(spearmanr(cosines, sts[2]).statistic)
     return figures
+
+
+def _spearman(file: Path, scores: Sequence[float]) -> float:
+    from scipy.stats import spearmanr
+
+    left, right = np.split(np.load(file), 2)
+    return 100 * float(spearmanr(np.einsum("ij,ij->i", left, right), scores).statistic)
 
 
 def documentation() -> list[str]:
     """Return paragraphs of prose from the docstrings of numpy and scipy: texts without a download."""
-    import pydoc
-
     paragraphs = []
-    for name in (
-        "numpy",
-        "numpy.linalg",
-        "numpy.fft",
-        "scipy.linalg",
-        "scipy.optimize",
-        "scipy.signal",
-        "scipy.stats",
-        "scipy.sparse",
-    ):
+    for name in ("numpy", "numpy.linalg", "scipy.optimize", "scipy.signal", "scipy.stats"):
         module = import_module(name)
         for member in sorted(set(dir(module))):
             text = pydoc.getdoc(getattr(module, member))

@@ -40,8 +40,8 @@ def load(name: str, settings: Settings) -> System:
 def measure(encode: Encode, request: dict[str, Any]) -> dict[str, Any]:
     """Time all cases of a request once.
 
-    :param request: `texts`, `batches` to choose from, `latency` and `growth` (numbers of texts of a
-        call, and of calls), `vectors` (a file for the vectors), `sts` (texts, and a file for theirs).
+    :param request: `texts`, `batches` to choose from, `save` (where vectors are saved), `pairs` (more
+        texts to save the vectors of), `latency` and `growth` (numbers of texts of a call, and of calls).
     """
     texts, save = request["texts"], import_module("numpy").save
 
@@ -52,19 +52,16 @@ def measure(encode: Encode, request: dict[str, Any]) -> dict[str, Any]:
 
     sample = texts[:: max(1, len(texts) // BATCH_SAMPLE)]
     batch = min(request["batches"], key=lambda size: min(seconds(sample, size) for _ in range(2)))
-    save(request["vectors"], encode(texts, batch))  # and warms up
+    save(f"{request['save']}.npy", encode(texts, batch))  # also warms up
     answer: dict[str, Any] = {"batch": batch, "seconds": seconds(texts, batch)}
     answer["peak_mb"] = memory_mb("VmHWM")
     for case in ("latency", "growth"):
         answer[case] = {
-            size: [
-                seconds((texts * 2)[call % len(texts) :][: int(size)], batch)
-                for call in range(calls)
-            ]
+            size: [seconds((texts * 2)[n % len(texts) :][: int(size)], batch) for n in range(calls)]
             for size, calls in request.get(case, {}).items()
         }
-    if "sts" in request:
-        save(request["sts"]["vectors"], encode(request["sts"]["texts"], batch))
+    if request["pairs"]:
+        save(f"{request['save']}-pairs.npy", encode(request["pairs"], batch))
     return answer
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def bench(
     column: options.Column = None,
     against: str = Option(
         "installed",
-        help="Comma-separated: torch, st-torch, st-onnx, st-onnx-O3, st-onnx-qint8, st-openvino, st-openvino-static, fastembed; or installed, all, none.",
+        help="Peers: torch, st-torch, st-onnx[-O3|-qint8], st-openvino[-static], fastembed; or installed, all, none.",
     ),
     peer_python: str | None = Option(
         None, help="Python interpreter of the peers; default: this one."
@@ -36,7 +37,7 @@ def bench(
     rounds: int = Option(5, min=1, help="Alternating rounds."),
     patience: float = Option(60, min=0, help="Seconds to wait for an idle machine."),
     output: Path | None = Option(
-        None, "--output", "-o", help="Directory for text.json, tables and pictures."
+        None, "--output", "-o", help="Directory for text.json, tables.md and speed.png."
     ),
     threads: options.Threads = None,
     force: options.Force = False,
@@ -72,32 +73,33 @@ def bench(
         say=lambda message: None if quiet else typer.echo(message, err=True),
     )
     result["source"] = "documentation of numpy and scipy" if texts is None else Path(texts).name
-    table = _markdown(result, chosen)
+    table = _markdown(result, "start" in chosen)
     typer.echo(table)
     if output is not None:
         with atomic_file(output / "text.json") as work:
             work.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (output / "tables.md").write_text(table + "\n", encoding="utf-8")
-        _draw(result, output / "speed.png")
+        if find_spec("matplotlib") is not None:
+            _draw(result, output / "speed.png")
 
 
-def _markdown(result: Mapping[str, Any], cases: Sequence[str]) -> str:
+def _markdown(result: Mapping[str, Any], start: bool) -> str:
     """Return one table with a row for each system, fastest first, and the conditions below it."""
     rows = []
     for name, row in sorted(result["systems"].items(), key=lambda item: item[1]["seconds"]):
         cells = {
             "system": f"**{row['title']}**" if name.startswith("ours") else row["title"],
             "texts/s": f"{result['texts'] / row['seconds']:,.0f}",
-            "first row is ... times as fast": "{:.2f} ({:.2f} to {:.2f})".format(*row["lead_is"]),
+            "first system is ... times as fast": "{:.2f} ({:.2f} to {:.2f})".format(
+                *row["lead_is"]
+            ),
             "mean / min cosine": f"{row['mean_cosine']:.5f} / {row['min_cosine']:.4f}",
         }
         if "sts_spearman" in row:
             cells["STS Spearman"] = f"{row['sts_spearman']:.2f}"
-        for size, (p50, p90, p99) in row["latency_ms"].items():
+        for size, (p50, p90, p99) in {**row["latency_ms"], **row["growth_ms"]}.items():
             cells[f"{size} texts, ms p50 / p90 / p99"] = f"{p50:.3g} / {p90:.3g} / {p99:.3g}"
-        for size, (p50, *_) in row["growth_ms"].items():
-            cells[f"s a call of {size}"] = f"{p50 / 1e3:.3g}"
-        if "start" in cases:
+        if start:
             cells["first vector after, s"] = f"{row['start_seconds']:.2f}"
             cells["peak memory, MB"] = f"{row['peak_mb']:,.0f}"
         rows.append(cells)
@@ -105,28 +107,23 @@ def _markdown(result: Mapping[str, Any], cases: Sequence[str]) -> str:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
     lines += ["", *(f"{name} did not run: {why}" for name, why in result["failed"].items())]
-    machine = result["machine"]
-    return "\n".join([*lines, (
-        f"{result['date']}, {machine['processor']}, {machine['threads']} threads. {result['model']}, "
-        f"{result['texts']:,} texts ({result['source']}), {result['rounds']} alternating rounds, "
-        f"medians. Cosines are to {result['systems'][result['reference']]['title']}."
-    )])  # fmt: skip
+    lines.append(
+        f"{result['date']}, {result['machine']['processor']}, {result['machine']['threads']} threads. "
+        f"{result['model']}, {result['texts']:,} texts ({result['source']}), {result['rounds']} "
+        f"alternating rounds. Cosines are to {result['systems'][result['reference']]['title']}."
+    )
+    return "\n".join(lines)
 
 
 def _draw(result: Mapping[str, Any], path: Path) -> None:
     """Draw one point per system: texts per second against the error of cosines."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        typer.echo("no picture: pip install 'onnxsim-embed[plot]'", err=True)
-        return
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(
-        xscale="log", yscale="log", xlabel="texts per second", ylabel="1 - mean cosine"
-    )
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(8, 5), layout="constrained").add_subplot(xscale="log", yscale="log")
     for row in result["systems"].values():
-        speed, error = result["texts"] / row["seconds"], max(1e-7, 1 - row["mean_cosine"])
-        axes.plot([speed], [error], "o")
-        axes.annotate(row["title"], (speed, error), xytext=(6, 4), textcoords="offset points")
-    axes.invert_yaxis()  # better is up, and right
-    figure.savefig(path)
+        point = (result["texts"] / row["seconds"], max(1e-7, 1 - row["mean_cosine"]))
+        axes.plot(*point, "o")
+        axes.annotate(row["title"], point, xytext=(6, 4), textcoords="offset points")
+    axes.set(xlabel="texts per second", ylabel="1 - mean cosine (better: up)")
+    axes.invert_yaxis()
+    axes.figure.savefig(path)

@@ -23,12 +23,11 @@ def cluster(
         ..., "--output", "-o", help="clusters.csv or .tsv: row, cluster, rank, text."
     ),
     threshold: float = Option(
-        0.75, "--threshold", "-t", min=-1.0, max=1.0, help="Similarity within a cluster."
+        0.75, "--threshold", "-t", min=-1, max=1, help="Similarity within a cluster."
     ),
     min_size: int = Option(10, min=1, help="Minimum rows of a cluster."),
     method: str = Option(
-        "communities",
-        help="communities: rows around a central one. components: connected by similar pairs.",
+        "communities", help="communities (around a central row) or components (chains)."
     ),
     show: int = Option(5, min=0, help="Number of the largest clusters to print."),
     vectors: options.Vectors = None,

@@ -24,7 +24,7 @@ def dedupe(
         ..., "--output", "-o", help="Rows kept: .csv, .tsv, .jsonl, .parquet or .txt."
     ),
     threshold: float = Option(
-        0.95, "--threshold", "-t", min=-1.0, max=1.0, help="Drop rows with a score above it."
+        0.95, "--threshold", "-t", min=-1, max=1, help="Drop rows with a score above it."
     ),
     groups: Path | None = Option(None, help="groups.csv or .tsv: row, kept, score, text."),
     vectors: options.Vectors = None,

@@ -26,14 +26,10 @@ if TYPE_CHECKING:
 
 def encode(
     file: str = Argument(
-        ...,
-        help="csv, tsv, jsonl, parquet or txt (also .gz); - for standard input. With --engine ray also a directory, a glob pattern or a URI.",
+        ..., help="csv, tsv, jsonl, parquet or txt (also .gz); - for standard input."
     ),
     output: str = Option(
-        ...,
-        "--output",
-        "-o",
-        help="vectors.npy or vectors.parquet. With --engine ray a directory or URI.",
+        ..., "--output", "-o", help="vectors.npy or .parquet; a directory with --engine ray."
     ),
     column: options.Column = None,
     model: options.Model = options.DEFAULT_MODEL,
@@ -45,11 +41,10 @@ def encode(
     ),
     prompt_name: str | None = Option(None, help="A prompt of the model, e.g. query."),
     dtype: str = Option(
-        "float32", help="Output dtype: float32, float16, int8, uint8, binary or ubinary."
+        "float32", help="Output: float32, float16, int8, uint8, binary or ubinary."
     ),
     ranges: Path | None = Option(
-        None,
-        help="Quantization ranges of --dtype int8 and uint8: .npy (2, dim), minimum and maximum of each component.",
+        None, help="Quantization ranges of int8 and uint8: .npy (2, dim), min and max."
     ),
     truncate_dim: int | None = Option(None, help="Truncate vectors to N dimensions."),
     normalize: bool = Option(False, "--normalize", help="Scale each vector to L2 norm 1."),
@@ -58,19 +53,18 @@ def encode(
     engine: options.Engine = None,
     address: options.Address = None,
     id_column: str | None = Option(
-        None, help="With --engine ray: ids of the rows; default: row numbers, from 0."
+        None, help="With --engine ray: ids of rows; default: row numbers."
     ),
     strict: bool = Option(
-        False,
-        "--strict",
-        help="With --engine ray: fail at a row without a usable text, instead of reporting it.",
+        False, "--strict", help="With --engine ray: fail at a row without a usable text."
     ),
     force: bool = Option(False, "--force", help="Start over, and replace existing outputs."),
     quiet: options.Quiet = False,
 ) -> None:
     """Encode the texts of a file.
 
-    Files may be of any size. After an interruption, the same command continues.
+    Files may be of any size. After an interruption, the same command continues. With --engine ray, FILE
+    may also be a directory, a glob pattern or a URI, and the output is a directory or URI.
     """
     if options.on_ray(
         engine,

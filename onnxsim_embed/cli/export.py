@@ -21,12 +21,10 @@ def export(
         None, "--output", "-o", help="Artifact directory to write; default: ./NAME-onnx."
     ),
     precision: str = Option(
-        "fp32,int8",
-        help="Comma-separated: fp32,int8,fp16. fp32 is always written; fp16 is for GPUs.",
+        "fp32,int8", help="fp32, int8, fp16 (for GPUs); fp32 is always written."
     ),
     via: str = Option(
-        "auto",
-        help="direct (model_type bert), optimum (other architectures), adopt (the directory's own ONNX files), or auto.",
+        "auto", help="direct (BERT), optimum (others), adopt (existing ONNX files) or auto."
     ),
     pooling: str | None = Option(None, help="mean, cls, max, ...; overrides the checkpoint's own."),
     revision: str | None = Option(None, help="Branch, tag or commit of a Hub id."),
@@ -37,10 +35,10 @@ def export(
     ),
     prompt: list[str] | None = Option(None, help="NAME=TEXT, prepended to texts; may be repeated."),
     matryoshka_dims: str = Option(
-        "", help="Comma-separated dimensions to which vectors of the model may be truncated."
+        "", help="Dimensions to which vectors may be truncated, as 256,128,64."
     ),
     calibrate: Path | None = Option(
-        None, help="File of texts for the int8 quantization ranges; default: the package's own."
+        None, help="Texts for the int8 quantization; default: the package's own."
     ),
     column: options.Column = None,
     min_fidelity: options.MinFidelity = None,

@@ -15,9 +15,7 @@ from onnxsim_embed.files.atomic import check_output
 
 
 def heatmap(
-    file: str = Argument(
-        ..., help="File of texts, or vectors (.npy, .parquet with a column vector)."
-    ),
+    file: str = Argument(..., help="File of texts, or vectors: .npy or .parquet."),
     output: Path = Option(..., "--output", "-o", help="Picture to write: .png, .svg or .pdf."),
     order: bool = Option(False, "--order", help="Sort rows so that similar ones are adjacent."),
     limit: int | None = Option(None, "--limit", "-n", min=1, help="Draw the first N rows only."),

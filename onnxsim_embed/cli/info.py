@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from typer import Argument
@@ -70,25 +71,14 @@ def _print_vectors(file: str) -> None:
 
     if is_directory(file):  # the index is enough: shards may be of any size
         stored = open_vectors(file)
-        shape, made_by = (stored.rows, stored.dim, "float32"), stored.provenance
+        rows, dim, dtype, provenance = stored.rows, stored.dim, "float32", stored.provenance
     else:
         vectors = read_vectors(file)
-        shape, made_by = (*vectors.shape, str(vectors.dtype)), read_provenance(file)
-    fields = {"rows": f"{shape[0]:,}", "components": f"{shape[1]:,} {shape[2]}"}
-    if made_by is None:
-        fields["made by"] = "unknown: the file has no provenance"
+        (rows, dim), dtype, provenance = vectors.shape, vectors.dtype, read_provenance(file)
+    fields = {"vectors": display_name(file), "rows": f"{rows:,}", "components": f"{dim:,} {dtype}"}
+    if provenance is None:
+        fields["model"] = "unknown: the file has no provenance"
     else:
-        cut = "" if made_by.truncate_dim is None else f", truncated to {made_by.truncate_dim}"
-        scaled = "L2 norm 1" if made_by.normalize else "not normalized"
-        fields |= {
-            "model": f"{made_by.model} {made_by.model_digest}",
-            "precision": f"{made_by.precision} {made_by.weights_digest}, on {made_by.provider}",
-            "pooling": f"{made_by.pooling}; {scaled}",
-            "dimensions": f"{made_by.dim}{cut}; as {made_by.dtype}",
-            "max tokens": str(made_by.max_seq_length),
-            "prompt": "none" if made_by.prompt is None else repr(made_by.prompt),
-            "made by": f"onnxsim-embed {made_by.onnxsim_embed}, onnxruntime {made_by.onnxruntime}",
-        }
-    print_fields(
-        {"vectors": display_name(file)} | {key: shorten(text) for key, text in fields.items()}
-    )
+        known = asdict(provenance)
+        fields |= {name.replace("_", " "): shorten(str(value)) for name, value in known.items()}
+    print_fields(fields)

@@ -11,9 +11,7 @@ from onnxsim_embed.cli.output import print_table
 
 def models(
     verify: bool = Option(
-        False,
-        "--verify",
-        help="Export each available model and compare it with its published results.",
+        False, "--verify", help="Export each available model and check its published results."
     ),
     token: options.Token = None,
     local_files_only: options.Local = False,

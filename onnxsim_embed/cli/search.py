@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 def search(
     query: list[str] | None = Argument(None, help="Query; each argument is a search of its own."),
     where: str = Option(
-        "",
-        "--in",
-        help="Vectors (.npy, .parquet with a column vector), or a file of texts to encode.",
+        "", "--in", help="Vectors, .npy or .parquet, or a file of texts to encode."
     ),
     texts: str | None = Option(None, help="Texts of the vectors, one per row, to print."),
     column: options.Column = None,
@@ -35,11 +33,9 @@ def search(
     query_column: str | None = Option(None, help="Column of --queries."),
     k: int = Option(10, "--top-k", "-k", min=1, help="Results of each query."),
     threshold: float | None = Option(
-        None, "--threshold", "-t", min=-1.0, max=1.0, help="Only results with a score above it."
+        None, "--threshold", "-t", min=-1, max=1, help="Minimum score."
     ),
-    output: Path | None = Option(
-        None, "--output", "-o", help="results.csv, .tsv or .jsonl, instead of printing."
-    ),
+    output: Path | None = Option(None, "--output", "-o", help="results.csv, .tsv or .jsonl."),
     model: options.Model = options.DEFAULT_MODEL,
     precision: options.Precision = "auto",
     threads: options.Threads = None,

@@ -24,24 +24,16 @@ if TYPE_CHECKING:
 
 def similarity(
     file: str = Argument(
-        ...,
-        help="File of texts, or vectors: .npy, .parquet with a column vector, or a directory written by encode --engine ray.",
+        ..., help="Texts, or vectors: .npy, .parquet or a directory of encode --engine ray."
     ),
     output: list[Path] | None = Option(
-        None,
-        "--output",
-        "-o",
-        help="matrix.npz: sparse, scores above --threshold. neighbours.csv: requires --top-k. DIRECTORY: either, of any size, in shards; continues after an interruption. May be repeated.",
+        None, "--output", "-o", help="matrix.npz, neighbours.csv or DIRECTORY; see above."
     ),
     threshold: float = Option(
-        0.5, "--threshold", "-t", min=-1.0, max=1.0, help="Keep scores above it."
+        0.5, "--threshold", "-t", min=-1, max=1, help="Keep scores above it."
     ),
     top_k: int | None = Option(
-        None,
-        "--top-k",
-        "-k",
-        min=1,
-        help="Nearest neighbours of each row, for -o neighbours.csv or DIRECTORY.",
+        None, "--top-k", "-k", min=1, help="Number of nearest neighbours of each row."
     ),
     pairs: Path | None = Option(None, help="Pairs above --threshold in descending order, .csv."),
     heatmap: Path | None = Option(None, help="Picture of all scores, .png, .svg or .pdf."),
@@ -49,17 +41,13 @@ def similarity(
         None, min=0, help="Number of top pairs to print; default: 10 without outputs."
     ),
     drop_duplicates: bool = Option(
-        False,
-        "--drop-duplicates",
-        help="Compare only the first of equal texts (or vectors); rows keep their numbers.",
+        False, "--drop-duplicates", help="Compare only the first of equal rows."
     ),
     estimate: bool = Option(
-        False,
-        "--estimate",
-        help="Only estimate, from a sample of rows, the number of scores and their memory.",
+        False, "--estimate", help="Only estimate the number of scores and their memory."
     ),
     max_memory: str | None = Option(
-        None, help="Such as 4GB or 500MB; default: three quarters of free memory."
+        None, help="Such as 4GB; default: three quarters of free memory."
     ),
     column: options.Column = None,
     model: options.Model = options.DEFAULT_MODEL,
@@ -71,7 +59,12 @@ def similarity(
     force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compare all texts (or vectors) of a file with each other, exactly."""
+    """Compare all texts (or vectors) of a file with each other, exactly.
+
+    Outputs, of which -o may name several: matrix.npz holds the scores above --threshold as a sparse
+    matrix; neighbours.csv the --top-k nearest rows of each row; a DIRECTORY either of them in shards, of
+    any size, and continues after an interruption.
+    """
     targets = _targets(output or [], top_k, drop_duplicates, estimate)
     local = {"pairs": pairs, "heatmap": heatmap, "show": show, "threads": threads}
     local |= {"drop_duplicates": drop_duplicates, "estimate": estimate}

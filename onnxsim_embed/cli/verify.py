@@ -14,8 +14,7 @@ from onnxsim_embed.cli.texts import read_texts
 def verify(
     directory: Path = Argument(..., help="Artifact directory."),
     against: str | None = Option(
-        None,
-        help="Reference of fp32: checkpoint directory, model name, or torch for the artifact's own model. Default: compare int8 with fp32 only.",
+        None, help="Reference of fp32: checkpoint, model name, or torch for the artifact's."
     ),
     texts: Path | None = Option(None, help="File of texts; default: the package's own."),
     column: options.Column = None,

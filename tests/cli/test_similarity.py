@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import signal
 import subprocess
@@ -9,14 +11,27 @@ import sys
 
 import numpy as np
 import pytest
-from vector_sets import assert_same, clustered_vectors
+from scipy import sparse
+from support import TEXTS
 
 from onnxsim_embed import open_graph
 from onnxsim_embed.cli import similarity as command
 from onnxsim_embed.similarity import memory as budget
-from onnxsim_embed.similarity.compare import estimate_similarity, similarity_matrix
+from onnxsim_embed.similarity.compare import (
+    closest_pairs,
+    estimate_similarity,
+    neighbours,
+    similar_pairs,
+    similarity_matrix,
+)
 
-VECTORS = clustered_vectors(rows=120)
+RNG = np.random.default_rng(1)
+CENTRES = RNG.standard_normal((6, 16))[RNG.integers(0, 6, 120)]
+VECTORS = (CENTRES + 0.5 * RNG.standard_normal((120, 16))).astype(np.float32)
+
+
+def assert_same(matrix, expected):
+    np.testing.assert_array_equal(matrix.toarray(), expected.toarray(), strict=True)
 
 
 @pytest.fixture
@@ -125,6 +140,12 @@ def test_a_directory_is_replaced_only_by_force(run, refuse, tmp_path, vectors_np
         (["-o", "m.npz", "-k", 3], "or -o DIRECTORY"),
         (["-o", "n.csv"], "-o neighbours.csv requires --top-k"),
         (["-o", "n.csv", "-o", "graph"], "neighbours.csv requires --top-k"),
+        (["-o", "m.txt"], "m.txt: expected one .npz"),
+        (["-o", "a.npz", "-o", "b.npz"], "b.npz: expected one .npz"),
+        (["-o", "n.csv", "--top-k", 120], "119"),
+        (["--heatmap", "h.xyz", "-o", "m.npz"], "h.xyz"),
+        (["--pairs", "p.xlsx"], ".csv, .tsv"),
+        (["-o", "m.npz", "--pairs", "m.npz"], "m.npz"),
     ],
 )
 def test_outputs_that_make_no_sense_are_refused(
@@ -239,3 +260,100 @@ def test_a_bar_is_for_terminals(run, tmp_path, vectors_npy, monkeypatch, output)
     assert "Comparing: 100%" in err
     assert "Comparing" not in out
     assert run(*call, "--quiet") == (0, "", "")
+
+
+# files
+
+
+@pytest.fixture
+def nine_npy(tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
+    vectors[5] = vectors[2]
+    np.save(tmp_path / "nine.npy", vectors)
+    return tmp_path / "nine.npy"
+
+
+def read_rows(path):
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_similarity_of_vectors_writes_everything_the_api_gives(run, tmp_path, nine_npy):
+    outputs = {name: tmp_path / name for name in ("m.npz", "n.csv", "p.csv", "h.png")}
+    matrix_and_neighbours = ["-o", outputs["m.npz"], "-o", outputs["n.csv"], "--top-k", 3]
+    pairs_and_heatmap = ["--pairs", outputs["p.csv"], "--heatmap", outputs["h.png"]]
+    code, out, err = run(
+        "similarity", nine_npy, "-t", 0.1, *matrix_and_neighbours, *pairs_and_heatmap
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("Compared 9 rows, ")
+    assert all(str(path) in out for path in outputs.values())
+    vectors = np.load(nine_npy)
+    matrix, expected = sparse.load_npz(outputs["m.npz"]), similarity_matrix(vectors, 0.1)
+    assert matrix.dtype == np.float32
+    np.testing.assert_array_equal(matrix.toarray(), expected.toarray())
+    best = neighbours(vectors, 3)
+    rows = read_rows(outputs["n.csv"])
+    assert [int(row["neighbour"]) for row in rows] == best.indices.ravel().tolist()
+    assert [np.float32(row["score"]) for row in rows] == best.scores.ravel().tolist()
+    pairs, rows = similar_pairs(vectors, 0.1), read_rows(outputs["p.csv"])
+    assert [int(row["left"]) for row in rows] == pairs.left.tolist()
+    assert [int(row["right"]) for row in rows] == pairs.right.tolist()
+    assert [np.float32(row["score"]) for row in rows] == pairs.scores.tolist()
+    assert outputs["h.png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_similarity_of_texts_names_them(run, tmp_path, artifact, texts_csv):
+    arguments = ["--pairs", tmp_path / "p.csv", "--threshold", 0.9, "--show", 2]
+    code, out, _ = run("similarity", texts_csv, "-c", "text", "-m", artifact, *arguments)
+    assert code == 0
+    first = read_rows(tmp_path / "p.csv")[0]
+    assert list(first) == ["left", "right", "score", "left_text", "right_text"]
+    assert first["left_text"] == TEXTS[int(first["left"])]
+    assert len([line for line in out.splitlines() if "  ~  " in line]) == 2
+
+
+def test_similarity_reads_standard_input(run, artifact, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a road\nthe sun\na road\n")))
+    code, out, _ = run("similarity", "-", "-m", artifact, "-q", "--show", 1)
+    assert (code, out) == (0, "1.0000  0: a road  ~  2: a road\n")
+
+
+def test_without_outputs_the_ten_closest_pairs_are_printed(run, nine_npy):
+    code, out, _ = run("similarity", nine_npy, "--quiet")
+    pairs = closest_pairs(np.load(nine_npy), 10)
+    expected = [f"{s:.4f}  row {a}  ~  row {b}" for a, b, s in zip(*pairs, strict=True)]
+    assert (code, out.splitlines()) == (0, expected)
+
+
+def test_duplicates_are_dropped_and_rows_keep_their_numbers(
+    run, tmp_path, artifact, nine_npy, texts_csv
+):
+    code, out, _ = run(
+        "similarity", nine_npy, "--drop-duplicates", "-o", tmp_path / "m.npz", "-t", -1
+    )
+    assert code == 0
+    assert "Compared 8 rows (1 duplicate dropped)" in out
+    matrix = sparse.load_npz(tmp_path / "m.npz")
+    assert matrix.shape == (9, 9)
+    np.testing.assert_array_equal(matrix.diagonal(), [1, 1, 1, 1, 1, 0, 1, 1, 1])
+    arguments = ["--drop-duplicates", "--pairs", tmp_path / "p.csv", "-t", 0.99]
+    code, out, _ = run("similarity", texts_csv, "-m", artifact, *arguments)
+    assert "Compared 11 rows (1 duplicate dropped)" in out
+    assert not any(row["left_text"] == row["right_text"] for row in read_rows(tmp_path / "p.csv"))
+
+
+def test_vectors_of_parquet_are_compared(run, tmp_path, nine_npy):
+    from onnxsim_embed.files.vectors import write_vectors
+
+    write_vectors(np.load(nine_npy), tmp_path / "v.parquet")
+    assert run("similarity", tmp_path / "v.parquet", "-q") == run("similarity", nine_npy, "-q")
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("-o", "m.npz"), ("--pairs", "p.csv"), ("--heatmap", "h.png")]
+)
+def test_no_output_of_similarity_is_replaced_unasked(refuse, tmp_path, nine_npy, option, name):
+    (tmp_path / name).write_text("mine")
+    assert "--force" in refuse("similarity", nine_npy, option, tmp_path / name)
+    assert (tmp_path / name).read_text() == "mine"

@@ -1,0 +1,95 @@
+"""export and verify: what they write and print, and errors."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from onnxsim_embed import Embedder
+
+
+def precisions_printed(out):
+    return [line.split()[0] for line in out.split("\n") if line.startswith(("fp32", "int8"))]
+
+
+def test_export_prints_files_and_fidelity(run, tmp_path, checkpoint):
+    target = tmp_path / "new"
+    code, out, err = run("export", checkpoint, "-o", target)
+    assert (code, err) == (0, "")
+    for part in ("fp32 ", "int8 ", "onnx/model.onnx", " MB ", "min cosine", "PyTorch", str(target)):
+        assert part in out
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert Embedder(target).encode("a road").shape == (32,)
+
+
+def test_sizes_and_fidelity_are_one_table(run, checkpoint, tmp_path, few_texts):
+    code, out, err = run(
+        "export", checkpoint, "-o", tmp_path / "a", "--precision", "fp32,int8,fp16",
+        "--matryoshka-dims", "16, 8", "--prompt", "query=find: ", "--max-seq-length", "32",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    header = next(line for line in out.splitlines() if "min cosine" in line)
+    assert header.split()[:2] == ["precision", "size"]
+    for precision in ("fp32", "int8", "fp16"):
+        assert re.search(rf"^{precision} +\d+\.\d MB +(PyTorch|fp32) ", out, re.MULTILINE)
+    for fact in ("directly", "matryoshka dims  16, 8", "query: 'find: '", "max tokens       32"):
+        assert fact in out
+
+
+def test_export_replaces_an_artifact_only_by_force(run, refuse, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("export", checkpoint, "--precision", "fp32")[0] == 0
+    target = tmp_path / f"{checkpoint.name}-onnx"  # the default name
+    before = (target / "onnxsim_embed.json").read_bytes()
+    assert "--force" in refuse("export", checkpoint)
+    assert (target / "onnxsim_embed.json").read_bytes() == before
+    assert run("export", checkpoint, "--force")[0] == 0
+    assert (target / "onnx/model_int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--prompt", "query", "NAME=TEXT"),
+        ("--prompt", "=x", "NAME=TEXT"),
+        ("--matryoshka-dims", "16,x", "got 'x'"),
+        ("--via", "magic", "optimum, adopt"),
+        ("--precision", "fp8", "fp32, int8, fp16"),
+        ("--pooling", "median", "unknown pooling 'median'"),
+        ("--min-fidelity", "2,0", "got '2,0'"),
+    ],
+)
+def test_a_wrong_option_names_what_is_allowed(refuse, checkpoint, tmp_path, option, value, message):
+    assert message in refuse("export", checkpoint, "-o", tmp_path / "a", option, value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_of_no_model_lists_the_recipes(refuse, tmp_path):
+    message = refuse("export", tmp_path / "nowhere", "-o", tmp_path / "new", code=1)
+    assert "all-MiniLM-L6-v2" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibration_texts_come_from_a_file(run, refuse, tmp_path, checkpoint):
+    texts, target = tmp_path / "texts.csv", tmp_path / "new"
+    lines = "".join(f"{i},project {i} in the village\n" for i in range(30))
+    texts.write_text(f"id,name\n{lines}", encoding="utf-8")
+    arguments = ["export", checkpoint, "-o", target, "--calibrate", texts]
+    assert "id, name" in refuse(*arguments)
+    code, out, _ = run(*arguments, "--column", "name", "--min-fidelity", "0.5,0.1")
+    assert (code, target.is_dir()) == (0, True), out
+
+
+def test_verify_compares_an_artifact_with_its_checkpoint(run, artifact, checkpoint):
+    code, out, err = run("verify", artifact, "--against", checkpoint)
+    assert (code, err) == (0, "")
+    assert precisions_printed(out) == ["fp32", "int8"]
+
+
+@pytest.mark.parametrize("option", ["--min-fidelity", "--bar"])
+def test_verify_exits_with_one_below_the_threshold(run, artifact, option):
+    code, out, err = run("verify", artifact, option, "1,1")
+    assert (code, precisions_printed(out)) == (1, ["int8"])
+    assert err.startswith("onnxsim-embed: int8 is not faithful to fp32")
+    assert err.count("\n") == 1

@@ -1,0 +1,76 @@
+"""models and info."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxsim_embed.artifact import recipes
+from onnxsim_embed.errors import CheckpointError
+
+
+def test_models_lists_every_recipe(run):
+    code, out, _ = run("models")
+    assert code == 0
+    listed = [line.split()[0] for line in out.splitlines() if line]
+    assert listed[2:] == [recipe.name for recipe in recipes.recipes()]
+
+
+def test_models_verify_prints_a_result_for_each(run, monkeypatch):
+    real = recipes.find_recipe("all-MiniLM-L6-v2")
+    known = [replace(real, name=name) for name in ("absent", "broken", "fine")]
+    report = {"min_cosine": 1.0, "reference": "PyTorch", "problems": []}
+
+    def verify_recipe(recipe, **options):
+        if recipe.name == "absent":
+            raise CheckpointError("cannot get it")
+        return report | {"problems": ["norms differ"] if recipe.name == "broken" else []}
+
+    monkeypatch.setattr(recipes, "recipes", lambda: tuple(known))
+    monkeypatch.setattr("onnxsim_embed.export.verify_recipe", verify_recipe)
+    code, out, err = run("models", "--verify")
+    assert (code, err) == (1, "onnxsim-embed: broken: norms differ\n")
+    rows = {line.split()[0]: line for line in out.splitlines() if line}
+    assert "no weights" in rows["absent"]
+    assert "MISSED" in rows["broken"]
+    assert "reproduced" in rows["fine"]
+    assert "cannot get it" in out
+    monkeypatch.setattr(recipes, "recipes", lambda: (known[0], known[2]))
+    assert run("models", "--verify")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "minilm", "BAAI/bge-base-en-v1.5"])
+def test_info_describes_a_recipe(run, name):
+    code, out, _ = run("info", name)
+    assert code == 0
+    for field in ("source", "licence", "pooling", "max tokens", "prompts"):
+        assert f"\n{field} " in out
+
+
+def test_info_describes_an_artifact(run, artifact):
+    code, out, _ = run("info", artifact)
+    assert code == 0
+    for part in ("mean, then L2", "onnx/model_int8.onnx", " MB ", "min cosine", "query: 'a dog '"):
+        assert part in out
+
+
+def test_info_of_other_directories_and_names(refuse, tmp_path, checkpoint):
+    for directory in (tmp_path, checkpoint):
+        assert "onnxsim_embed.json" in refuse("info", directory, code=1)
+    assert "onnxsim-embed models" in refuse("info", "no-such-model", code=1)
+
+
+def test_info_describes_vectors_with_and_without_provenance(run, tmp_path, artifact, texts_csv):
+    np.save(tmp_path / "plain.npy", np.zeros((3, 4), np.float16))
+    code, out, _ = run("info", tmp_path / "plain.npy")
+    assert (code, "4 float16" in out, "unknown" in out) == (0, True, True)
+    assert run("encode", texts_csv, "-m", artifact, "-o", tmp_path / "v.npy")[0] == 0
+    code, out, _ = run("info", tmp_path / "v.npy")
+    fields = dict(line.split("  ", 1) for line in out.splitlines())
+    assert {name: fields[name].strip() for name in ("rows", "components", "dtype", "prompt")} == {
+        "rows": "12", "components": "32 float32", "dtype": "float32", "prompt": "None",
+    }  # fmt: skip
+
+
