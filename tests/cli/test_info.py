@@ -72,5 +72,3 @@ def test_info_describes_vectors_with_and_without_provenance(run, tmp_path, artif
     assert {name: fields[name].strip() for name in ("rows", "components", "dtype", "prompt")} == {
         "rows": "12", "components": "32 float32", "dtype": "float32", "prompt": "None",
     }  # fmt: skip
-
-
