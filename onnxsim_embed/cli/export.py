@@ -69,7 +69,7 @@ def export(
         token=token,
         local_files_only=local_files_only,
         calibration=None if calibrate is None else read_texts(str(calibrate), column),
-        min_fidelity=options.parse_min_fidelity(min_fidelity or bar),
+        min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
         force=force,
     )
     print_artifact(artifact.directory, artifact.manifest)

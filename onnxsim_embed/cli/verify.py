@@ -30,7 +30,7 @@ def verify(
         Artifact.open(directory),
         against=against,
         texts=None if texts is None else read_texts(str(texts), column),
-        min_fidelity=options.parse_min_fidelity(min_fidelity or bar),
+        min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
     )
     print_fidelity(report)
     if problems := [problem for result in report.values() for problem in result["problems"]]:

@@ -10,7 +10,7 @@ import onnx
 from onnxsim_embed.artifact.manifest import outside
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import Checkpoint
-from onnxsim_embed.export.onnx.encoder import GraphEncoder, hidden_size
+from onnxsim_embed.export.graph_encoder import GraphEncoder, hidden_size
 from onnxsim_embed.export.onnx.files import (
     check_inputs,
     data_files,

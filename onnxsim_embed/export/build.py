@@ -33,9 +33,9 @@ from onnxsim_embed.export.bert import Bert, load_bert
 from onnxsim_embed.export.card import write_card
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.configs import write_configs
+from onnxsim_embed.export.graph_encoder import GraphEncoder
 from onnxsim_embed.export.onnx.bert_graph import build_encoder
 from onnxsim_embed.export.onnx.builder import operator_counts, share_constants
-from onnxsim_embed.export.onnx.encoder import GraphEncoder
 from onnxsim_embed.export.onnx.fp16 import METHOD as FP16_METHOD
 from onnxsim_embed.export.onnx.fp16 import write_fp16
 from onnxsim_embed.export.onnx.trace import trace
@@ -116,7 +116,9 @@ class Builder:
         elif via == "adopted":
             self.encoder = adopt(checkpoint, work / MODEL_FILES["fp32"])
         else:
-            self.encoder = trace(checkpoint, work / MODEL_FILES["fp32"])
+            hidden, layers, data = trace(checkpoint, work / MODEL_FILES["fp32"])
+            method = "float32, traced from PyTorch by optimum"
+            self.encoder = GraphEncoder(hidden, layers, method, via, data)
         dim = write_configs(checkpoint, self.encoder.hidden, work)
         if too_large := [n for n in matryoshka_dims if n > dim]:
             raise ValueError(f"matryoshka_dims: the model has {dim} dimensions, got {too_large[0]}")

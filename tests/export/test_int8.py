@@ -132,7 +132,7 @@ def test_calibration_texts_come_from_a_column(run, checkpoint, tmp_path):
         ("header.csv", "text\n", [], "no texts"),
         ("equal.txt", "the same\n" * 20, [], "at least 16 distinct texts, got 1"),
         ("t.csv", "a,b\n1,2\n", ["--column", "c"], "no column 'c'; it has: a, b"),
-        ("t.csv", "a,b\n1,2\n", [], "--column"),
+        ("t.csv", "a,b\n1,2\n", [], "several columns"),
         ("t.jsonl", '{"text": "a"}\n{"text": null}\n', [], "row 1"),
         ("t.xyz", "a\n", [], "xyz"),
     ],

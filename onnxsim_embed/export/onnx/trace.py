@@ -15,7 +15,6 @@ from onnxsim_embed.errors import CheckpointError, MissingExtraError
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.onnx import files
 from onnxsim_embed.export.onnx.builder import OPSET
-from onnxsim_embed.export.onnx.encoder import GraphEncoder
 
 
 def has_optimum() -> bool:
@@ -23,10 +22,11 @@ def has_optimum() -> bool:
     return bool(find_spec("optimum") and find_spec("optimum.exporters.onnx"))
 
 
-def trace(checkpoint: Checkpoint, target: Path) -> GraphEncoder:
+def trace(checkpoint: Checkpoint, target: Path) -> tuple[int, int, tuple[str, ...]]:
     """Write an encoder as ONNX with standard operators, the inputs of `Session`, last_hidden_state.
 
     :param target: the ONNX file to write.
+    :returns: hidden size, number of layers, and the files beside it that hold weights.
     :raises MissingExtraError: if optimum is not installed.
     :raises CheckpointError: if the weights are incomplete or broken, or optimum cannot trace the
         architecture.
@@ -47,8 +47,7 @@ def trace(checkpoint: Checkpoint, target: Path) -> GraphEncoder:
     files.put_hidden_first(graph, source)
     data = files.simplify(raw, target)
     shutil.rmtree(work)
-    dims = int(model.config.hidden_size), int(model.config.num_hidden_layers)
-    return GraphEncoder(*dims, "float32, traced from PyTorch by optimum", "optimum", data)
+    return int(model.config.hidden_size), int(model.config.num_hidden_layers), data
 
 
 def _load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers is untyped
