@@ -27,7 +27,7 @@ from onnxsim_embed.export.weights import read_safetensors, read_tensors
 from onnxsim_embed.files.checkpoint import JOURNAL, EmbeddingCheckpoint
 from onnxsim_embed.files.provenance import read_provenance, sidecar
 from onnxsim_embed.files.vectors import read_vectors, write_vectors
-from onnxsim_embed.runtime.encode_to_file import provenance_of
+from onnxsim_embed.runtime.provenance import provenance_of
 from onnxsim_embed.runtime.tokenization import Tokenizer
 from onnxsim_embed.similarity.graph import INDEX, open_graph
 from onnxsim_embed.similarity.graph_writer import write_graph

@@ -136,7 +136,8 @@ def _load(
     :raises ValueError: if another model encoded them.
     """
     from onnxsim_embed.files.provenance import differences, read_provenance
-    from onnxsim_embed.runtime.encode_to_file import provenance_of
+    from onnxsim_embed.runtime.options import EncodeOptions
+    from onnxsim_embed.runtime.provenance import provenance_of
 
     provenance = read_provenance(where)
     if provenance is None or any_model:
@@ -145,7 +146,8 @@ def _load(
         precision = "fp32"  # the precision of the vectors, not the fastest one
     truncate_dim = truncate_dim or provenance.truncate_dim
     embedder = load(model, precision, threads)
-    if found := differences(provenance, provenance_of(embedder, truncate_dim=truncate_dim)):
+    options = EncodeOptions(truncate_dim=truncate_dim)
+    if found := differences(provenance, provenance_of(embedder, options)):
         raise ValueError(
             f"{where} holds vectors of another model than {model} ({', '.join(found)}): pass the --model "
             f"of the vectors (see: onnxsim-embed info {where}), or --any-model to search nevertheless"

@@ -56,7 +56,9 @@ class Checkpoint:
 
     def __init__(self, target: Path) -> None:
         self.target = target.absolute()
+        self.name = str(self.target)  # in errors, as is journal_name
         self.directory = self.target.parent / f".{target.name}.{self.suffix}"
+        self.journal_name = str(self.directory / JOURNAL)
         self.replaces = False
         self._settings: Settings = {}
 
@@ -73,7 +75,7 @@ class Checkpoint:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise TableError(
-                f"another process is writing {self.target}: wait for it, or choose another name"
+                f"another process is writing {self.name}: wait for it, or choose another name"
             ) from None
         if self._replaced.exists() and not self.target.exists():  # killed while it was replaced
             self._replaced.rename(self.target)
@@ -98,42 +100,44 @@ class Checkpoint:
 
         :raises TableError: if it is damaged or of another format version.
         """
-        path = self.directory / JOURNAL
-        if not path.exists() or not (self.directory / (self.data or JOURNAL)).exists():
+        content = self._load()
+        if content is None:
             return None
-        return self.parse(path.read_bytes(), path)
-
-    @classmethod
-    def parse(cls, content: bytes, path: object) -> dict[str, Any]:
-        """Return the journal that a file holds.
-
-        :param path: name of the file in errors.
-        :raises TableError: if it is damaged or of another format version.
-        """
         try:
             journal: dict[str, Any] = json.loads(content)
-            if not isinstance(cls.settings_of(journal), dict):
+            if not isinstance(self._settings_in(journal), dict):
                 raise ValueError("no settings")
-            for name, kind in cls.progress.items():
-                value = journal[name]
+            for name, kind in self.progress.items():
+                value: Any = journal[name]
                 if type(value) is not kind or (kind is int and not 0 < value < 1 << 62):
                     raise ValueError(f"{name}: {value!r:.60}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TableError(
-                f"{path} is damaged ({error}), so that run cannot be continued: start over with force=True"
+                f"{self.journal_name} is damaged ({error}), so that run cannot be continued: start over "
+                "with force=True"
             ) from None
-        version = journal.get("format_version", cls.format_version)
-        if version != cls.format_version:
+        version = journal.get("format_version", self.format_version)
+        if version != self.format_version:
             raise TableError(
-                f"{path} has format version {version}, expected {cls.format_version}: start over with "
-                "force=True"
+                f"{self.journal_name} has format version {version}, expected {self.format_version}: "
+                "start over with force=True"
             )
         return journal
 
-    @classmethod
-    def settings_of(cls, journal: dict[str, Any]) -> Any:  # noqa: ANN401 - from JSON
-        """Return the settings in a journal."""
-        return journal[cls.settings_key] if cls.settings_key else journal
+    def _load(self) -> bytes | None:
+        """Return the content of the journal, None if there is none."""
+        path = self.directory / JOURNAL
+        if not path.exists() or not (self.directory / (self.data or JOURNAL)).exists():
+            return None
+        return path.read_bytes()
+
+    def _store(self, journal: dict[str, Any]) -> None:
+        """Write the journal durably."""
+        with write_errors(self.name):
+            write_json(self.directory / JOURNAL, journal)
+
+    def _settings_in(self, journal: dict[str, Any]) -> Any:  # noqa: ANN401 - from JSON
+        return journal[self.settings_key] if self.settings_key else journal
 
     def resume(self, settings: Settings, force: bool = False) -> dict[str, Any] | None:
         """Return the journal of an unfinished run to continue; None begins a new one.
@@ -149,12 +153,12 @@ class Checkpoint:
             self.clear()
             self.replaces = self.target.exists()
             return None
-        if differing := differing_settings(self.settings_of(journal), settings):
+        if differing := differing_settings(self._settings_in(journal), settings):
             raise ValueError(
-                f"{self.target} belongs to a run with other settings ({differing}): finish that run, "
+                f"{self.name} belongs to a run with other settings ({differing}): finish that run, "
                 "choose another output, or start over with force=True"
             )
-        self.replaces = bool(journal["replaces"])
+        self.replaces = bool(journal.get("replaces"))
         return journal
 
     def clear(self) -> None:
@@ -172,14 +176,8 @@ class Checkpoint:
         :raises TableError: if it cannot be written.
         """
         settings = {self.settings_key: self._settings} if self.settings_key else self._settings
-        journal = {
-            "format_version": self.format_version,
-            **settings,
-            "replaces": self.replaces,
-            **progress,
-        }
-        with write_errors(self.target):
-            write_json(self.directory / JOURNAL, journal)
+        kept = {"replaces": self.replaces} if "replaces" in self.progress else {}
+        self._store({"format_version": self.format_version, **settings, **kept, **progress})
 
     def publish(self, result: Path) -> None:
         """Move the finished file or directory to the target, and drop the journal.

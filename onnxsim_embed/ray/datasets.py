@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.ray.connection import cpus_of, nodes, plan_actors, replace_actors, require_ray
-from onnxsim_embed.ray.encoder import EncodeOptions, PackedModel, TextEncoder
+from onnxsim_embed.ray.connection import cluster_cpus, plan_actors, require_ray
+from onnxsim_embed.ray.encoder import PackedModel, RowOptions, TextEncoder, prepare_model
+from onnxsim_embed.ray.tasks import actor_pool, retry_actors
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
     from onnxsim_embed.runtime.embedder import Embedder
 
-# Rows that an actor takes at a time: enough to fill its threads, few enough to be done again.
+# Rows that an actor takes at a time: enough to fill its threads, few enough to repeat.
 BATCH_ROWS = 1024
 
 
@@ -35,24 +35,24 @@ def encode_dataset(
     actor_threads: int | None = None,
     actors: int | None = None,
 ) -> Dataset:
-    """Add the vectors of a column of texts to a dataset; lazy, as Ray Data's own operations are.
+    """Add the vectors of a text column to a dataset; lazy, as the operations of Ray Data are.
 
-    Each actor holds one model, whose files travel through the object store once for each node. It reserves so
-    little of the processors that its threads use that each node has a whole one left: Ray Data's readers and
-    writers reserve one each, and wait for ever where there is none.
+    Each actor holds one model, whose files travel through the object store once for each node. On every node
+    actors leave one processor unreserved: Ray Data's readers and writers reserve a whole one each, and wait
+    forever if there is none.
 
     :param ds: the dataset; its other columns are kept.
-    :param model: recipe name, artifact, checkpoint, Hub id, or a model that is loaded.
-    :param column: the column of texts.
-    :param output_column: of the vectors, float32 lists of the model's width; null where there is none.
-    :param error_column: of strings, why a row has no vector; null where it has one.
-    :param on_error: "skip" gives a row without a usable text (null, no string, invalid Unicode) a null vector;
-        "raise" stops.
+    :param model: recipe name, artifact, checkpoint, Hub id, or a loaded model.
+    :param column: column of the texts.
+    :param output_column: column of the vectors, float32 lists of the model's dimension; null without one.
+    :param error_column: column of strings: why a row has no vector, or null.
+    :param on_error: "skip" gives a row without a usable text (null, not a string, invalid Unicode) a null
+        vector; "raise" stops.
     :param batch_size: rows that an actor takes at a time.
-    :param actor_threads: threads of each actor; None for the most, up to 4, that leave the fewest
+    :param actor_threads: threads of each actor; None for the number up to 4 that leaves the fewest
         processors idle.
-    :param actors: how many; None for as many as the cluster has room for. The rest: see `Embedder.encode`.
-    :raises ValueError: for an unknown precision, prompt, length or width.
+    :param actors: number of actors; None for all that fit. For the other arguments see `Embedder.encode`.
+    :raises ValueError: for an unknown precision or prompt, an invalid length or dimension.
     :raises CheckpointError: if the model cannot be found.
 
     Usage::
@@ -65,26 +65,20 @@ def encode_dataset(
 
     if not ray.is_initialized():
         ray.init()  # as Ray Data itself does
-    embedder = load_model(model, precision)
-    options = EncodeOptions(
-        embedder.prompt_text(prompt_name, prompt),
-        max_seq_length,
-        normalize_embeddings,
-        truncate_dim,
-        on_error,
-    )
-    options.apply(embedder)
-    # As many processors are left as Ray Data's own readers and writers need: whole ones.
-    plan = plan_actors(cpus_of(nodes()), actor_threads, actors, spare=1)
-    replace_actors(ds.context)
+    embedder, options, _ = prepare_model(
+        model, precision, max_seq_length, on_error, prompt_name=prompt_name, prompt=prompt,
+        normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim,
+    )  # fmt: skip
+    plan = plan_actors(cluster_cpus(), actor_threads, actors, spare=1)
+    retry_actors(ds.context)
     return ds.map_batches(
         DatasetEncoder,
         batch_size=batch_size,
         batch_format="pyarrow",
         num_cpus=plan.cpus,
-        compute=pool(plan.count),
+        compute=actor_pool(plan.count),
         fn_constructor_kwargs={
-            "model": ray.put(PackedModel.of(embedder.artifact, embedder.precision)),
+            "model": ray.put(PackedModel.of(embedder)),
             "options": options,
             "threads": plan.threads,
             "columns": (column, output_column, error_column),
@@ -92,29 +86,8 @@ def encode_dataset(
     )
 
 
-def load_model(model: str | Embedder, precision: str) -> Embedder:
-    """Load a model for a look at it, or return the one that is loaded."""
-    from onnxsim_embed.runtime.embedder import Embedder
-
-    if isinstance(model, Embedder):
-        return Embedder(
-            Artifact.open(model.artifact.directory),
-            precision=model.precision,
-            device="cpu",
-            threads=1,
-        )
-    return Embedder.from_pretrained(model, precision=precision, device="cpu", threads=1)
-
-
-def pool(count: int) -> Any:  # noqa: ANN401 - Ray is untyped here
-    """Return a pool of so many actors that goes on with fewer where nodes are lost."""
-    from ray.data import ActorPoolStrategy
-
-    return ActorPoolStrategy(min_size=1, max_size=count, initial_size=count)
-
-
 class DatasetEncoder:
-    """Adds vectors to batches of a dataset; one actor of `encode_dataset`.
+    """Adds vectors to batches of a dataset; an actor of `encode_dataset`.
 
     :param columns: of texts, of vectors, and of errors.
     """
@@ -122,7 +95,7 @@ class DatasetEncoder:
     def __init__(
         self,
         model: Any,  # noqa: ANN401 - a reference
-        options: EncodeOptions,
+        options: RowOptions,
         threads: int,
         columns: tuple[str, str, str],
     ) -> None:
@@ -134,27 +107,25 @@ class DatasetEncoder:
         import numpy as np
         import pyarrow
 
-        text, vector, error = self._columns
-        if text not in batch.column_names:
+        text_column, vector_column, error_column = self._columns
+        if text_column not in batch.column_names:
             raise ValueError(
-                f"the dataset has no column {text!r}; it has: {', '.join(batch.column_names)}"
+                f"the dataset has no column {text_column!r}; it has: {', '.join(batch.column_names)}"
             )
-        values = batch.column(text).to_pylist()
-        places, vectors, remarks = self._encoder.encode(range(len(values)), values)
-        whole = np.zeros((len(values), vectors.shape[1]), np.float32)
-        whole[places] = vectors
+        values = batch.column(text_column).to_pylist()
+        encoded, vectors, diagnostics = self._encoder.encode(range(len(values)), values)
+        rows = np.zeros((len(values), vectors.shape[1]), np.float32)
+        rows[encoded] = vectors
         missing = np.ones(len(values), bool)
-        missing[places] = False
+        missing[encoded] = False
         reasons: list[str | None] = [None] * len(values)
-        for remark in remarks:
-            if not remark.encoded:
-                reasons[int(remark.id)] = remark.reason
-        column = pyarrow.FixedSizeListArray.from_arrays(
-            pyarrow.array(whole.ravel()), whole.shape[1], mask=pyarrow.array(missing)
+        for diagnostic in diagnostics:
+            if not diagnostic.encoded:
+                reasons[int(diagnostic.id)] = diagnostic.reason
+        lists = pyarrow.FixedSizeListArray.from_arrays(
+            pyarrow.array(rows.ravel()), rows.shape[1], mask=pyarrow.array(missing)
         )
-        for name in (vector, error):
-            if name in batch.column_names:
-                batch = batch.drop_columns([name])
-        return batch.append_column(vector, column).append_column(
-            error, pyarrow.array(reasons, pyarrow.string())
-        )
+        existing = [name for name in (vector_column, error_column) if name in batch.column_names]
+        batch = batch.drop_columns(existing) if existing else batch
+        batch = batch.append_column(vector_column, lists)
+        return batch.append_column(error_column, pyarrow.array(reasons, pyarrow.string()))

@@ -1,4 +1,4 @@
-"""Files of texts -> a directory of vectors, on a cluster; a run that was stopped is continued."""
+"""Encode text files into a directory of vectors on a Ray cluster, resumable."""
 
 from __future__ import annotations
 
@@ -16,36 +16,34 @@ from onnxsim_embed.ray.connection import (
     Actors,
     check_shared,
     cluster,
-    cpus_of,
-    nodes,
-    plain_errors,
+    cluster_cpus,
     plan_actors,
     require_ray,
 )
-from onnxsim_embed.ray.datasets import load_model
-from onnxsim_embed.ray.encoder import EncodeOptions, PackedModel
-from onnxsim_embed.ray.shards import PartsJob
+from onnxsim_embed.ray.encoder import PackedModel, prepare_model
+from onnxsim_embed.ray.shards import ShardCheckpoint, ShardReader, encode_shards
+from onnxsim_embed.ray.tasks import plain_errors
 from onnxsim_embed.ray.texts import Columns, TextFile, group_files, survey, with_rows
-from onnxsim_embed.runtime.encode_to_file import identity
+from onnxsim_embed.runtime.provenance import model_settings
 from onnxsim_embed.system.progress import progress_bar
 
 if TYPE_CHECKING:
     from onnxsim_embed.runtime.embedder import Embedder
 
-# Rows of a part: some ten seconds of one thread, which is what a kill may cost, and 3 MB of vectors.
-PART_ROWS = 2048
+# Rows of a shard: some ten seconds of one thread, the work that a kill may lose, and 3 MB of vectors.
+SHARD_ROWS = 2048
 
 
 @dataclass(frozen=True)
 class EncodedFiles:
-    """What a run did.
+    """What a call of `encode_files` did.
 
     :param vectors: the directory.
-    :param rows_found: vectors that earlier runs had made.
-    :param remarks: rows without a vector, and rows with unusual texts.
-    :param actors: what encoded; None where nothing was left to do.
-    :param seconds: from the first part's start to the last one's end: neither the cluster's start nor the
-        loading of models is in it.
+    :param rows_found: input rows that earlier, interrupted calls had finished.
+    :param remarks: diagnostics of rows without a vector, and of rows with unusual texts.
+    :param actors: the actors that encoded; None if nothing was left to encode.
+    :param seconds: from the start of the first shard to the end of the last one, without the start of the
+        cluster and the loading of models.
     """
 
     vectors: VectorDirectory
@@ -70,38 +68,40 @@ def encode_files(
     normalize_embeddings: bool | None = None,
     truncate_dim: int | None = None,
     on_error: str = "skip",
-    part_rows: int = PART_ROWS,
+    part_rows: int = SHARD_ROWS,
     actor_threads: int | None = None,
     actors: int | None = None,
     address: str | None = None,
     force: bool = False,
     show_progress_bar: bool = False,
 ) -> EncodedFiles:
-    """Encode files of texts into a directory of parquet parts with ids and vectors, on a Ray cluster.
+    """Encode text files into a directory of parquet shards with ids and vectors, on a Ray cluster.
 
-    The vectors are those of `Embedder.encode`. The same call after a stop does the parts that are missing; the
-    directory is whole when it holds `index.json`.
+    The vectors are those of `Embedder.encode`. After an interruption the same call encodes the missing shards;
+    the directory is complete when it holds `index.json`.
 
     :param source: a file, a directory, a pattern such as texts/*.jsonl, or a URI of any of them; csv, tsv,
         jsonl, parquet or txt (also .gz). Rows are taken file by file, files in the order of their names.
     :param directory: path that every node sees, or URI.
-    :param model: recipe name, artifact, checkpoint, Hub id, or a model that is loaded.
+    :param model: recipe name, artifact, checkpoint, Hub id, or a loaded model.
     :param column: column of the texts.
-    :param id_column: column of the rows' ids; None for their numbers from 0.
-    :param kind: csv, tsv, jsonl, parquet or txt; None: by each file's ending.
-    :param on_error: "skip" leaves out rows without a usable text, and names them in rejected.jsonl;
+    :param id_column: column of the ids of the rows; None for their numbers from 0.
+    :param kind: csv, tsv, jsonl, parquet or txt; None for each file's ending.
+    :param on_error: "skip" leaves out rows without a usable text, and lists them in rejected.jsonl;
         "raise" stops at the first.
-    :param part_rows: rows of a part.
-    :param actor_threads: threads of each actor; None for the most, up to 4, that leave the fewest
+    :param part_rows: rows of a shard.
+    :param actor_threads: threads of each actor; None for the number up to 4 that leaves the fewest
         processors idle.
-    :param actors: how many; None for as many as the cluster has room for.
-    :param address: of a cluster; None for the one connected, RAY_ADDRESS, or a new one on this machine.
-    :param force: start over, and replace what the directory holds.
-    :param show_progress_bar: show one on standard error. The rest: see `Embedder.encode`.
+    :param actors: number of actors; None for all that fit.
+    :param address: of a cluster; None for the open connection, RAY_ADDRESS, or a new one on this machine.
+    :param force: start over, and replace the vectors in the directory.
+    :param show_progress_bar: show one on standard error. For the other arguments see `Embedder.encode`.
     :raises FileNotFoundError: if there is no such file.
     :raises FileExistsError: if the directory holds something else.
-    :raises ValueError: if it holds vectors of another job, naming what differs; as `Embedder.encode`.
-    :raises TableError: for a damaged file; with on_error="raise" for a row without a usable text, naming it.
+    :raises ValueError: if it holds vectors of a run with other settings, naming those that differ; as
+        `Embedder.encode`.
+    :raises TableError: for a damaged file; if another process writes the directory; with on_error="raise",
+        naming a row without a usable text.
     :raises OnnxsimEmbedError: if a node does not see a path, or the cluster cannot be reached.
 
     Usage::
@@ -112,92 +112,99 @@ def encode_files(
     """
     if part_rows < 1:
         raise ValueError(f"part_rows must be positive, got {part_rows}")
-    require_ray()  # before the time that a model takes
-    storage = Directory(directory)
+    require_ray()  # before a model is loaded
+    output = Directory(directory)
     locations = find_files(source)
-    _check_directory(storage, locations)
+    local = _check_output(output, locations)
     columns = Columns(column, id_column, kind)
-    embedder = load_model(model, precision)
-    options = EncodeOptions(
-        embedder.prompt_text(prompt_name, prompt),
-        max_seq_length,
-        normalize_embeddings,
-        truncate_dim,
-        on_error,
-    )
-    origin = options.apply(embedder)
-    with cluster(address), plain_errors():
-        check_shared(storage, locations[0])
-        files, id_type = _survey(locations, columns)
+    embedder, options, provenance = prepare_model(
+        model, precision, max_seq_length, on_error, prompt_name=prompt_name, prompt=prompt,
+        normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim,
+    )  # fmt: skip
+    with ShardCheckpoint(output, local) as checkpoint, cluster(address), plain_errors():
+        import ray
+
+        check_shared(output, locations[0])
+        count_rows = ray.remote(num_cpus=1)(survey)
+        surveys = [count_rows.remote(location, columns) for location in locations]
+        files, id_type = with_rows(ray.get(surveys))
         total = sum(file.rows for file in files)
         settings = {
-            **identity(embedder),
-            "prompt": origin.prompt,
-            "max_seq_length": origin.max_seq_length,
-            "normalize": origin.normalize,
-            "truncate_dim": origin.truncate_dim,
-            "onnxsim_embed": origin.onnxsim_embed,
-            "onnxruntime": origin.onnxruntime,
+            **model_settings(embedder),
+            "prompt": provenance.prompt,
+            "max_seq_length": provenance.max_seq_length,
+            "normalize": provenance.normalize,
+            "truncate_dim": provenance.truncate_dim,
+            "onnxsim_embed": provenance.onnxsim_embed,
+            "onnxruntime": provenance.onnxruntime,
             "column": column,
             "id_column": id_column,
             "part_rows": part_rows,
             "rows": total,
             "input": _digest(files),
         }
-        job = PartsJob(storage, settings, group_files(files, part_rows), id_type)
-        found = job.begin(force)
-        plan = plan_actors(cpus_of(nodes()), actor_threads, actors) if job.missing else None
-        if plan is not None:
-            import ray
-
-            packed = ray.put(PackedModel.of(embedder.artifact, embedder.precision))
+        checkpoint.resume(settings, force)
+        groups = group_files(files, part_rows)
+        count = groups[-1].shards(part_rows).stop
+        shards = checkpoint.finished(count)
+        rows_found = sum(
+            shard.rows + sum(not entry.encoded for entry in shard.diagnostics)
+            for shard in shards.values()
+        )
+        plan, times = None, [0.0]
+        if len(shards) < count:
+            plan = plan_actors(cluster_cpus(), actor_threads, actors)
+            reader = ShardReader(columns, part_rows, id_type)
             bar = progress_bar(
-                desc="Encoding", unit=" texts", total=total, initial=found,
+                desc="Encoding", unit=" texts", total=total, initial=rows_found,
                 smoothing=0.1, disable=not show_progress_bar,
             )  # fmt: skip
+            times.clear()
             with bar:
-                for rows in job.run(columns, packed, options, plan):
-                    bar.update(rows)
-        vectors = job.finish(
-            VectorDirectory(storage, origin.truncate_dim or origin.dim, (), origin)
+                packed = ray.put(PackedModel.of(embedder))
+                for row in encode_shards(
+                    checkpoint, groups, dict(shards), reader, plan, model=packed, options=options
+                ):
+                    shards[int(row["number"])] = row["shard"]
+                    times += row["times"]
+                    bar.update(int(row["rows"]))
+        vectors = VectorDirectory(
+            output,
+            provenance.truncate_dim or provenance.dim,
+            tuple(shard for _, shard in sorted(shards.items())),
+            provenance,
         )
-    remarks = [entry for shard in vectors.shards for entry in shard.diagnostics]
-    return EncodedFiles(vectors, found, remarks, plan, job.seconds)
+        checkpoint.finish(vectors, count)
+    diagnostics = [entry for shard in vectors.shards for entry in shard.diagnostics]
+    return EncodedFiles(vectors, rows_found, diagnostics, plan, max(times) - min(times))
 
 
-def _check_directory(storage: Directory, inputs: Sequence[str]) -> None:
-    """Refuse a directory that holds something else than vectors of such a job, or would become an input.
+def _check_output(output: Directory, inputs: Sequence[str]) -> Path | None:
+    """Return the local path of the output, None in an object store.
 
-    :raises FileExistsError: naming the directory.
+    :raises FileExistsError: if it is a file, holds something else than vectors, or contains an input.
+    :raises FileNotFoundError: if its parent directory does not exist.
     """
-    local = storage.local
+    local = output.local
     if local is not None and local.exists() and not local.is_dir():
         raise FileExistsError(f"{local} exists and is a file; choose another name")
     if local is not None and not local.parent.is_dir():
         raise FileNotFoundError(f"cannot write {local}: there is no directory {local.parent}")
-    if any(display_name(location).startswith(f"{storage}/") for location in inputs):
+    if any(display_name(location).startswith(f"{output}/") for location in inputs):
         raise FileExistsError(
-            f"{storage} holds texts to encode; choose another directory for the vectors"
+            f"{output} holds texts to encode; choose another directory for the vectors"
         )
-    names = [name for name in storage.names() if not name.startswith(".")]
+    names = [name for name in output.names() if not name.startswith(".")]
     if names and JOB not in names:
         raise FileExistsError(
-            f"{storage} exists and holds no vectors of such a job; choose another directory"
+            f"{output} exists and is not a directory of vectors; choose another directory"
         )
-
-
-def _survey(locations: Sequence[str], columns: Columns) -> tuple[list[TextFile], str]:
-    """Count the rows of each file, side by side; return those that have some, and the type of their ids."""
-    import ray
-
-    count = ray.remote(num_cpus=1)(survey)
-    waiting = [count.remote(location, columns) for location in locations]
-    return with_rows(ray.get(waiting))
+    return local
 
 
 def _digest(files: Sequence[TextFile]) -> str:
-    """Return what tells an input from another: its files' names, rows and bytes, wherever they lie."""
-    told = [
+    """Return a digest of the names, rows and bytes of the input files, wherever they are."""
+    contents = [
         [display_name(file.location).rpartition("/")[2], file.rows, file.digest] for file in files
     ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]

@@ -1,22 +1,23 @@
-"""The parts of a directory of vectors: those that are there, and those that a cluster makes.
+"""The shards of a directory of vectors: its checkpoint, and the actors that encode the missing ones.
 
-Ray Data runs it: tasks read parts of the input, actors encode them and write each as one file, and tell the
-driver how many rows it has. A part's rows depend on the input and its number alone, and its file appears whole, so
-that whatever dies, a part is there once or not yet.
+Tasks of Ray Data read shards of the input; actors encode each, write it as one file and return its metadata. The
+rows of a shard depend on the input and its number alone, and its file appears complete, so that whatever dies, a
+shard exists once or not yet.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import uuid4
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.checkpoint import Checkpoint, differing_settings
+from onnxsim_embed.files.atomic import json_bytes
+from onnxsim_embed.files.checkpoint import Checkpoint
 from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.vector_directory import (
     FORMAT_VERSION,
@@ -29,199 +30,193 @@ from onnxsim_embed.files.vector_directory import (
     read_shard,
     shard_file,
 )
-from onnxsim_embed.ray.connection import EXPECTED, READER_SHARE, Actors, pack, quiet, unpack
-from onnxsim_embed.ray.datasets import pool
-from onnxsim_embed.ray.encoder import EncodeOptions, TextEncoder
-from onnxsim_embed.ray.texts import Columns, Group, TextPart, read_parts
+from onnxsim_embed.ray.connection import READER_SHARE, Actors
+from onnxsim_embed.ray.encoder import RowOptions, TextEncoder
+from onnxsim_embed.ray.tasks import EXPECTED, actor_pool, internal_dataset, pack, unpack
+from onnxsim_embed.ray.texts import Columns, Group, TextShard, read_shards
 
-# Parts of an earlier run that are looked into at the same time.
-PARTS_AT_ONCE = 16
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Shards of an earlier run whose metadata is read at the same time: object stores are slow to answer.
+PARALLEL_READS = 16
+
+# Token of the run that writes a directory. An object store has no locks: the last run takes over.
+OWNER = ".owner"
 
 
-class _Journal(Checkpoint):
+class ShardCheckpoint(Checkpoint):
+    """Checkpoint in the output directory itself, whose files are the finished shards.
+
+    A directory on a disk is locked. In an object store, and against actors that survive their driver, each
+    shard is written only while the token of the run is that in the directory.
+    """
+
     progress: ClassVar[Mapping[str, type]] = {"format_version": int}
     format_version = FORMAT_VERSION
 
+    def __init__(self, output: Directory, local: Path | None) -> None:
+        self.output = output
+        self.token = uuid4().hex
+        self._locked = local is not None
+        super().__init__(local or Path(output.location))
+        self.name, self.journal_name = str(output), f"{output}/{JOB}"
 
-class PartsJob:
-    """Parts to encode, and those that are there.
+    def __enter__(self) -> Self:
+        """See `Checkpoint`."""
+        return super().__enter__() if self._locked else self
 
-    :param settings: what the vectors depend on.
-    """
+    def __exit__(self, *raised: Any) -> None:  # noqa: ANN401
+        """See `Checkpoint`."""
+        if self._locked:
+            super().__exit__(*raised)
 
-    def __init__(
-        self, storage: Directory, settings: Mapping[str, Any], groups: Sequence[Group], id_type: str
-    ) -> None:
-        self._storage = storage
-        self._settings = dict(settings)
-        self._groups = groups
-        self._part_rows = int(settings["part_rows"])
-        self._id_type = id_type
-        self._done: dict[int, VectorShard] = {}
-        self._times: list[float] = []
-
-    @property
-    def seconds(self) -> float:
-        """Seconds from the first part's start to the last one's end, of those of this run."""
-        return max(self._times) - min(self._times) if self._times else 0.0
-
-    @property
-    def _count(self) -> int:
-        return self._groups[-1].parts(self._part_rows).stop if self._groups else 0
-
-    @property
-    def missing(self) -> list[Group]:
-        """Groups of which a part is missing."""
-        return [
-            group
-            for group in self._groups
-            if any(number not in self._done for number in group.parts(self._part_rows))
-        ]
-
-    def begin(self, force: bool) -> int:
-        """Find the parts that are there; return the rows they were made of.
-
-        :raises ValueError: if they are those of another job, naming what differs.
-        """
-        names = set(self._storage.names())
-        if force:
-            # The index first, as it says that all is there, and the job last, by which the next run knows the rest.
-            for name in sorted(names, key=lambda name: (name == JOB, name != INDEX)):
-                if name in (INDEX, JOB, REJECTED) or name.startswith("part-"):
-                    self._storage.delete(name)
-            names = set()
-        if JOB in names:
-            self._compare(self._storage.read(JOB))
+    def resume(self, settings: Mapping[str, Any], force: bool = False) -> dict[str, Any] | None:
+        """See `Checkpoint`; takes over the directory, and writes the journal of a new run."""
+        journal = super().resume(settings, force)
+        if journal is None:
+            self.record()
         else:
-            table = {"format_version": FORMAT_VERSION, **self._settings}
-            self._storage.write(JOB, (json.dumps(table, indent=1) + "\n").encode())
-        there = [number for number in range(self._count) if shard_file(number) in names]
-        with ThreadPoolExecutor(
-            PARTS_AT_ONCE
-        ) as readers:  # an object store takes its time for each
-            parts = readers.map(partial(read_shard, self._storage), there)
-            self._done = {n: part for n, part in zip(there, parts, strict=True) if part is not None}
-        return sum(
-            part.rows + sum(not entry.encoded for entry in part.diagnostics)
-            for part in self._done.values()
-        )
+            self._take_over()
+        return journal
 
-    def _compare(self, data: bytes) -> None:
-        found = _Journal.parse(data, f"{self._storage}/{JOB}")
-        if differing := differing_settings(found, self._settings):
-            raise ValueError(
-                f"{self._storage} belongs to a run with other settings ({differing}): finish that run, "
-                "choose another output, or start over with force=True"
-            )
+    def clear(self) -> None:
+        """See `Checkpoint`; the index first, which marks the directory as complete, and the journal last."""
+        self._take_over()
+        for name in sorted(self.output.names(), key=lambda name: (name == JOB, name != INDEX)):
+            if name in (INDEX, JOB, REJECTED) or name.startswith("part-"):
+                self.output.delete(name)
 
-    def run(
-        self,
-        columns: Columns,
-        model: Any,  # noqa: ANN401 - a reference
-        options: EncodeOptions,
-        plan: Actors,
-    ) -> Iterator[int]:
-        """Encode the parts that are missing; yield the rows of each as it is written."""
-        import ray.data
+    def _take_over(self) -> None:
+        self.output.write(OWNER, self.token.encode())
 
-        groups = [
-            {
-                "group": pack(group),
-                "done": [n for n in group.parts(self._part_rows) if n in self._done] or [-1],
-            }
-            for group in self.missing
-        ]
-        ds = ray.data.from_items(groups, override_num_blocks=len(groups))
-        quiet(ds.context)
-        ds = ds.map_batches(
-            PartReader(columns, self._part_rows, self._id_type), batch_size=1, num_cpus=READER_SHARE
-        )
-        ds = ds.map(
-            PartEncoder,
-            num_cpus=plan.cpus,
-            compute=pool(plan.count),
-            fn_constructor_kwargs={
-                "model": model,
-                "options": options,
-                "threads": plan.threads,
-                "storage": self._storage,
-                "id_type": self._id_type,
-            },
-        )
-        for row in ds.iter_rows():
-            part: VectorShard = unpack(row["told"])
-            self._done[int(row["part"])] = part
-            self._times += row["times"]
-            yield int(row["rows"])
+    def _load(self) -> bytes | None:
+        return self.output.read(JOB) if JOB in self.output.names() else None
 
-    def finish(self, vectors: VectorDirectory) -> VectorDirectory:
-        """Write the index, and return the vectors."""
-        lost = [number for number in range(self._count) if number not in self._done]
-        if lost:
-            raise TableError(
-                f"{self._storage}: {len(lost)} parts were not written, the first is "
-                f"{shard_file(lost[0])}; give the same command again"
-            )
-        whole = replace(vectors, shards=tuple(self._done[number] for number in range(self._count)))
-        whole.write_index()
-        for name in self._storage.names():
-            if name.startswith((".part-", ".probe-")):  # left by a process that was killed
-                self._storage.delete(name)
-        return whole
+    def _store(self, journal: dict[str, Any]) -> None:
+        self.output.write(JOB, json_bytes(journal))
+
+    def finished(self, count: int) -> dict[int, VectorShard]:
+        """Return the undamaged shards with numbers below `count`."""
+        names = set(self.output.names())
+        numbers = [number for number in range(count) if shard_file(number) in names]
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            shards = pool.map(partial(read_shard, self.output), numbers)
+            return {n: shard for n, shard in zip(numbers, shards, strict=True) if shard is not None}
+
+    def finish(self, vectors: VectorDirectory, count: int) -> None:
+        """Write the index.
+
+        :raises TableError: if shards are missing, or another run has taken over.
+        """
+        if len(vectors.shards) < count:
+            missing = count - len(vectors.shards)
+            raise TableError(f"{self.name}: {missing} shards were not written; repeat the call")
+        check_owner(self.output, self.token)
+        vectors.write_index()
+        for name in self.output.names():
+            if name == OWNER or name.startswith((".part-", ".probe-")):  # left by killed processes
+                self.output.delete(name)
 
 
-class PartReader:
-    """Reads the parts of groups of files, in tasks of Ray Data."""
+def check_owner(output: Directory, token: str) -> None:
+    """Raise TableError if the token in the directory is not that of this run."""
+    try:
+        owner = output.read(OWNER).decode()
+    except FileNotFoundError:
+        owner = ""
+    if owner != token:
+        raise TableError(f"another process is writing {output}, and has taken over: this run stops")
 
-    def __init__(self, columns: Columns, part_rows: int, id_type: str) -> None:
-        self._read = partial(read_parts, columns=columns, part_rows=part_rows, id_type=id_type)
+
+def encode_shards(
+    checkpoint: ShardCheckpoint,
+    groups: Sequence[Group],
+    finished: Mapping[int, VectorShard],
+    reader: ShardReader,
+    plan: Actors,
+    **encoder: Any,  # noqa: ANN401
+) -> Iterator[dict[str, Any]]:
+    """Encode the shards that are not finished; yield what `ShardEncoder` returns for each.
+
+    :param encoder: the model and its options, for `ShardEncoder`.
+    """
+    rows = []
+    for group in groups:
+        numbers = group.shards(reader.shard_rows)
+        if any(number not in finished for number in numbers):
+            done = [number for number in numbers if number in finished]
+            rows.append({"group": pack((group, done))})
+    dataset = internal_dataset(rows)
+    dataset = dataset.map_batches(reader, batch_size=1, num_cpus=READER_SHARE)
+    dataset = dataset.map(
+        ShardEncoder,
+        num_cpus=plan.cpus,
+        compute=actor_pool(plan.count),
+        fn_constructor_kwargs={
+            "output": checkpoint.output,
+            "token": checkpoint.token,
+            "id_type": reader.id_type,
+            "threads": plan.threads,
+            **encoder,
+        },
+    )
+    for row in dataset.iter_rows():
+        yield row | {"shard": unpack(row["shard"])}
+
+
+class ShardReader:
+    """Reads the shards of groups of files, in tasks of Ray Data."""
+
+    def __init__(self, columns: Columns, shard_rows: int, id_type: str) -> None:
+        self.shard_rows, self.id_type = shard_rows, id_type
+        self._columns = columns
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield a row for each part that is missing."""
-        group: Group = unpack(batch["group"][0])
-        done = [int(number) for number in batch["done"][0]]
+        """Yield a row for each missing shard."""
+        group, finished = unpack(batch["group"][0])
         try:
-            for part in self._read(group, done=done):
-                yield {"texts": [pack(part)]}
+            for shard in read_shards(group, self._columns, self.shard_rows, self.id_type, finished):
+                yield {"texts": [pack(shard)]}
         except EXPECTED as error:
             yield {"texts": [pack(error)]}
 
 
-class PartEncoder:
-    """Encodes parts and writes their files; one actor of `encode_files`."""
+class ShardEncoder:
+    """Encodes shards and writes their files; an actor of `encode_files`."""
 
     def __init__(
         self,
         model: Any,  # noqa: ANN401 - a reference
-        options: EncodeOptions,
+        options: RowOptions,
         threads: int,
-        storage: Directory,
+        output: Directory,
+        token: str,
         id_type: str,
     ) -> None:
         self._encoder = TextEncoder(model, options, threads)
-        self._storage = storage
+        self._output, self._token = output, token
         self._id_type = id_type
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Write a part; return what the index says of it."""
+        """Write a shard; return its number, its metadata, its input rows, and when it began and ended."""
         began = time.time()
         number, rows = -1, 0
         try:
-            texts: TextPart = unpack(row["texts"])
+            texts: TextShard = unpack(row["texts"])
             number, rows = texts.number, len(texts.values)
-            told: object = self._write(texts)
+            shard: object = self._write(texts)
         except EXPECTED as error:
-            told = error
-        return {"part": number, "rows": rows, "told": pack(told), "times": [began, time.time()]}
+            shard = error
+        return {"number": number, "rows": rows, "shard": pack(shard), "times": [began, time.time()]}
 
-    def _write(self, part: TextPart) -> VectorShard:
-        places, vectors, remarks = self._encoder.encode(part.ids, part.values)
-        data, digest = pack_shard(
-            [part.ids[place] for place in places],
-            vectors,
-            remarks,
-            self._encoder.origin,
-            self._id_type,
+    def _write(self, texts: TextShard) -> VectorShard:
+        encoded, vectors, diagnostics = self._encoder.encode(texts.ids, texts.values)
+        ids = [texts.ids[row] for row in encoded]
+        content, digest = pack_shard(
+            ids, vectors, diagnostics, self._encoder.provenance, self._id_type
         )
-        self._storage.write(shard_file(part.number), data)
-        return VectorShard(shard_file(part.number), len(places), digest, tuple(remarks))
+        check_owner(self._output, self._token)
+        file = shard_file(texts.number)
+        self._output.write(file, content)
+        return VectorShard(file, len(encoded), digest, tuple(diagnostics))

@@ -1,7 +1,7 @@
-"""Files of texts -> parts of texts whose rows and numbers never change, whoever reads them.
+"""Text files -> shards of rows that never change, whoever reads them.
 
-Files are read by `tables`, as the command without an engine reads them, and not by Ray Data's own readers:
-those turn a csv column of digits into numbers, and refuse a cell of several lines.
+Files are read by `files.texts`, as without an engine, and not by Ray Data's own readers, which turn a csv column
+of digits into numbers and reject a cell of several lines.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from onnxsim_embed.files.rows import kind_of
 from onnxsim_embed.files.texts import iter_column
 from onnxsim_embed.files.uris import display_name
 
-# Asked of an object store at a time; each request takes some tens of milliseconds.
+# Bytes read from an object store at a time; each request takes tens of milliseconds.
 READ_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are read.
+    """Columns to read.
 
-    :param text: the texts; None where a file has one, or one called text or the like.
-    :param id: the rows' names; None for their numbers, from 0.
-    :param kind: csv, tsv, jsonl, parquet or txt; None: by each file's ending.
+    :param text: the texts; None for the only column, or one with a usual name.
+    :param id: ids of the rows; None for their numbers from 0.
+    :param kind: csv, tsv, jsonl, parquet or txt; None for each file's ending.
     """
 
     text: str | None = None
@@ -40,11 +40,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file.
+    """A surveyed file.
 
-    :param rows: its rows.
-    :param digest: of its bytes; of parquet, of what is in the columns.
-    :param id_type: int64 or string; None where there are no rows.
+    :param digest: digest of its bytes; for parquet, of the values in the columns.
+    :param id_type: int64 or string; None for a file without rows.
     """
 
     location: str
@@ -52,42 +51,42 @@ class TextFile:
     digest: str
     id_type: str | None
 
+    def changed(self) -> TableError:
+        """Return the error for a file whose rows are not those of the survey."""
+        return TableError(
+            f"{display_name(self.location)} has changed while it was encoded: it had {self.rows:,} rows; "
+            "repeat the call with force=True, or for another directory"
+        )
+
 
 @dataclass(frozen=True)
 class Group:
-    """Files that one task reads, one after the other.
-
-    :param first_row: rows of the files before.
-    :param first_part: number of the first part.
-    """
+    """Files that one task reads one after the other, with the first numbers of its rows and shards."""
 
     files: tuple[TextFile, ...]
     first_row: int
-    first_part: int
+    first_shard: int
 
     @property
     def rows(self) -> int:
         """Rows of its files."""
         return sum(file.rows for file in self.files)
 
-    def parts(self, part_rows: int) -> range:
-        """Return the numbers of its parts."""
-        return range(self.first_part, self.first_part - (-self.rows // part_rows))
+    def shards(self, shard_rows: int) -> range:
+        """Return the numbers of its shards."""
+        return range(self.first_shard, self.first_shard - (-self.rows // shard_rows))
 
 
 @dataclass(frozen=True)
-class TextPart:
-    """Rows of a group of files.
-
-    :param values: texts, or whatever is in their place.
-    """
+class TextShard:
+    """Rows of a group; values are texts, or what the file holds instead."""
 
     number: int
     ids: list[Any]
     values: list[Any]
 
 
-class _Hashing(io.RawIOBase):
+class _HashingStream(io.RawIOBase):
     """A stream that digests what is read from it."""
 
     def __init__(self, stream: IO[bytes], digest: Any) -> None:  # noqa: ANN401 - hashlib's own type is private
@@ -98,26 +97,25 @@ class _Hashing(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - typeshed's own type is private
-        data = self._stream.read(len(buffer))
-        self._digest.update(data)
-        buffer[: len(data)] = data
-        return len(data)
+        content = self._stream.read(len(buffer))
+        self._digest.update(content)
+        buffer[: len(content)] = content
+        return len(content)
 
 
-class _Blocks(io.BufferedReader):
-    """A stream that is read READ_BYTES at a time, however little of it is asked for."""
+class _BatchedReader(io.BufferedReader):
+    """A stream that reads READ_BYTES at a time, also where a decoder asks for less past the buffer."""
 
     def read1(self, size: int = -1, /) -> bytes:
-        """Return as many bytes; the decoder asks for 8 KiB so, which else go past the buffer."""
         return self.read(size)
 
 
 def survey(location: str, columns: Columns) -> TextFile:
     """Count a file's rows, check their ids and digest its content; a file may be empty.
 
-    :raises ValueError: as `tables.iter_texts`, as are the rest.
-    :raises TableError: for a row whose id is missing, or neither a whole number nor a text, or of
-        another type than those before, naming it.
+    :raises ValueError: for a column that does not exist.
+    :raises TableError: for a damaged file; for an id that is missing, neither an integer nor a text, or of
+        another type than those before, naming the row.
     """
     digest = hashlib.sha256()
     rows = sum(1 for _ in _column(location, columns.text, columns.kind, digest))
@@ -131,7 +129,7 @@ def survey(location: str, columns: Columns) -> TextFile:
 def with_rows(files: Sequence[TextFile]) -> tuple[list[TextFile], str]:
     """Return the files that are not empty, and the type of their ids.
 
-    :raises TableError: if all are empty, or their ids are of two types.
+    :raises TableError: if all are empty, or ids are of two types.
     """
     used = [file for file in files if file.rows]
     if not used:
@@ -141,8 +139,8 @@ def with_rows(files: Sequence[TextFile]) -> tuple[list[TextFile], str]:
     for file in used:
         if file.id_type != first.id_type:
             raise TableError(
-                f"{display_name(file.location)} has ids of type {file.id_type}, and {display_name(first.location)} "
-                f"of type {first.id_type}: let all be numbers, or all texts"
+                f"{display_name(file.location)} has ids of type {file.id_type}, and "
+                f"{display_name(first.location)} of type {first.id_type}: use one type"
             )
     return used, str(first.id_type)
 
@@ -150,95 +148,84 @@ def with_rows(files: Sequence[TextFile]) -> tuple[list[TextFile], str]:
 def _common_type(ids: Iterable[Any], name: str) -> str:
     common = None
     for row, value in enumerate(ids):
-        found = _id_type(value, name, row)
-        common = common or found
-        if found != common:
+        id_type = _id_type(value)
+        if id_type is None:
+            problem = "no id (null)" if value is None else f"the id {value!r:.60}"
+            raise TableError(f"{name}: row {row} has {problem}; ids are 64-bit integers or texts")
+        common = common or id_type
+        if id_type != common:
             raise TableError(
-                f"{name}: row {row} has the id {value!r:.60}, of type {found}, those before are of type "
-                f"{common}: let all be numbers, or all texts"
+                f"{name}: row {row} has the id {value!r:.60} of type {id_type}, but those before are of "
+                f"type {common}: use one type"
             )
     return str(common)
 
 
-def _id_type(value: Any, name: str, row: int) -> str:  # noqa: ANN401 - whatever a file holds
+def _id_type(value: Any) -> str | None:  # noqa: ANN401 - whatever a file holds
     if type(value) is int and -(1 << 63) <= value < 1 << 63:
         return "int64"
-    if isinstance(value, str):
-        try:
-            value.encode()
-            return "string"
-        except UnicodeEncodeError:
-            pass
-    what = "no id (null)" if value is None else f"the id {value!r:.60}"
-    raise TableError(f"{name}: row {row} has {what}; ids are whole numbers of 64 bits, or texts")
+    if isinstance(value, str) and value.isascii():
+        return "string"
+    try:
+        return "string" if isinstance(value, str) and value.encode() else None
+    except UnicodeEncodeError:
+        return None
 
 
-def group_files(files: Sequence[TextFile], part_rows: int) -> list[Group]:
-    """Put small files together, so that a group has as many rows as a part, or more.
+def group_files(files: Sequence[TextFile], shard_rows: int) -> list[Group]:
+    """Put small files together, so that a group has at least as many rows as a shard.
 
-    :param files: each with rows.
+    :param files: files that are not empty.
     """
     groups: list[Group] = []
-    held: list[TextFile] = []
-    first_row = first_part = 0
+    pending: list[TextFile] = []
+    first_row = first_shard = 0
     for number, file in enumerate(files):
-        held.append(file)
-        group = Group(tuple(held), first_row, first_part)
-        if group.rows >= part_rows or number == len(files) - 1:
+        pending.append(file)
+        group = Group(tuple(pending), first_row, first_shard)
+        if group.rows >= shard_rows or number == len(files) - 1:
             groups.append(group)
             first_row += group.rows
-            first_part = group.parts(part_rows).stop
-            held = []
+            first_shard = group.shards(shard_rows).stop
+            pending = []
     return groups
 
 
-def read_parts(
-    group: Group, columns: Columns, part_rows: int, id_type: str, done: Sequence[int]
-) -> Iterator[TextPart]:
-    """Yield the parts of a group that are not done; reads no further than the last of them.
+def read_shards(
+    group: Group, columns: Columns, shard_rows: int, id_type: str, finished: Sequence[int]
+) -> Iterator[TextShard]:
+    """Yield the shards of a group that are not finished; reads no further than the last of them.
 
-    :raises TableError: if a file has other rows than at first, or an id is of another type: before
-        the part in question.
+    :raises TableError: before the shard in question, if a file has changed since the survey.
     """
-    parts = group.parts(part_rows)
-    missing = sorted(set(parts) - set(done))
+    numbers = group.shards(shard_rows)
+    missing = sorted(set(numbers) - set(finished))
     with closing(_rows(group, columns, id_type)) as rows:
-        for number in range(parts.start, missing[-1] + 1 if missing else parts.start):
-            chunk = list(islice(rows, part_rows))
-            if number == parts[-1]:
-                next(rows, None)  # which the last file has not
+        for number in range(numbers.start, missing[-1] + 1 if missing else numbers.start):
+            chunk = list(islice(rows, shard_rows))
+            if number == numbers[-1]:
+                next(rows, None)  # raises if the last file has more rows
             if number in missing:
                 ids, values = zip(*chunk, strict=True)
-                yield TextPart(number, list(ids), list(values))
+                yield TextShard(number, list(ids), list(values))
 
 
 def _rows(group: Group, columns: Columns, id_type: str) -> Generator[tuple[Any, Any], None, None]:
     first = group.first_row
     for file in group.files:
-        found = 0
+        rows = 0
         values = _column(file.location, columns.text, columns.kind)
-        names: Iterator[Any] = count(first)
+        ids: Iterator[Any] = count(first)
         if columns.id is not None:
-            names = _column(file.location, columns.id, columns.kind)
-        for name, value in zip(names, values, strict=False):
-            if found == file.rows or (columns.id is not None and not _is_of(id_type, name)):
-                raise _changed(file)
+            ids = _column(file.location, columns.id, columns.kind)
+        for name, value in zip(ids, values, strict=False):
+            if rows == file.rows or type(name) is not (int if id_type == "int64" else str):
+                raise file.changed()
             yield name, value
-            found += 1
-        if found < file.rows:
-            raise _changed(file)
+            rows += 1
+        if rows < file.rows:
+            raise file.changed()
         first += file.rows
-
-
-def _is_of(id_type: str, value: object) -> bool:
-    return type(value) is (int if id_type == "int64" else str)
-
-
-def _changed(file: TextFile) -> TableError:
-    return TableError(
-        f"{display_name(file.location)} has changed while it was encoded: it had {file.rows:,} rows; give the "
-        "same command again, with --force or another directory"
-    )
 
 
 def _column(
@@ -247,10 +234,7 @@ def _column(
     kind: str | None,
     digest: Any = None,  # noqa: ANN401
 ) -> Iterator[Any]:
-    """Yield the values of a column; none where the file is empty.
-
-    :param digest: gets what they are made of.
-    """
+    """Yield the values of a column, none if the file is empty, and digest what they are made of."""
     name = display_name(location)
     kind = kind or kind_of(name)
     try:
@@ -261,8 +245,8 @@ def _column(
                         digest.update(repr(value).encode() + b"\n")
                     yield value
                 return
-            raw = stream if digest is None else _Hashing(stream, digest)
-            source = _Blocks(cast("io.RawIOBase", raw), READ_BYTES)
+            raw = stream if digest is None else _HashingStream(stream, digest)
+            source = _BatchedReader(cast("io.RawIOBase", raw), READ_BYTES)
             yield from iter_column(name, column, kind=kind, source=source)
     except NoTextsError:
         return

@@ -215,9 +215,10 @@ def test_a_missing_input_is_one_line(refuse, tmp_path, artifact):
     [
         (["--precision", "fp64"], "precision 'fp64' is not in"),
         (["--prompt-name", "x"], "--prompt-name 'x'"),
-        (["--dtype", "int4"], "unknown number format 'int4'; known are float32, float16"),
-        (["--dtype", "int8"], "int8 vectors need --ranges"),
-        (["--ranges", "none.npy"], "ranges are for int8 and uint8; float32 takes none"),
+        (["--dtype", "int4"], "'int4'"),
+        (["--dtype", "int8"], "required for int8"),
+        (["--ranges", "none.npy"], "'float32'"),
+        (["--dtype", "int8", "--ranges", "none.npy"], "there is no file none.npy"),
         (["--truncate-dim", 33], "--truncate-dim must be from 1 to 32, got 33"),
         (["--max-seq-length", 49], "at most 48"),
         (["--device", "gpu"], "unknown device 'gpu'"),

@@ -25,7 +25,8 @@ from onnxsim_embed.files.provenance import (
 )
 from onnxsim_embed.files.vector_directory import VectorDirectory
 from onnxsim_embed.files.vectors import read_vectors, write_vectors
-from onnxsim_embed.runtime.encode_to_file import encode_to_file, provenance_of
+from onnxsim_embed.runtime.encode_to_file import encode_to_file
+from onnxsim_embed.runtime.provenance import provenance_of
 
 VECTORS = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 ORIGIN = Provenance(

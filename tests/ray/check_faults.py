@@ -103,7 +103,7 @@ def points() -> np.ndarray:
 def small_tasks(monkeypatch) -> None:
     """Tasks of a graph that take no time, but are many: there is something left to lose."""
     monkeypatch.setattr(graph, "TASKS_PER_CPU", 60)
-    monkeypatch.setattr(graph, "LEAST_PAIRS", 1)
+    monkeypatch.setattr(graph, "MIN_TASK_PAIRS", 1)
 
 
 def check_vectors(directory: Path, expected: np.ndarray) -> None:

@@ -17,9 +17,9 @@ from ray.cluster_utils import Cluster
 
 # Titles that Ray gives the processes of its workers.
 WORKER = "ray::"
-ACTOR = "PartEncoder"
-LOADING = "PartEncoder)).__init__"
-READER = "PartReader"
+ACTOR = "ShardEncoder"
+LOADING = "ShardEncoder)).__init__"
+READER = "ShardReader"
 MB = 1 << 20
 STORE = "object_store_memory"  # Ray's name of it among the resources
 

@@ -18,7 +18,7 @@ from onnxsim_embed.errors import OnnxsimEmbedError, TableError
 from onnxsim_embed.files.vector_directory import open_vectors
 from onnxsim_embed.ray import cluster, encode_dataset, encode_files, graph, write_graph
 from onnxsim_embed.ray.connection import Actors, plan_actors
-from onnxsim_embed.ray.encoder import EncodeOptions, PackedModel
+from onnxsim_embed.ray.encoder import PackedModel, prepare_model
 from onnxsim_embed.similarity.memory import PEAK_ENTRY_BYTES
 
 pytestmark = [
@@ -246,17 +246,18 @@ def test_a_dataset_gets_vectors(model, tmp_path):
 
 def test_a_damaged_copy_of_the_model_is_made_anew(model, tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path))
-    packed = PackedModel.of(model.artifact, "int8")
+    packed = PackedModel.of(model)
     first = packed.load(1)
     (first.artifact.directory / "onnx/model_int8.onnx").write_bytes(b"damaged")
     assert np.array_equal(packed.load(1).encode(["a road"]), model.encode(["a road"]))
 
 
 def test_options_are_those_of_encode(model):
-    options = EncodeOptions(prompt="a dog ", truncate_dim=8, normalize_embeddings=True)
+    arguments = {"prompt_name": "query", "prompt": None, "truncate_dim": 8, "normalize_embeddings": True}  # fmt: skip
+    embedder, options, provenance = prepare_model(model, "auto", 9, "skip", **arguments)
+    assert (provenance.truncate_dim, provenance.max_seq_length) == (8, 9)
     expected = model.encode(["a road"], prompt="a dog ", truncate_dim=8, normalize_embeddings=True)
-    assert np.array_equal(options.encode(model, ["a road"]), expected)
-    assert options.apply(model).truncate_dim == 8
+    assert np.array_equal(embedder.encode_with(options.encode, ["a road"]), expected)
 
 
 # comparing
@@ -276,7 +277,7 @@ def vectors():
 @pytest.fixture
 def many_pieces(monkeypatch):
     """Tasks so small that a block has several."""
-    monkeypatch.setattr(graph, "LEAST_PAIRS", 1)
+    monkeypatch.setattr(graph, "MIN_TASK_PAIRS", 1)
     monkeypatch.setattr(graph, "TASKS_PER_CPU", 40)
 
 
@@ -307,12 +308,17 @@ def test_the_best_are_those_of_one_process(vectors, tmp_path, many_pieces, k):
         assert np.array_equal(getattr(made, name), getattr(expected, name))
 
 
-def test_pieces_that_are_there_are_kept(vectors, tmp_path, many_pieces, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
+def test_partial_shards_are_kept(vectors, tmp_path, many_pieces, monkeypatch):
+    each, tasks = graph.run_each, []
+
+    def stop_before_merging(rows, function):
+        tasks.append(rows)
+        if len(tasks) == 2:
+            raise KeyboardInterrupt
+        yield from each(rows, function)
 
     with monkeypatch.context() as patch:
-        patch.setattr(graph, "Merge", stop)
+        patch.setattr(graph, "run_each", stop_before_merging)
         with pytest.raises(KeyboardInterrupt):
             write_graph(vectors, tmp_path / "g", threshold=0.3, block_rows=64)
     parts = tmp_path / ".g.partial/parts"
@@ -320,8 +326,7 @@ def test_pieces_that_are_there_are_kept(vectors, tmp_path, many_pieces, monkeypa
     assert len(pieces) > 5
     lost = sorted(pieces)[2]
     (parts / lost).unlink()
-    tasks = []
-    each = graph.run_each
+    tasks.clear()
     monkeypatch.setattr(
         graph, "run_each", lambda rows, work: tasks.append(rows) or each(rows, work)
     )
@@ -330,7 +335,7 @@ def test_pieces_that_are_there_are_kept(vectors, tmp_path, many_pieces, monkeypa
     with pytest.raises(ValueError, match="--engine ray"):
         onnxsim_embed.write_graph(vectors, tmp_path / "g", threshold=0.3)
     made = write_graph(vectors, tmp_path / "g", threshold=0.3).to_matrix()
-    assert [graph.piece_file(row["part"], row["piece"]) for row in tasks[0]] == [lost]
+    assert [graph.partial_file(row["shard"], row["partial"]) for row in tasks[0]] == [lost]
     assert np.array_equal(made.data, similarity_matrix(vectors, threshold=0.3).data)
     assert not (tmp_path / ".g.partial").exists()
 
@@ -363,7 +368,7 @@ def test_graphs_refuse_what_they_cannot_do(vectors, tmp_path):
     with pytest.raises(FileNotFoundError, match="no file or directory"):
         write_graph(tmp_path / "v.parquet", tmp_path / "g", k=3)
     (tmp_path / "v.parquet").touch()
-    with pytest.raises(ValueError, match=r"or from \.npy"):
+    with pytest.raises(ValueError, match=r"\.npy file"):
         write_graph(tmp_path / "v.parquet", tmp_path / "g", k=3)
 
 

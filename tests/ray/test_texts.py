@@ -21,7 +21,7 @@ from pyarrow import parquet
 from onnxsim_embed.cli import main
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.ray import texts as ray_texts
-from onnxsim_embed.ray.texts import Columns, TextFile, group_files, read_parts, survey, with_rows
+from onnxsim_embed.ray.texts import Columns, TextFile, group_files, read_shards, survey, with_rows
 
 TEXTS = ["a road", 'the "old" river, by the sea', "two\nlines\r\nmore", "", "  ", "007", "1.50", "naïve 漢字 🙂", "NA", "true"]  # fmt: skip
 IDS = [f"{number:03}" for number in range(len(TEXTS))]
@@ -77,7 +77,7 @@ def surveyed(locations, columns=Columns()):  # noqa: B008 - it is frozen
 
 def parts_of(files, part_rows, columns=Columns(), id_type="int64", done=()):  # noqa: B008
     groups = group_files(files, part_rows)
-    reads = (read_parts(group, columns, part_rows, id_type, done) for group in groups)
+    reads = (read_shards(group, columns, part_rows, id_type, done) for group in groups)
     return list(chain.from_iterable(reads))
 
 
@@ -165,12 +165,12 @@ def test_the_kind_may_be_said(tmp_path):
     ("name", "told"),
     [
         (None, "row 2 has no id (null)"),
-        (1.5, "row 2 has the id 1.5; ids are whole numbers of 64 bits, or texts"),
+        (1.5, "row 2 has the id 1.5; ids are 64-bit integers or texts"),
         (True, "row 2 has the id True;"),
         (2**63, "row 2 has the id 9223372036854775808;"),
         ("\ud800", r"row 2 has the id '\ud800';"),
         ([1], "row 2 has the id [1];"),
-        ("7", "row 2 has the id '7', of type string, those before are of type int64"),
+        ("7", "row 2 has the id '7' of type string, but those before are of type int64"),
     ],
 )
 def test_an_id_that_is_none_is_named_before_anything_is_encoded(tmp_path, name, told):
@@ -193,7 +193,7 @@ def test_an_id_that_is_none_is_named_before_anything_is_encoded(tmp_path, name, 
 )
 def test_parquet_ids_are_whole_numbers_or_texts(tmp_path, ids):
     path = write(tmp_path / "a.parquet", as_parquet(ids, list("abc")))
-    with pytest.raises(TableError, match=r"a\.parquet: row \d has .*ids are whole numbers"):
+    with pytest.raises(TableError, match=r"a\.parquet: row \d has .*ids are 64-bit integers"):
         survey(path, TWO)
 
 
@@ -285,7 +285,7 @@ def test_groups_hold_each_file_once_and_number_parts_without_gaps(sizes, part_ro
     files = text_files(sizes)
     groups = group_files(files, part_rows)
     assert [file for group in groups for file in group.files] == files
-    assert list(chain.from_iterable(group.parts(part_rows) for group in groups)) == list(
+    assert list(chain.from_iterable(group.shards(part_rows) for group in groups)) == list(
         range(sum(-(-group.rows // part_rows) for group in groups))
     )
     first = 0
@@ -380,7 +380,7 @@ def test_parts_are_read_as_they_are_asked_for(tmp_path, monkeypatch):
     write_lines(tmp_path, [1000])
     files, _ = surveyed([tmp_path / "000.txt"])
     taken = lines_read(monkeypatch)
-    reading = read_parts(group_files(files, 10)[0], Columns(), 10, "int64", ())
+    reading = read_shards(group_files(files, 10)[0], Columns(), 10, "int64", ())
     next(reading)
     assert len(taken) == 10
     reading.close()
@@ -401,7 +401,7 @@ def test_a_file_of_other_rows_stops_before_a_part_is_wrong(tmp_path, which, rows
     path = write(tmp_path / f"{which:03}.txt", "".join(own[:rows]))
     right = []
     reads = (
-        read_parts(group, Columns(), part_rows, "int64", ())
+        read_shards(group, Columns(), part_rows, "int64", ())
         for group in group_files(files, part_rows)
     )
     with pytest.raises(TableError) as caught:

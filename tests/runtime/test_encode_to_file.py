@@ -16,8 +16,7 @@ from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
 from onnxsim_embed.files.provenance import sidecar
 from onnxsim_embed.files.vectors import read_vectors
-from onnxsim_embed.runtime import encode_to_file as encode_job
-from onnxsim_embed.runtime import pipeline as runner
+from onnxsim_embed.runtime import pipeline, provenance
 from onnxsim_embed.runtime.encode_to_file import check_format, encode_to_file
 
 ROWS = [f"{text} {number}" for number, text in enumerate(TEXTS * 2)]  # 24
@@ -27,7 +26,7 @@ RANGES = np.stack([np.full(32, -0.4), np.full(32, 0.3)]).astype(np.float32)
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(runner, "WINDOW_TEXTS", BLOCK)
+    monkeypatch.setattr(pipeline, "WINDOW_TEXTS", BLOCK)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def whole(embedder, tmp_path_factory):
     """The bytes of files that were written without a stop, by ending."""
     directory = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "WINDOW_TEXTS", 5)
+        patch.setattr(pipeline, "WINDOW_TEXTS", 5)
         for ending in (".npy", ".parquet"):
             encode_to_file(embedder, ROWS, directory / f"v{ending}")
     return {path.suffix: path.read_bytes() for path in directory.iterdir()}  # .json: the sidecar
@@ -222,9 +221,9 @@ def test_other_threads_and_batches_go_on_where_a_job_stopped(artifact, path, who
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["other", *ROWS[1:]], "texts differ"),
-        ([*ROWS[:10], "other", *ROWS[11:]], "texts differ"),
-        ([*ROWS[:9], ROWS[9] + ROWS[10], *ROWS[11:], "one more"], "texts differ"),
+        (["other", *ROWS[1:]], "texts differ from these"),
+        ([*ROWS[:10], "other", *ROWS[11:]], "texts differ from these"),
+        ([*ROWS[:9], ROWS[9] + ROWS[10], *ROWS[11:], "one more"], "texts differ from these"),
         (ROWS[:10], "10 texts"),
     ],
 )
@@ -287,7 +286,7 @@ def test_another_model_precision_length_or_version_is_refused(
         patch.setattr(Embedder, "provider", "CUDAExecutionProvider")
         with pytest.raises(ValueError, match="provider: CPUExecutionProvider, now CUDA"):
             encode_to_file(embedder, ROWS, path)
-    monkeypatch.setattr(encode_job, "__version__", "9.9")
+    monkeypatch.setattr(provenance, "__version__", "9.9")
     with pytest.raises(ValueError, match=r"\(onnxsim_embed: .*, now 9\.9\)"):
         encode_to_file(embedder, ROWS, path)
 
@@ -324,9 +323,9 @@ def test_two_jobs_cannot_write_one_file(embedder, path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int4"}, "unknown number format 'int4'; known are float32, float16"),
-        ({"precision": "int8"}, "int8 vectors need --ranges"),
-        ({"ranges": RANGES}, "ranges are for int8 and uint8; float32 takes none"),
+        ({"precision": "int4"}, "unknown precision 'int4'"),
+        ({"precision": "int8"}, "required for int8"),
+        ({"ranges": RANGES}, "got precision 'float32'"),
         ({"precision": "uint8", "ranges": RANGES[:, :3]}, r"shape \(2, 32\), got \(2, 3\)"),
         ({"precision": "uint8", "ranges": RANGES[::-1]}, "minima"),
         ({"precision": "int8", "ranges": RANGES * np.nan}, "finite"),

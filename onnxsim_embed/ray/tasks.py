@@ -1,0 +1,104 @@
+"""Tasks and actors of Ray Data whose expected errors reach the caller as they were raised."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from onnxsim_embed.errors import OnnxsimEmbedError
+from onnxsim_embed.ray.connection import ACTOR_SHARE
+
+# What a task may raise because of its input. It is returned as a result, because Ray Data wraps exceptions in
+# pages of its own text.
+EXPECTED = (OnnxsimEmbedError, ValueError, TypeError, OSError, MemoryError)
+
+
+def pack(result: object) -> bytes:
+    """Return a result, or an error in its place, as a row of a dataset holds it."""
+    from ray.exceptions import RayTaskError
+
+    if not isinstance(result, BaseException):
+        return pickle.dumps(result)
+    if isinstance(result, RayTaskError) and isinstance(result.cause, Exception):
+        result = result.cause  # of a task that this one waited for
+    try:
+        content = pickle.dumps(result)
+        pickle.loads(content)
+    except Exception:  # an exception whose arguments are not its message
+        content = pickle.dumps(OnnxsimEmbedError(str(result)))
+    return content
+
+
+def pack_call(function: Callable[..., object], *arguments: object) -> bytes:
+    """Return what a function returns, or its expected error, packed."""
+    try:
+        return pack(function(*arguments))
+    except EXPECTED as error:
+        return pack(error)
+
+
+def unpack(content: bytes) -> Any:  # noqa: ANN401 - whatever was packed
+    """Return a packed result, or raise a packed error."""
+    result = pickle.loads(content)
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise what a task raised, or one line that says what is wrong with the cluster."""
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayError as error:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, EXPECTED):
+            raise error.cause from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise OnnxsimEmbedError(f"Ray: {(lines or [type(error).__name__])[-1]}") from error
+
+
+def retry_actors(context: Any) -> None:  # noqa: ANN401 - Ray Data's DataContext
+    """Replace an actor that dies while it loads, a few times."""
+    context.max_consecutive_actor_init_deaths = 3
+
+
+def internal_dataset(rows: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - Ray is untyped here
+    """Return a dataset with one row a block, that prints nothing and replaces dead actors."""
+    import ray.data
+
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    context = dataset.context
+    retry_actors(context)
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = 1
+    context.target_min_block_size = 1
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return dataset
+
+
+def actor_pool(count: int) -> Any:  # noqa: ANN401
+    """Return a pool of actors that continues with fewer after the loss of a node."""
+    from ray.data import ActorPoolStrategy
+
+    return ActorPoolStrategy(min_size=1, max_size=count, initial_size=count)
+
+
+def run_each(
+    tasks: list[dict[str, Any]], function: Callable[[Mapping[str, Any]], object]
+) -> Iterator[Any]:
+    """Run a function on tasks, one on each processor, and yield what it returns as tasks finish."""
+    if not tasks:
+        return
+
+    def run(task: Mapping[str, Any]) -> dict[str, bytes]:
+        return {"result": pack_call(function, task)}
+
+    for row in internal_dataset(tasks).map(run, num_cpus=ACTOR_SHARE).iter_rows():
+        yield unpack(row["result"])
