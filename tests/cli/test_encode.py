@@ -218,7 +218,6 @@ def test_a_missing_input_is_one_line(refuse, tmp_path, artifact):
         (["--dtype", "int4"], "'int4'"),
         (["--dtype", "int8"], "required for int8"),
         (["--ranges", "none.npy"], "'float32'"),
-        (["--dtype", "int8", "--ranges", "none.npy"], "there is no file none.npy"),
         (["--truncate-dim", 33], "--truncate-dim must be from 1 to 32, got 33"),
         (["--max-seq-length", 49], "at most 48"),
         (["--device", "gpu"], "unknown device 'gpu'"),
