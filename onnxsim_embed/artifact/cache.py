@@ -74,9 +74,8 @@ def list_cached() -> list[CachedModel]:
         except (ArtifactError, OSError):
             continue
         version = manifest.tools.get("onnxsim-embed", "")
-        models.append(
-            CachedModel(manifest.name, manifest.source, version, path, sum(files), last_used)
-        )
+        entry = (manifest.name, manifest.source, version, path, sum(files), last_used)
+        models.append(CachedModel(*entry))
     return sorted(models, key=lambda model: (-model.last_used, model.path))
 
 
@@ -89,12 +88,11 @@ def clear_cache(names: Sequence[str] | None = None) -> list[CachedModel]:
     """
     models = list_cached()
     if names is not None:
-        keys = {id(model): (model.name, model.source, model.path.name) for model in models}
-        for name in names:
-            if not any(name in key for key in keys.values()):
-                known = ", ".join(sorted({model.name for model in models})) or "none"
-                raise ValueError(f"{name!r} is not among the cached models: {known}")
-        models = [model for model in models if any(name in keys[id(model)] for name in names)]
+        keys = [{model.name, model.source, model.path.name} for model in models]
+        if unknown := set(names).difference(*keys):
+            known = ", ".join(sorted({model.name for model in models})) or "none"
+            raise ValueError(f"{min(unknown)!r} is not among the cached models: {known}")
+        models = [model for model, key in zip(models, keys, strict=True) if key & set(names)]
     for model in models:
         _remove(model.path)
     if names is None:

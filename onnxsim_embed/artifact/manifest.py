@@ -131,14 +131,10 @@ class Manifest:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ArtifactError(f"{where} is not a readable manifest: {error!r}") from error
         for path in manifest.files:
-            _check_inside(path, where)
+            parts = Path(path).parts
+            if not parts or Path(path).is_absolute() or ".." in parts or "\\" in path:
+                raise ArtifactError(f"{where} lists a path outside the artifact: {path!r}")
         return manifest
-
-
-def _check_inside(path: str, where: str) -> None:
-    parts = Path(path).parts
-    if not parts or Path(path).is_absolute() or ".." in parts or "\\" in path:
-        raise ArtifactError(f"{where} lists a path outside the artifact: {path!r}")
 
 
 @dataclass(frozen=True)
@@ -179,20 +175,16 @@ class Artifact:
         path = self.directory / name
         if (real := outside(path, self.directory)) is not None:
             raise ArtifactError(f"{path} links to {real}, outside the artifact")
+        problem = ""
         try:
-            size = path.stat().st_size
+            if (size := path.stat().st_size) != entry.size:
+                problem = f"damaged: {size:,} bytes instead of {entry.size:,}"
+            elif sha256(path) != entry.sha256:
+                problem = "damaged: its sha256 differs from the manifest"
         except OSError as error:
-            raise ArtifactError(
-                f"{path} is missing: {error.strerror}; export the model again"
-            ) from None
-        if size != entry.size:
-            raise ArtifactError(
-                f"{path} is damaged: {size:,} bytes instead of {entry.size:,}; export the model again"
-            )
-        if sha256(path) != entry.sha256:
-            raise ArtifactError(
-                f"{path} is damaged: its sha256 differs from the manifest; export the model again"
-            )
+            problem = f"missing: {error.strerror}"
+        if problem:
+            raise ArtifactError(f"{path} is {problem}; export the model again")
         return path
 
     def open_file(self, precision: str) -> Path:
@@ -243,9 +235,7 @@ def list_files(directory: Path) -> dict[str, FileEntry]:
 
 def check_target(target: Path, force: bool) -> None:
     """Raise FileExistsError if the target is not empty, unless it is an artifact and `force` is set."""
-    if not target.exists():
-        return
-    if target.is_dir() and not any(target.iterdir()):
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir() or not is_artifact(target):
         raise FileExistsError(f"{target} exists and is not an artifact; choose another directory")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 class _Embedder:
     """Loading and serialization of both components."""
 
-    _parameters: tuple[str, ...]
-
     def _set_model(
         self, model: str | Path, precision: str, device: str, threads: int | None
     ) -> None:
@@ -43,10 +42,11 @@ class _Embedder:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the component as Haystack stores it."""
-        settings = {"model": self.settings.name} | vars(self.settings)
-        del settings["name"]
-        options = {name: getattr(self, name) for name in self._parameters}
-        stored: dict[str, Any] = default_to_dict(self, **settings, **options)
+        attributes = vars(self.settings) | vars(self) | {"model": self.settings.name}
+        parameters = set(signature(type(self).__init__).parameters)
+        stored: dict[str, Any] = default_to_dict(
+            self, **{name: value for name, value in attributes.items() if name in parameters}
+        )
         return stored
 
     @classmethod
@@ -89,16 +89,6 @@ class OnnxsimDocumentEmbedder(_Embedder):
         documents = [Document(content="Gravel, 12 km", meta={"title": "Feeder roads"})]
         print(len(embedder.run(documents)["documents"][0].embedding))
     """
-
-    _parameters = (
-        "batch_size",
-        "prompt",
-        "normalize_embeddings",
-        "truncate_dim",
-        "progress_bar",
-        "meta_fields_to_embed",
-        "embedding_separator",
-    )
 
     def __init__(
         self,
@@ -184,8 +174,6 @@ class OnnxsimTextEmbedder(_Embedder):
         embedder = OnnxsimTextEmbedder("all-MiniLM-L6-v2")
         print(len(embedder.run("immunisation logistics")["embedding"]))
     """
-
-    _parameters = ("prompt", "normalize_embeddings", "truncate_dim")
 
     def __init__(
         self,

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -49,33 +48,22 @@ def pool(
     """Pool token vectors; several modes are concatenated, as in sentence-transformers.
 
     :param hidden: float32 array (batch, tokens, hidden).
-    :param attention_mask: int64 array (batch, tokens), 1 for real tokens; None if all are real. A row
-        whose mask is all zero yields zeros.
+    :param attention_mask: int64 array (batch, tokens), 1 for real tokens, with padding on either
+        side; None if all are real. A row without real tokens yields zeros.
     :param modes: at least one mode.
     :returns: float32 array (batch, hidden * modes).
-    :raises ValueError: if shapes disagree or `modes` is empty.
     """
-    if hidden.ndim != 3:
-        raise ValueError(f"hidden must have shape (batch, tokens, hidden), got {hidden.shape}")
-    if attention_mask is not None and attention_mask.shape != hidden.shape[:2]:
-        raise ValueError(
-            f"attention_mask {attention_mask.shape} does not match hidden {hidden.shape}"
-        )
-    if not modes:
-        raise ValueError("at least one pooling mode is needed")
+    if attention_mask is not None:
+        rows = zip(hidden, attention_mask.astype(np.bool_), strict=True)
+        pooled = [pool(states[None, real], None, modes) for states, real in rows]
+        empty = np.zeros((0, hidden.shape[2] * len(modes)), np.float32)
+        return np.concatenate([empty, *pooled])
     if hidden.shape[1] == 0:
-        pooled = [np.zeros((len(hidden), hidden.shape[2]), np.float32) for _ in modes]
-    elif attention_mask is None:
-        pooled = [_pool_all(hidden, mode) for mode in modes]
-    else:
-        real = attention_mask.astype(np.bool_)
-        alive = real.any(axis=1, keepdims=True)
-        pooled = [np.where(alive, _pool_real(hidden, real, mode), np.float32(0)) for mode in modes]
-    return pooled[0] if len(pooled) == 1 else np.concatenate(pooled, axis=1)
+        return np.zeros((len(hidden), hidden.shape[2] * len(modes)), np.float32)
+    return np.concatenate([_pool_one(hidden, mode) for mode in modes], axis=1)
 
 
-def _pool_all(hidden: Float32, mode: PoolingMode) -> Float32:
-    """Pool rows without padding."""
+def _pool_one(hidden: Float32, mode: PoolingMode) -> Float32:
     tokens = hidden.shape[1]
     if mode is PoolingMode.CLS:
         return hidden[:, 0]
@@ -88,26 +76,6 @@ def _pool_all(hidden: Float32, mode: PoolingMode) -> Float32:
         return np.asarray((hidden * weights[:, None]).sum(axis=1) / weights.sum(dtype=np.float32))
     divisor = tokens if mode is PoolingMode.MEAN else np.sqrt(tokens)
     return np.asarray(hidden.sum(axis=1) / np.float32(divisor))
-
-
-def _pool_real(hidden: Float32, real: npt.NDArray[np.bool_], mode: PoolingMode) -> Float32:
-    """Pool the real tokens of padded rows; padding may be on either side."""
-    batch, tokens, _ = hidden.shape
-    first = real.argmax(axis=1)
-    if mode is PoolingMode.CLS:
-        return np.asarray(hidden[np.arange(batch), first])
-    if mode is PoolingMode.LAST_TOKEN:
-        return np.asarray(hidden[np.arange(batch), tokens - 1 - real[:, ::-1].argmax(axis=1)])
-    if mode is PoolingMode.MAX:
-        return np.asarray(np.where(real[:, :, None], hidden, np.float32(-np.inf)).max(axis=1))
-    weights = real.astype(np.float32)
-    if mode is PoolingMode.WEIGHTED_MEAN:
-        weights *= (np.arange(1, tokens + 1) - first[:, None]).astype(np.float32)
-    total = weights.sum(axis=1, keepdims=True, dtype=np.float32)
-    if mode is PoolingMode.MEAN_SQRT_LEN:
-        total = np.sqrt(total)
-    summed = np.where(real[:, :, None], hidden * weights[:, :, None], np.float32(0)).sum(axis=1)
-    return np.asarray(summed / np.where(total > 0, total, np.float32(1)), np.float32)
 
 
 def normalize(vectors: Float32) -> Float32:
@@ -134,11 +102,8 @@ class Dense:
         """Map a float32 array (n, in_features) to (n, out_features)."""
         # Row by row: a matrix product chooses its kernel by batch size, and an embedding must not
         # depend on the other texts.
-        projected = (
-            np.stack([row @ self.weight for row in pooled])
-            if len(pooled)
-            else np.zeros((0, self.weight.shape[1]), np.float32)
-        )
+        rows = [row @ self.weight for row in pooled]
+        projected = np.stack(rows) if rows else np.zeros((0, self.weight.shape[1]), np.float32)
         if self.bias is not None:
             projected = projected + self.bias
         return np.asarray(ACTIVATIONS[self.activation](projected), np.float32)
@@ -146,12 +111,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Head:
-    """The modules after the encoder.
-
-    :param modes: pooling modes, concatenated.
-    :param dense: layers applied to the pooled vectors, in order.
-    :param normalizes: whether the last module is an L2 normalization.
-    """
+    """The modules after the encoder: pooling (modes are concatenated), dense layers, normalization."""
 
     modes: tuple[PoolingMode, ...]
     dense: tuple[Dense, ...] = ()
@@ -167,42 +127,37 @@ class Head:
         return normalize(vectors) if self.normalizes else vectors
 
 
-def load_dense(config_file: Path, weights_file: Path) -> Dense:
-    """Load a Dense module of an artifact."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        tensors = load_file(weights_file)
-        dense = Dense(
-            np.ascontiguousarray(tensors["linear.weight"].T),
-            tensors.get("linear.bias"),
-            config["activation_function"],
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ArtifactError(
-            f"cannot load the Dense module {config_file.parent}: {error!r}"
-        ) from None
-    if dense.activation not in ACTIVATIONS:
-        raise ArtifactError(
-            f"{config_file}: activation {dense.activation!r} is not one of {sorted(ACTIVATIONS)}"
-        )
-    return dense
-
-
 def load_head(artifact: Artifact) -> Head:
-    """Return the modules that follow the encoder of an artifact."""
+    """Load the modules after the encoder of an artifact."""
     manifest = artifact.manifest
-    dense = (
-        load_dense(artifact.file(f"{path}/config.json"), artifact.file(f"{path}/model.safetensors"))
-        for path in manifest.dense
-    )
     try:
         modes = tuple(PoolingMode.parse(name) for name in manifest.pooling)
     except ValueError as error:
         raise ArtifactError(f"{artifact.directory / MANIFEST}: {error}") from None
-    return Head(modes, tuple(dense), manifest.normalize)
+    return Head(
+        modes, tuple(load_dense(artifact, path) for path in manifest.dense), manifest.normalize
+    )
+
+
+def load_dense(artifact: Artifact, path: str) -> Dense:
+    """Load the Dense module in a directory of an artifact."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    config_file = artifact.file(f"{path}/config.json")
+    try:
+        activation = json.loads(config_file.read_text(encoding="utf-8"))["activation_function"]
+        tensors = load_file(artifact.file(f"{path}/model.safetensors"))
+        weight = np.ascontiguousarray(tensors["linear.weight"].T)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"cannot load the Dense module {config_file.parent}: {error!r}"
+        ) from None
+    if activation not in ACTIVATIONS:
+        raise ArtifactError(
+            f"{config_file}: activation {activation!r} is not one of {sorted(ACTIVATIONS)}"
+        )
+    return Dense(weight, tensors.get("linear.bias"), activation)
 
 
 def gelu(x: Float32) -> Float32:
@@ -214,7 +169,8 @@ def gelu(x: Float32) -> Float32:
     )
 
 
-def _sigmoid(x: Float32) -> Float32:
+def sigmoid(x: Float32) -> Float32:
+    """Return the logistic function in float32."""
     from scipy.special import expit
 
     return np.asarray(expit(x), np.float32)
@@ -225,5 +181,5 @@ ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
     "torch.nn.modules.linear.Identity": lambda x: x,
     "torch.nn.modules.activation.ReLU": lambda x: np.maximum(x, np.float32(0)),
     "torch.nn.modules.activation.GELU": gelu,
-    "torch.nn.modules.activation.Sigmoid": _sigmoid,
+    "torch.nn.modules.activation.Sigmoid": sigmoid,
 }

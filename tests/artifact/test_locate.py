@@ -38,7 +38,9 @@ class Hub:
         if self.failure is not None:
             raise self.failure
 
-    def snapshot_download(self, name, *, revision, allow_patterns, token, local_files_only):
+    def snapshot_download(
+        self, name, *, revision, allow_patterns, token=None, local_files_only=False
+    ):
         if not local_files_only:
             self.requests.append((name, revision, tuple(allow_patterns)))
             for path in self.remote.rglob("*"):

@@ -35,16 +35,10 @@ def right_padded(seed=0):
     return (np.arange(TOKENS) < lengths[:, None]).astype(np.int64)
 
 
-def with_holes(seed=0):
-    mask = np.random.default_rng(seed).integers(0, 2, (BATCH, TOKENS))
-    mask[0] = 0
-    return mask
-
-
 MASKS = {
     "right padding": right_padded(),
     "left padding": right_padded()[:, ::-1].copy(),
-    "holes and a row without tokens": with_holes(),
+    "rows without tokens": right_padded() * (np.arange(BATCH) % 3 > 0)[:, None],
     "all rows without tokens": np.zeros((BATCH, TOKENS), np.int64),
 }
 
@@ -92,7 +86,7 @@ def test_no_mask_equals_a_mask_of_ones(mode):
 
 
 @each_mode
-def test_what_stands_in_the_padding_does_not_matter(mode):
+def test_padding_does_not_matter(mode):
     hidden, mask = hidden_states(), right_padded()
     spoilt = np.where(mask[:, :, None] == 1, hidden, np.float32(np.nan))
     np.testing.assert_array_equal(pool(spoilt, mask, [mode]), pool(hidden, mask, [mode]))
@@ -115,7 +109,7 @@ def test_a_mode_equals_sentence_transformers(mode):
 
 
 def test_several_modes_are_concatenated_in_order():
-    hidden, mask = hidden_states(), with_holes()
+    hidden, mask = hidden_states(), MASKS["rows without tokens"]
     modes = [PoolingMode.MAX, PoolingMode.CLS, PoolingMode.MEAN]
     expected = np.concatenate([pool(hidden, mask, [mode]) for mode in modes], axis=1)
     np.testing.assert_array_equal(pool(hidden, mask, modes), expected)
@@ -131,29 +125,6 @@ def test_empty_input_gives_float32_zeros(mode, shape, masked):
     assert not pooled.any()
 
 
-@pytest.mark.parametrize("masked", [True, False])
-@each_mode
-def test_a_row_is_pooled_alike_alone_and_in_company(mode, masked):
-    hidden = hidden_states()
-    mask = with_holes() if masked else None
-    alone = [
-        pool(hidden[i : i + 1], None if mask is None else mask[i : i + 1], [mode])
-        for i in range(BATCH)
-    ]
-    np.testing.assert_array_equal(pool(hidden, mask, [mode]), np.concatenate(alone))
-
-
-def test_shapes_that_disagree_are_refused():
-    with pytest.raises(ValueError, match=r"hidden must have shape .* got \(2, 3\)"):
-        pool(np.ones((2, 3), np.float32), None, MODES[:1])
-    with pytest.raises(
-        ValueError, match=r"attention_mask \(2, 4\) does not match hidden \(2, 3, 4\)"
-    ):
-        pool(np.ones((2, 3, 4), np.float32), np.ones((2, 4), np.int64), MODES[:1])
-    with pytest.raises(ValueError, match="at least one pooling mode"):
-        pool(np.ones((2, 3, 4), np.float32), None, [])
-
-
 @pytest.mark.parametrize(
     ("name", "mode"),
     [*((mode.value, mode) for mode in MODES), ("mean_sqrt_len", PoolingMode.MEAN_SQRT_LEN),
@@ -163,7 +134,7 @@ def test_modes_are_found_by_name(name, mode):
     assert PoolingMode.parse(name) is mode
 
 
-def test_an_unknown_mode_lists_those_there_are():
+def test_an_unknown_mode_lists_the_known_ones():
     with pytest.raises(ValueError, match="unknown pooling 'median'; allowed are mean, cls, max, "):
         PoolingMode.parse("median")
 
@@ -209,7 +180,7 @@ def test_dense_of_no_rows_is_float32():
     assert (out.shape, out.dtype) == ((0, 5), np.float32)
 
 
-def test_dense_maps_a_row_alike_alone_and_in_company():
+def test_dense_maps_each_row_independently():
     dense = Dense(*linear(outputs=67), "torch.nn.modules.activation.GELU")
     pooled = hidden_states()[:, 0]
     alone = np.concatenate([dense(pooled[i : i + 1]) for i in range(BATCH)])
@@ -224,17 +195,24 @@ def test_a_head_pools_then_maps_then_normalizes():
     np.testing.assert_array_equal(Head(modes, (dense,), True)(hidden, mask), expected)
 
 
-def write_dense(directory, config, tensors):
-    (directory / "config.json").write_text(config, encoding="utf-8")
-    save_file(tensors, directory / "model.safetensors")
-    return load_dense(directory / "config.json", directory / "model.safetensors")
+class Directory:
+    """A directory that stands for an artifact."""
+
+    def __init__(self, path, config, tensors):
+        self.path = path
+        (path / "config.json").write_text(config, encoding="utf-8")
+        save_file(tensors, path / "model.safetensors")
+
+    def file(self, name):
+        return self.path / name
 
 
-def test_a_dense_module_is_read_as_it_was_written(tmp_path):
+def test_a_dense_module_loads_as_it_was_written(tmp_path):
     weight, bias = linear()
     tensors = {"linear.weight": weight.T.copy(), "linear.bias": bias}
     name = "torch.nn.modules.activation.ReLU"
-    dense = write_dense(tmp_path, json.dumps({"activation_function": name}), tensors)
+    directory = Directory(tmp_path, json.dumps({"activation_function": name}), tensors)
+    dense = load_dense(directory, ".")
     np.testing.assert_array_equal(dense.weight, weight)
     np.testing.assert_array_equal(dense.bias, bias)
     assert dense.activation == name
@@ -243,13 +221,15 @@ def test_a_dense_module_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("config", "tensor", "message"),
     [
-        ("{", "linear.weight", "cannot load the Dense module"),
+        ("{", "linear.weight", "JSON"),
+        ("[]", "linear.weight", "TypeError"),
         ("{}", "linear.weight", "activation_function"),
         ('{"activation_function": "x"}', "other", "linear.weight"),
-        ('{"activation_function": "my.Cube"}', "linear.weight", r"'my\.Cube' is not one of"),
+        ('{"activation_function": "my.Cube"}', "linear.weight", r"'my\.Cube'"),
     ],
 )
 def test_a_broken_dense_module_is_named(tmp_path, config, tensor, message):
-    with pytest.raises(ArtifactError, match=message) as caught:
-        write_dense(tmp_path, config, {tensor: np.ones((2, 3), np.float32)})
-    assert str(tmp_path) in str(caught.value)
+    directory = Directory(tmp_path, config, {tensor: np.ones((2, 3), np.float32)})
+    with pytest.raises(ArtifactError, match=message) as error:
+        load_dense(directory, ".")
+    assert str(tmp_path) in str(error.value)
