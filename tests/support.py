@@ -336,3 +336,41 @@ def run_onnx(model, ids: np.ndarray, mask: np.ndarray | None = None, level: str 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine of each row of a with that of b."""
     return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+def provenance(**changes):
+    """A valid Provenance of vectors of dimension 4."""
+    from onnxsim_embed.files.provenance import Provenance
+
+    fields = {
+        "model": "tiny", "model_digest": "ab", "weights_digest": "cd", "precision": "fp32",
+        "pooling": "cls+mean", "normalize": True, "prompt": "a dog ", "max_seq_length": 48, "dim": 4,
+        "truncate_dim": None, "dtype": "float32", "ranges": None, "provider": "CPUExecutionProvider",
+        "onnxsim_embed": "1", "onnxruntime": "2",
+    }  # fmt: skip
+    return Provenance(**(fields | changes))
+
+
+def write_shards(directory, vectors, sizes, ids=None, id_type="int64", diagnostics=()):
+    """Write a directory of vectors in shards of these sizes; diagnostics are (shard, diagnostic)."""
+    from onnxsim_embed.files.locations import Directory
+    from onnxsim_embed.files.vector_directory import (
+        JOB,
+        VectorDirectory,
+        VectorShard,
+        pack_shard,
+        shard_file,
+    )  # fmt: skip
+
+    target, shards, start = Directory(directory), [], 0
+    ids = list(range(len(vectors))) if ids is None else ids
+    target.write(JOB, b"{}")
+    for number, rows in enumerate(sizes):
+        part = slice(start, start := start + rows)
+        own = tuple(entry for shard, entry in diagnostics if shard == number)
+        data, digest = pack_shard(ids[part], vectors[part], own, provenance(), id_type)
+        target.write(shard_file(number), data)
+        shards.append(VectorShard(shard_file(number), rows, digest, own))
+    stored = VectorDirectory(target, vectors.shape[1], tuple(shards), provenance())
+    stored.write_index()
+    return stored

@@ -25,8 +25,8 @@ from onnxsim_embed.export.checkpoint import open_checkpoint
 from onnxsim_embed.export.modules import read_dense
 from onnxsim_embed.export.weights import read_safetensors, read_tensors
 from onnxsim_embed.files.checkpoint import JOURNAL, EmbeddingCheckpoint
-from onnxsim_embed.files.provenance import read_provenance, sidecar
-from onnxsim_embed.files.vectors import read_vectors, write_vectors
+from onnxsim_embed.files.provenance import sidecar
+from onnxsim_embed.files.vectors import read_provenance, read_vectors, write_vectors
 from onnxsim_embed.runtime.provenance import provenance_of
 from onnxsim_embed.runtime.tokenization import Tokenizer
 from onnxsim_embed.similarity.graph import INDEX, open_graph

@@ -23,8 +23,8 @@ from onnxsim_embed.export import export_model
 from onnxsim_embed.export.checkpoint import open_checkpoint
 from onnxsim_embed.export.modules import read_dense
 from onnxsim_embed.export.weights import read_safetensors
-from onnxsim_embed.files.provenance import read_provenance, sidecar
-from onnxsim_embed.files.vectors import read_vectors
+from onnxsim_embed.files.provenance import sidecar
+from onnxsim_embed.files.vectors import read_provenance, read_vectors
 
 VECTORS = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
 

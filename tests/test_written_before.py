@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from onnxsim_embed import Embedder, neighbours, open_graph, similarity_matrix
-from onnxsim_embed.files.provenance import read_provenance
 from onnxsim_embed.files.vector_directory import open_vectors
-from onnxsim_embed.files.vectors import read_vectors
+from onnxsim_embed.files.vectors import read_provenance, read_vectors
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "written_by_0_1_0.tar.gz"
 

@@ -64,10 +64,9 @@ def info(
 def _print_vectors(file: str) -> None:
     """Print the shape and the provenance of a file or directory of vectors."""
     from onnxsim_embed.cli.graph_files import shorten
-    from onnxsim_embed.files.provenance import read_provenance
     from onnxsim_embed.files.uris import display_name, is_directory
     from onnxsim_embed.files.vector_directory import open_vectors
-    from onnxsim_embed.files.vectors import read_vectors
+    from onnxsim_embed.files.vectors import read_provenance, read_vectors
 
     if is_directory(file):  # the index is enough: shards may be of any size
         stored = open_vectors(file)

@@ -135,7 +135,8 @@ def _load(
 
     :raises ValueError: if another model encoded them.
     """
-    from onnxsim_embed.files.provenance import differences, read_provenance
+    from onnxsim_embed.files.provenance import differences
+    from onnxsim_embed.files.vectors import read_provenance
     from onnxsim_embed.runtime.options import EncodeOptions
     from onnxsim_embed.runtime.provenance import provenance_of
 

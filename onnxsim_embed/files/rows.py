@@ -14,9 +14,9 @@ import re
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -38,7 +38,7 @@ class Row(NamedTuple):
     """A row of a file.
 
     :param line: number of its first line, from 1; 0 in parquet.
-    :param values: values by column; a line of plain text is the value of None.
+    :param values: values by column; a plain text is the value of None.
     :param error: why the row is malformed.
     :param source: its line without the line end.
     """
@@ -57,41 +57,29 @@ class BlankRow(dict[str | None, Any]):
         return ""
 
 
+@dataclass
 class Rows:
-    """Rows of an open file, to be iterated once.
+    """An open file of rows.
 
     :param names: column names; in jsonl, those of the first rows.
-    :param plain: whether rows are plain texts instead.
+    :param rows: the rows, to be iterated once.
     :param delimiter: the delimiter in use; empty if the format has none.
+    :param plain: whether rows are plain texts instead of columns.
+    :param columns: the columns to read of parquet, to be set before the iteration; None for all.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        read: Callable[[Sequence[str] | None], Iterator[Row]],
-        delimiter: str = "",
-        plain: bool = False,
-    ) -> None:
-        self.names = list(names)
-        self.delimiter = delimiter
-        self.plain = plain
-        self._read = read
-
-    def __iter__(self) -> Iterator[Row]:
-        return self._read(None)
-
-    def only(self, column: str | None) -> Iterator[Row]:
-        """Iterate over rows that have at least one column, which saves time in parquet."""
-        return self._read(None if column is None else [column])
+    names: list[str]
+    rows: Iterator[Row]
+    delimiter: str = ""
+    plain: bool = False
+    columns: list[str] | None = None
 
 
 def kind_of(path: str | Path) -> str:
     """Return the format of a file by its ending; txt for standard input."""
     if str(path) == "-":
         return "txt"
-    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    if suffixes and suffixes[-1] == ".gz":
-        suffixes.pop()
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes if suffix.lower() != ".gz"]
     ending = suffixes[-1].lstrip(".") if suffixes else ""
     return {"ndjson": "jsonl", "text": "txt"}.get(ending, ending)
 
@@ -105,49 +93,57 @@ def open_rows(
     header: bool = True,
     source: IO[bytes] | None = None,
 ) -> Iterator[Rows]:
-    """Open a file of rows.
+    """Open a file of rows; for the parameters see `iter_texts`.
 
-    :param path: a file, or "-" for standard input.
-    :param kind: csv, tsv, jsonl, parquet or txt; None: by the ending.
-    :param delimiter: delimiter of csv and tsv; None: detected.
-    :param header: whether csv and tsv begin with column names; else the columns are "0", "1", ...
-    :param source: stream to read; `path` is then its name only. parquet needs to seek.
     :raises FileNotFoundError: if the file does not exist.
     :raises ValueError: for an unknown format or delimiter, or two columns of one name.
     :raises TableError: if the file is damaged, also while it is read inside the block.
     """
     kind = kind or kind_of(path)
     if kind not in KINDS:
-        raise ValueError(
-            f"{path}: cannot read files of format {kind!r}; expected one of {', '.join(KINDS)}"
-        )
+        raise ValueError(f"{path}: unknown format {kind!r}; expected one of {', '.join(KINDS)}")
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
         raise ValueError(f"the delimiter must be a single character, got {delimiter!r}")
     if kind == "parquet":
         with open_parquet(path, source) as table:
-            names = table.schema_arrow.names
-            _check_names(path, names)
-            yield Rows(names, partial(_parquet_rows, table))
+            rows = Rows(_checked_names(path, table.schema_arrow.names), iter(()))
+            rows.rows = _parquet_rows(table, rows)
+            yield rows
         return
-    with open_text(path, source) as stream:
-        lines = _Lines(stream)
-        try:
+    try:
+        with open_text(path, source) as stream:
+            lines = _Lines(stream)
             if kind == "txt":
-                yield Rows([], lambda _: _text_rows(lines), plain=True)
+                yield Rows([], _text_rows(lines), plain=True)
             elif kind == "jsonl":
                 yield _json_rows(lines)
             else:
-                yield _delimited_rows(
-                    path, lines, delimiter, "\t" if kind == "tsv" else ",", header
-                )
-        except UnicodeDecodeError as error:
-            raise TableError(f"{path} is not UTF-8 {_encoding_advice(path, error)}") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise TableError(f"{path} is not a readable gzip file: {error}") from None
+                yield _delimited_rows(path, lines, delimiter, kind, header)
+    except UnicodeDecodeError as error:
+        try:
+            error.object.decode("cp1252")
+            encoding = "cp1252"
+        except UnicodeDecodeError:
+            encoding = "latin1"
+        raise _not_utf8(path, encoding, f" (byte 0x{error.object[error.start]:02x})") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise TableError(f"{path} is not a readable gzip file: {error}") from None
+
+
+def _parquet_rows(table: Any, rows: Rows) -> Iterator[Row]:  # noqa: ANN401 - pyarrow is untyped
+    for batch in table.iter_batches(columns=rows.columns, batch_size=4096):
+        for values in batch.to_pylist():
+            yield Row(0, values)
+
+
+def _text_rows(lines: _Lines) -> Iterator[Row]:
+    for line in lines:
+        text = line.rstrip("\r\n")
+        yield Row(lines.number, {None: text}, None, text)
 
 
 class _Lines:
-    """Lines of a stream with their ends, counted, of which some may be read ahead."""
+    """Lines of a stream with their ends, counted; some may be read ahead."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -164,34 +160,28 @@ class _Lines:
 
     def sample(self) -> list[str]:
         """Return the next lines without consuming them."""
-        size = sum(map(len, self._ahead))
-        for line in self._stream:
+        size = 0
+        while len(self._ahead) < SAMPLE_LINES and size < SAMPLE_CHARACTERS:
+            if not (line := next(self._stream, "")):
+                break
             self._ahead.append(line)
             size += len(line)
-            if len(self._ahead) >= SAMPLE_LINES or size > SAMPLE_CHARACTERS:
-                break
         return list(self._ahead)
-
-
-def _text_rows(lines: _Lines) -> Iterator[Row]:
-    for line in lines:
-        text = line.rstrip("\r\n")
-        yield Row(lines.number, {None: text}, None, text)
 
 
 # JSON lines
 
 
 def _json_rows(lines: _Lines) -> Rows:
-    names = dict.fromkeys(name for line in lines.sample() for name in _json_row(line, 0).values)
+    names = list(dict.fromkeys(name for line in lines.sample() for name in _json_row(line).values))
     return Rows(
         [name for name in names if name is not None],
-        lambda _: (_json_row(line, lines.number) for line in lines),
-        plain=list(names) == [None],
+        (_json_row(line, lines.number) for line in lines),
+        plain=names == [None],
     )
 
 
-def _json_row(line: str, number: int) -> Row:
+def _json_row(line: str, number: int = 0) -> Row:
     line = line.rstrip("\r\n")
     if not line.strip():
         return Row(number, BlankRow(), None, line)
@@ -209,113 +199,80 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-# parquet
-
-
-def _parquet_rows(table: Any, columns: Sequence[str] | None) -> Iterator[Row]:  # noqa: ANN401
-    for batch in table.iter_batches(columns=columns, batch_size=4096):
-        for values in batch.to_pylist():
-            yield Row(0, values)
-
-
 # csv and tsv
 
 
 def _delimited_rows(
-    path: str | Path, lines: _Lines, delimiter: str | None, usual: str, header: bool
+    path: str | Path, lines: _Lines, delimiter: str | None, kind: str, header: bool
 ) -> Rows:
-    """Return rows of csv or tsv."""
     sample = lines.sample()
     while header and sample and not sample[0].strip("\r\n"):
+        sample.pop(0)
         next(lines)
-        sample = sample[1:]
-    marker = re.fullmatch(r'"?sep=(.)"?[\r\n]*', sample[0]) if sample else None
-    if marker is not None:  # as Excel writes it
+    if sample and (marker := re.fullmatch(r'"?sep=(.)"?[\r\n]*', sample[0])):  # as Excel writes it
+        sample.pop(0)
         next(lines)
-        sample, delimiter = sample[1:], delimiter or marker[1]
-    delimiter = delimiter or _detect_delimiter(sample, usual)
-    first = next(_records(iter(sample), delimiter, True), [])
-    quoting = not (usual == delimiter == "\t") or _tsv_is_quoted(sample)
-    if not quoting:
-        first = next(_records(iter(sample), delimiter, False), [])
-    if not isinstance(first, list):
-        raise TableError(f"{path}, line {lines.number + 1}: {first}")
+        delimiter = delimiter or marker[1]
+    delimiter = delimiter or _detect_delimiter(sample, "\t" if kind == "tsv" else ",")
+    quoting = kind != "tsv" or delimiter != "\t" or _tsv_is_quoted(sample)
+    first = next(_records(iter(sample), delimiter, quoting), [])
+    if isinstance(first, str):
+        raise TableError(f"{path}, line {lines.number + 1}: the header {first}")
     names = [str(column) for column in range(len(first))]
     records = _records(lines, delimiter, quoting)
-    if header and sample:
+    if header:
         names = [name or f"column {number}" for number, name in enumerate(first, start=1)]
-        _check_names(path, names)
-        next(records)
-    return Rows(names, lambda _: _named(path, lines, records, names), delimiter)
+        next(records, None)
+    return Rows(_checked_names(path, names), _named(path, lines, records, names), delimiter)
 
 
 def _named(
     path: str | Path, lines: _Lines, records: Iterator[list[str] | str], names: Sequence[str]
 ) -> Iterator[Row]:
     """Yield records as rows."""
-    while True:
-        line = lines.number + 1
-        cells = next(records, None)
-        if cells is None:
-            return
+    line = lines.number + 1
+    for cells in records:
         if isinstance(cells, str):
-            if lines.number > line:
-                raise TableError(f"{path}, line {line}: {cells}")  # where to go on is not known
+            if lines.number > line:  # it is not known where the next row begins
+                raise TableError(f"{path}, line {line}: the row {cells}")
             yield Row(line, {}, cells)
         elif len(cells) > len(names):
-            yield Row(
-                line,
-                {},
-                f"has {len(cells)} cells, more than the {len(names)} columns: quote texts that hold "
-                "the delimiter",
-            )
-        elif cells == [""]:
-            yield Row(line, BlankRow())
+            counts = f"has {len(cells)} cells, more than the {len(names)} columns"
+            yield Row(line, {}, f"{counts}: quote texts that hold the delimiter")
         else:
-            yield Row(line, dict(zip(names, cells, strict=False)))
+            yield Row(line, BlankRow() if cells == [""] else dict(zip(names, cells, strict=False)))
+        line = lines.number + 1
 
 
 def _records(lines: Iterator[str], delimiter: str, quoting: bool) -> Iterator[list[str] | str]:
     """Yield the cells of each record, or what is wrong with it."""
     for line in lines:
         if quoting and '"' in line:
-            try:
-                yield _split_quoted(line, lines, delimiter)
-            except _MalformedError as error:
-                yield str(error)
+            yield _split_quoted(line, lines, delimiter)
         else:
             yield line.rstrip("\r\n").split(delimiter)
 
 
-class _MalformedError(Exception):
-    """A record is not csv."""
-
-
-def _split_quoted(line: str, lines: Iterator[str], delimiter: str) -> list[str]:
-    """Return the cells of a record by RFC 4180; a quoted cell may continue on the next lines."""
-    cells = []
-    at = 0
+def _split_quoted(line: str, lines: Iterator[str], delimiter: str) -> list[str] | str:
+    """Split a record by RFC 4180; a quoted cell may continue on the next lines."""
+    cells, at = [], 0
     while True:
         if line.startswith('"', at):
             pieces, size, at = [], 0, at + 1
-            while True:
-                end = line.find('"', at)
-                if end < 0:
-                    pieces.append(line[at:])
-                    size += len(line) - at
-                    line, at = next(lines, ""), 0
-                    if not line or size > MAX_CELL:
-                        raise _MalformedError("a quote is not closed")
-                elif line.startswith('"', end + 1):
+            while (end := line.find('"', at)) < 0 or line.startswith('"', end + 1):
+                if end >= 0:  # a doubled quote
                     pieces.append(line[at : end + 1])
                     at = end + 2
-                else:
-                    pieces.append(line[at:end])
-                    at = end + 1
-                    break
-            cells.append("".join(pieces))
+                    continue
+                pieces.append(line[at:])
+                size += len(line) - at
+                line, at = next(lines, ""), 0
+                if not line or size > MAX_CELL:
+                    return "has a quote that is not closed"
+            cells.append("".join(pieces) + line[at:end])
+            at = end + 1
             if line[at:].strip("\r\n") and line[at] != delimiter:
-                raise _MalformedError(f"{delimiter!r} expected after a closing quote")
+                return f"has a closing quote that {delimiter!r} does not follow"
         else:
             end = line.find(delimiter, at)
             cells.append(line[at:end] if end >= 0 else line[at:].rstrip("\r\n"))
@@ -326,11 +283,10 @@ def _split_quoted(line: str, lines: Iterator[str], delimiter: str) -> list[str]:
 
 
 def _detect_delimiter(sample: Sequence[str], usual: str) -> str:
-    """Return the delimiter that splits most sampled rows like the header: if it does, the usual one."""
+    """Return the delimiter that splits most sampled rows like the header; the usual one if it does."""
     columns = {}
     for delimiter in (usual, *DELIMITERS):
-        records = [r for r in _records(iter(sample), delimiter, True) if isinstance(r, list)]
-        counts = [len(cells) for cells in records if cells != [""]]
+        counts = _cell_counts(sample, delimiter, True)
         if counts and counts[0] > 1 and counts.count(counts[0]) > 0.8 * len(counts):
             columns[delimiter] = counts[0]
     return usual if usual in columns else max(columns, key=lambda d: columns[d], default=usual)
@@ -348,49 +304,40 @@ def _tsv_is_quoted(sample: Sequence[str]) -> bool:
     quoted = re.findall(rf"(?:^|(?<=[\t\r\n])){cell}(?=[\t\r\n]|$)", text)
     if not quoted or sum(part.count('"') for part in quoted) < text.count('"'):
         return False
-    widths = {len(cells) for cells in _records(iter(sample), "\t", True) if cells != [""]}
-    plain = {len(cells) for cells in _records(iter(sample), "\t", False) if cells != [""]}
+    widths, plain = (set(_cell_counts(sample, "\t", quoting)) for quoting in (True, False))
     return len(widths) == 1 and (plain != widths or any('""' in part[1:-1] for part in quoted))
 
 
-def _check_names(path: str | Path, names: Sequence[str]) -> None:
-    if repeated := sorted({name for name in names if list(names).count(name) > 1}):
+def _cell_counts(sample: Sequence[str], delimiter: str, quoting: bool) -> list[int]:
+    """Return the number of cells of each record that is neither blank nor malformed."""
+    records = _records(iter(sample), delimiter, quoting)
+    return [len(cells) for cells in records if isinstance(cells, list) and cells != [""]]
+
+
+def _checked_names(path: str | Path, names: list[str]) -> list[str]:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path} has two columns of one name: {', '.join(repeated)}")
-
-
-# Encodings
+    return names
 
 
 @contextmanager
 def open_text(path: str | Path, source: IO[bytes] | None = None) -> Iterator[IO[str]]:
-    """Open a text file, gzipped or not, as UTF-8, or as UTF-16 if it begins with its byte order mark.
-
-    :param path: a file, or "-" for standard input.
-    :param source: stream to read; `path` is then its name only.
-    """
-    if source is None and str(path) == "-":
-        source = sys.stdin.buffer
-    if source is None:
+    """Open a text file, gzipped or not, as UTF-8, or as UTF-16 if it begins with its byte order mark."""
+    if source is None and str(path) != "-":
         check_file(path)
         with Path(path).open("rb") as opened, open_text(path, opened) as stream:
             yield stream
         return
+    source = source or sys.stdin.buffer
     wrapped = None if hasattr(source, "peek") else io.BufferedReader(cast("io.RawIOBase", source))
     data: Any = wrapped or source
     if str(path).lower().endswith(".gz") or data.peek(2)[:2] == b"\x1f\x8b":
         data = gzip.GzipFile(fileobj=data)
-    try:
-        head = data.peek(512)[:512]
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise TableError(f"{path} is not a readable gzip file: {error}") from None
+    head = data.peek(512)[:512]
     utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if (
-        not utf16
-        and head.count(0) > len(head) / 4
-        and min(head[::2].count(0), head[1::2].count(0)) == 0
-    ):
-        order = "le" if head[1::2].count(0) else "be"
-        raise TableError(f"{path} is not UTF-8; {_conversion(path, f'utf-16{order}')}")
+    nulls = head[::2].count(0), head[1::2].count(0)
+    if not utf16 and sum(nulls) > len(head) / 4 and 0 in nulls:
+        raise _not_utf8(path, "utf-16le" if nulls[1] else "utf-16be", "")
     stream = io.TextIOWrapper(data, encoding="utf-16" if utf16 else "utf-8-sig", newline="")
     try:
         yield stream
@@ -401,19 +348,12 @@ def open_text(path: str | Path, source: IO[bytes] | None = None) -> Iterator[IO[
                 wrapped.detach()
 
 
-def _encoding_advice(path: str | Path, error: UnicodeDecodeError) -> str:
-    try:
-        error.object.decode("cp1252")
-        encoding = "cp1252"
-    except UnicodeDecodeError:
-        encoding = "latin1"
-    byte = error.object[error.start]
-    return f"(byte 0x{byte:02x}: {error.reason}); {_conversion(path, encoding)}"
-
-
-def _conversion(path: str | Path, encoding: str) -> str:
-    unpack = f"gzip -dc {path} | " if str(path).lower().endswith(".gz") else ""
-    file = "" if unpack or str(path) == "-" else f" {path}"
-    return (
-        f"if it is {encoding}, convert it: {unpack}iconv -f {encoding} -t utf-8{file} > converted"
+def _not_utf8(path: str | Path, encoding: str, byte: str) -> TableError:
+    convert = f"iconv -f {encoding} -t utf-8"
+    if str(path).lower().endswith(".gz"):
+        convert = f"gzip -dc {path} | {convert}"
+    elif str(path) != "-":
+        convert += f" {path}"
+    return TableError(
+        f"{path} is not UTF-8{byte}; if it is {encoding}, convert it: {convert} > converted"
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from onnxsim_embed.errors import NoTextsError, TableError
-from onnxsim_embed.files.rows import DELIMITERS, Rows, kind_of, open_rows
+from onnxsim_embed.files.rows import DELIMITERS, Row, Rows, kind_of, open_rows
 
 logger = logging.getLogger(__name__)
 
@@ -49,27 +50,26 @@ class ReadReport:
     def describe(self) -> str:
         """Return a line on the column and the delimiter."""
         column = "one text per line" if self.column is None else f"column {self.column!r}"
-        delimiter = f", delimiter {self.delimiter!r}" if self.delimiter else ""
-        return f"{column} ({self.reason}){delimiter}" if self.reason else column + delimiter
+        reason = f" ({self.reason})" if self.reason else ""
+        return column + reason + (f", delimiter {self.delimiter!r}" if self.delimiter else "")
 
     def problems(self) -> list[str]:
         """Return a line for each warning, and for rows that are empty, skipped or blanked."""
         lines = list(self.warnings)
         for rows, state in ((self.skipped, "were skipped"), (self.blanked, "were read as empty")):
             if rows:
-                reasons = "; ".join(f"row {row} {rows[row]}" for row in list(rows)[:LISTED])
-                lines.append(f"{len(rows):,} of {self.rows:,} rows {state}: {reasons}{_more(rows)}")
+                reasons = [f"row {row} {reason}" for row, reason in islice(rows.items(), LISTED)]
+                lines.append(f"{len(rows):,} of {self.rows:,} rows {state}: {_list(reasons, rows)}")
         if self.empty:
-            listed = ", ".join(map(str, self.empty[:LISTED]))
-            plural = "texts are" if len(self.empty) > 1 else "text is"
-            lines.append(
-                f"{len(self.empty):,} of {self.rows:,} {plural} empty: rows {listed}{_more(self.empty)}"
-            )
+            listed = _list([str(row) for row in self.empty[:LISTED]], self.empty)
+            verb = "texts are" if len(self.empty) > 1 else "text is"
+            lines.append(f"{len(self.empty):,} of {self.rows:,} {verb} empty: rows {listed}")
         return lines
 
 
-def _more(rows: Sequence[int] | dict[int, str]) -> str:
-    return f" and {len(rows) - LISTED:,} more" if len(rows) > LISTED else ""
+def _list(items: list[str], rows: Collection[int]) -> str:
+    more = f" and {len(rows) - LISTED:,} more" if len(rows) > LISTED else ""
+    return ("; " if "row" in items[0] else ", ").join(items) + more
 
 
 def iter_texts(
@@ -97,35 +97,36 @@ def iter_texts(
     :param on_error: "fail" raises at the first row without a text, "skip" skips such rows, "blank"
         yields an empty text for them.
     :param report: filled with what was decided and found; None: warnings are logged.
-    :param source: stream to read; `path` is then its name only.
+    :param source: stream to read; `path` is then its name only. parquet needs to seek.
     :raises FileNotFoundError: if the file does not exist.
     :raises ValueError: if the column does not exist (naming those that do) or an argument is invalid.
     :raises TableError: if the file is empty, damaged or not UTF-8, or a row has no text, naming it.
     """
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
-    log = report is None
-    report = report if report is not None else ReadReport()
-    values = _values(path, column, kind, delimiter, header, source, report)
-    for row, (value, line, error) in enumerate(values):
-        report.rows += 1
-        if not isinstance(value, str):
-            problem = error or (
-                "has no text (null)" if value is None else f"holds {value!r:.60}, not a text"
-            )
-            if on_error == "fail":
-                advice = "fix the row, or pass on_error='skip' or on_error='blank'"
-                raise TableError(f"{_place(path, row, line)} {problem}; {advice}")
-            (report.skipped if on_error == "skip" else report.blanked)[row] = problem
-            if on_error == "skip":
-                continue
-            value = ""
-        if not value.strip():
-            report.empty.append(row)
-        yield value
-    if log:
-        for message in report.problems():
-            logger.warning("%s: %s", path, message)
+    log, report = report is None, report if report is not None else ReadReport()
+    with open_rows(path, kind, delimiter=delimiter, header=header, source=source) as rows:
+        for value, row in _values(path, column, rows, report):
+            number, report.rows = report.rows, report.rows + 1
+            if isinstance(value, str):
+                text = value
+            else:
+                missing = (
+                    "has no text (null)" if value is None else f"holds {value!r:.60}, not a text"
+                )
+                problem = row.error or missing
+                if on_error == "fail":
+                    advice = "fix the row, or pass on_error='skip' or on_error='blank'"
+                    raise TableError(f"{_place(path, number, row)} {problem}; {advice}")
+                if on_error == "skip":
+                    report.skipped[number] = problem
+                    continue
+                report.blanked[number], text = problem, ""
+            if not text.strip():
+                report.empty.append(number)
+            yield text
+    for message in report.problems() if log else ():
+        logger.warning("%s: %s", path, message)
 
 
 def iter_column(
@@ -138,11 +139,11 @@ def iter_column(
     source: IO[bytes] | None = None,
 ) -> Iterator[Any]:
     """Yield the raw values of a column; see `iter_texts`."""
-    values = _values(path, column, kind, delimiter, header, source, ReadReport())
-    for row, (value, line, error) in enumerate(values):
-        if error is not None:
-            raise TableError(f"{_place(path, row, line)} {error}")
-        yield value
+    with open_rows(path, kind, delimiter=delimiter, header=header, source=source) as rows:
+        for number, (value, row) in enumerate(_values(path, column, rows, ReadReport())):
+            if row.error is not None:
+                raise TableError(f"{_place(path, number, row)} {row.error}")
+            yield value
 
 
 def column_names(
@@ -161,86 +162,72 @@ def read_scored_pairs(path: str | Path) -> tuple[list[str], list[str], list[floa
     :raises FileNotFoundError: if the file does not exist.
     :raises TableError: naming the row without two texts and a number.
     """
-    left: list[str] = []
-    right: list[str] = []
-    scores: list[float] = []
-    kind = kind_of(path) if kind_of(path) in ("csv", "tsv") else "csv"
-    with open_rows(path, kind, header=False) as rows:
-        for number, row in enumerate(rows):
+    pairs: list[tuple[str, str, float]] = []
+    with open_rows(path, "tsv" if kind_of(path) == "tsv" else "csv", header=False) as rows:
+        for number, row in enumerate(rows.rows):
+            left, right, score = (row.values.get(name) for name in "012")
             try:
-                score = float(row.values.get("2"))
-                left.append(row.values["0"])
-                right.append(row.values["1"])
-                scores.append(score)
-            except (TypeError, KeyError, ValueError):
-                if number == 0 and "2" in row.values:
+                pairs.append((str(left), str(right), float(score)))  # type: ignore[arg-type]
+            except (TypeError, ValueError):
+                if number == 0 and score is not None:
                     continue
+                cells = row.error or f"{list(row.values.values())!r:.80}"
                 raise TableError(
-                    f"{_place(path, number, row.line)} expected text, text, score: "
-                    f"{row.error or list(row.values.values())!r:.80}"
+                    f"{_place(path, number, row)} is not text, text, score: {cells}"
                 ) from None
-    if not scores:
+    if not pairs:
         raise TableError(f"{path} holds no scored pairs")
-    return left, right, scores
+    left_texts, right_texts, scores = map(list, zip(*pairs, strict=True))
+    return left_texts, right_texts, scores
 
 
 def _values(
-    path: str | Path,
-    column: str | None,
-    kind: str | None,
-    delimiter: str | None,
-    header: bool,
-    source: IO[bytes] | None,
-    report: ReadReport,
-) -> Iterator[tuple[Any, int, str | None]]:
-    """Yield value, line and error of each row.
+    path: str | Path, column: str | None, rows: Rows, report: ReadReport
+) -> Iterator[tuple[Any, Row]]:
+    """Yield the value of the text column of each row, and the row.
 
     :raises NoTextsError: after the last row if there is none.
     """
-    kind = kind or kind_of(path)
-    empty = True
-    with open_rows(path, kind, delimiter=delimiter, header=header, source=source) as rows:
-        name = _choose_column(path, rows, column, report)
-        guessed = report.reason == ONLY_COLUMN
-        for row in rows.only(name):
-            empty = False
-            if guessed and kind == "jsonl" and len(row.values) > 1:
-                raise ValueError(
-                    f"{_place(path, report.rows, row.line)} has the columns {', '.join(map(str, row.values))}, "
-                    f"rows before only {name!r}; pass column"
-                )
-            yield row.values.get(name, row.values.get(None)), row.line, row.error
-    if empty:
+    name, row = _choose_column(path, column, rows, report), None
+    rows.columns = None if name is None else [name]
+    for number, row in enumerate(rows.rows):
+        if report.reason == "the only column" and len(row.values) > 1:
+            names = ", ".join(map(str, row.values))
+            raise ValueError(
+                f"{_place(path, number, row)} has the columns {names}, rows before it only {name!r}: "
+                "pass column"
+            )
+        yield row.values.get(name, row.values.get(None)), row
+    if row is None:
         raise NoTextsError(f"{path} holds no texts")
 
 
-ONLY_COLUMN = "the only column"
-
-
 def _choose_column(
-    path: str | Path, rows: Rows, column: str | None, report: ReadReport
+    path: str | Path, column: str | None, rows: Rows, report: ReadReport
 ) -> str | None:
     """Return the column of the texts, and report it."""
     names, delimiter = rows.names, rows.delimiter
-    report.delimiter, report.column = delimiter, column
+    report.column, report.reason, report.delimiter = (
+        column,
+        "as chosen" if column else "",
+        delimiter,
+    )
     if rows.plain and column is not None:
         raise ValueError(f"{path} has no columns, so there is no column {column!r}")
-    if not names:
-        pass  # plain texts, or an empty file
-    elif column is not None:
-        report.reason = "as chosen"
-        if column not in names:
-            likely = next((d for d in DELIMITERS if len(names) == 1 and d in names[0]), None)
-            hint = f"; the delimiter may be {likely!r}, not {delimiter!r}" if likely else ""
-            raise ValueError(f"{path} has no column {column!r}; it has: {', '.join(names)}{hint}")
-    elif len(names) == 1:
-        report.column, report.reason = names[0], ONLY_COLUMN
+    if not names:  # plain texts, or an empty file
+        return column
+    if column is not None and column not in names:
+        likely = next((d for d in DELIMITERS if len(names) == 1 and d in names[0]), None)
+        hint = f"; the delimiter may be {likely!r}, not {delimiter!r}" if likely else ""
+        raise ValueError(f"{path} has no column {column!r}; it has: {', '.join(names)}{hint}")
+    if column is None and len(names) == 1:
+        report.column, report.reason = names[0], "the only column"
         if delimiter and re.search(r"\w\s+\w", names[0]):
             report.warnings.append(
                 f"the first line, {names[0]!r:.60}, was read as the header; pass header=False if it is "
                 "a text"
             )
-    else:
+    elif column is None:
         report.column = next((name for name in TEXT_COLUMNS if name in names), None)
         report.reason = "by its name"
         if report.column is None:
@@ -248,5 +235,5 @@ def _choose_column(
     return report.column
 
 
-def _place(path: str | Path, row: int, line: int) -> str:
-    return f"{path}, line {line}: row {row}" if line else f"{path}: row {row}"
+def _place(path: str | Path, number: int, row: Row) -> str:
+    return f"{path}, line {row.line}: row {number}" if row.line else f"{path}: row {number}"

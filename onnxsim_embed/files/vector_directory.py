@@ -14,6 +14,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +52,12 @@ class RowDiagnostic:
 
 @dataclass(frozen=True)
 class VectorShard:
-    """A stored shard.
-
-    :param rows: number of vectors.
-    :param digest: digest of the vectors.
-    :param diagnostics: diagnostics of its rows.
-    """
+    """A file of vectors, how many it holds, their digest, and the diagnostics of its rows."""
 
     file: str
     rows: int
     digest: str
     diagnostics: Sequence[RowDiagnostic] = ()
-
-    @property
-    def remarks(self) -> Sequence[RowDiagnostic]:
-        """Earlier name of `diagnostics`."""
-        return self.diagnostics
 
 
 @dataclass(frozen=True)
@@ -84,20 +75,9 @@ class VectorDirectory:
     shards: Sequence[VectorShard]
     provenance: Provenance
 
-    @property
-    def storage(self) -> Directory:
-        """Earlier name of `directory`."""
-        return self.directory
-
-    @property
-    def parts(self) -> Sequence[VectorShard]:
-        """Earlier name of `shards`."""
-        return self.shards
-
-    @property
-    def origin(self) -> Provenance:
-        """Earlier name of `provenance`."""
-        return self.provenance
+    storage = property(attrgetter("directory"))  # earlier names
+    parts = property(attrgetter("shards"))
+    origin = property(attrgetter("provenance"))
 
     @property
     def rows(self) -> int:
@@ -111,9 +91,7 @@ class VectorDirectory:
         return hashlib.sha256(digests.encode()).hexdigest()[:16]
 
     def read(self, start: int = 0, stop: int | None = None) -> Float32:
-        """Return a range of vectors, float32 array (rows, dim); by default all.
-
-        Only the shards that hold them are read.
+        """Return a range of vectors, float32 array (rows, dim), from the shards that hold them.
 
         :raises ValueError: for an invalid range.
         :raises TableError: for a missing or damaged shard.
@@ -121,25 +99,18 @@ class VectorDirectory:
         stop = self.rows if stop is None else stop
         if not 0 <= start <= stop <= self.rows:
             raise ValueError(f"rows {start} to {stop} of {self.rows:,} vectors")
-        vectors = np.empty((stop - start, self.dim), np.float32)
-        filled = 0
+        vectors = [np.empty((0, self.dim), np.float32)]
         for shard, rows in self._ranges(start, stop):
-            column = self._column(shard, "vector").combine_chunks()
-            values = column.flatten().to_numpy(zero_copy_only=False)
+            values = self._column(shard, "vector").combine_chunks().flatten().to_numpy()
             if values.dtype != np.float32 or len(values) != shard.rows * self.dim:
                 raise self._mismatch(shard)
-            count = rows.stop - rows.start
-            vectors[filled : filled + count] = values.reshape(shard.rows, self.dim)[rows]
-            filled += count
-        return vectors
+            vectors.append(values.reshape(shard.rows, self.dim)[rows])
+        return np.concatenate(vectors)
 
     def ids(self) -> list[Any]:
         """Return the ids of all vectors: int, or str if they come from a text column."""
-        return [
-            value
-            for shard, _ in self._ranges(0, self.rows)
-            for value in self._column(shard, "id").to_pylist()
-        ]
+        columns = [self._column(shard, "id") for shard, _ in self._ranges(0, self.rows)]
+        return [value for column in columns for value in column.to_pylist()]
 
     def _ranges(self, start: int, stop: int) -> Iterator[tuple[VectorShard, slice]]:
         """Yield the shards that overlap a range of rows, and the rows inside each."""
@@ -151,7 +122,6 @@ class VectorDirectory:
             offset += shard.rows
 
     def _column(self, shard: VectorShard, name: str) -> Any:  # noqa: ANN401 - pyarrow is untyped
-        """Read a single column of a shard."""
         import pyarrow
         from pyarrow import parquet
 
@@ -160,8 +130,7 @@ class VectorDirectory:
                 self.directory.open(shard.file) as stream,
                 parquet.ParquetFile(stream, page_checksum_verification=True) as table,
             ):
-                metadata = json.loads((table.schema_arrow.metadata or {}).get(SHARD_KEY, b"{}"))
-                if metadata.get("digest") != shard.digest:
+                if _metadata(table).get("digest") != shard.digest:
                     raise self._mismatch(shard)
                 column = table.read([name], use_threads=False).column(0)
         except FileNotFoundError:
@@ -215,37 +184,27 @@ def open_vectors(location: str | Path) -> VectorDirectory:
     try:
         data = directory.read(INDEX)
     except (FileNotFoundError, NotADirectoryError):
-        if JOB in directory.names():
-            reason = (
-                "is incomplete: repeat the call that writes it, which encodes the missing shards"
-            )
-        else:
-            reason = f"is not a directory of vectors ({INDEX} is missing)"
-        raise FileNotFoundError(f"{directory} {reason}") from None
+        raise FileNotFoundError(
+            f"{directory} is incomplete: the call that writes it continues it"
+            if JOB in directory.names()
+            else f"{directory} is not a directory of vectors: {INDEX} is missing"
+        ) from None
     try:
         table = json.loads(data)
         if table["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {table['format_version']}, expected {FORMAT_VERSION}")
-        shards = tuple(_parse_shard(entry, i) for i, entry in enumerate(table["parts"]))
+        shards = tuple(VectorShard(*entry) for entry in table["parts"])
+        for number, shard in enumerate(shards):
+            types = tuple(map(type, (shard.file, shard.rows, shard.digest)))
+            if types != (str, int, str) or shard.file != shard_file(number) or shard.rows < 0:
+                raise ValueError(f"shard {number}: {shard!r:.60}")
         if type(table["dim"]) is not int or table["dim"] < 1:
             raise ValueError(f"dim {table['dim']!r}")
         return VectorDirectory(directory, table["dim"], shards, parse_provenance(table["made_by"]))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TableError(
-            f"{directory}/{INDEX} is damaged, or of another version of onnxsim-embed ({error}); encode "
-            "again"
+            f"{directory}/{INDEX} is damaged or of another version ({error}); encode again"
         ) from None
-
-
-def _parse_shard(entry: Any, number: int) -> VectorShard:  # noqa: ANN401 - from JSON
-    """Return a shard of the index.
-
-    :raises ValueError: if it is invalid.
-    """
-    file, rows, digest = entry
-    if file != shard_file(number) or type(rows) is not int or rows < 0 or type(digest) is not str:
-        raise ValueError(f"shard {number}: {entry!r:.60}")
-    return VectorShard(file, rows, digest)
 
 
 def pack_shard(
@@ -267,23 +226,18 @@ def pack_shard(
     values = np.ascontiguousarray(vectors)
     digest = hashlib.sha256(values.data).hexdigest()[:16]
     list_type = pyarrow.list_(pyarrow.float32(), vectors.shape[1])
-    arrow_id_type = pyarrow.type_for_alias(id_type)
-    metadata = {
-        "rows": len(ids),
-        "digest": digest,
-        "remarks": [asdict(entry) for entry in diagnostics],
-    }
+    id_array = pyarrow.array(ids, pyarrow.type_for_alias(id_type))
+    remarks = [asdict(entry) for entry in diagnostics]
+    shard = {"rows": len(ids), "digest": digest, "remarks": remarks}
     schema = pyarrow.schema(
-        [("id", arrow_id_type), ("vector", list_type)],
+        [("id", id_array.type), ("vector", list_type)],
         metadata={
             METADATA_KEY: json.dumps(provenance.to_table()).encode(),
-            SHARD_KEY: json.dumps(metadata).encode(),
+            SHARD_KEY: json.dumps(shard).encode(),
         },
     )
-    columns = [
-        pyarrow.array(ids, arrow_id_type),
-        pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.ravel()), type=list_type),
-    ]
+    flat = pyarrow.array(values.ravel())
+    columns = [id_array, pyarrow.FixedSizeListArray.from_arrays(flat, type=list_type)]
     stream = io.BytesIO()
     parquet.write_table(
         pyarrow.table(columns, schema=schema),
@@ -303,10 +257,14 @@ def read_shard(directory: Directory, number: int) -> VectorShard | None:
     name = shard_file(number)
     try:
         with directory.open(name) as stream, parquet.ParquetFile(stream) as table:
-            metadata = json.loads((table.schema_arrow.metadata or {})[SHARD_KEY])
-            if metadata["rows"] != table.metadata.num_rows:
+            shard = _metadata(table)
+            diagnostics = tuple(RowDiagnostic(**entry) for entry in shard["remarks"])
+            if shard["rows"] != table.metadata.num_rows:
                 return None
-        diagnostics = tuple(RowDiagnostic(**entry) for entry in metadata["remarks"])
-        return VectorShard(name, metadata["rows"], metadata["digest"], diagnostics)
+        return VectorShard(name, shard["rows"], shard["digest"], diagnostics)
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException):
         return None
+
+
+def _metadata(table: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped
+    return json.loads((table.schema_arrow.metadata or {}).get(SHARD_KEY, b"{}"))

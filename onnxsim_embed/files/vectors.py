@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
-import struct
+import logging
+import os
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
@@ -14,13 +16,23 @@ import numpy.typing as npt
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.atomic import atomic_file
 from onnxsim_embed.files.parquet import check_file, open_parquet, require_pyarrow
-from onnxsim_embed.files.provenance import METADATA_KEY, Provenance, write_sidecar
+from onnxsim_embed.files.provenance import (
+    METADATA_KEY,
+    Provenance,
+    fingerprint,
+    parse_provenance,
+    read_sidecar,
+    sidecar,
+    write_sidecar,
+)
 from onnxsim_embed.files.uris import is_directory, local_path
+from onnxsim_embed.files.vector_directory import open_vectors
+
+logger = logging.getLogger(__name__)
 
 # Bytes of the header of a .npy file. numpy leaves room for any number of rows, so that the size is
 # the same for every array (n, dim).
 NPY_HEADER = 128
-NPY_MAGIC = b"\x93NUMPY"
 
 # Rows of a parquet row group: 25 MB of float32 vectors of dimension 384.
 GROUP_ROWS = 16384
@@ -34,11 +46,7 @@ NPY_DAMAGE = (OSError, ValueError, EOFError, TypeError, SyntaxError, TokenError,
 
 
 def check_ending(path: Path) -> None:
-    """Raise if a file is neither .npy nor .parquet.
-
-    :raises ValueError: naming both.
-    :raises MissingExtraError: for parquet without pyarrow.
-    """
+    """Raise ValueError if a file is neither .npy nor .parquet, MissingExtraError without pyarrow."""
     if path.suffix not in (".npy", ".parquet"):
         raise ValueError(f"{path}: vectors are written as .npy or .parquet")
     if path.suffix == ".parquet":
@@ -68,11 +76,7 @@ def write_vectors(
 def write_parquet(
     vectors: npt.NDArray[Any], stream: IO[bytes], provenance: Provenance | None = None
 ) -> None:
-    """Write vectors, which may be memory-mapped, as parquet.
-
-    :param vectors: array (n, dim).
-    :param provenance: stored in the metadata.
-    """
+    """Write vectors, which may be memory-mapped, as parquet; see `write_vectors`."""
     import pyarrow
     from pyarrow import parquet
 
@@ -87,14 +91,13 @@ def write_parquet(
 
 
 def npy_header(rows: int, dim: int, dtype: np.dtype[Any]) -> bytes:
-    """Return the header of a .npy file, NPY_HEADER bytes, as numpy writes it.
-
-    Format 1.0 of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
-    """
+    """Return the header of a .npy file, NPY_HEADER bytes."""
     descr = np.lib.format.dtype_to_descr(dtype)
-    fields = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
-    start = NPY_MAGIC + b"\x01\x00" + struct.pack("<H", NPY_HEADER - 10)
-    return start + fields.ljust(NPY_HEADER - 11).encode("ascii") + b"\n"
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": descr, "fortran_order": False, "shape": (rows, dim)}
+    )
+    return stream.getvalue()
 
 
 def holds_vectors(path: str | Path, column: str | None = None) -> bool:
@@ -104,13 +107,11 @@ def holds_vectors(path: str | Path, column: str | None = None) -> bool:
     """
     if is_directory(path):
         return True
-    path = Path(path)
-    if path.suffix != ".parquet":
-        return path.suffix == ".npy"
+    if Path(path).suffix != ".parquet":
+        return Path(path).suffix == ".npy"
     with open_parquet(path) as table:
-        schema = table.schema_arrow
-    name = column or "vector"
-    return name in schema.names and _is_list(schema.field(name).type)
+        schema, name = table.schema_arrow, column or "vector"
+        return name in schema.names and _is_list(schema.field(name).type)
 
 
 def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any]:
@@ -122,16 +123,14 @@ def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any
     :raises TableError: if the file is damaged or does not hold vectors.
     """
     if is_directory(path):
-        from onnxsim_embed.files.vector_directory import open_vectors
-
         return open_vectors(path).read()
     path = Path(path)
-    check_file(path)
     if path.suffix == ".parquet":
         return _read_parquet(path, column or "vector")
+    check_file(path)
     try:
         with path.open("rb") as stream:
-            if stream.read(len(NPY_MAGIC)) != NPY_MAGIC:
+            if stream.read(6) != b"\x93NUMPY":
                 raise ValueError("magic bytes missing")
         with np.errstate(over="ignore"):  # for an absurd shape, which numpy rejects afterwards
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -144,18 +143,47 @@ def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any
     return vectors
 
 
+def read_provenance(path: str | Path) -> Provenance | None:
+    """Return the provenance of vectors, or None if the file has none.
+
+    Provenance that is damaged, or was written for another file, is ignored with a warning.
+
+    :param path: .npy, .parquet or a directory of shards.
+    :raises FileNotFoundError: if the file does not exist.
+    :raises TableError: if it is not a readable file of its kind.
+    """
+    if is_directory(path):
+        return open_vectors(path).provenance
+    path = Path(path)
+    try:
+        if path.suffix == ".parquet":
+            with open_parquet(path) as table:
+                metadata = (table.schema_arrow.metadata or {}).get(METADATA_KEY)
+            return metadata and parse_provenance(metadata)
+        vectors = read_vectors(path)
+        if not os.path.lexists(sidecar(path)):
+            return None
+        provenance, file = read_sidecar(path)
+        if file != fingerprint(path, vectors):
+            raise ValueError(f"{sidecar(path)} describes other vectors")
+        return provenance
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        logger.warning("%s: its provenance is ignored: %s", path, error)
+        return None
+
+
 def _read_parquet(path: Path, column: str) -> npt.NDArray[Any]:
-    name = f"{path}: column {column!r}"
     with open_parquet(path) as table:
         schema = table.schema_arrow
         if column not in schema.names:
             raise ValueError(f"{path} has no column {column!r}; it has: {', '.join(schema.names)}")
-        batches = table.iter_batches(columns=[column])
-        arrays = [_as_matrix(batch.column(0), name) for batch in batches]
-        if not arrays:
-            arrays = [_as_matrix(schema.empty_table().column(column).combine_chunks(), name)]
+        columns = [batch.column(0) for batch in table.iter_batches(columns=[column])]
+        columns = columns or [schema.empty_table().column(column).combine_chunks()]
+        arrays = [_as_matrix(array, f"{path}: column {column!r}") for array in columns]
     if len({array.shape[1] for array in arrays}) > 1:
-        raise TableError(f"{name} does not hold vectors: lengths differ")
+        raise TableError(f"{path}: column {column!r} does not hold vectors: lengths differ")
     return np.concatenate(arrays)
 
 
@@ -170,17 +198,16 @@ def _as_matrix(column: Any, name: str) -> npt.NDArray[Any]:  # noqa: ANN401 - py
     """Return a pyarrow array of lists as an array (n, dim)."""
     from pyarrow import compute
 
-    if not _is_list(column.type):
-        raise TableError(f"{name} does not hold vectors: its type is {column.type}")
-    lengths = compute.unique(compute.list_value_length(column)).to_pylist()
-    values = column.flatten()
-    if column.null_count or values.null_count:
-        raise TableError(f"{name} does not hold vectors: it has nulls")
-    if len(lengths) > 1:
-        raise TableError(f"{name} does not hold vectors: lengths differ")
-    numbers = values.to_numpy(zero_copy_only=False)
-    if numbers.dtype.kind not in "fiu":
-        raise TableError(f"{name} does not hold vectors: its type is {column.type}")
-    dtype = numbers.dtype if numbers.dtype in PARQUET_DTYPES else np.dtype(np.float32)
-    dim = lengths[0] if lengths else getattr(column.type, "list_size", 0)
-    return numbers.astype(dtype, copy=False).reshape(len(column), dim)
+    problem = f"its type is {column.type}"
+    if _is_list(column.type):
+        lengths = compute.unique(compute.list_value_length(column)).to_pylist()
+        values = column.flatten()
+        if column.null_count or values.null_count:
+            problem = "it has nulls"
+        elif len(lengths) > 1:
+            problem = "lengths differ"
+        elif (numbers := values.to_numpy(zero_copy_only=False)).dtype.kind in "fiu":
+            dtype = numbers.dtype if numbers.dtype in PARQUET_DTYPES else np.dtype(np.float32)
+            dim = lengths[0] if lengths else getattr(column.type, "list_size", 0)
+            return numbers.astype(dtype, copy=False).reshape(len(column), dim)
+    raise TableError(f"{name} does not hold vectors: {problem}")

@@ -1,144 +1,155 @@
-"""Vectors out and in: .npy and .parquet, and one clear line for each way to be broken."""
+"""Vectors in .npy and .parquet files, and their provenance."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
+import os
 import sys
+import threading
 
 import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
-from test_provenance import ORIGIN
+from support import provenance, write_shards
 
 from onnxsim_embed.errors import MissingExtraError, TableError
 from onnxsim_embed.files import vectors as vector_files
-from onnxsim_embed.files.locations import Directory
-from onnxsim_embed.files.vector_directory import (
-    VectorDirectory,
-    VectorShard,
-    pack_shard,
-    shard_file,
+from onnxsim_embed.files.provenance import (
+    END_BYTES,
+    check_sidecar,
+    differences,
+    parse_provenance,
+    sidecar,
 )
 from onnxsim_embed.files.vectors import (
     NPY_HEADER,
     holds_vectors,
     npy_header,
+    read_provenance,
     read_vectors,
     write_vectors,
 )
 
 VECTORS = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
-FORMATS = [np.float32, np.float16, np.int8, np.uint8]
+DTYPES = [np.float32, np.float16, np.int8, np.uint8]
 
 
-def write_parts(directory, sizes):
-    storage, parts, first = Directory(directory), [], 0
-    for number, rows in enumerate(sizes):
-        own = slice(first, first + rows)
-        data, digest = pack_shard(list(range(5))[own], VECTORS[own], [], ORIGIN, "int64")
-        storage.write(shard_file(number), data)
-        parts.append(VectorShard(shard_file(number), rows, digest))
-        first += rows
-    VectorDirectory(storage, 4, parts, ORIGIN).write_index()
+@pytest.fixture(params=["v.npy", "v.parquet"])
+def path(request, tmp_path):
+    return tmp_path / request.param
 
 
-def of_format(dtype, vectors=VECTORS):
-    return (vectors * 20).clip(0 if dtype is np.uint8 else -100, 100).astype(dtype)
+def as_dtype(dtype):
+    return (VECTORS * 20).clip(0 if dtype is np.uint8 else -100, 100).astype(dtype)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5])
-@pytest.mark.parametrize("dtype", FORMATS)
-@pytest.mark.parametrize("ending", [".npy", ".parquet"])
-def test_vectors_are_read_as_they_were_written(tmp_path, ending, dtype, rows):
-    vectors = of_format(dtype)[:rows]
-    path = tmp_path / f"v{ending}"
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_are_read_as_they_were_written(path, dtype, rows):
+    vectors = as_dtype(dtype)[:rows]
     write_vectors(vectors, path)
     assert holds_vectors(path)
-    read = read_vectors(path)
-    assert read.dtype == dtype
-    np.testing.assert_array_equal(read, vectors, strict=True)
+    np.testing.assert_array_equal(read_vectors(path), vectors, strict=True)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 9, 10, 99_999, 10**12])
-@pytest.mark.parametrize("width", [1, 384, 65_536])
-@pytest.mark.parametrize("dtype", FORMATS)
-def test_the_npy_header_is_that_of_numpy(tmp_path, dtype, width, rows):
-    path = tmp_path / "v.npy"
-    with path.open("wb") as stream:
-        shape = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, width)}
-        np.lib.format.write_array_header_1_0(stream, shape)
-    header = npy_header(rows, width, np.dtype(dtype))
-    assert header == path.read_bytes()
+@pytest.mark.parametrize("rows", [0, 1, 99_999, 10**12])
+@pytest.mark.parametrize("dim", [1, 65_536])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_npy_header_has_a_fixed_size(dtype, dim, rows):
+    header = npy_header(rows, dim, np.dtype(dtype))
     assert len(header) == NPY_HEADER
+    assert f"({rows}, {dim})".encode() in header
 
 
-def test_parquet_is_written_in_groups_and_the_column_is_a_fixed_size_list(tmp_path, monkeypatch):
+def test_parquet_is_written_in_row_groups_of_a_fixed_size_list(tmp_path, monkeypatch):
     monkeypatch.setattr(vector_files, "GROUP_ROWS", 2)
     np.save(tmp_path / "v.npy", VECTORS)
     write_vectors(np.load(tmp_path / "v.npy", mmap_mode="r"), tmp_path / "v.parquet")
     with parquet.ParquetFile(tmp_path / "v.parquet") as table:
         assert [table.metadata.row_group(i).num_rows for i in range(3)] == [2, 2, 1]
-        assert table.schema_arrow.names == ["vector"]
         assert table.schema_arrow.field("vector").type == pyarrow.list_(pyarrow.float32(), 4)
     np.testing.assert_array_equal(read_vectors(tmp_path / "v.parquet"), VECTORS)
 
 
-@pytest.mark.parametrize("kind", [pyarrow.list_, pyarrow.large_list])
+@pytest.mark.parametrize("list_type", [pyarrow.list_, pyarrow.large_list])
 @pytest.mark.parametrize("number", [pyarrow.float64(), pyarrow.int64()])
-def test_lists_that_others_wrote_are_read_as_float32(tmp_path, kind, number):
-    vectors = of_format(np.int8)
-    column = pyarrow.array(vectors.tolist(), kind(number))
-    path = tmp_path / "v.parquet"
-    parquet.write_table(pyarrow.table({"vector": column}), path, row_group_size=2)
-    assert holds_vectors(path)
-    np.testing.assert_array_equal(read_vectors(path), vectors.astype(np.float32), strict=True)
+def test_lists_of_other_programs_are_read_as_float32(tmp_path, list_type, number):
+    vectors = as_dtype(np.int8)
+    column = pyarrow.array(vectors.tolist(), list_type(number))
+    table = pyarrow.table({"text": ["a"] * 5, "emb": column})
+    parquet.write_table(table, tmp_path / "v.parquet", row_group_size=2)
+    assert not holds_vectors(tmp_path / "v.parquet")
+    assert holds_vectors(tmp_path / "v.parquet", "emb")
+    vectors = vectors.astype(np.float32)
+    np.testing.assert_array_equal(read_vectors(tmp_path / "v.parquet", "emb"), vectors, strict=True)
+    with pytest.raises(ValueError, match="text, emb"):
+        read_vectors(tmp_path / "v.parquet")
 
 
-def test_vectors_of_another_column_are_read(tmp_path):
-    path = tmp_path / "v.parquet"
-    parquet.write_table(pyarrow.table({"text": ["a"] * 5, "emb": VECTORS.tolist()}), path)
-    assert not holds_vectors(path)
-    assert holds_vectors(path, "emb")
-    np.testing.assert_array_equal(read_vectors(path, "emb"), VECTORS)
-
-
-def test_texts_are_no_vectors(tmp_path):
+def test_texts_are_not_vectors(tmp_path):
     parquet.write_table(pyarrow.table({"text": ["a"], "vector": ["b"]}), tmp_path / "t.parquet")
-    assert not holds_vectors(tmp_path / "t.parquet")
-    assert not holds_vectors(tmp_path / "t.csv")
-    assert not holds_vectors("-")
+    for name in ("t.parquet", "t.csv", "-"):
+        assert not holds_vectors(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     "rows",
-    [[[1.0], [1.0, 2.0]], [[1.0], None], [[1.0], [None]], [["a"], ["b"]], [1.0, 2.0], ["a", "b"]],
-)
-def test_parquet_rows_that_are_no_vectors_are_refused(tmp_path, rows):
-    path = tmp_path / "v.parquet"
-    parquet.write_table(pyarrow.table({"vector": rows}), path)
-    with pytest.raises(TableError, match="column 'vector' does not hold vectors"):
-        read_vectors(path)
-
-
-def test_lengths_that_change_far_into_a_file_are_refused(tmp_path):
-    rows = [[1.0]] * 70_000 + [[1.0, 2.0]] * 70_000
+    [[[1.0], [1.0, 2.0]], [[1.0], None], [[1.0], [None]], [["a"], ["b"]], [1.0, 2.0], ["a", "b"],
+     [[1.0]] * 70_000 + [[1.0, 2.0]] * 70_000],
+    ids=["ragged", "null", "null number", "texts", "numbers", "text", "ragged far into the file"],
+)  # fmt: skip
+def test_other_columns_of_parquet_are_rejected(tmp_path, rows):
     parquet.write_table(pyarrow.table({"vector": rows}), tmp_path / "v.parquet")
-    with pytest.raises(TableError, match="lengths differ"):
+    with pytest.raises(TableError, match="does not hold vectors"):
         read_vectors(tmp_path / "v.parquet")
 
 
-def test_a_column_that_is_not_there_lists_those_there_are(tmp_path):
-    write_vectors(VECTORS, tmp_path / "v.parquet")
-    with pytest.raises(ValueError, match="no column 'emb'; it has: vector"):
-        read_vectors(tmp_path / "v.parquet", "emb")
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"\x93NUMPY", b"not numpy", b"\x80\x04K\x01."])
+def test_a_damaged_file_is_named(path, content):
+    path.write_bytes(content)
+    for use in (read_vectors, read_provenance):
+        with pytest.raises(TableError, match=rf"{path.name} is not a readable") as caught:
+            use(path)
+        assert "allow_pickle" not in str(caught.value)  # advice that nobody should follow
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"id,text\n1,one\n" * 20])
-def test_garbage_is_no_parquet(tmp_path, content):
-    (tmp_path / "v.parquet").write_bytes(content)
-    for use in (holds_vectors, read_vectors):
-        with pytest.raises(TableError, match="is not a readable parquet file"):
-            use(tmp_path / "v.parquet")
+def test_a_truncated_npy_a_pickle_and_an_archive_are_rejected(tmp_path):
+    path = tmp_path / "v.npy"
+    write_vectors(VECTORS, path)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(TableError):
+        read_vectors(path)
+    np.save(path, np.array([["a", 1]], object), allow_pickle=True)
+    with pytest.raises(TableError):
+        read_vectors(path)
+    with path.open("wb") as stream:
+        np.savez(stream, VECTORS)
+    with pytest.raises(TableError):
+        read_vectors(path)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.ones(3), np.ones((2, 3, 4)), np.float32(1), np.ones((2, 2), complex), np.array([["a"]])],
+)
+def test_another_array_is_rejected(tmp_path, array):
+    np.save(tmp_path / "v.npy", array)
+    with pytest.raises(TableError, match=r"not vectors of shape \(n, dim\)"):
+        read_vectors(tmp_path / "v.npy")
+
+
+def test_a_missing_file_and_another_ending_are_named(path, tmp_path):
+    for use in (read_vectors, read_provenance):
+        with pytest.raises(FileNotFoundError, match=path.name):
+            use(path)
+    with pytest.raises(ValueError, match=r"\.npy or \.parquet"):
+        write_vectors(VECTORS, tmp_path / "v.csv")
+    with pytest.raises(ValueError, match="URI"):
+        write_vectors(VECTORS, "s3://bucket/v.npy")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_pyarrow_parquet_names_the_extra(tmp_path, monkeypatch):
@@ -147,57 +158,6 @@ def test_without_pyarrow_parquet_names_the_extra(tmp_path, monkeypatch):
     for use in (lambda: holds_vectors(path), lambda: write_vectors(VECTORS, path)):
         with pytest.raises(MissingExtraError, match=r"pip install 'onnxsim-embed\[parquet\]'"):
             use()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_another_ending_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"written as .npy or .parquet"):
-        write_vectors(VECTORS, tmp_path / "v.csv")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"not numpy at all", b"\x80\x04K\x01."])
-def test_garbage_is_no_npy(tmp_path, content):
-    (tmp_path / "v.npy").write_bytes(content)
-    with pytest.raises(TableError, match=r"v\.npy is not a readable \.npy file") as caught:
-        read_vectors(tmp_path / "v.npy")
-    assert "allow_pickle" not in str(caught.value)  # advice that nobody should follow
-
-
-def test_a_truncated_npy_is_named(tmp_path):
-    write_vectors(VECTORS, tmp_path / "v.npy")
-    (tmp_path / "v.npy").write_bytes((tmp_path / "v.npy").read_bytes()[:-7])
-    with pytest.raises(TableError, match=r"v\.npy is not a readable"):
-        read_vectors(tmp_path / "v.npy")
-
-
-def test_pickled_objects_are_never_loaded(tmp_path):
-    np.save(tmp_path / "v.npy", np.array([["a", 1]], object), allow_pickle=True)
-    with pytest.raises(TableError, match=r"v\.npy is not a readable"):
-        read_vectors(tmp_path / "v.npy")
-
-
-@pytest.mark.parametrize(
-    "array",
-    [np.ones(3), np.ones((2, 3, 4)), np.float32(1), np.ones((2, 2), complex), np.array([["a"]])],
-)
-def test_an_array_that_is_no_table_of_numbers_is_refused(tmp_path, array):
-    np.save(tmp_path / "v.npy", array)
-    with pytest.raises(TableError, match=r"not vectors of shape \(n, dim\)"):
-        read_vectors(tmp_path / "v.npy")
-
-
-def test_an_archive_of_arrays_is_refused(tmp_path):
-    with (tmp_path / "v.npy").open("wb") as stream:
-        np.savez(stream, VECTORS)
-    with pytest.raises(TableError, match=r"v\.npy "):
-        read_vectors(tmp_path / "v.npy")
-
-
-@pytest.mark.parametrize("name", ["v.npy", "v.parquet"])
-def test_a_missing_file_of_vectors_is_named(tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=name):
-        read_vectors(tmp_path / name)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -205,27 +165,151 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(ValueError, match="allow_pickle"):
         write_vectors(np.array([[None]], object), tmp_path / "v.npy")
     np.testing.assert_array_equal(read_vectors(tmp_path / "v.npy"), VECTORS)
-    assert [path.name for path in tmp_path.iterdir()] == ["v.npy"]
+    assert [file.name for file in tmp_path.iterdir()] == ["v.npy"]
 
 
-# directories of parts
+def test_threads_that_write_one_file_do_not_mix_it(tmp_path):
+    arrays = [np.full((5000, 64), value, np.float32) for value in range(4)]
+    threads = [
+        threading.Thread(target=write_vectors, args=(array, tmp_path / "v.npy")) for array in arrays
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(np.unique(read_vectors(tmp_path / "v.npy"))) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["v.npy"]
 
 
-def test_a_directory_of_parts_is_read_like_a_file(tmp_path):
-    write_parts(tmp_path / "v", (2, 3))
-    for path in (tmp_path / "v", str(tmp_path / "v")):
-        assert holds_vectors(path)
-        np.testing.assert_array_equal(read_vectors(path), VECTORS, strict=True)
-
-
-def test_another_directory_says_what_it_lacks(tmp_path):
-    assert holds_vectors(tmp_path)  # no texts, as the error then says
-    with pytest.raises(FileNotFoundError, match=r"not a directory of vectors.*index\.json"):
+def test_a_directory_of_shards_is_read_like_a_file(tmp_path):
+    write_shards(tmp_path / "v", VECTORS, (2, 3))
+    for location in (tmp_path / "v", str(tmp_path / "v")):
+        assert holds_vectors(location)
+        np.testing.assert_array_equal(read_vectors(location), VECTORS, strict=True)
+        assert read_provenance(location) == provenance()
+    with pytest.raises(FileNotFoundError, match=r"index\.json"):
         read_vectors(tmp_path)
 
 
-def test_a_damaged_directory_names_the_part(tmp_path):
-    write_parts(tmp_path / "v", (2, 3))
-    (tmp_path / "v" / "part-00001.parquet").write_bytes(b"PAR1")
-    with pytest.raises(TableError, match=r"part-00001\.parquet is damaged"):
-        read_vectors(tmp_path / "v")
+# Provenance
+
+
+@pytest.fixture
+def warning(caplog):
+    """A function that reads provenance which is ignored, and returns the warning."""
+
+    def call(path):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert read_provenance(path) is None
+        return caplog.messages[0]
+
+    return call
+
+
+def test_provenance_is_read_as_it_was_written(path, caplog):
+    write_vectors(VECTORS, path, provenance())
+    assert read_provenance(path) == provenance()
+    np.testing.assert_array_equal(read_vectors(path), VECTORS, strict=True)
+    write_vectors(VECTORS, path)  # without
+    assert read_provenance(path) is None
+    assert not sidecar(path).exists()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({"model_digest": "xy"}, 1),
+        ({"model_digest": "xy", "model": "other", "pooling": "mean"}, 3),
+        ({"truncate_dim": 2}, 1),
+        ({"dim": 8}, 1),
+        ({"model": "the same under another name", "prompt": None, "precision": "int8",
+          "weights_digest": "ef", "max_seq_length": 12, "onnxruntime": "3", "normalize": False}, 0),
+    ],
+)  # fmt: skip
+def test_differences_that_forbid_a_comparison(changes, count):
+    found = differences(provenance(), provenance(**changes))
+    assert len(found) == count
+    assert all(str(value) in " ".join(found) for value in changes.values() if count)
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_a_sidecar_of_another_file_of_the_same_shape_is_ignored(tmp_path, warning, row):
+    path = tmp_path / "v.npy"
+    vectors = np.zeros((END_BYTES, 1), np.float32)  # 256 KiB: longer than its two ends
+    write_vectors(vectors, path, provenance())
+    vectors[row] = 1
+    np.save(path, vectors)
+    assert "describes other vectors" in warning(path)
+
+
+@pytest.mark.parametrize("other", [VECTORS[:4], VECTORS[:, :3], VECTORS.astype(np.float16)])
+def test_a_sidecar_of_another_shape_or_dtype_is_ignored(tmp_path, warning, other):
+    write_vectors(VECTORS, tmp_path / "v.npy", provenance())
+    np.save(tmp_path / "v.npy", other)
+    assert "describes other vectors" in warning(tmp_path / "v.npy")
+
+
+def record(**changes):
+    return provenance().to_table() | {"origin": {**dataclasses.asdict(provenance()), **changes}}
+
+
+INVALID = [None, [], {}, {"format_version": 2}, {"format_version": 1, "origin": {}},
+           {"format_version": 1, "origin": [1]}, record(dim="4"), record(dim=True), record(more=1),
+           record(normalize=1), record(model=None)]  # fmt: skip
+
+
+@pytest.mark.parametrize("table", INVALID)
+def test_invalid_provenance_is_rejected_and_ignored_in_a_file(path, warning, table):
+    with pytest.raises(ValueError, match=r"it |cannot be"):
+        parse_provenance(table)
+    write_vectors(VECTORS, path)
+    content = json.dumps(table).encode()
+    if path.suffix == ".npy":
+        sidecar(path).write_bytes(content)
+    else:
+        metadata = {"onnxsim_embed": content}
+        parquet.write_table(parquet.read_table(path).replace_schema_metadata(metadata), path)
+    assert "ignored" in warning(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[" * 100_000, b" " * (1 << 20) + b"{}"])
+def test_a_damaged_sidecar_is_ignored(tmp_path, warning, content):
+    write_vectors(VECTORS, tmp_path / "v.npy")
+    sidecar(tmp_path / "v.npy").write_bytes(content)
+    assert "ignored" in warning(tmp_path / "v.npy")
+
+
+def test_a_sidecar_that_is_a_link_out_of_the_directory_or_no_file_is_ignored(tmp_path, warning):
+    (tmp_path / "a").mkdir()
+    path = tmp_path / "a/v.npy"
+    write_vectors(VECTORS, path, provenance())
+    sidecar(path).rename(tmp_path / "outside.json")
+    sidecar(path).symlink_to(tmp_path / "outside.json")
+    assert "link" in warning(path)
+    sidecar(path).unlink()
+    os.mkfifo(sidecar(path))  # which would never end
+    assert "not a regular file" in warning(path)
+
+
+def test_a_file_of_the_user_is_not_replaced_by_a_sidecar(tmp_path):
+    path = tmp_path / "v.npy"
+    sidecar(path).write_text('{"mine": 1}')
+    with pytest.raises(FileExistsError, match=r"v\.npy\.json"):
+        check_sidecar(path, force=False)
+    check_sidecar(path, force=True)
+    write_vectors(VECTORS, path, provenance())
+    path.unlink()
+    check_sidecar(path, force=False)  # a sidecar without its file
+
+
+def test_info_prints_provenance(run, path):
+    write_vectors(VECTORS, path, provenance(model="ti\x1bny", truncate_dim=2))
+    code, out, err = run("info", path)
+    assert (code, err) == (0, "")
+    for value in ("5", "fp32 cd", "'a dog '", "4, "):
+        assert value in out
+    assert "\x1b" not in out
+    write_vectors(VECTORS, path)
+    assert "unknown" in run("info", path)[1]

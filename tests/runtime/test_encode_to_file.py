@@ -10,12 +10,13 @@ from itertools import count, islice
 import numpy as np
 import pytest
 from support import TEXTS
+from support import provenance as example_provenance
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
-from onnxsim_embed.files.provenance import sidecar
-from onnxsim_embed.files.vectors import read_vectors
+from onnxsim_embed.files.provenance import differences, sidecar
+from onnxsim_embed.files.vectors import read_provenance, read_vectors, write_vectors
 from onnxsim_embed.runtime import pipeline, provenance
 from onnxsim_embed.runtime.encode_to_file import check_format, encode_to_file
 
@@ -410,3 +411,31 @@ def test_a_relative_path_stays_the_same_file(embedder, tmp_path, monkeypatch):
 
     encode_to_file(embedder, lines(), "v.npy")
     assert names(tmp_path) == ["elsewhere", "v.npy", "v.npy.json"]
+
+
+# Provenance
+
+
+def test_provenance_states_what_the_vectors_depend_on(embedder, artifact, tmp_path):
+    for name in ("a.npy", "b.npy"):
+        options = {"prompt_name": "query", "truncate_dim": 8, "precision": "float16"}
+        encode_to_file(embedder, ROWS, tmp_path / name, **options)
+    assert sidecar(tmp_path / "a.npy").read_bytes() == sidecar(tmp_path / "b.npy").read_bytes()
+    fp32 = read_provenance(tmp_path / "a.npy")
+    assert (fp32.model, fp32.precision, fp32.pooling) == ("tiny", "fp32", "mean")
+    assert (fp32.prompt, fp32.max_seq_length, fp32.dim) == ("a dog ", 48, 32)
+    assert (fp32.truncate_dim, fp32.dtype, fp32.normalize) == (8, "float16", False)
+    int8 = provenance.provenance_of(Embedder(artifact, precision="int8"), truncate_dim=8)
+    assert int8.model_digest == fp32.model_digest != fp32.weights_digest
+    assert int8.weights_digest != fp32.weights_digest
+    assert not differences(int8, fp32)
+
+
+def test_a_replaced_file_gets_provenance_of_its_own(embedder, tmp_path):
+    path = tmp_path / "v.npy"
+    for unlink in (False, True):  # a sidecar without its file is in nobody's way
+        write_vectors(np.ones((2, 4), np.float32), path, example_provenance())
+        if unlink:
+            path.unlink()
+        encode_to_file(embedder, ROWS, path, force=not unlink)
+        assert read_provenance(path) == provenance.provenance_of(embedder)
