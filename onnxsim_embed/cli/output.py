@@ -103,7 +103,7 @@ def print_artifact(directory: Path, manifest: Manifest) -> None:
 
 def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:
     """Print a verification report as a table, with file sizes if there are several."""
-    from onnxsim_embed.export.card import FIDELITY_HEADER, fidelity_table
+    from onnxsim_embed.export.fidelity import FIDELITY_HEADER, fidelity_table, token_ids_note
 
     header, rows = FIDELITY_HEADER, fidelity_table(report)
     if sizes and len(sizes) > 1:
@@ -111,3 +111,5 @@ def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = 
         header = [header[0], "size", *header[1:]]
         rows = [[row[0], cell, *row[1:]] for row, cell in zip(rows, cells, strict=True)]
     print_table(header, rows)
+    if note := token_ids_note(report):
+        typer.echo(note)

@@ -42,9 +42,8 @@ from onnxsim_embed.export.onnx.trace import trace
 from onnxsim_embed.export.quantization.bert import METHOD, quantize_static
 from onnxsim_embed.export.quantization.calibration import calibration_texts, collect_activations
 from onnxsim_embed.export.quantization.ranges import ERROR_BUDGET
-from onnxsim_embed.export.reference import has_torch
 from onnxsim_embed.export.verify import Report, verify_derived, verify_fp32
-from onnxsim_embed.export.weights import Tensors, has_weights
+from onnxsim_embed.export.weights import Tensors
 from onnxsim_embed.runtime.tokenization import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -133,7 +132,7 @@ class Builder:
             layers=self.encoder.layers,
             dim=dim,
             max_seq_length=checkpoint.max_seq_length,
-            do_lower_case=checkpoint.do_lower_case,
+            do_lower_case=False,  # tokenizer.json does it
             pad_token_id=int(checkpoint.config.get("pad_token_id") or 0),
             pooling=tuple(mode.value for mode in checkpoint.pooling),
             dense=checkpoint.dense,
@@ -161,9 +160,8 @@ class Builder:
     def add_fp32(self, recipe: Recipe | None) -> Report:
         """Write the fp32 files and return how they compare with the reference."""
         self.manifest = self._with("fp32", self.encoder.write_fp32(self.work))
-        weights = self.encoder.via != "adopted" or has_weights(self.checkpoint.transformer)
-        reference = self.checkpoint if weights and (self.tensors or has_torch()) else None
-        report = verify_fp32(self._publish(self.manifest), reference, self.tensors, recipe)
+        artifact = self._publish(self.manifest)
+        report = verify_fp32(artifact, self.checkpoint, self.tensors, recipe)
         self.manifest = replace(self.manifest, verification={"fp32": report})
         self._publish(self.manifest)
         return report

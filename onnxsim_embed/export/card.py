@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from onnxsim_embed.artifact.manifest import Manifest
-from onnxsim_embed.export.fidelity import FIDELITY_HEADER, fidelity_table
+from onnxsim_embed.export.fidelity import FIDELITY_HEADER, fidelity_table, token_ids_note
 
 TEMPLATE = """---
 library_name: onnxsim-embed
@@ -42,6 +42,7 @@ def write_card(manifest: Manifest, path: Path) -> None:
     """Write the model card from the manifest."""
     head = "| " + " | ".join(FIDELITY_HEADER) + " |\n" + "|---" * len(FIDELITY_HEADER) + "|\n"
     rows = "\n".join("| " + " | ".join(row) + " |" for row in fidelity_table(manifest.verification))
+    note = token_ids_note(manifest.verification)
     text = TEMPLATE.format(
         name=manifest.name,
         source=manifest.source,
@@ -53,6 +54,6 @@ def write_card(manifest: Manifest, path: Path) -> None:
         files="\n".join(
             f"| {k} | `{e.file}` | {e.method} |" for k, e in manifest.precisions.items()
         ),
-        fidelity=head + rows if rows else "Not verified.",
+        fidelity=head + rows + (f"\n\n{note}" if note else "") if rows else "Not verified.",
     )
     path.write_text(text, encoding="utf-8")

@@ -28,11 +28,23 @@ TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model",
     "tokenizer.model",
 )  # fmt: skip
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 TRANSFORMER_CONFIGS = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+
+# Keys of those files that change what the encoder computes, with the values that are supported.
+SUPPORTED_SETTINGS = {
+    "transformer_task": (None, "feature-extraction"),
+    "module_output_name": (None, "token_embeddings"),
+    "query_length": (None,),
+    "document_length": (None,),
+    "query_expansion": (None,),
+    "tokenizer_name_or_path": (None,),
+    "processing_kwargs": (None, {}),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class Checkpoint:
     prompts: Mapping[str, str]
     default_prompt_name: str | None
     similarity_fn_name: str
+    overridden: bool  # whether modules.json is missing or states another pooling
 
     @property
     def architecture(self) -> str:
@@ -103,13 +116,16 @@ def open_checkpoint(
             f"{directory} does not state a pooling mode (in modules.json and the config.json of a "
             "Pooling module); pass pooling='mean' or pooling='cls', as the model was trained"
         )
+    if adapter := next((n for n in ADAPTER_FILES if (transformer / n).is_file()), None):
+        raise CheckpointError(
+            f"{transformer} has an adapter ({adapter}), which the weights of the base model do not "
+            "include: merge it with PEFT's merge_and_unload() and save the merged model"
+        )
     if not any((transformer / name).is_file() for name in TOKENIZER_FILES):
         raise CheckpointError(
             f"{transformer} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}"
         )
-    st_config = next(
-        (read_json(transformer / n) for n in TRANSFORMER_CONFIGS if (transformer / n).is_file()), {}
-    )
+    st_config = _transformer_config(transformer)
     main_config = read_optional_json(directory / "config_sentence_transformers.json")
     own_prompts = _read_prompts(main_config, directory, recipe)
     length = _max_seq_length(transformer, config, st_config, recipe, max_seq_length)
@@ -128,7 +144,23 @@ def open_checkpoint(
         prompts=own_prompts | dict(prompts or {}),
         default_prompt_name=main_config.get("default_prompt_name"),
         similarity_fn_name=str(main_config.get("similarity_fn_name") or "cosine"),
+        overridden=(modes, normalize) != (modules.pooling, modules.normalize),
     )
+
+
+def _transformer_config(transformer: Path) -> dict[str, Any]:
+    """Return sentence_bert_config.json, or that of another architecture, if it is supported."""
+    for path in map(transformer.joinpath, TRANSFORMER_CONFIGS):
+        if not path.is_file():
+            continue
+        config = read_json(path)
+        for key, allowed in SUPPORTED_SETTINGS.items():
+            if config.get(key) not in allowed:
+                raise CheckpointError(
+                    f"{path}: {key} {config[key]!r:.80} is not supported; supported: {allowed[-1]}"
+                )
+        return config
+    return {}
 
 
 def _read_prompts(

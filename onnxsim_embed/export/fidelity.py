@@ -133,3 +133,13 @@ def fidelity_table(report: Mapping[str, Any]) -> list[list[str]]:
         overlap = f"{entry['top10_overlap']:.3f}"
         rows.append([precision, entry["reference"], str(entry["texts"]), *cells, overlap, variant])
     return rows
+
+
+def token_ids_note(report: Mapping[str, Any]) -> str | None:
+    """Return how token ids of a verification report were compared, or None if it does not say."""
+    entry = report.get("fp32", {}).get("token_ids")
+    if entry is None:
+        return None
+    if entry["reference"] is None:
+        return f"Token ids were not compared: {entry['reason']}."
+    return f"Token ids were compared with those of {entry['reference']} on {entry['texts']} texts."

@@ -46,12 +46,13 @@ def read_modules(directory: Path) -> Modules:
         return modules
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        kinds = [(str(e["type"]).rsplit(".", 1)[-1], str(e["path"])) for e in entries]
+        classes = [(str(entry["type"]), str(entry["path"])) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a readable list of modules: {error!r}") from None
-    for kind, folder in kinds:
+    for number, (name, folder) in enumerate(classes):
         if PurePosixPath(folder).is_absolute() or ".." in PurePosixPath(folder).parts:
             raise CheckpointError(f"{path} names a path outside the checkpoint: {folder!r}")
+        kind = _module_kind(path, number, name)
         if kind == "Transformer":
             modules.transformer = folder
         elif kind == "Pooling" and not (modules.pooling or modules.dense or modules.normalize):
@@ -62,10 +63,25 @@ def read_modules(directory: Path) -> Modules:
             modules.normalize = True
         elif kind != "Dropout":  # has no effect outside training
             raise CheckpointError(
-                f"{path}: module {kind!r} cannot be exported in this position; supported are "
+                f"{path}: module {kind!r} cannot be exported in position {number}; supported are "
                 "Transformer, Pooling, Dense and a final Normalize"
             )
     return modules
+
+
+def _module_kind(path: Path, number: int, name: str) -> str:
+    package, _, kind = name.rpartition(".")
+    if package.partition(".")[0] != "sentence_transformers":
+        raise CheckpointError(
+            f"{path}: module class {name!r} is not part of sentence-transformers: what it computes is "
+            "not known, so that it cannot be exported"
+        )
+    if (kind == "Transformer") != (number == 0):
+        raise CheckpointError(
+            f"{path}: module {kind!r} cannot be exported in position {number}: the first module, and "
+            "no other, must be a Transformer"
+        )
+    return kind
 
 
 def _read_pooling(path: Path) -> tuple[PoolingMode, ...]:
@@ -92,20 +108,26 @@ def read_dense(
     :raises CheckpointError: if it cannot be read or exported.
     """
     config = read_json(directory / "config.json")
-    if (
-        config.get("use_residual")
-        or config.get("module_input_name", "sentence_embedding") != "sentence_embedding"
-    ):
+    names = [
+        config.get(f"module_{end}_name") or "sentence_embedding" for end in ("input", "output")
+    ]
+    if config.get("use_residual") or set(names) != {"sentence_embedding"}:
         raise CheckpointError(
-            f"{directory}: a Dense module on tokens or with a residual is not supported"
+            f"{directory}: a Dense module on tokens, to another output or with a residual is not "
+            f"supported (module_input_name, module_output_name: {', '.join(map(str, names))})"
         )
     tensors = read_tensors(directory)
     if "linear.weight" not in tensors:
         raise CheckpointError(f"{directory} has no tensor linear.weight")
     shapes = {name: value.shape for name, value in tensors.items()}
     outputs = shapes["linear.weight"][0]
-    if len(shapes["linear.weight"]) != 2 or shapes.get("linear.bias", (outputs,)) != (outputs,):
-        raise CheckpointError(f"{directory}: shapes do not make a linear layer: {shapes}")
+    expected = {"linear.weight": (outputs, config.get("in_features", shapes["linear.weight"][-1]))}
+    if config.get("bias", True):
+        expected["linear.bias"] = (outputs,)
+    if shapes != expected or config.get("out_features", outputs) != outputs:
+        raise CheckpointError(
+            f"{directory}: tensors {shapes} do not fit config.json, which implies {expected}"
+        )
     # Tanh is sentence-transformers' own default.
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     return np.ascontiguousarray(tensors["linear.weight"].T), tensors.get("linear.bias"), activation

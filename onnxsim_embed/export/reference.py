@@ -3,40 +3,163 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.system.hardware import available_cpus
 from onnxsim_embed.system.threads import single_blas_thread
 
 Float32 = npt.NDArray[np.float32]
-Hidden = Callable[[npt.NDArray[np.int64]], Float32]
+TokenIds = npt.NDArray[np.int64]
+Hidden = Callable[[TokenIds], Float32]
+
+
+def has_transformers() -> bool:
+    """Return whether transformers is installed."""
+    return importlib.util.find_spec("transformers") is not None
 
 
 def has_torch() -> bool:
     """Return whether PyTorch and transformers are installed."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+    return has_transformers() and importlib.util.find_spec("torch") is not None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Suppress progress bars and warnings of transformers and optimum."""
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in ("optimum", "transformers")]
+    levels = [logger.level for logger in loggers]
+    progress_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if progress_bar:
+            transformers_logging.enable_progress_bar()
+
+
+def load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers is untyped
+    """Return transformers' model with all weights of the checkpoint.
+
+    transformers initializes weights at random that it does not find, as under the prefix of a
+    wrapper; those are filled from the tensors that this package reads.
+
+    :raises CheckpointError: if weights are missing, not finite or cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModel
+
+    try:
+        with quiet_transformers():
+            model, report = AutoModel.from_pretrained(
+                checkpoint.transformer,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        missing = report["missing_keys"]
+        if any("pooler" not in name for name in missing):
+            tensors = {k: torch.from_numpy(v.copy()) for k, v in checkpoint.tensors().items()}
+            missing = model.load_state_dict(tensors, strict=False).missing_keys
+    except CheckpointError:
+        raise
+    except Exception as error:  # configuration, OS and unpickling errors share no base class
+        raise CheckpointError(
+            f"transformers cannot load {checkpoint.transformer}: {first_line(error)}"
+        ) from error
+    missing = sorted(name for name in missing if "pooler" not in name)
+    if missing:
+        raise CheckpointError(
+            f"the weights lack {len(missing)} tensors, {missing[0]!r} first; is this a complete "
+            f"{checkpoint.architecture} model?"
+        )
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"tensor {name!r} in {checkpoint.transformer} contains NaN or infinite values: the "
+                "checkpoint is broken (a diverged training run?)"
+            )
+    return model.eval()
+
+
+def reference_tokenizer(checkpoint: Checkpoint) -> Callable[[Sequence[str]], list[TokenIds]]:
+    """Return transformers' own tokenizer as a function from texts to token ids (t,).
+
+    :raises CheckpointError: if transformers cannot load it.
+    """
+    from tokenizers.normalizers import Lowercase, Normalizer
+    from tokenizers.normalizers import Sequence as Normalizers
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(
+                checkpoint.transformer, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # transformers' and the tokenizers library's share no base class
+        raise CheckpointError(
+            f"transformers cannot load the tokenizer of {checkpoint.transformer}: {first_line(error)}"
+        ) from error
+    if checkpoint.do_lower_case:  # as sentence-transformers does
+        normalizer: Normalizer | None = tokenizer.backend_tokenizer.normalizer
+        steps = [Lowercase(), *([] if normalizer is None else [normalizer])]
+        tokenizer.backend_tokenizer.normalizer = Normalizers(steps)
+
+    def run(texts: Sequence[str]) -> list[TokenIds]:
+        ids = tokenizer(list(texts), truncation=True, max_length=checkpoint.max_seq_length)
+        return [np.asarray(row, np.int64) for row in ids["input_ids"]]
+
+    return run
+
+
+def sentence_transformers_vectors(checkpoint: Checkpoint, texts: Sequence[str]) -> Float32 | None:
+    """Return sentence-transformers' own vectors, or None if it is not installed or has other modules."""
+    if importlib.util.find_spec("sentence_transformers") is None or checkpoint.overridden:
+        return None
+    from sentence_transformers import SentenceTransformer
+
+    with quiet_transformers():
+        model = SentenceTransformer(
+            str(checkpoint.directory), device="cpu", local_files_only=True, trust_remote_code=False
+        )
+    model.float()
+    model[0].auto_model.load_state_dict(load_model(checkpoint).state_dict())
+    model.max_seq_length = checkpoint.max_seq_length
+    return np.asarray(
+        model.encode(list(texts), prompt="", batch_size=8, show_progress_bar=False), np.float32
+    )
 
 
 def torch_reference(checkpoint: Checkpoint) -> Hidden:
     """Return transformers' own model as a function from input_ids (1, t) to hidden states (1, t, h)."""
     import torch
-    from transformers import AutoModel
-    from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    model = AutoModel.from_pretrained(
-        checkpoint.transformer, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    ).eval()
-    if enabled:
-        logging.enable_progress_bar()
+    model = load_model(checkpoint)
 
-    def run(input_ids: npt.NDArray[np.int64]) -> Float32:
+    def run(input_ids: TokenIds) -> Float32:
         with torch.inference_mode():
             ids = torch.from_numpy(input_ids)
             hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state

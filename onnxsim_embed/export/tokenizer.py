@@ -1,17 +1,27 @@
-"""Tokenizer files of an artifact."""
+"""Tokenizer files of an artifact: tokenizer.json with all that transformers applies to it.
+
+transformers changes what it reads: settings of tokenizer_config.json replace those of tokenizer.json,
+and tokens of four other files are added. Its versions 4 (which edits tokenizer.json) and 5 (which
+builds known classes again from their vocabulary) agree on what is done here. Where they would not
+agree, the checkpoint contradicts itself and is rejected.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import Checkpoint
-from onnxsim_embed.export.reference import has_torch
-from onnxsim_embed.export.weights import read_json, read_optional_json, write_json
+from onnxsim_embed.export.reference import first_line, has_transformers
+from onnxsim_embed.export.weights import check_content, read_json, read_optional_json, write_json
+
+logger = logging.getLogger(__name__)
 
 # Keys of special_tokens_map.json, with BERT's own tokens as defaults.
 SPECIAL_TOKENS = {
@@ -23,6 +33,18 @@ SPECIAL_TOKENS = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
+ROBERTA_TOKENS = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+# Fields of an added token.
+TOKEN_FIELDS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
 # Keys of tokenizer_config.json that fix a length, a padding or a path of the machine that saved it.
 STALE_KEYS = (
     "max_length", "stride", "truncation_side", "truncation_strategy", "pad_to_multiple_of",
@@ -30,110 +52,312 @@ STALE_KEYS = (
     "special_tokens_map_file", "tokenizer_file",
 )  # fmt: skip
 
-# Architectures whose vocab.txt is BERT's.
-WORDPIECE = ("bert", "distilbert", "electra")
+# Default special tokens of the tokenizer classes whose settings are applied here, without "Fast".
+WORDPIECE = dict.fromkeys(
+    ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"),
+    SPECIAL_TOKENS,
+) | {"MPNetTokenizer": ROBERTA_TOKENS | {"unk_token": "[UNK]"}}
+BYTE_LEVEL = dict.fromkeys(("RobertaTokenizer", "LongformerTokenizer"), ROBERTA_TOKENS)
+UNIGRAM = dict.fromkeys(("XLMRobertaTokenizer", "CamembertTokenizer"), ROBERTA_TOKENS)
+APPLIED = WORDPIECE | BYTE_LEVEL | UNIGRAM
+# Classes whose tokenizer.json is used as it is; a comparison with transformers shows if it is not.
+COMPLETE = (
+    "PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "AlbertTokenizer",
+    "BartTokenizer", "DebertaTokenizer", "DebertaV2Tokenizer", "FunnelTokenizer", "GPT2Tokenizer",
+    "GPTNeoXTokenizer", "GemmaTokenizer", "LlamaTokenizer", "Qwen2Tokenizer", "RemBertTokenizer",
+    "T5Tokenizer", "XLNetTokenizer",
+)  # fmt: skip
+
+# Classes of checkpoints that state none, by architecture.
+DEFAULT_CLASSES = {
+    "mpnet": "MPNetTokenizer",
+    "roberta": "RobertaTokenizer",
+    "longformer": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+} | dict.fromkeys(("bert", "distilbert", "electra", "mobilebert", "nomic_bert"), "BertTokenizer")
 
 
 def write_tokenizer(checkpoint: Checkpoint, work: Path) -> None:
-    """Write tokenizer.json without length and padding, its configuration and, for BERT, vocab.txt.
+    """Write tokenizer.json, its configuration and, for BERT, vocab.txt.
 
-    :raises CheckpointError: if the checkpoint's tokenizer cannot be read, or does not fit the model.
+    :raises CheckpointError: if the tokenizer cannot be read, contradicts itself or does not fit the
+        model.
     """
-    source = checkpoint.transformer
-    config = read_optional_json(source / "tokenizer_config.json")
-    if (source / "tokenizer.json").is_file():
-        tokenizer = read_json(source / "tokenizer.json")
-    elif checkpoint.architecture in WORDPIECE and (source / "vocab.txt").is_file():
-        tokenizer = _from_vocabulary(source / "vocab.txt", config)
-    else:
-        tokenizer = _from_transformers(checkpoint)
+    source = _Source.read(checkpoint)
+    tokenizer = source.tokenizer()
+    if checkpoint.do_lower_case:
+        _prepend_lowercase(tokenizer)
+    config = {key: value for key, value in source.config.items() if key not in STALE_KEYS}
+    config["model_max_length"] = checkpoint.max_seq_length
+    direction = (tokenizer["truncation"] or {}).get("direction", "right")
+    side = source.config.get("truncation_side") or str(direction).lower()
     tokenizer["truncation"] = tokenizer["padding"] = None
+    if side == "left":
+        config["truncation_side"] = side
+        tokenizer["truncation"] = {"direction": "Left", "max_length": checkpoint.max_seq_length,
+                                   "strategy": "LongestFirst", "stride": 0}  # fmt: skip
     write_json(work / "tokenizer.json", tokenizer)
-    _check(checkpoint, work / "tokenizer.json")
-    vocabulary = tokenizer.get("model", {}).get("vocab")
-    tokens = _special_tokens(source, config, vocabulary)
-    config = {key: value for key, value in config.items() if key not in STALE_KEYS}
-    config |= tokens | {"model_max_length": checkpoint.max_seq_length}
-    bert = checkpoint.architecture in WORDPIECE
-    config.setdefault("tokenizer_class", "BertTokenizer" if bert else "PreTrainedTokenizerFast")
+    _check_ids(checkpoint, work / "tokenizer.json")
+    tokens, vocabulary = source.tokens, tokenizer["model"].get("vocab")
+    if isinstance(vocabulary, dict):
+        tokens = {k: t for k, t in SPECIAL_TOKENS.items() if t in vocabulary} | tokens
+    tokens = {key: tokens[key] for key in SPECIAL_TOKENS if key in tokens}
+    config |= tokens
+    config.setdefault("tokenizer_class", source.name)
     write_json(work / "tokenizer_config.json", config)
     write_json(work / "special_tokens_map.json", tokens)
-    if (source / "vocab.txt").is_file():
-        shutil.copyfile(source / "vocab.txt", work / "vocab.txt")
+    if (checkpoint.transformer / "vocab.txt").is_file():
+        shutil.copyfile(checkpoint.transformer / "vocab.txt", work / "vocab.txt")
     elif isinstance(vocabulary, dict) and tokenizer["model"].get("type") == "WordPiece":
-        words = sorted(vocabulary, key=vocabulary.__getitem__)
-        (work / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+        words = {index: word for word, index in vocabulary.items()}
+        lines = [words.get(index, "") for index in range(max(words) + 1)]  # ids are line numbers
+        (work / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _special_tokens(source: Path, config: Mapping[str, Any], vocabulary: object) -> dict[str, str]:
-    """Return the special tokens that the checkpoint names, else BERT's own from its vocabulary."""
-    saved = read_optional_json(source / "special_tokens_map.json")
-    tokens = {}
-    for key, default in SPECIAL_TOKENS.items():
-        token = _content(config.get(key)) or _content(saved.get(key))
-        if token is None and isinstance(vocabulary, dict) and default in vocabulary:
-            token = default
-        if token is not None:
-            tokens[key] = token
-    return tokens
-
-
-def _content(token: Any) -> str | None:  # noqa: ANN401
+def _content(token: Any) -> str:  # noqa: ANN401
     """Return the text of a special token, which configurations hold bare or as an AddedToken."""
-    return token.get("content") if isinstance(token, dict) else token
+    return str(token["content"]) if isinstance(token, dict) else str(token)
 
 
-def _from_vocabulary(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Source:
+    """Tokenizer files of a checkpoint.
+
+    `stated` is tokenizer_config.json with special_tokens_map.json, where transformers reads that;
+    `tokens` are the special tokens with a name.
+    """
+
+    checkpoint: Checkpoint
+    name: str
+    kind: str
+    config: Mapping[str, Any]
+    stated: Mapping[str, Any]
+    tokens: Mapping[str, str]
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> _Source:
+        directory = checkpoint.transformer
+        config = read_optional_json(directory / "tokenizer_config.json")
+        stated = config
+        if "added_tokens_decoder" not in config:
+            stated = config | read_optional_json(directory / "special_tokens_map.json")
+        name = str(
+            config.get("tokenizer_class")
+            or checkpoint.config.get("tokenizer_class")
+            or DEFAULT_CLASSES.get(checkpoint.architecture, "PreTrainedTokenizerFast")
+        )
+        kind = name.removesuffix("Fast")
+        if kind not in APPLIED and kind not in COMPLETE:
+            raise CheckpointError(
+                f"{directory}: tokenizer class {name!r} is not supported, as its code may do more than "
+                f"tokenizer.json states; supported: {', '.join((*APPLIED, *COMPLETE))}"
+            )
+        if config.get("split_special_tokens"):
+            raise CheckpointError(f"{directory}: split_special_tokens is not supported")
+        defaults = APPLIED.get(kind, {})
+        named = {key: stated.get(key) or defaults.get(key) for key in SPECIAL_TOKENS}
+        tokens = {key: _content(token) for key, token in named.items() if token}
+        return cls(checkpoint, name, kind, config, stated, tokens)
+
+    def tokenizer(self) -> dict[str, Any]:
+        """Return tokenizer.json with the settings and tokens of the other files."""
+        path = self.checkpoint.transformer / "tokenizer.json"
+        if path.is_file():
+            tokenizer = read_json(path)
+        elif self.kind in WORDPIECE and path.with_name("vocab.txt").is_file():
+            path = path.with_name("vocab.txt")
+            tokenizer = _from_vocabulary(path, self.tokens)
+        else:
+            return _from_transformers(self.checkpoint)
+        try:
+            self._apply_settings(tokenizer, path)
+            self._apply_tokens(tokenizer, path)
+        except CheckpointError:
+            raise
+        except Exception as error:  # the library raises bare Exception, damaged files KeyError ...
+            raise CheckpointError(f"{path} is not a readable tokenizer: {error!r}") from error
+        return tokenizer
+
+    def _apply_settings(self, tokenizer: dict[str, Any], path: Path) -> None:
+        """Set what tokenizer_config.json sets; the rest must be what the tokenizer class implies."""
+        required: dict[str, object] = {}
+        settings: dict[str, object] = {}
+        part = "normalizer"
+        if self.kind in WORDPIECE:
+            required = {
+                "model.type": "WordPiece",
+                "model.unk_token": self.tokens["unk_token"],
+                "model.continuing_subword_prefix": "##",
+                "model.max_input_chars_per_word": 100,
+                "normalizer.type": "BertNormalizer",
+                "normalizer.clean_text": True,
+                "pre_tokenizer.type": "BertPreTokenizer",
+            }
+            settings = {
+                "lowercase": bool(self.config.get("do_lower_case", True)),
+                "strip_accents": self.config.get("strip_accents"),
+                "handle_chinese_chars": bool(self.config.get("tokenize_chinese_chars", True)),
+            }
+        elif self.kind in BYTE_LEVEL:
+            required = {"model.type": "BPE", "normalizer": None, "pre_tokenizer.type": "ByteLevel"}
+            settings = {"add_prefix_space": bool(self.config.get("add_prefix_space"))}
+            part = "pre_tokenizer"
+        elif self.kind in UNIGRAM:
+            required = {"model.type": "Unigram"}
+        for key, expected in required.items():
+            value: Any = tokenizer
+            for name in key.split("."):
+                value = (value or {}).get(name)
+            if value != expected and not (key == "model.type" and value is None):
+                raise CheckpointError(
+                    f"{path}: {key} {value!r:.80} contradicts tokenizer class {self.name!r}, which "
+                    f"implies {expected!r}: if tokenizer.json is right, set tokenizer_class to "
+                    "'PreTrainedTokenizerFast' in tokenizer_config.json"
+                )
+        for key, setting in settings.items():
+            if (old := tokenizer[part].get(key)) != setting:
+                logger.warning(
+                    "%s: tokenizer_config.json sets %s to %s, not %s", path, key, setting, old
+                )
+                tokenizer[part][key] = setting
+
+    def _apply_tokens(self, tokenizer: dict[str, Any], path: Path) -> None:
+        """Add the tokens of all files as transformers does, and check that their ids stay."""
+        from tokenizers import AddedToken, Tokenizer
+
+        listed = tokenizer.get("added_tokens") or []
+        rebuilt = self.kind in APPLIED
+        backend = Tokenizer.from_str(
+            json.dumps({**tokenizer, "added_tokens": [] if rebuilt else listed})
+        )
+        backend.no_padding()
+        backend.no_truncation()
+        special = [*self.tokens.values(), *map(_content, self._extra_tokens())]
+        ids: dict[str, int | None] = {}
+        for entry in self._entries(listed, special):
+            fields = {key: entry[key] for key in TOKEN_FIELDS if key in entry}
+            if entry["content"] in self.tokens.values():
+                fields["special"] = True
+            ids[entry["content"]] = entry["id"]
+            backend.add_tokens([AddedToken(entry["content"], **fields)])
+        for token in (
+            *(self.stated.get(k) or t for k, t in self.tokens.items()),
+            *self._extra_tokens(),
+        ):
+            if _content(token) not in ids:
+                fields = (
+                    {k: v for k, v in token.items() if k in TOKEN_FIELDS}
+                    if isinstance(token, dict)
+                    else {}
+                )
+                backend.add_tokens([AddedToken(_content(token), **(fields | {"special": True}))])
+                ids[_content(token)] = None
+        for text, index in ids.items():
+            if index not in (None, backend.token_to_id(text)):
+                raise CheckpointError(
+                    f"{path}: added token {text!r} has id {index}, transformers gives it "
+                    f"{backend.token_to_id(text)}, as the ids of the vocabulary have holes"
+                )
+        if rebuilt:
+            if unlisted := [e["content"] for e in listed if e["content"] not in ids]:
+                raise CheckpointError(
+                    f"{path}: added token {unlisted[0]!r} is not in the added_tokens_decoder of "
+                    "tokenizer_config.json; add it there, or remove it here"
+                )
+            ends = [self.tokens["cls_token"], self.tokens["sep_token"]]
+            if backend.encode("").tokens != ends:
+                raise CheckpointError(
+                    f"{path}: the post_processor adds {backend.encode('').tokens} to a text, tokenizer "
+                    f"class {self.name!r} adds {ends}"
+                )
+        tokenizer["added_tokens"] = json.loads(backend.to_str())["added_tokens"]
+
+    def _entries(self, listed: list[dict[str, Any]], special: list[str]) -> list[dict[str, Any]]:
+        """Return the added tokens with an id, by id, from the files that transformers reads."""
+        decoder = self.config.get("added_tokens_decoder")
+        if decoder is not None:
+            entries = [{**entry, "id": int(index)} for index, entry in decoder.items()]
+        else:
+            older = read_optional_json(self.checkpoint.transformer / "added_tokens.json")
+            entries = [
+                {"id": index, "content": text, "normalized": text not in special,
+                 "special": text in special}
+                for text, index in older.items()
+            ]  # fmt: skip
+            entries += listed
+        return sorted({e["id"]: e for e in entries}.values(), key=lambda e: int(e["id"]))
+
+    def _extra_tokens(self) -> list[Any]:
+        """Return the special tokens without a name, each a text or the fields of an AddedToken."""
+        extra = self.stated.get("extra_special_tokens")
+        extra = extra or self.stated.get("additional_special_tokens") or []
+        return list(extra.values() if isinstance(extra, dict) else extra)
+
+
+def _from_vocabulary(path: Path, tokens: Mapping[str, str]) -> dict[str, Any]:
     """Build tokenizer.json for a checkpoint that has BERT's vocab.txt only."""
     from tokenizers.implementations import BertWordPieceTokenizer
 
+    check_content(path)
     try:
-        tokenizer = BertWordPieceTokenizer(
-            str(path),
-            lowercase=bool(config.get("do_lower_case", True)),
-            handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
-            strip_accents=config.get("strip_accents"),
-        )
+        lines = path.read_bytes().decode().removesuffix("\n").split("\n")
+        # Blank lines are ids without a token, and of equal tokens the last counts, as in transformers.
+        vocabulary = {line.rstrip(): index for index, line in enumerate(lines) if line.strip()}
+        special = {k: t for k, t in tokens.items() if k not in ("bos_token", "eos_token")}
+        content: dict[str, Any] = json.loads(BertWordPieceTokenizer(vocabulary, **special).to_str())
     except Exception as error:  # the library raises bare Exception
         raise CheckpointError(f"{path} is not a readable BERT vocabulary: {error}") from error
-    content: dict[str, Any] = json.loads(tokenizer.to_str())
     return content
 
 
 def _from_transformers(checkpoint: Checkpoint) -> dict[str, Any]:
     """Build tokenizer.json from the older files of an architecture (sentencepiece, BPE)."""
     path = checkpoint.transformer
-    if not has_torch():
+    if not has_transformers():
         raise CheckpointError(
             f"{path} has no tokenizer.json, and converting the tokenizer of "
             f"{checkpoint.architecture!r} needs transformers: pip install 'onnxsim-embed[optimum]'"
         )
     from transformers import AutoTokenizer
 
+    for file in path.iterdir():
+        check_content(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, use_fast=True, local_files_only=True, trust_remote_code=False
         )
         content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     except Exception as error:  # transformers' and the tokenizers library's share no base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path} has no tokenizer.json, and transformers cannot convert its tokenizer: {reason}"
+            f"{path} has no tokenizer.json, and transformers cannot convert its tokenizer: "
+            f"{first_line(error)}"
         ) from error
     return content
 
 
-def _check(checkpoint: Checkpoint, written: Path) -> None:
-    """Raise if the tokenizer cannot be read, or has more tokens than the model has embeddings."""
+def _prepend_lowercase(tokenizer: dict[str, Any]) -> None:
+    """Lower-case texts but not special tokens, as sentence-transformers' do_lower_case does."""
+    old = tokenizer["normalizer"]
+    steps = old["normalizers"] if old and old["type"] == "Sequence" else [old] if old else []
+    if not any(step["type"] == "Lowercase" for step in steps):
+        lowercase = {"type": "Lowercase"}
+        tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [lowercase, *steps]}
+
+
+def _check_ids(checkpoint: Checkpoint, written: Path) -> None:
+    """Raise if the tokenizer cannot be read, or has an id without an embedding."""
     from tokenizers import Tokenizer
 
     try:
-        size = Tokenizer.from_file(str(written)).get_vocab_size(with_added_tokens=True)
+        vocabulary = Tokenizer.from_file(str(written)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises bare Exception
         path = checkpoint.transformer / "tokenizer.json"
         raise CheckpointError(f"{path} is not a readable tokenizer: {error}") from error
     rows = checkpoint.config.get("vocab_size")
-    if isinstance(rows, int) and size > rows:
+    token, index = max(vocabulary.items(), key=lambda item: item[1], default=("", -1))
+    if isinstance(rows, int) and index >= rows:
         raise CheckpointError(
-            f"{checkpoint.transformer}: the tokenizer has {size} tokens, config.json states vocab_size {rows}"
+            f"{checkpoint.transformer}: token {token!r} has id {index}, the embeddings have rows up to "
+            f"{rows - 1} (vocab_size {rows} in config.json)"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +16,7 @@ import numpy.typing as npt
 from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.artifact.recipes import Recipe, find_recipe
-from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.errors import CheckpointError, MissingExtraError
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.fidelity import (
     FIDELITY_THRESHOLDS,
@@ -25,16 +27,22 @@ from onnxsim_embed.export.fidelity import (
 )
 from onnxsim_embed.export.reference import (
     has_torch,
+    has_transformers,
     numpy_reference,
+    reference_tokenizer,
     reference_vectors,
+    sentence_transformers_vectors,
     torch_reference,
 )
+from onnxsim_embed.export.weights import has_weights
 from onnxsim_embed.runtime.batching import TOKEN_BUDGET
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.session import Session
 
 Float32 = npt.NDArray[np.float32]
 Report = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 # The portable file computes what the run-path file does but for rounding (a mask, other matrix
 # shapes), and int8 steps can fall either way on that.
@@ -43,6 +51,18 @@ PORTABLE_STEP = 10
 
 # Texts in a padded batch: enough for lengths to differ, few enough for a small machine.
 PADDED_TEXTS = 16
+
+# With these the added tokens and a text beyond the maximum length; see `probe_texts`.
+PROBES = (
+    "",
+    " ",
+    "  Leading, trailing  and double  spaces ",
+    "UPPER Case and MixedCase, \u0130stanbul STRASSE Stra\u00dfe",
+    "caf\u00e9 cafe\u0301 na\u00efve \u00dcn\u00efc\u00f6de \u00c5ngstr\u00f6m \ufb01ne \uff21\uff22",
+    "\u4f60\u597d\u4e16\u754c \u6f22\u5b57\u304b\u306a \ud55c\uad6d\uc5b4 \u0e44\u0e17\u0e22 \u0440\u0443\u0441\u0441\u043a\u0438\u0439",
+    "tabs\tnew\nlines\r\n, \u200bzero width, no\u00a0break, \u3000wide \x07 bell \ufffd",
+    "\U0001f642 \u2026 \u2014 (a-b) [x] {y} <z> 3,14 $5 50% e.g. don't http://a.b/c?d=e&f",
+)
 
 # Every fourth verification text goes through the reference of fp32, which runs one text at a time.
 REFERENCE_STEP = 4
@@ -93,7 +113,11 @@ def verify_artifact(
         manifest = artifact.manifest
         directory, known = locate_checkpoint(manifest.source if against == "torch" else against)
         pooling = manifest.pooling[0] if len(manifest.pooling) == 1 else None
-        checkpoint = open_checkpoint(directory, pooling=pooling, recipe=known)
+        checkpoint = open_checkpoint(
+            directory, pooling=pooling, recipe=known, max_seq_length=manifest.max_seq_length
+        )
+        if checkpoint.architecture != "bert" and not has_torch():
+            raise MissingExtraError("verifying against PyTorch", "optimum", "torch")
         tensors = checkpoint.tensors() if checkpoint.architecture == "bert" else {}
         recipe = find_recipe(manifest.source)
         report["fp32"] = verify_fp32(artifact, checkpoint, tensors, recipe, texts)
@@ -105,41 +129,87 @@ def verify_artifact(
 
 def verify_fp32(
     artifact: Artifact,
-    checkpoint: Checkpoint | None,
+    checkpoint: Checkpoint,
     tensors: Mapping[str, Float32],
     recipe: Recipe | None = None,
     texts: Sequence[str] | None = None,
 ) -> Report:
-    """Compare the fp32 file with its checkpoint and with published results.
+    """Compare token ids and fp32 vectors with those of the checkpoint, and with published results.
 
-    The reference is PyTorch if it is installed, else BERT written in numpy; without a checkpoint (an
-    adopted ONNX file), the file itself in padded batches.
+    The references are loaded from the checkpoint alone: transformers' tokenizer, and
+    sentence-transformers' vectors, else PyTorch's or numpy's BERT with this package's pooling. Without
+    weights, as of an adopted ONNX file, the file is compared with itself in padded batches.
     """
-    if texts is None:
-        texts = verification_texts()[:: 1 if checkpoint is None else REFERENCE_STEP]
     model = Embedder(artifact, precision="fp32", device="cpu")
-    ids = model.token_ids(texts)
-    if checkpoint is None:
+    weights = bool(tensors) or (has_torch() and has_weights(checkpoint.transformer))
+    if texts is None:
+        texts = verification_texts()[:: REFERENCE_STEP if weights else 1]
+    probes = probe_texts(model)
+    everything = [*texts, *probes]
+    ids = model.token_ids(everything)
+    token_ids, ids, problems = _reference_ids(checkpoint, everything, ids)
+    if not weights:
         name = "itself, padded"
         reference = padded_vectors(Session(artifact.open_file("fp32"), "cpu"), model, ids)
-    else:
-        name = "PyTorch" if has_torch() else "numpy BERT"
-        if not has_torch() and checkpoint.architecture != "bert":
-            raise MissingExtraError("verifying against PyTorch", "optimum", "torch")
-        hidden = (
-            torch_reference(checkpoint)
-            if has_torch()
-            else numpy_reference(checkpoint.config, tensors)
-        )
+    elif not has_torch():
+        name, hidden = "numpy BERT", numpy_reference(checkpoint.config, tensors)
         reference = reference_vectors(hidden, model.head, ids)
-    report, vectors = _compare("fp32", model, texts, reference, name)
-    if checkpoint is not None:
+    else:
+        name, whole = "PyTorch", None
+        if token_ids["reference"]:
+            whole = sentence_transformers_vectors(checkpoint, everything)
+        token_ids["pipeline"] = "own pooling" if whole is None else "sentence-transformers"
+        if whole is None:
+            whole = reference_vectors(torch_reference(checkpoint), model.head, ids)
+        reference = whole
+    report, vectors = _compare("fp32", model, texts, reference[: len(texts)], name)
+    report["token_ids"] = token_ids
+    report["problems"] += problems
+    probed = model.encode(probes, prompt="")
+    _require_equal(report, "fp32", reference[len(texts) :], probed, "of unusual texts", "probe")
+    if weights:
         _add_portable(report, "fp32", model, texts, vectors)
     if recipe is not None:
         report["known_answers"] = len(recipe.known_answers)
         for answer in recipe.known_answers:
             report["problems"] += check_known_answer(model, answer)
     return report
+
+
+def _reference_ids(
+    checkpoint: Checkpoint, texts: Sequence[str], own: list[npt.NDArray[np.int64]]
+) -> tuple[Report, list[npt.NDArray[np.int64]], list[str]]:
+    """Return a report on transformers' token ids, those ids (else our own), and problems."""
+    try:
+        if not has_transformers():
+            raise CheckpointError("transformers is not installed")
+        ids = reference_tokenizer(checkpoint)(texts)
+    except CheckpointError as error:
+        logger.warning("token ids are not compared with transformers': %s", error)
+        return {"reference": None, "reason": str(error)}, own, []
+    different = [i for i, row in enumerate(ids) if not np.array_equal(row, own[i])]
+    problems = []
+    if different:
+        first = different[0]
+        problems.append(
+            f"token ids of {len(different)} of {len(texts)} texts differ from transformers', as of "
+            f"{texts[first]!r:.60}: {own[first][:20].tolist()}, not {ids[first][:20].tolist()}"
+        )
+    return {"reference": "transformers", "texts": len(texts)}, ids, problems
+
+
+def probe_texts(model: Embedder) -> list[str]:
+    """Return texts on which tokenizers differ: case, accents, scripts, added tokens, lengths."""
+    table = json.loads((model.artifact.directory / "tokenizer.json").read_text(encoding="utf-8"))
+    added = [entry["content"] for entry in table["added_tokens"]]
+    return [
+        *PROBES,
+        "far too long, " * model.max_seq_length,
+        *(
+            f"one {t} two{t}three {t.lower()} {t.upper()} {t}"
+            for t in [*added[:20], *added[20:][-20:]]
+        ),
+    ]
 
 
 def verify_derived(
@@ -250,9 +320,11 @@ def _add_portable(
     _require_equal(report, precision, vectors[rows], padded, "of run path and padded batches")
 
 
-def _require_equal(report: Report, precision: str, a: Float32, b: Float32, what: str) -> None:
+def _require_equal(
+    report: Report, precision: str, a: Float32, b: Float32, what: str, key: str = "portable"
+) -> None:
     worst, threshold = float(row_cosines(a, b).min()), PORTABLE_THRESHOLDS[precision]
-    report["portable_min_cosine"] = round(worst, 6)
+    report[f"{key}_min_cosine"] = round(worst, 6)
     if not worst >= threshold:
         report["problems"].append(
             f"{precision} vectors {what} differ: min cosine {worst:.5f} (threshold {threshold})"

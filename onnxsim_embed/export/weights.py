@@ -23,8 +23,12 @@ WEIGHT_FILES = (
 )
 
 
+LFS_HEADER = b"version https://git-lfs"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object of a file; raise CheckpointError if there is none."""
+    check_content(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -34,6 +38,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds {type(value).__name__}, not a JSON object")
     return value
+
+
+def check_content(path: Path) -> None:
+    """Raise if a file is a git-lfs pointer to its content, as in a clone without git-lfs."""
+    try:
+        with path.open("rb") as stream:
+            pointer = stream.read(len(LFS_HEADER)) == LFS_HEADER
+    except OSError:
+        return  # reported where the file is read
+    if pointer:
+        raise CheckpointError(
+            f"{path} is a git-lfs pointer, not the file itself: run 'git lfs pull' in the directory, "
+            "or download the model again"
+        )
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
@@ -66,7 +84,15 @@ def read_tensors(directory: Path) -> Tensors:
     names = _shards(directory / source) if source.endswith(".index.json") else [source]
     tensors: Tensors = {}
     for name in names:
-        tensors |= {_plain_name(key): value for key, value in read(directory / name).items()}
+        check_content(directory / name)
+        for key, value in read(directory / name).items():
+            plain = _plain_name(key)
+            if plain in tensors and not np.array_equal(tensors[plain], value):
+                raise CheckpointError(
+                    f"{directory} has two different tensors {plain!r}, one of them named {key!r}: "
+                    "save the model again without the copy"
+                )
+            tensors[plain] = value
     return tensors
 
 
