@@ -21,6 +21,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.evaluation import SentenceEvaluator
 from sentence_transformers.losses import (
     CachedMultipleNegativesRankingLoss,
     CoSENTLoss,
@@ -40,7 +41,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from onnxsim_embed.errors import TrainingError
-from onnxsim_embed.finetune.evaluation import RetrievalEvaluator, ScoreEvaluator, finite
+from onnxsim_embed.finetune.evaluation import finite
 from onnxsim_embed.finetune.pairs import TextPairs
 from onnxsim_embed.finetune.repeats import (
     CachedMaskedRankingLoss,
@@ -109,7 +110,7 @@ def train(
     model: SentenceTransformer,
     pairs: TextPairs,
     dataset: Dataset,
-    evaluator: RetrievalEvaluator | ScoreEvaluator,
+    evaluator: SentenceEvaluator,
     settings: Settings,
     checkpoints: Path,
     *,
@@ -119,7 +120,7 @@ def train(
     """Train a model in place, from the newest checkpoint if there is one, to its best checkpoint.
 
     :param dataset: the pairs, with mined hard negatives if there are any.
-    :param evaluator: chooses the best checkpoint by its primary metric.
+    :param evaluator: chooses the best checkpoint.
     :param checkpoints: directory for checkpoints.
     :returns: what report.json says of the training.
     :raises TrainingError: if a gradient is not finite.
@@ -156,7 +157,7 @@ def train(
     interval = min(epoch_steps, MAX_STEPS_BETWEEN_CHECKPOINTS)
     logging_steps = max(1, interval // 25)
     save_steps = max(1, interval // logging_steps) * logging_steps
-    metric = f"eval_{evaluator.primary_metric}"
+    metric = "eval_cosine_ndcg@10" if pairs.scores is None else "eval_spearman_cosine"
     column_prompts = {column: prompts[column != columns[0]] for column in columns}
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
@@ -183,7 +184,7 @@ def train(
         disable_tqdm=True,
         report_to="none",
     )
-    callbacks = [EarlyStoppingCallback(settings.patience), FiniteGradients(checkpoints)]
+    callbacks = [EarlyStoppingCallback(settings.patience), FiniteGradients()]
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments,
@@ -226,13 +227,7 @@ def newest_checkpoint(directory: Path) -> Path | None:
 
 
 class FiniteGradients(TrainerCallback):  # type: ignore[misc]
-    """Stops before a gradient that is not finite reaches the weights.
-
-    :param checkpoints: directory of the checkpoints, for the message.
-    """
-
-    def __init__(self, checkpoints: Path) -> None:
-        self.checkpoints = checkpoints
+    """Raises before a gradient that is not finite reaches the weights."""
 
     def on_pre_optimizer_step(
         self,
@@ -240,33 +235,27 @@ class FiniteGradients(TrainerCallback):  # type: ignore[misc]
         state: TrainerState,
         control: object,
         model: torch.nn.Module,
-        **kwargs: Any,  # noqa: ANN401
+        **_: object,
     ) -> None:
         """Check the gradients; after clipping, one NaN is in all of them."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        if all(math.isfinite(float(gradient.sum())) for gradient in gradients):
-            return
-        checkpoint = newest_checkpoint(self.checkpoints)
-        raise TrainingError(
-            f"the loss is not finite at step {state.global_step + 1} of {state.max_steps}, so training "
-            f"stopped; the last good checkpoint: {checkpoint or 'none was written yet'}. Start over with "
-            f"force=True and a lower learning_rate than {args.learning_rate:g}"
-        )
+        if not all(math.isfinite(float(gradient.sum())) for gradient in gradients):
+            last = newest_checkpoint(Path(args.output_dir)) or "none was written yet"
+            raise TrainingError(
+                f"the loss is not finite at step {state.global_step + 1} of {state.max_steps}, so training "
+                f"stopped; the last good checkpoint: {last}. Start over with force=True and a lower "
+                f"learning_rate than {args.learning_rate:g}"
+            )
 
 
 class ProgressBar(ProgressCallback):  # type: ignore[misc]
-    """The trainer's bar, with the newest loss and validation metric behind it, not in lines of their own."""
+    """The trainer's bar, with the loss and the validation metric behind it, not in lines of their own."""
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: object,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,  # noqa: ANN401
+        self, args: TrainingArguments, *_: object, logs: dict[str, float], **__: object
     ) -> None:
         """Show the newest loss or metric."""
-        shown = {k: v for k, v in (logs or {}).items() if k in ("loss", args.metric_for_best_model)}
+        shown = {k: v for k, v in logs.items() if k in ("loss", args.metric_for_best_model)}
         if shown and self.training_bar is not None:
             self.training_bar.set_postfix(shown)
 
