@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,13 @@ def finetune(
             help="Hard negatives: texts that look like the target and are not. Default: a third column.",
         ),
     ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option("--delimiter", help="Of csv and tsv. Default: detected.")
+    ] = None,
+    on_error: Annotated[
+        str,
+        typer.Option("--on-error", help="fail, or skip rows without their texts or score."),
+    ] = "fail",
     hard_negatives: Annotated[
         int, typer.Option("--hard-negatives", help="Number to mine for each pair.")
     ] = 0,
@@ -76,19 +84,22 @@ def finetune(
     from onnxsim_embed.finetune import read_pairs
     from onnxsim_embed.finetune.report import report_table, summary, verdict
 
-    columns = {
-        "source_column": source_column,
-        "target_column": target_column,
-        "negative_column": negative_column,
-        "score_column": score_column,
-    }
+    read = partial(
+        read_pairs,
+        source_column=source_column,
+        target_column=target_column,
+        negative_column=negative_column,
+        score_column=score_column,
+        delimiter=delimiter,
+        on_error=on_error,
+    )
     started = time.perf_counter()
     try:
         result = run(
-            read_pairs(file, **columns),
+            read(file),
             output,
             model=model,
-            evaluation=None if evaluation is None else read_pairs(evaluation, **columns),
+            evaluation=None if evaluation is None else read(evaluation),
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files import texts as files
-from onnxsim_embed.files.rows import kind_of
-from onnxsim_embed.files.texts import iter_column
+from onnxsim_embed.files.rows import open_rows
+
+logger = logging.getLogger(__name__)
 
 # Column names that need no argument: ours, then sentence-transformers' own.
 COLUMNS = {
@@ -77,6 +78,8 @@ def read_pairs(
     target_column: str | None = None,
     negative_column: str | None = None,
     score_column: str | None = None,
+    delimiter: str | None = None,
+    on_error: str = "fail",
 ) -> TextPairs:
     """Read pairs from a csv, tsv, jsonl or parquet file.
 
@@ -85,70 +88,77 @@ def read_pairs(
     :param negative_column: hard negatives; default: negative_sentence, negative, or the third column of
         three, if there are no scores.
     :param score_column: default: score or similarity_score, if `negative_column` is None.
+    :param delimiter: delimiter of csv and tsv; None: detected.
+    :param on_error: "fail" raises at the first row without its texts or score, "skip" logs and skips them.
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if a column does not exist, listing those that do.
     :raises TableError: if a row lacks a text or a number, naming the row, counted from 0.
     """
-    names = column_names(path)
-    columns = {
-        "source_column": source_column,
-        "target_column": target_column,
-        "negative_column": negative_column,
-        "score_column": score_column,
-    }
-    for argument, name in columns.items():
+    if on_error not in ("fail", "skip"):
+        raise ValueError(f"on_error must be 'fail' or 'skip', got {on_error!r}")
+    arguments = (source_column, target_column, negative_column, score_column)
+    values: dict[str, list[Any]] = {}
+    skipped: list[int] = []
+    with open_rows(path, delimiter=delimiter) as rows:
+        columns = _choose_columns(path, rows.names, dict(zip(COLUMNS, arguments, strict=True)))
+        for number, row in enumerate(rows):
+            for use, column in columns.items():
+                cell = row.values.get(column)
+                value = _number(cell) if use == "score_column" else _text(cell)
+                if value is None and on_error == "fail":
+                    expected = (
+                        "a finite number" if use == "score_column" else "a text that is not empty"
+                    )
+                    raise TableError(
+                        f"{path}: row {number} (line {row.line}) holds {cell!r:.60} in column {column!r}, "
+                        f"expected {expected}; {row.error or 'fix or drop the row'}, or pass on_error='skip'"
+                    )
+                values.setdefault(use, []).append(value)
+            if None in [column[-1] for column in values.values()]:
+                skipped.append(number)
+                for column_values in values.values():
+                    column_values.pop()
+    if skipped:
+        shown = ", ".join(map(str, skipped[:10])) + (", ..." if len(skipped) > 10 else "")
+        logger.warning("%s: %d rows without a pair are skipped: %s", path, len(skipped), shown)
+    if not values:
+        raise TableError(f"{path} holds no pairs")
+    negatives = values.get("negative_column")
+    if negatives and negative_column is None and None not in map(_number, negatives):
+        name = columns["negative_column"]
+        raise ValueError(
+            f"{path}: column {name!r} holds numbers instead of hard negatives; if they are scores, set "
+            f"score_column to {name!r}, else remove the column"
+        )
+    return TextPairs(*(values.get(use) for use in COLUMNS))  # type: ignore[arg-type]
+
+
+def _choose_columns(
+    path: str | Path, names: Sequence[str], chosen: dict[str, str | None]
+) -> dict[str, str]:
+    """Return the column of each use, given the arguments of `read_pairs`."""
+    if not names:
+        raise TableError(f"{path} holds no pairs: expected a table with a column for each text")
+    columns = {}
+    for use, name in chosen.items():
         if name is not None and name not in names:
             raise ValueError(f"{path} has no column {name!r}; its columns: {', '.join(names)}")
-        if name is None:
-            columns[argument] = next((known for known in COLUMNS[argument] if known in names), None)
-        if columns[argument] is None and argument in ("source_column", "target_column"):
+        found = name or next((known for known in COLUMNS[use] if known in names), None)
+        if found is not None:
+            columns[use] = found
+        elif use in ("source_column", "target_column"):
             raise ValueError(
-                f"{path} has no column {COLUMNS[argument][0]!r}; set {argument} to one of: "
-                + ", ".join(names)
+                f"{path} has no column {COLUMNS[use][0]!r}; set {use} to one of: {', '.join(names)}"
             )
-    source, target, negative, score = columns.values()
-    if negative_column is not None and score_column is None:
-        score = None
-    if score is not None and negative_column is None:
-        negative = None
-    if score is None and negative is None and len(names) == 3 and names[2] not in (source, target):
-        negative = names[2]
-    used = [name for name in (source, target, negative, score) if name is not None]
-    if len(set(used)) < len(used):
-        raise ValueError(f"{path}: one column cannot have two uses: {', '.join(used)}")
-    negatives = None if negative is None else _read(path, negative, _text)
-    if (
-        negatives
-        and negative_column is None
-        and all(_number(text) is not None for text in negatives)
-    ):
-        raise ValueError(
-            f"{path}: column {negative!r} holds numbers instead of hard negatives; if they are scores, "
-            f"set score_column to {negative!r}, else remove the column"
-        )
-    assert source is not None
-    assert target is not None
-    return TextPairs(
-        _read(path, source, _text),
-        _read(path, target, _text),
-        negatives,
-        None if score is None else _read(path, score, _number),
-    )
-
-
-def column_names(path: str | Path) -> list[str]:
-    """Return the names of a table's columns.
-
-    :raises FileNotFoundError: if there is no such file.
-    :raises ValueError: for a file without columns.
-    :raises TableError: if it is empty or cannot be read.
-    """
-    if kind_of(path) not in ("csv", "tsv", "jsonl", "parquet") or str(path) == "-":
-        raise ValueError(f"{path}: pairs are read from csv, tsv, jsonl or parquet files")
-    names = files.column_names(path)
-    if not names:
-        raise TableError(f"{path} holds no pairs")
-    return names
+    if chosen["negative_column"] and not chosen["score_column"]:
+        columns.pop("score_column", None)
+    elif "score_column" in columns and not chosen["negative_column"]:
+        columns.pop("negative_column", None)
+    if len(columns) == 2 and len(names) == 3 and names[2] not in columns.values():
+        columns["negative_column"] = names[2]
+    if len(set(columns.values())) < len(columns):
+        raise ValueError(f"{path}: one column cannot have two uses: {', '.join(columns.values())}")
+    return columns
 
 
 def clean_pairs(pairs: TextPairs) -> tuple[TextPairs, dict[str, int]]:
@@ -184,21 +194,6 @@ def clean_pairs(pairs: TextPairs) -> tuple[TextPairs, dict[str, int]]:
 def normalize(text: str) -> str:
     """Return a text without differences of case and whitespace."""
     return " ".join(text.casefold().split())
-
-
-def _read(path: str | Path, column: str, convert: Callable[[Any], T | None]) -> list[T]:
-    """Read a column, every cell of which must convert."""
-    values: list[T] = []
-    for row, cell in enumerate(iter_column(path, column)):
-        value = convert(cell)
-        if value is None:
-            expected = "a text that is not empty" if convert is _text else "a finite number"
-            raise TableError(
-                f"{path}: row {row} holds {cell!r:.60} in column {column!r}, expected {expected}; fill it "
-                "or drop the row"
-            )
-        values.append(value)
-    return values
 
 
 def _text(cell: object) -> str | None:

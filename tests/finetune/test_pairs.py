@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 
 import pytest
@@ -100,6 +101,24 @@ def test_an_empty_cell_is_named_by_its_row(table, row):
         read_pairs(table(PLAIN, ["a", "b"], row))
 
 
+def test_rows_without_a_pair_can_be_skipped(table, caplog):
+    path = table(
+        [*PLAIN, "score"], ["a", "b", "1"], [], ["c", "", "2"], ["d", "e", ""], ["f", "g", "0"]
+    )
+    pairs = read_pairs(path, on_error="skip")
+    assert pairs == TextPairs(["a", "f"], ["b", "g"], scores=[1.0, 0.0])
+    assert "1, 2, 3" in caplog.text
+    with pytest.raises(ValueError, match="on_error"):
+        read_pairs(path, on_error="blank")
+
+
+def test_delimiters_gzip_and_long_cells(tmp_path):
+    text = "x" * 200_000
+    path = tmp_path / "pairs.csv.gz"
+    path.write_bytes(gzip.compress(f"anchor;positive\na;{text}\n".encode()))
+    assert read_pairs(path) == read_pairs(path, delimiter=";") == TextPairs(["a"], [text])
+
+
 @pytest.mark.parametrize("cell", ["", "high", "nan", "inf"])
 def test_a_score_must_be_a_finite_number(table, cell):
     with pytest.raises(TableError, match=r"row 1 .*score"):
@@ -113,7 +132,8 @@ def test_a_score_must_be_a_finite_number(table, cell):
         ("none.parquet", None, FileNotFoundError),
         ("empty.csv", b"", TableError),
         ("broken.parquet", b"no parquet", TableError),
-        ("lines.txt", b"a\n", ValueError),
+        ("header.csv", b"source_sentence,target_sentence\n", TableError),
+        ("lines.txt", b"a\n", TableError),
         ("latin.csv", b"source_sentence,target_sentenc\xe9\n", TableError),
     ],
 )
