@@ -25,28 +25,12 @@ VALUED_ROWS = 16  # beyond, numbers do not fit into cells
 
 # Fonts of common systems for scripts that matplotlib's own font lacks; installed ones fill its gaps.
 FALLBACK_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Noto Sans SC",
-    "Source Han Sans SC",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "PingFang SC",
-    "Hiragino Sans",
-    "Apple SD Gothic Neo",
-    "Microsoft YaHei",
-    "Yu Gothic",
-    "Malgun Gothic",
-    "Noto Sans",
-    "Noto Sans Devanagari",
-    "Noto Sans Bengali",
-    "Noto Sans Ethiopic",
-    "Noto Sans Thai",
-    "Nirmala UI",
-    "Arial Unicode MS",
-    "Noto Emoji",
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei",
+    "Yu Gothic", "Malgun Gothic", "Noto Sans", "Noto Sans Devanagari", "Noto Sans Bengali",
+    "Noto Sans Ethiopic", "Noto Sans Thai", "Nirmala UI", "Arial Unicode MS", "Noto Emoji",
     "Segoe UI Symbol",
-)
+)  # fmt: skip
 
 
 def heatmap(

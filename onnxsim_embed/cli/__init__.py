@@ -137,7 +137,12 @@ def exit_code(error: Exception) -> int:
 def name_options(message: str) -> str:
     """Return a message of the library with its arguments (force=True) as options (--force)."""
     group = typer.main.get_command(app)
-    options = {"k": "--top-k", "precisions": "--precision", "kind": "--format"}
+    options = {
+        "k": "--top-k",
+        "write_graph": "-o DIRECTORY",
+        "precisions": "--precision",
+        "kind": "--format",
+    }
     for command in getattr(group, "commands", {}).values():
         for parameter in command.params:
             if parameter.param_type_name == "option":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from onnxsim_embed.plot import heatmap, one_line
 from onnxsim_embed.similarity import compare
 from onnxsim_embed.similarity.graph import SimilarityGraph
 from onnxsim_embed.similarity.graph_writer import write_graph
-from onnxsim_embed.similarity.memory import Estimate, ResultTooLargeError
+from onnxsim_embed.similarity.memory import Estimate
 from onnxsim_embed.similarity.selection import Float32, Int64
 
 # A heatmap is dense: 2,000 rows are 16 MB of scores and already finer than a screen.
@@ -49,8 +48,7 @@ class SimilarityJob:
 
     def write_matrix(self, path: Path, threshold: float) -> int:
         """Write the sparse matrix (rows x rows of the input) as .npz; return its number of entries."""
-        with _advice("raise --threshold, use --top-k, or write -o DIRECTORY"):
-            matrix = compare.similarity_matrix(self.vectors, threshold, **self._options())
+        matrix = compare.similarity_matrix(self.vectors, threshold, **self._options())
         if self.kept is not None:
             entries = matrix.tocoo()
             row, column = (self._rows(index.astype(np.int64)) for index in entries.coords)
@@ -68,8 +66,7 @@ class SimilarityJob:
 
     def write_neighbours(self, path: Path, k: int) -> None:
         """Write row, rank, neighbour and score of the k nearest neighbours of each row."""
-        with _advice("reduce --top-k, or write --top-k K -o DIRECTORY"):
-            top = compare.neighbours(self.vectors, k, **self._options())
+        top = compare.neighbours(self.vectors, k, **self._options())
         columns: dict[str, Any] = {
             "row": np.repeat(self._rows(np.arange(len(self.vectors))), k),
             "rank": np.tile(np.arange(1, k + 1), len(self.vectors)),
@@ -80,8 +77,7 @@ class SimilarityJob:
 
     def write_pairs(self, path: Path, threshold: float) -> int:
         """Write left, right and score of each pair above a threshold; return their number."""
-        with _advice("raise --threshold, use --top-k, or write -o DIRECTORY"):
-            pairs = compare.similar_pairs(self.vectors, threshold, **self._options())
+        pairs = compare.similar_pairs(self.vectors, threshold, **self._options())
         columns: dict[str, Any] = {
             "left": self._rows(pairs.left),
             "right": self._rows(pairs.right),
@@ -127,15 +123,6 @@ class SimilarityJob:
             for name in (left, right):
                 columns[f"{name}_text"] = [self.texts[row] for row in columns[name]]
         return columns
-
-
-@contextmanager
-def _advice(advice: str) -> Iterator[None]:
-    """Give the error of a result that does not fit the advice of the command line."""
-    try:
-        yield
-    except ResultTooLargeError as error:
-        raise ResultTooLargeError(error.reason, advice) from None
 
 
 def digits(scores: Float32) -> list[str]:

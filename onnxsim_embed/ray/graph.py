@@ -38,7 +38,7 @@ from onnxsim_embed.similarity.memory import (
     MEMORY_SHARE,
     PEAK_ENTRY_BYTES,
     MemoryBudget,
-    PairCounter,
+    pair_counter,
 )
 from onnxsim_embed.similarity.out_of_core import AllPairs, concatenate_pairs
 from onnxsim_embed.similarity.selection import RowPairs, top_k_of_rows
@@ -216,7 +216,7 @@ class Comparison:
         columns = slice(partial * width, min((partial + 1) * width, self.shape[0]))
         found: Iterator[RowPairs]
         if self.threshold is not None:
-            counter = PairCounter(_max_entries(self.max_bytes), self.threshold, ADVICE)
+            counter = pair_counter(_max_entries(self.max_bytes), self.threshold, ADVICE)
             found = pairs.above(
                 self.threshold, upper=True, rows=rows, columns=columns, on_pairs=counter
             )

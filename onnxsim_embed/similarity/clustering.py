@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy.sparse import csgraph
 
 from onnxsim_embed.similarity.candidates import rounding_bound
-from onnxsim_embed.similarity.compare import Comparison, check_threshold
+from onnxsim_embed.similarity.compare import Comparison, check_threshold, similarity_matrix
 from onnxsim_embed.similarity.scoring import exact_scores
 from onnxsim_embed.similarity.selection import Float32, Int64, Scores, TopPairs, top_k_of_rows
 from onnxsim_embed.similarity.unit_rows import UnitRows, unit_vectors
@@ -65,7 +65,7 @@ def deduplicate(vectors: npt.ArrayLike, threshold: float = 0.95) -> Duplicates:
     for start in range(0, len(unit), CHUNK_ROWS):
         rows = np.arange(start, min(start + CHUNK_ROWS, len(unit)))
         if len(kept):
-            above = Comparison(_units(unit[rows]), _units(unit[kept])).matrix(threshold)
+            above = Comparison(_units(unit[rows]), _units(unit[kept])).above(threshold)
             dropped = np.diff(above.indptr) > 0
             earliest = above.indptr[:-1][dropped]  # columns are sorted, and kept rows are in order
             first[rows[dropped]] = kept[above.indices[earliest]]
@@ -113,7 +113,7 @@ def communities(vectors: npt.ArrayLike, threshold: float = 0.75, min_size: int =
         raise ValueError(f"min_size must be at least 1, got {min_size}")
     # The matrix holds what is strictly above: the float32 just below includes the threshold itself.
     exclusive = float(np.nextafter(np.float32(threshold), np.float32(-2)))
-    matrix = Comparison(vectors).matrix(exclusive)
+    matrix = similarity_matrix(vectors, exclusive)
     sizes = np.diff(matrix.indptr)
     assigned = np.zeros(len(sizes), np.bool_)
     groups: list[Int64] = []

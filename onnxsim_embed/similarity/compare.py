@@ -9,10 +9,9 @@ from scipy import sparse
 from onnxsim_embed.similarity.memory import (
     Estimate,
     MemoryBudget,
-    PairCounter,
     Progress,
-    estimate_above,
-    estimate_top_k,
+    estimate,
+    pair_counter,
 )
 from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.selection import Float32, Pairs, TopK, TopPairs
@@ -84,7 +83,13 @@ def similarity_matrix(
     """
     check_threshold(threshold)
     comparison = Comparison(vectors, other, max_memory, block_bytes)
-    return comparison.matrix(threshold, include_self, show_progress_bar)
+    above = comparison.above(threshold, entries=2 - (other is not None), show=show_progress_bar)
+    if other is not None:
+        return above
+    diagonal = comparison.left.diagonal(threshold)
+    if not include_self:
+        diagonal[:] = np.nan
+    return symmetric_matrix(above, diagonal)
 
 
 def similar_pairs(
@@ -130,10 +135,9 @@ def estimate_similarity(
     """
     check_threshold(threshold)
     comparison = Comparison(vectors, other)
-    if k is None:
-        return estimate_above(comparison.left, comparison.right, threshold)
-    check_k(k, comparison.right.rows - (other is None))
-    return estimate_top_k(comparison.left, comparison.right, k)
+    if k is not None:
+        check_k(k, comparison.right.rows - (other is None))
+    return estimate(comparison.left, comparison.right, threshold, k)
 
 
 def top_k(
@@ -289,22 +293,10 @@ class Comparison:
         """
         self._budget.check_above(self.left, self.right, threshold)
         max_pairs = self._budget.max_entries(self.left, self.right) // entries
-        counter = PairCounter(max_pairs, threshold)
+        counter = pair_counter(max_pairs, threshold)
         chunks = self._pairs.above(threshold, upper=self._alone, on_pairs=counter)
-        with Progress(self.left.rows, show, self._alone) as progress:
+        with Progress(self.left.rows, show) as progress:
             return build_matrix(map(progress.count, chunks), self.right.rows)
-
-    def matrix(
-        self, threshold: float, include_self: bool = True, show: bool = False
-    ) -> sparse.csr_array:
-        """Return the scores above a threshold; see `similarity_matrix`."""
-        above = self.above(threshold, entries=2 if self._alone else 1, show=show)
-        if not self._alone:
-            return above
-        diagonal = self.left.diagonal(threshold)
-        if not include_self:
-            diagonal[:] = np.nan
-        return symmetric_matrix(above, diagonal)
 
     def top_k(self, k: int, show: bool = False) -> TopK:
         """Return the top-k of each row; of one set, without the row itself."""
@@ -313,7 +305,7 @@ class Comparison:
         scores = np.empty((self.left.rows, k), np.float32)
         indices = np.empty(scores.shape, np.int64)
         stop = 0
-        with Progress(self.left.rows, show, upper=False) as progress:
+        with Progress(self.left.rows, show) as progress:
             for top in self._pairs.top_k(k, skip_self=self._alone):
                 rows = slice(stop, stop + len(top.scores))
                 scores[rows], indices[rows] = top.scores, top.indices

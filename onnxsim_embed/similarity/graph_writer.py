@@ -31,7 +31,12 @@ from onnxsim_embed.similarity.graph import (
     open_graph,
     shard_file,
 )
-from onnxsim_embed.similarity.memory import MemoryBudget, PairCounter, Progress, ResultTooLargeError
+from onnxsim_embed.similarity.memory import (
+    MemoryBudget,
+    Progress,
+    ResultTooLargeError,
+    pair_counter,
+)
 from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.selection import RowPairs, TopK
 from onnxsim_embed.similarity.sparse import build_matrix
@@ -197,7 +202,7 @@ class _ShardWriter:
         total = self._pairs.left.rows
         shards: list[GraphShard] = []
         first = 0
-        with Progress(total, show_progress_bar, upper=self._k is None) as progress:
+        with Progress(total, show_progress_bar) as progress:
             while first < total:
                 path = self._checkpoint.shards / shard_file(len(shards))
                 pointers = row_pointers(path, total - first)
@@ -227,7 +232,7 @@ class _ShardWriter:
         pairs = self._pairs
         if self._k is not None:
             return map(by_column, pairs.top_k(self._k, skip_self=True, rows=rows))
-        counter = PairCounter(
+        counter = pair_counter(
             self._budget.max_entries(pairs.left, pairs.right), self._threshold, ADVICE
         )
         return pairs.above(self._threshold, upper=True, rows=rows, on_pairs=counter)

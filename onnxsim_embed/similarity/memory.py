@@ -131,28 +131,28 @@ class MemoryBudget:
         margin = 3 * float(counts.std()) / len(counts) ** 0.5
         if (float(counts.mean()) - margin) * left.rows > max_entries:
             raise ResultTooLargeError(
-                f"the result above {threshold} would hold {estimate_above(left, right, threshold)}, but "
+                f"the result above {threshold} would hold {estimate(left, right, threshold)}, but "
                 f"max_memory allows {_two_digits(max_entries)} scores"
             )
 
 
-class PairCounter:
-    """Counts pairs as they are found, and stops a comparison whose result does not fit."""
+def pair_counter(
+    max_pairs: int, threshold: float, advice: str = ADVICE
+) -> Callable[[RowPairs], None]:
+    """Return a function that counts pairs, and raises ResultTooLargeError when there are too many."""
+    remaining = max_pairs
 
-    def __init__(self, max_pairs: int, threshold: float, advice: str = ADVICE) -> None:
-        self._remaining = self._max_pairs = max_pairs
-        self._threshold = threshold
-        self._advice = advice
-
-    def __call__(self, pairs: RowPairs) -> None:
-        """Count pairs; raise ResultTooLargeError when there are too many."""
-        self._remaining -= len(pairs.scores)
-        if self._remaining < 0:
+    def count(pairs: RowPairs) -> None:
+        nonlocal remaining
+        remaining -= len(pairs.scores)
+        if remaining < 0:
             raise ResultTooLargeError(
-                f"more than {_two_digits(self._max_pairs)} pairs score above {self._threshold}, and the "
-                "matrix does not fit in max_memory",
-                self._advice,
+                f"more than {_two_digits(max_pairs)} pairs score above {threshold}, and the matrix does "
+                "not fit in max_memory",
+                advice,
             )
+
+    return count
 
 
 def _loaded_bytes(left: TiledRows, right: TiledRows) -> int:
@@ -162,34 +162,21 @@ def _loaded_bytes(left: TiledRows, right: TiledRows) -> int:
     return COMPONENT_BYTES * components * (2 if left is right and not left.in_memory else 1)
 
 
-def estimate_above(left: UnitRows, right: UnitRows, threshold: float) -> Estimate:
-    """Estimate a comparison above a threshold from a sample of rows, always the same one."""
-    counts, seconds = _sample_counts(left, right, threshold)
-    entries = round(float(counts.sum()) * left.rows / max(1, len(counts)))
-    return Estimate(
-        entries,
-        entries * ENTRY_BYTES,
-        entries * PEAK_ENTRY_BYTES + _loaded_bytes(left, right),
-        seconds / (2 if left is right else 1),
-    )
-
-
-def estimate_top_k(left: UnitRows, right: UnitRows, k: int) -> Estimate:
-    """Estimate the cost of the top-k of each row; the time is that of a sample of rows."""
-    entries = left.rows * k
+def estimate(left: UnitRows, right: UnitRows, threshold: float, k: int | None = None) -> Estimate:
+    """Estimate the comparison above a threshold, or the top-k, from a sample of rows."""
+    loaded = _loaded_bytes(left, right)
+    if k is None:
+        counts, seconds = _sample_counts(left, right, threshold)
+        entries = round(float(counts.sum()) * left.rows / max(1, len(counts)))
+        peak_bytes = entries * PEAK_ENTRY_BYTES + loaded
+        seconds /= 2 if left is right else 1
+        return Estimate(entries, entries * ENTRY_BYTES, peak_bytes, seconds)
     _, _, seconds = _sample(
-        left,
-        right,
-        SAMPLE_ROWS,
-        lambda part: part.top_k(min(k, len(part.right)), skip_self=False),
+        left, right, SAMPLE_ROWS, lambda part: part.top_k(min(k, len(part.right)), skip_self=False)
     )
-    return Estimate(
-        entries,
-        entries * (ENTRY_BYTES + 4),
-        entries * TOP_K_BYTES + _loaded_bytes(left, right),
-        seconds,
-        exact=True,
-    )
+    entries = left.rows * k
+    peak_bytes = entries * TOP_K_BYTES + loaded
+    return Estimate(entries, entries * (ENTRY_BYTES + 4), peak_bytes, seconds, exact=True)
 
 
 def _sample_counts(
@@ -224,21 +211,11 @@ def _sample(
 
 
 class Progress:
-    """Progress bar over the pairs of a comparison.
+    """Progress bar over the rows of a comparison, if it is shown."""
 
-    :param rows: rows to compare.
-    :param show: whether there is a bar.
-    :param upper: whether a row is compared with later rows only.
-    """
-
-    def __init__(self, rows: int, show: bool, upper: bool) -> None:
-        self._rows = rows
-        self._upper = upper
+    def __init__(self, rows: int, show: bool) -> None:
         self._done = 0
-        self._bar: Any = None
-        if show:
-            total = self._pairs(rows)
-            self._bar = progress_bar(desc="Comparing", unit=" pairs", total=total, unit_scale=True)
+        self._bar: Any = progress_bar(desc="Comparing", unit=" rows", total=rows) if show else None
 
     def __enter__(self) -> Progress:
         return self
@@ -247,14 +224,11 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def _pairs(self, rows: int) -> int:
-        return rows * self._rows - (rows * rows // 2 if self._upper else 0)
-
     def move(self, rows: int) -> None:
         """Set the number of rows that are done; fewer than before where some are done again."""
-        before, self._done = self._done, rows
         if self._bar is not None:
-            self._bar.update(self._pairs(self._done) - self._pairs(before))
+            self._bar.update(rows - self._done)
+        self._done = rows
 
     def count(self, pairs: RowPairs) -> RowPairs:
         """Count the rows of a chunk as done, and return it."""

@@ -30,13 +30,7 @@ from onnxsim_embed.similarity.selection import (
     positions_above,
     select_top_k,
 )
-from onnxsim_embed.system.threads import (
-    MIN_CHUNK_ROWS,
-    chunk_height,
-    map_chunks,
-    row_chunks,
-    single_blas_thread,
-)
+from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks, row_chunks
 
 # Pairs scored at once: two gathered copies of 256 384-dimensional rows stay in a second-level cache.
 PAIRS = 256
@@ -46,14 +40,6 @@ PAIRS = 256
 TRIAL_PAIRS = 1 << 24
 TRIAL_CHUNKS = 24
 TRIAL_COLUMNS = 8192
-
-
-def tile_shape(tile_bytes: int, rows: int) -> tuple[int, int]:
-    """Return rows and columns of a tile of at most `tile_bytes` of four-byte scores."""
-    if tile_bytes < 1:
-        raise ValueError(f"block_bytes must be positive, got {tile_bytes}")
-    height = max(1, min(chunk_height(rows), int((tile_bytes / 4) ** 0.5)))
-    return height, max(1, tile_bytes // (4 * height))
 
 
 def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> Float32:
@@ -85,15 +71,17 @@ class TiledComparison:
         self.left = left
         self.right = right
         self.scorer = scorer
-        self._height, self._width = tile_shape(tile_bytes, len(left))
+        if tile_bytes < 1:
+            raise ValueError(f"block_bytes must be positive, got {tile_bytes}")
+        # Scores take four bytes each.
+        self._height = max(1, min(chunk_height(len(left)), int((tile_bytes / 4) ** 0.5)))
+        self._width = max(1, tile_bytes // (4 * self._height))
 
     def above(
         self, threshold: float, *, upper: bool, rows: slice | None = None
     ) -> Iterator[RowPairs]:
         """Yield the pairs of some rows above a threshold, chunk by chunk; `upper`: only column > row."""
-        scorer = self._choose_scorer(
-            lambda trial, scorer: trial._above(scorer, slice(0, len(trial.left)), threshold, None)
-        )
+        scorer = self._choose_scorer(lambda trial: trial.above(threshold, upper=False))
 
         def compare(chunk: slice) -> RowPairs:
             return self._above(scorer, chunk, threshold, chunk.start if upper else None)
@@ -102,9 +90,7 @@ class TiledComparison:
 
     def top_k(self, k: int, *, skip_self: bool, rows: slice | None = None) -> Iterator[TopK]:
         """Yield the top-k of some rows, chunk by chunk; `skip_self` excludes each row itself."""
-        scorer = self._choose_scorer(
-            lambda trial, scorer: trial._top_k(scorer, slice(0, len(trial.left)), k, False), 4 * k
-        )
+        scorer = self._choose_scorer(lambda trial: trial.top_k(k, skip_self=False), 4 * k)
 
         def compare(chunk: slice) -> TopK:
             return self._top_k(scorer, chunk, k, skip_self)
@@ -117,15 +103,15 @@ class TiledComparison:
         return [slice(chunk.start + start, chunk.stop + start) for chunk in chunks]
 
     def _choose_scorer(
-        self, run: Callable[[TiledComparison, Float32Scorer], object], min_columns: int = 1
+        self, run: Callable[[TiledComparison], Iterator[object]], min_columns: int = 1
     ) -> Float32Scorer:
-        """Return the scorer; on the first call, choose the kind that `run` shows to be faster."""
+        """Return the scorer; on the first call, choose the kind with which `run` is faster."""
         if self.scorer is None:
             int8 = min_columns <= TRIAL_COLUMNS and self._int8_is_faster(run)
             self.scorer = (Int8Scorer if int8 else Float32Scorer)(self.left, self.right)
         return self.scorer
 
-    def _int8_is_faster(self, run: Callable[[TiledComparison, Float32Scorer], object]) -> bool:
+    def _int8_is_faster(self, run: Callable[[TiledComparison], Iterator[object]]) -> bool:
         rows, columns = len(self.left), len(self.right)
         if (
             rows * columns < TRIAL_PAIRS
@@ -133,23 +119,20 @@ class TiledComparison:
             or not int8_scoring_supported(self.left.shape[1])
         ):
             return False
-        middle = rows // 2
-        trial = TiledComparison(
-            self.left[middle : middle + MIN_CHUNK_ROWS],
-            self.right[:TRIAL_COLUMNS],
-            4 * self._height * self._width,
-        )
+        left = self.left[rows // 2 : rows // 2 + MIN_CHUNK_ROWS]
+        right = self.right[:TRIAL_COLUMNS]
 
         def seconds(kind: type[Float32Scorer]) -> float:
-            scorer = kind(trial.left, trial.right)
+            scorer = kind(left, right)
             scorer.scores(slice(0, 1), slice(0, 1))
+            trial = TiledComparison(left, right, 4 * self._height * self._width, scorer)
             started = time.perf_counter()
-            run(trial, scorer)
+            for _ in run(trial):
+                pass
             return time.perf_counter() - started
 
-        with single_blas_thread():
-            float32_seconds = seconds(Float32Scorer)
-            return seconds(Int8Scorer) < float32_seconds
+        float32_seconds = seconds(Float32Scorer)
+        return seconds(Int8Scorer) < float32_seconds
 
     def _column_tiles(self, scorer: Float32Scorer, start: int) -> Iterator[slice]:
         """Yield the tiles of columns from `start` on, none of which crosses a block's edge."""

@@ -114,6 +114,6 @@ def test_a_failed_write_leaves_nothing_and_advises_options(tmp_path, write):
         getattr(SimilarityJob(vectors, TEXTS, None, len(TEXTS)), write)(tmp_path / "out.csv", 1)
     vectors, limit = np.ones((200, 4), np.float32), 1 if write == "write_neighbours" else 0.5
     job = SimilarityJob(vectors, None, None, 200, max_memory=100)
-    with pytest.raises(ResultTooLargeError, match="-o DIRECTORY"):
+    with pytest.raises(ResultTooLargeError, match="write_graph"):
         getattr(job, write)(tmp_path / "out.csv", limit)
     assert list(tmp_path.iterdir()) == []

@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_one_line(refuse, tmp_path, vectors_npy, monkeypatc
 def test_more_neighbours_than_fit_are_one_line(refuse, run, tmp_path, vectors_npy):
     options = ["--top-k", 100, "--max-memory", "200kB"]
     message = refuse("similarity", vectors_npy, "-o", tmp_path / "n.csv", *options, code=1)
-    assert "--top-k K -o DIRECTORY" in message
+    assert "-o DIRECTORY" in message
     assert run("similarity", vectors_npy, "-o", tmp_path / "graph", *options)[0] == 0
     assert open_graph(tmp_path / "graph").nnz == 12_000
 

@@ -18,9 +18,9 @@ from onnxsim_embed.similarity.memory import (
     SAMPLE_ROWS,
     Estimate,
     MemoryBudget,
-    PairCounter,
     Progress,
     ResultTooLargeError,
+    pair_counter,
 )
 from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.unit_rows import UnitRows
@@ -236,7 +236,7 @@ def test_the_rows_of_a_shard_are_those_whose_entries_fit():
 def test_a_counter_counts_all_pairs():
     units = UnitRows(SMALL)
     pairs = next(AllPairs(units, units, 1 << 20).above(0, upper=False))
-    counter = PairCounter(2 * len(pairs.scores), 0.5, "do something else")
+    counter = pair_counter(2 * len(pairs.scores), 0.5, "do something else")
     counter(pairs)
     counter(pairs)
     with pytest.raises(ResultTooLargeError) as caught:
@@ -249,7 +249,7 @@ def test_a_counter_counts_all_pairs():
 
 def test_progress_counts_rows_which_may_be_done_again(capsys):
     units = UnitRows(SETS["random"])
-    with Progress(90, True, upper=False) as progress:
+    with Progress(90, True) as progress:
         for pairs in AllPairs(units, units, 1 << 20).above(0, upper=False):
             assert progress.count(pairs) is pairs
         progress.move(20)

@@ -268,7 +268,8 @@ def test_both_scorers_are_timed_on_the_first_tile(monkeypatch, step, kind):
     monkeypatch.setattr(TiledComparison, "__init__", record)
     vectors = np.random.default_rng(0).standard_normal((1100, 8)).astype(np.float32)
     result = above(alone(vectors, 550), 0.9, upper=True)
-    assert kinds == [type(None), type(None), kind, kind]  # the second is the trial's own
+    trials = [Float32Scorer, Int8Scorer]
+    assert kinds == [type(None), *trials, kind, kind]
     monkeypatch.undo()
     assert_same(result, above(alone(vectors), 0.9, upper=True))
 
