@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 from onnxsim_embed.artifact.cache import cache_directory, locate_artifact, locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.errors import CheckpointError, OnnxsimEmbedError
-from onnxsim_embed.system.hardware import available_cpus, cpu_flags, cpu_name
+from onnxsim_embed.files.texts import read_scored_pairs
+from onnxsim_embed.system.hardware import cpu_flags, cpu_name
 
 # Titles of peers, and the packages they need. The first that runs is the reference of fidelity.
 ST, ONNX = ("sentence-transformers",), ("sentence-transformers", "optimum-onnx")
@@ -38,11 +38,8 @@ PEERS = {
     "fastembed": ("fastembed", ("fastembed",)),
 }
 REFERENCES = ("torch", "st-torch", "ours-fp32")
-CASES: dict[str, dict[int, int]] = {  # texts of a call, and calls of a round
-    "latency": {1: 60, 8: 20, 32: 10},
-    "growth": {10: 5, 100: 2, 1000: 1},
-    "start": {},  # each round starts a fresh process
-}
+# Texts of a call; start needs no calls, since each round starts a fresh process.
+CASES: dict[str, tuple[int, ...]] = {"latency": (1, 8, 32), "growth": (10, 100, 1000), "start": ()}
 BATCHES = (8, 32, 128)  # of peers; onnxsim-embed chooses its own
 MAX_BUSY = 0.1  # a desktop's own needs, as a share of the processors
 
@@ -53,15 +50,9 @@ CLEARED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "MKL
 
 PACKAGES = "import importlib.metadata as m; print(*{d.name.lower() for d in m.distributions()})"
 
-ScoredPairs = tuple[Sequence[str], Sequence[str], Sequence[float]]
-
 
 def choose_peers(names: str, python: str) -> list[str]:
-    """Return the peers of a comma-separated list, or of "installed", "all" or "none".
-
-    :param python: the interpreter in which "installed" peers are looked for.
-    :raises ValueError: for an unknown name.
-    """
+    """Return the peers of a comma-separated list, or of "installed" (in `python`), "all" or "none"."""
     if names == "installed":
         done = subprocess.run([python, "-c", PACKAGES], capture_output=True, text=True, check=True)
         packages = set(done.stdout.split())
@@ -123,8 +114,7 @@ def run_once(
     """Measure a system once in a fresh process; raise OSError with its last line if it fails."""
     threads = str(settings["threads"])
     environment = {key: value for key, value in os.environ.items() if key not in CLEARED}
-    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
-    environment |= {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
     command = [python, str(Path(__file__).with_name("worker.py")), name, json.dumps(settings)]
     started = time.time()
     done = subprocess.run(
@@ -145,16 +135,7 @@ def fidelity(vectors: Any, reference: Any) -> dict[str, float]:  # noqa: ANN401 
     return {"mean_cosine": float(cosines.mean()), "min_cosine": float(cosines.min())}
 
 
-def wait_until_idle(patience: float, say: Callable[[str], None]) -> None:
-    """Wait until the machine does nothing else, at most `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while (busy := _busy_share()) > MAX_BUSY and time.monotonic() < deadline:
-        pass
-    if busy > MAX_BUSY:
-        say(f"the machine is {busy:.0%} busy with other work: figures are uncertain")
-
-
-def _busy_share() -> float:
+def busy_share() -> float:
     """Return the share of the processors at work during a second; 0 without /proc."""
     ticks = []
     for pause in (0, 1):
@@ -172,66 +153,63 @@ def run(
     model: str,
     texts: Sequence[str],
     peers: Sequence[str],
-    *,
     python: str,
+    cases: Sequence[str],
+    checkpoint: Path | None,
+    sts: Path | None,
     threads: int,
     rounds: int,
-    cases: Sequence[str],
     patience: float,
-    checkpoint: Path | None,
-    sts: ScoredPairs | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Measure our precisions and peers on texts; return the figures of each system, as JSON.
 
-    :param python: the interpreter of the peers.
-    :param patience: seconds to wait before each round until the machine is idle.
-    :param checkpoint: what peers load; default: what the model was exported from.
-    :param sts: left texts, right texts and human scores.
+    The arguments are those of the command; `python` is the interpreter of the peers.
     """
     artifact = locate_artifact(model)
     checkpoint = checkpoint or find_checkpoint(model, artifact)
     work = cache_directory() / "bench" / artifact.directory.name
     settings = system_settings(artifact, checkpoint, work, threads)
-    names = [f"ours-{name}" for name in ("int8", "fp32") if name in artifact.manifest.precisions]
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in [*names, *peers]}
+    ours = [f"ours-{name}" for name in ("int8", "fp32") if name in artifact.manifest.precisions]
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in [*ours, *peers]}
     failed = {}
     if checkpoint is None:
         missing = f"the checkpoint of {artifact.manifest.source} is not available"
         failed = {name: missing for name in peers if name != "fastembed"}
-    request: dict[str, Any] = {
-        case: {size: calls for size, calls in CASES[case].items() if size <= len(texts)}
-        for case in cases
-    }
-    request |= {"texts": list(texts), "pairs": [] if sts is None else [*sts[0], *sts[1]]}
+    left, right, scores = ([], [], []) if sts is None else read_scored_pairs(sts)
+    sizes = [size for case in cases for size in CASES[case] if size <= len(texts)]
+    request = {"texts": list(texts), "pairs": [*left, *right], "sizes": sizes}
     for number in range(rounds):
-        wait_until_idle(patience, say)
+        deadline = time.monotonic() + patience
+        while (busy := busy_share()) > MAX_BUSY and time.monotonic() < deadline:
+            pass
+        if busy > MAX_BUSY:
+            say(f"the machine is {busy:.0%} busy with other work: figures are uncertain")
         # Every other round runs in reverse order, so that no system always follows the same one.
         for name in [n for n in answers if n not in failed][:: 1 if number % 2 == 0 else -1]:
             say(f"round {number + 1} of {rounds}: {name}")
-            ours, known = name.startswith("ours"), answers[name]
-            request["batches"] = [0] if ours else [known[0]["batch"]] if known else BATCHES
-            request["save"] = str(work / name)
+            known, interpreter = answers[name], sys.executable if name in ours else python
+            batches = [0] if name in ours else [known[0]["batch"]] if known else BATCHES
+            request |= {"batches": batches, "save": str(work / name)}
             try:
-                known.append(run_once(name, sys.executable if ours else python, settings, request))
+                known.append(run_once(name, interpreter, settings, request))
             except OSError as error:
                 failed[name] = str(error)
-            request["pairs"] = request["pairs"] if number == 0 else []
+        request["pairs"] = []  # the first round is enough
     measured = {name: each for name, each in answers.items() if name not in failed}
     if not measured:
         raise OnnxsimEmbedError(f"no system runs: {failed}")
     reference = next(name for name in (*REFERENCES, *measured) if name in measured)
     lead = [answer["seconds"] for answer in next(iter(measured.values()))]
-    exact = np.load(work / f"{reference}.npy")
-    rows = {}
-    for name, each in measured.items():
-        rows[name] = _figures(name, each, lead)
-        rows[name] |= fidelity(np.load(work / f"{name}.npy"), exact)
+    rows = {name: _figures(name, each, lead) for name, each in measured.items()}
+    for name, row in rows.items():
+        row |= fidelity(np.load(work / f"{name}.npy"), np.load(work / f"{reference}.npy"))
         if sts is not None:
-            rows[name]["sts_spearman"] = _spearman(work / f"{name}-pairs.npy", sts[2])
+            row["sts_spearman"] = _spearman(work / f"{name}-pairs.npy", scores)
     return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": {"processor": cpu_name(), "processors": available_cpus(), "threads": threads},
+        "date": time.strftime("%F", time.gmtime()),
+        "processor": cpu_name(),
+        "threads": threads,
         "model": artifact.manifest.name,
         "texts": len(texts),
         "rounds": rounds,
@@ -241,11 +219,15 @@ def run(
     }
 
 
-def _figures(name: str, answers: Sequence[dict[str, Any]], lead: Sequence[float]) -> dict[str, Any]:
+def _figures(name: str, answers: list[dict[str, Any]], lead: list[float]) -> dict[str, Any]:
     """Return the figures of a system: medians over rounds, and percentiles over calls."""
     seconds = [answer["seconds"] for answer in answers]
     ratios = np.divide(seconds, lead)
-    figures = {
+    calls = {
+        size: np.array([answer["calls"][size] for answer in answers])
+        for size in answers[0]["calls"]
+    }
+    return {
         "title": PEERS[name][0] if name in PEERS else f"onnxsim-embed {name.removeprefix('ours-')}",
         "versions": answers[0]["versions"],
         "batch": answers[0]["batch"],
@@ -253,14 +235,8 @@ def _figures(name: str, answers: Sequence[dict[str, Any]], lead: Sequence[float]
         "lead_is": [float(pick(ratios)) for pick in (np.median, np.min, np.max)],
         "start_seconds": float(np.median([answer["start"] for answer in answers])),
         "peak_mb": answers[-1]["peak_mb"],
+        "calls_ms": {n: (1e3 * np.percentile(t, [50, 90, 99])).tolist() for n, t in calls.items()},
     }
-    for case in ("latency", "growth"):
-        calls = {size: np.array([a[case][size] for a in answers]) for size in answers[0][case]}
-        figures[f"{case}_ms"] = {
-            size: (1e3 * np.percentile(times, [50, 90, 99])).tolist()
-            for size, times in calls.items()
-        }
-    return figures
 
 
 def _spearman(file: Path, scores: Sequence[float]) -> float:
@@ -272,12 +248,7 @@ def _spearman(file: Path, scores: Sequence[float]) -> float:
 
 def documentation() -> list[str]:
     """Return paragraphs of prose from the docstrings of numpy and scipy: texts without a download."""
-    paragraphs = []
-    for name in ("numpy", "numpy.linalg", "scipy.optimize", "scipy.signal", "scipy.stats"):
-        module = import_module(name)
-        for member in sorted(set(dir(module))):
-            text = pydoc.getdoc(getattr(module, member))
-            paragraphs += [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
-    return [
-        p for p in paragraphs if p[:1].isupper() and p.endswith(".") and 8 <= p.count(" ") < 120
-    ]
+    modules = map(import_module, ("numpy", "numpy.linalg", "scipy.optimize", "scipy.stats"))
+    docs = [pydoc.getdoc(getattr(m, name)) for m in modules for name in sorted(set(dir(m)))]
+    texts = [" ".join(part.split()) for doc in docs for part in re.split(r"\n\s*\n", doc)]
+    return [text for text in texts if re.fullmatch(r"[A-Z](\S* ){8,120}\S*\.", text)]

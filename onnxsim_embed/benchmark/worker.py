@@ -21,6 +21,7 @@ System = tuple[Encode, Callable[[int], object]]  # the second sets the maximum t
 Settings = dict[str, Any]
 
 BATCH_SAMPLE = 64  # texts on which the batch size of a peer is chosen
+CALL_TEXTS = 60  # of all calls of one size
 
 
 def load(name: str, settings: Settings) -> System:
@@ -40,8 +41,8 @@ def load(name: str, settings: Settings) -> System:
 def measure(encode: Encode, request: dict[str, Any]) -> dict[str, Any]:
     """Time all cases of a request once.
 
-    :param request: `texts`, `batches` to choose from, `save` (where vectors are saved), `pairs` (more
-        texts to save the vectors of), `latency` and `growth` (numbers of texts of a call, and of calls).
+    :param request: `texts`, `batches` to choose from, `sizes` of further calls, `save` (where vectors
+        are saved) and `pairs` (more texts to save the vectors of).
     """
     texts, save = request["texts"], import_module("numpy").save
 
@@ -53,13 +54,12 @@ def measure(encode: Encode, request: dict[str, Any]) -> dict[str, Any]:
     sample = texts[:: max(1, len(texts) // BATCH_SAMPLE)]
     batch = min(request["batches"], key=lambda size: min(seconds(sample, size) for _ in range(2)))
     save(f"{request['save']}.npy", encode(texts, batch))  # also warms up
-    answer: dict[str, Any] = {"batch": batch, "seconds": seconds(texts, batch)}
-    answer["peak_mb"] = memory_mb("VmHWM")
-    for case in ("latency", "growth"):
-        answer[case] = {
-            size: [seconds((texts * 2)[n % len(texts) :][: int(size)], batch) for n in range(calls)]
-            for size, calls in request.get(case, {}).items()
-        }
+    answer = {"batch": batch, "seconds": seconds(texts, batch), "peak_mb": memory_mb("VmHWM")}
+    calls = {size: range(0, max(1, CALL_TEXTS // size)) for size in request["sizes"]}
+    answer["calls"] = {
+        size: [seconds((texts * 2)[n % len(texts) :][:size], batch) for n in numbers]
+        for size, numbers in calls.items()
+    }
     if request["pairs"]:
         save(f"{request['save']}-pairs.npy", encode(request["pairs"], batch))
     return answer

@@ -13,6 +13,7 @@ import typer
 from typer import Option
 
 from onnxsim_embed.cli import options
+from onnxsim_embed.cli.texts import read_texts
 
 
 def bench(
@@ -46,10 +47,9 @@ def bench(
     """Measure speed beside fidelity, on your texts and machine, and beside installed peers."""
     from onnxsim_embed.benchmark import measure
     from onnxsim_embed.files.atomic import atomic_file, check_output
-    from onnxsim_embed.files.texts import iter_texts, read_scored_pairs
     from onnxsim_embed.system.hardware import available_cpus
 
-    chosen = [name.strip() for name in cases.split(",") if name.strip()]
+    chosen = options.split(cases)
     if unknown := sorted(set(chosen) - set(measure.CASES)):
         raise ValueError(f"unknown case {unknown[0]!r}; allowed are {', '.join(measure.CASES)}")
     if output is not None:
@@ -57,21 +57,14 @@ def bench(
         check_output(output / "text.json", force)
     python = peer_python or sys.executable
     peers = measure.choose_peers(against, python)
-    corpus = measure.documentation() if texts is None else list(iter_texts(texts, column))
-    different = list(dict.fromkeys(corpus))
-    result = measure.run(
-        model,
-        different[:: max(1, len(different) // most)][:most],
-        peers,
-        python=python,
-        threads=threads or available_cpus(),
-        rounds=rounds,
-        cases=chosen,
-        patience=patience,
-        checkpoint=checkpoint,
-        sts=None if sts is None else read_scored_pairs(sts),
-        say=lambda message: None if quiet else typer.echo(message, err=True),
+    known = list(
+        dict.fromkeys(measure.documentation() if texts is None else read_texts(texts, column))
     )
+    result = measure.run(
+        model, known[:: max(1, len(known) // most)][:most], peers, python, chosen, checkpoint, sts,
+        threads or available_cpus(), rounds, patience,
+        say=lambda message: None if quiet else typer.echo(message, err=True),
+    )  # fmt: skip
     result["source"] = "documentation of numpy and scipy" if texts is None else Path(texts).name
     table = _markdown(result, "start" in chosen)
     typer.echo(table)
@@ -97,7 +90,7 @@ def _markdown(result: Mapping[str, Any], start: bool) -> str:
         }
         if "sts_spearman" in row:
             cells["STS Spearman"] = f"{row['sts_spearman']:.2f}"
-        for size, (p50, p90, p99) in {**row["latency_ms"], **row["growth_ms"]}.items():
+        for size, (p50, p90, p99) in row["calls_ms"].items():
             cells[f"{size} texts, ms p50 / p90 / p99"] = f"{p50:.3g} / {p90:.3g} / {p99:.3g}"
         if start:
             cells["first vector after, s"] = f"{row['start_seconds']:.2f}"
@@ -108,7 +101,7 @@ def _markdown(result: Mapping[str, Any], start: bool) -> str:
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in table]
     lines += ["", *(f"{name} did not run: {why}" for name, why in result["failed"].items())]
     lines.append(
-        f"{result['date']}, {result['machine']['processor']}, {result['machine']['threads']} threads. "
+        f"{result['date']}, {result['processor']}, {result['threads']} threads. "
         f"{result['model']}, {result['texts']:,} texts ({result['source']}), {result['rounds']} "
         f"alternating rounds. Cosines are to {result['systems'][result['reference']]['title']}."
     )

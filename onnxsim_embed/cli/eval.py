@@ -23,9 +23,8 @@ def evaluate(
 
     left, right, scores = read_scored_pairs(file)
     first = Embedder.from_pretrained(model, precision="fp32", threads=threads)
-    names = [name.strip() for name in precision.split(",") if name.strip()]
     rows = []
-    for name in names or first.artifact.manifest.precisions:
+    for name in options.split(precision) or first.artifact.manifest.precisions:
         embedder = first
         if name != "fp32":
             embedder = Embedder(first.artifact, precision=name, threads=threads)

@@ -59,7 +59,7 @@ def export(
     artifact = export_model(
         model,
         output,
-        precisions=tuple(_split(precision)),
+        precisions=tuple(options.split(precision)),
         via=via,
         pooling=pooling,
         prompts=_parse_prompts(prompt or []),
@@ -76,10 +76,6 @@ def export(
     typer.echo(f"Exported to {output} in {time.perf_counter() - started:.1f} s.")
 
 
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _parse_prompts(entries: list[str]) -> dict[str, str]:
     prompts = {}
     for entry in entries:
@@ -91,7 +87,7 @@ def _parse_prompts(entries: list[str]) -> dict[str, str]:
 
 
 def _parse_dims(text: str) -> list[int]:
-    for part in _split(text):
+    for part in options.split(text):
         if not part.isdecimal():
             raise ValueError(f"--matryoshka-dims: expected 256,128,64 or the like, got {part!r}")
-    return [int(part) for part in _split(text)]
+    return [int(part) for part in options.split(text)]

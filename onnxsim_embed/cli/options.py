@@ -68,6 +68,11 @@ Address = Annotated[
 ]
 
 
+def split(text: str) -> list[str]:
+    """Split a comma-separated list."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def parse_min_fidelity(text: str | None) -> tuple[float, float] | None:
     """Parse MEAN,MIN of --min-fidelity."""
     if text is None:

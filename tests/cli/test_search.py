@@ -67,12 +67,6 @@ def test_the_query_prompt_counts(search, artifact):
     assert f"{plain.scores[0, 0]:.4f}" not in out  # the tiny model has a prompt for queries
 
 
-def test_without_texts_rows_are_printed(search, expected):
-    _, out, _ = search(QUERY, "-k", 2, "-q")
-    rows = [line.split()[2] for line in out.splitlines()]
-    assert rows == [str(row) for row in expected.indices[0, :2]]
-
-
 def test_a_text_is_one_printable_line_of_a_terminal(run, artifact, tmp_path):
     nasty = ["two\nlines\tand \x1b[31m colour", "漢字 " * 40]
     path = tmp_path / "texts.jsonl"
@@ -89,15 +83,6 @@ def test_a_file_of_texts_is_encoded(search, expected):
     assert code == 0
     assert out.startswith("Encoded 12 texts ")
     assert f"{expected.scores[0, 0]:.4f}  {expected.indices[0, 0]:>3}  " in out
-
-
-def test_parquet_vectors(run, artifact, files, tmp_path, expected):
-    pytest.importorskip("pyarrow")
-    from onnxsim_embed.files.vectors import write_vectors
-
-    write_vectors(np.load(files / "vectors.npy"), tmp_path / "v.parquet")
-    _, out, _ = run("search", QUERY, "--in", tmp_path / "v.parquet", "-m", artifact, "-k", 1, "-q")
-    assert out.split() == ["1", f"{expected.scores[0, 0]:.4f}", str(expected.indices[0, 0])]
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
@@ -132,10 +117,6 @@ def test_a_threshold_is_strict(search, tmp_path, expected):
     assert out.splitlines()[1:] == [f"{QUERY}: 0 of 12 rows", "none above the threshold"]
 
 
-def test_k_beyond_the_rows_shows_them_all(search):
-    assert len(search(QUERY, "-k", 100, "-q")[1].splitlines()) == len(TEXTS)
-
-
 def test_cut_vectors(run, artifact, files, tmp_path):
     np.save(tmp_path / "cut.npy", Embedder(artifact).encode(TEXTS, truncate_dim=8))
     common = ("search", QUERY, "--in", tmp_path / "cut.npy", "-m", artifact)
@@ -161,13 +142,6 @@ def test_vectors_that_do_not_fit(refuse, artifact, tmp_path, array, message):
     code = 1 if array.ndim == 1 else 2
     line = refuse("search", QUERY, "--in", tmp_path / "v.npy", "-m", artifact, code=code)
     assert re.search(message, line)
-
-
-def test_a_truncated_file_is_one_line(refuse, artifact, files, tmp_path):
-    data = (files / "vectors.npy").read_bytes()
-    (tmp_path / "v.npy").write_bytes(data[:-100])
-    line = refuse("search", QUERY, "--in", tmp_path / "v.npy", "-m", artifact, code=1)
-    assert "v.npy is not a readable .npy file" in line
 
 
 def test_texts_must_be_as_many_as_vectors(refuse, files, tmp_path):

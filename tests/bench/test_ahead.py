@@ -45,7 +45,3 @@ def test_every_case_is_listed_where_another_is_faster():
         ["throughput, short", "Ours fp32", "Exact", "1.25"],
         ["best, 10 rows", "Ours", "Faiss", "1.25"],
     ]
-
-
-def test_no_such_case_is_said():
-    assert "no case" in ahead_table(SIMILARITY | {"ratios": {}}, None)

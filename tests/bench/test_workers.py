@@ -10,10 +10,6 @@ from lab.workers import (
     SystemRefusedError,
     Worker,
     clean_environment,
-    ratio,
-    rounded,
-    shortened,
-    spread,
 )
 
 SYSTEMS = """
@@ -92,11 +88,6 @@ def test_a_system_that_cannot_load_says_why(start):
         start("absent")
 
 
-def test_an_interpreter_that_is_not_there(tmp_path, settings):
-    with pytest.raises(SystemRefusedError, match="No such file"):
-        Worker("a", str(tmp_path / "python"), "systems.py", settings, tmp_path / "log")
-
-
 def test_every_other_round_goes_backwards(crew, settings):
     before = []
     answers = crew.take_turns(lambda name: {"any": 1}, 3, lambda: before.append(1))
@@ -104,11 +95,6 @@ def test_every_other_round_goes_backwards(crew, settings):
         assert stream.read() == "abbaab"
     assert {name: len(found) for name, found in answers.items()} == {"a": 3, "b": 3}
     assert len(before) == 3
-
-
-def test_a_system_takes_part_only_where_it_is_asked(crew):
-    answers = crew.take_turns({"b": {"any": 1}}.get, 2)
-    assert list(answers) == ["b"]
 
 
 def test_one_that_ends_is_left_out_and_the_others_go_on(crew):
@@ -119,19 +105,6 @@ def test_one_that_ends_is_left_out_and_the_others_go_on(crew):
     assert crew.refused == {"b": "ended with code 7"}
 
 
-def test_one_that_has_ended_may_be_asked_again(crew):
-    ended = crew.workers[0]
-    assert crew.ask(ended, {"die": "a"}) is None
-    assert crew.ask(ended, {"any": 1}) is None
-    assert [worker.name for worker in crew.workers] == ["b"]
-
-
-def test_one_without_an_environment_is_listed(crew, settings):
-    assert crew.start("c", None, settings, "not installed: c") is None
-    assert crew.refused == {"c": "not installed: c"}
-    assert crew.said[-1] == "c: cannot run: not installed: c"
-
-
 def test_the_environment_is_clean(monkeypatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     monkeypatch.setenv("OPENBLAS_L2_SIZE", "1")
@@ -140,17 +113,3 @@ def test_the_environment_is_clean(monkeypatch):
     assert not {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"} & set(found)
     assert (found["KEPT"], found["OMP_NUM_THREADS"]) == ("1", "3")
     assert found["RAYON_NUM_THREADS"] == "3"  # of tokenizers
-
-
-def test_figures():
-    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "least": 1.0, "most": 3.0, "all": [3, 1, 2]}
-    assert ratio([4.0, 9.0], [2.0, 3.0])["all"] == [2.0, 3.0]
-    assert rounded({"a": [1.23456789, 2], "b": (None, "c")}, 3) == {
-        "a": [1.23, 2],
-        "b": [None, "c"],
-    }
-
-
-def test_long_messages_are_cut():
-    assert shortened("a  b\nc") == "a b c"
-    assert shortened("x" * 300) == "x" * 199 + "…"

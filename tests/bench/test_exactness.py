@@ -74,11 +74,6 @@ def test_lower_and_repeated_entries_of_the_best_count(vectors, best):
     assert check_best(vectors, K, {"a": best})["a"]["wrong"] == 2
 
 
-def test_fewer_than_k_count(vectors, best):
-    few = {name: values[2:] for name, values in best.items()}
-    assert check_best(vectors, K, {"a": few})["a"]["wrong"] == 2
-
-
 def test_fidelity_is_the_cosine_whatever_the_norm(vectors):
     other = vectors.copy()
     other[7] = -vectors[7]

@@ -14,16 +14,13 @@ from lab.text_bench import TextBench
 from lab.text_plan import (
     TextPlan,
     count_tokens,
-    linear_operations,
     most_tokens,
 )
-from lab.text_result import stages
-from lab.workers import SystemRefusedError, Worker
 from support import WORDS
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.benchmark.measure import fidelity, find_checkpoint, int8_kernels
+from onnxsim_embed.benchmark.measure import fidelity
 
 RANDOM = np.random.default_rng(0)
 TEXTS = tuple(" ".join(RANDOM.choice(WORDS[:40], 7)) for _ in range(12))
@@ -74,18 +71,6 @@ def test_every_case_is_measured(result):
     assert set(result["load"]) >= {"throughput, short", "latency", "growth", "start and memory"}
 
 
-def test_ratios_name_who_is_compared(result):
-    expected = {
-        "throughput, short",
-        "throughput, descriptions",
-        "latency of 1",
-        "latency of 8",
-        "start",
-    }
-    assert {f"{case}: ours-int8 over ours-fp32" for case in expected} <= set(result["ratios"])
-    assert any(name.startswith("share of the roofline") for name in result["ratios"])
-
-
 def test_a_peer_that_cannot_run_is_listed_with_the_reason(result):
     assert result["refused"] == {
         "fastembed": "not installed: fastembed",
@@ -126,38 +111,7 @@ def test_a_run_compared_with_itself_has_not_fallen(result, tmp_path):
     assert "share no ratio" in said[-1]
 
 
-def test_a_run_with_other_threads_is_not_compared(result, tmp_path):
-    said = []
-    other = result | {"machine": result["machine"] | {"threads": 7}}
-    report.write_json(tmp_path / "a/text.json", result)
-    report.write_json(tmp_path / "b/text.json", other)
-    assert not report.compare(tmp_path / "a", tmp_path / "b", said.append)
-    assert said[0] == "text: 7 threads, not 2: left out"
-
-
-def test_one_that_cannot_start_anew_is_listed_and_the_others_go_on(artifact, tmp_path, monkeypatch):
-    def refuse(name, *rest):
-        if name == "ours-fp32":
-            raise SystemRefusedError("no more memory")
-        return Worker(name, *rest)
-
-    monkeypatch.setattr(text_bench, "Worker", refuse)
-    plan = TextPlan(
-        model=str(artifact), corpora=CORPORA[:1], peers=(), threads=1, rounds=1, work=tmp_path,
-        cases=("start",), patience=0, roof_seconds=0.01,
-    )  # fmt: skip
-    found = TextBench(plan, Environments(None, None, lambda _: None), lambda _: None).run()
-    assert found["refused"] == {"ours-fp32": "in a fresh process: no more memory"}
-    assert "start_seconds" in found["systems"]["ours-int8"]
-    assert "start_seconds" not in found["systems"]["ours-fp32"]
-
-
 # what a plan is made of
-
-
-def test_the_checkpoint_of_an_artifact_is_found_where_it_was(checkpoint, artifact):
-    opened = Artifact.open(artifact)
-    assert find_checkpoint(str(checkpoint), opened) == checkpoint
 
 
 def test_long_texts_fill_the_positions_whatever_the_model_is_set_to(artifact, result):
@@ -166,29 +120,3 @@ def test_long_texts_fill_the_positions_whatever_the_model_is_set_to(artifact, re
     assert most_tokens(opened, "long") == 64
     assert count_tokens(opened, CORPORA[2]) == 3 * 64
     assert result["corpora"]["long"]["most_tokens"] == 64
-
-
-def test_operations_are_those_of_the_linear_layers(artifact):
-    # 2 layers, 32 wide, 64 inside: four square products and two oblong ones a layer.
-    expected = 2 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
-    assert linear_operations(Artifact.open(artifact)) == expected
-
-
-def test_tokens_are_counted_as_the_model_sees_them(artifact):
-    ids = Embedder(artifact).token_ids(TEXTS)
-    assert count_tokens(Artifact.open(artifact), CORPORA[0]) == sum(map(len, ids))
-
-
-@pytest.mark.parametrize(
-    ("flags", "kernels"),
-    [({"avx512f", "avx512_vnni"}, "avx512_vnni"), ({"avx512f"}, "avx512"), ({"sse"}, "avx2")],
-)
-def test_int8_kernels_follow_the_processor(flags, kernels, monkeypatch):
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    assert int8_kernels(frozenset(flags)) == kernels
-
-
-def test_stages_leave_a_rest():
-    one = {"tokenize": 1.0, "run": 5.0, "pool": 2.0, "all": 10.0}
-    assert stages([one, one]) == one | {"rest": 2.0}
-    assert stages([None]) is None

@@ -46,11 +46,6 @@ def test_kinds_and_shares_choose(script, given, texts_csv):
     assert [(c.kind, len(c.texts)) for c in found] == [("short", 10)]
 
 
-def test_no_texts_at_all_are_refused(script, given):
-    with pytest.raises(SystemExit, match="--kinds texts needs --texts FILE"):
-        script.corpora(given("--kinds", "texts"))
-
-
 @pytest.mark.parametrize("option", ["--only", "--cases", "--kinds"])
 def test_an_unknown_choice_names_what_there_is(script, given, option):
     given(option, "speed")

@@ -7,7 +7,6 @@ import pytest
 from lab import report, similarity_bench
 from lab.peers import Environments
 from lab.similarity_bench import SimilarityBench, SimilarityPlan, tiled
-from lab.similarity_tables import similarity_conditions
 
 from onnxsim_embed import similarity_matrix
 from onnxsim_embed.similarity.compare import unit_vectors
@@ -46,20 +45,6 @@ def test_the_large_case_is_set_against_the_small_one(result):
     assert (large["rows"], large["rows_base"]) == (200, 90)
     expected = large["seconds"] / 200**2 / (large["seconds_base"] / 90**2)
     assert large["cost_per_pair_to_base"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_ratios_name_task_size_and_system(result):
-    assert {"above, 40 rows: ours over ours-float32", "best, 90 rows: ours over ours-float32",
-            "cost per pair, 90 over 200 rows",
-            "share of the float32 roofline, 90 rows: ours"} <= set(result["ratios"])  # fmt: skip
-
-
-def test_a_system_for_sparse_rows_says_why_it_stops(result):
-    systems = result["systems"] | {"sparse-dot-topn": {"title": "sparse_dot_topn 1.2", "above": {}}}
-    limits = {"sparse-dot-topn": {"rows": 40, "because": "of something"}}
-    assert result["limits"] == {}
-    said = similarity_conditions(result | {"systems": systems, "limits": limits})
-    assert "sparse_dot_topn 1.2 was measured up to 40 rows: of something." in said
 
 
 def test_it_becomes_tables_and_a_picture(result, tmp_path):

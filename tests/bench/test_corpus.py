@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from lab import corpus
-from lab.corpus import Corpus, documentation, file_corpus, is_prose
+from lab.corpus import documentation, file_corpus
 
 WORDS = "The reader returns what was written to the file before it was closed by its owner"
 PARAGRAPH = f"{WORDS}. " * 3 + "It raises an error where nothing is left to read."
@@ -51,32 +51,6 @@ def test_descriptions_are_whole_paragraphs(module):
     assert documentation("descriptions", 1).texts == (PARAGRAPH,)
 
 
-def test_long_texts_join_paragraphs(module, monkeypatch):
-    assert documentation("long", 5).texts == ()
-    monkeypatch.setattr(corpus, "LONG_WORDS", 70)
-    (text,) = documentation("long", 5).texts
-    assert text == f"{WORDS}.\n\n{PARAGRAPH}"
-
-
-def test_another_kind_is_refused():
-    with pytest.raises(ValueError, match="short, descriptions, long, got 'tiny'"):
-        documentation("tiny", 1)
-
-
-@pytest.mark.parametrize(
-    ("text", "prose"),
-    [
-        (f"{WORDS}.", True),
-        ("x = [1, 2, 3]; y = {4: 5}.", False),
-        ("lower case at the start of this one.", False),
-        ("No full stop at the end of this one", False),
-        ("Example of use >>> function.", False),
-    ],
-)
-def test_prose(text, prose):
-    assert is_prose(text) == prose
-
-
 def test_installed_packages_have_texts_and_names():
     found = documentation("short", 20)
     assert len(set(found.texts)) == 20
@@ -89,9 +63,3 @@ def test_a_file_is_spread_and_repeats_nothing():
     given = ["a", "b", "a", "c", "d", "e", "f"]
     assert file_corpus(given, "x.csv", 3).texts == ("a", "c", "e")
     assert file_corpus(given, "x.csv", 100).texts == ("a", "b", "c", "d", "e", "f")
-
-
-def test_a_digest_tells_texts_apart():
-    one = Corpus("texts", "x", ("a", "bc"))
-    assert one.digest == Corpus("short", "y", ("a", "bc")).digest
-    assert one.digest != Corpus("texts", "x", ("ab", "c")).digest

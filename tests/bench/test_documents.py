@@ -1,0 +1,52 @@
+"""Tables, and the marked blocks of documents that they replace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lab.documents import MARKED, fill, pictures
+from lab.tables import number
+
+ROOT = Path(__file__).parent.parent.parent
+KNOWN = {"speed", "latency", "detail", "similarity", "similarity-growth", "refused", "install", "steady", "ahead",
+         "picture-speed", "picture-growth", "picture-stages"}  # fmt: skip
+
+
+def test_only_blocks_that_were_made_are_replaced():
+    document = "\n".join(
+        f"<!-- bench:{name} -->\n{name}\n<!-- /bench:{name} -->" for name in ("speed", "other-one")
+    )
+    filled = fill(document, {"speed": "| new |", "latency": "unused"})
+    assert "<!-- bench:speed -->\n| new |\n<!-- /bench:speed -->" in filled
+    assert "<!-- bench:other-one -->\nother-one\n<!-- /bench:other-one -->" in filled
+    assert fill(filled, {"speed": "| new |"}) == filled
+
+
+@pytest.mark.parametrize("name", ["README.md", "bench/README.md"])
+def test_documents_have_blocks_that_are_made(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = [match[2] for match in MARKED.finditer(text)]
+    assert found
+    assert set(found) <= KNOWN
+    assert len(set(found)) == len(found)
+    assert text.count("<!-- bench:") == text.count("<!-- /bench:") == len(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1234.5, "1,234"), (152.2, "152"), (15.23, "15.2"), (4.465, "4.46"), (0.05, "0.0500"), (None, ""),
+     (99.96, "100"), (3, "3.00")],
+)  # fmt: skip
+def test_numbers_have_three_digits(value, text):
+    assert number(value) == text
+
+
+def test_pictures_are_linked_from_where_the_document_is(tmp_path):
+    results = tmp_path / "bench" / "results"
+    results.mkdir(parents=True)
+    (results / "speed.png").touch()
+    for name, link in (("README.md", "bench/results"), ("bench/README.md", "results")):
+        found = pictures(results, tmp_path / name)
+        assert list(found) == ["picture-speed"]
+        assert found["picture-speed"].endswith(f"({link}/speed.png)")

@@ -1,0 +1,177 @@
+"""dedupe and cluster: outputs and errors. Formats of rows are tested in files/test_tables.py."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.similarity.clustering import communities, component_groups, deduplicate
+
+# Three groups (rows 0 2 6, 1 4, 3 5 8) and one single row, at angles that no threshold below meets.
+ANGLES = np.radians([0, 90, 8, 200, 94, 203, 5, 300, 197])
+VECTORS = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32)
+TEXTS = [
+    "road",
+    'a "quoted", text',
+    "two\nlines",
+    "naïve 漢字",
+    "rain",
+    "solar",
+    "a\ttab",
+    "dog",
+    "=1",
+]
+ROWS = [{"id": str(10 + row), "text": text} for row, text in enumerate(TEXTS)]
+KEPT = [0, 1, 3, 7]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """in.csv, in.jsonl.gz and v.npy in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    np.save("v.npy", VECTORS)
+    with open("in.csv", "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, ["id", "text"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    with gzip.open("in.jsonl.gz", "wt", encoding="utf-8") as stream:
+        stream.writelines(f"{json.dumps(row)}\n" for row in ROWS)
+    return tmp_path
+
+
+def read(name):
+    with open(name, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("source", ["in.csv", "in.jsonl.gz"])
+def test_kept_rows_have_all_their_columns(run, files, source):
+    code, out, err = run("dedupe", source, "-o", "out.csv", "--vectors", "v.npy", "-t", "0.9")
+    assert (code, err) == (0, "")
+    assert out.startswith("Kept 4 of 9 rows -> out.csv, in ")
+    assert read("out.csv") == [ROWS[row] for row in KEPT]
+
+
+def test_groups_name_the_kept_row_of_each_row(run, files):
+    arguments = ("--vectors", "v.npy", "-t", "0.9", "--groups", "groups.csv")
+    code, out, _ = run("dedupe", "in.csv", "-o", "out.csv", *arguments)
+    assert code == 0
+    assert "rows -> out.csv, 3 groups -> groups.csv, in " in out
+    rows = read("groups.csv")
+    assert [(int(row["row"]), int(row["kept"])) for row in rows] == [
+        (0, 0), (2, 0), (6, 0), (1, 1), (4, 1), (3, 3), (5, 3), (8, 3)
+    ]  # fmt: skip
+    assert [row["text"] for row in rows] == [TEXTS[int(row["row"])] for row in rows]
+    scores = deduplicate(VECTORS, 0.9).scores
+    assert [np.float32(row["score"]) for row in rows] == [scores[int(row["row"])] for row in rows]
+    arguments = ("--vectors", "v.npy", "-t", "1", "--groups", "groups.csv", "--force")
+    assert run("dedupe", "in.csv", "-o", "out.csv", *arguments)[0] == 0
+    assert read("groups.csv") == []
+
+
+def test_without_vectors_the_texts_are_encoded(run, files, artifact):
+    code, out, err = run("dedupe", "in.csv", "-o", "out.csv", "-m", artifact, "-t", "0.5")
+    assert (code, err) == (0, "")
+    assert out.startswith("Encoded 9 texts ")
+    kept = deduplicate(Embedder(artifact).encode(TEXTS), 0.5).kept
+    assert read("out.csv") == [ROWS[row] for row in kept]
+    assert len(kept) < 9
+
+
+def test_a_file_is_replaced_by_force_even_the_input(run, files):
+    arguments = (
+        "dedupe",
+        "in.csv",
+        "-o",
+        "in.csv",
+        "--vectors",
+        "v.npy",
+        "-t",
+        "0.9",
+        "--force",
+        "-q",
+    )
+    assert run(*arguments) == (0, "", "")
+    assert read("in.csv") == [ROWS[row] for row in KEPT]
+
+
+@pytest.mark.parametrize("method", ["communities", "components"])
+def test_clusters_are_in_order_and_the_largest_is_printed(run, files, method):
+    options = ("--vectors", "v.npy", "-t", "0.9", "--min-size", "2", "--show", "1")
+    code, out, err = run("cluster", "in.csv", "-o", "c.csv", "--method", method, *options)
+    assert (code, err) == (0, "")
+    find = communities if method == "communities" else component_groups
+    groups = find(VECTORS, 0.9, 2)
+    assert read("c.csv") == [
+        {"row": str(row), "cluster": str(number), "rank": str(rank), "text": TEXTS[row]}
+        for number, group in enumerate(groups)
+        for rank, row in enumerate(group, start=1)
+    ]
+    first, second = out.splitlines()
+    members = sum(map(len, groups))
+    assert first.startswith(f"Found {len(groups)} clusters of {members} of 9 rows -> c.csv, in ")
+    central = " ".join(TEXTS[groups[0][0]].split())
+    assert second == f"{len(groups[0]):>7,} rows  {groups[0][0]}: {central}"
+
+
+def test_no_clusters_are_an_empty_table(run, files):
+    code, out, _ = run("cluster", "in.csv", "-o", "c.tsv", "--vectors", "v.npy")
+    assert code == 0
+    assert out.startswith("Found 0 clusters of 0 of 9 rows")
+    assert (files / "c.tsv").read_text() == "row\tcluster\trank\ttext\n"
+
+
+def test_printed_texts_are_short_and_printable(run, files, artifact):
+    texts = ["solar energy", "solar  energy\x07 " + "of the sun " * 9, "dog", "the dog", "a dog"]
+    (files / "in.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    options = ("-m", artifact, "-t", "-0.9", "--min-size", "1")
+    code, out, err = run("cluster", "in.txt", "-o", "c.csv", *options)
+    assert (code, err) == (0, "")
+    groups = communities(Embedder(artifact).encode(texts), -0.9, 1)
+    assert [int(row["row"]) for row in read("c.csv")] == np.concatenate(groups).tolist()
+    assert all(line.isprintable() and len(line) <= 80 for line in out.splitlines()[2:])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("dedupe", "in.csv", "-o", "old.csv"),
+        ("dedupe", "in.csv", "-o", "new.csv", "--groups", "old.csv"),
+        ("cluster", "in.csv", "-o", "old.csv"),
+    ],
+)
+def test_outputs_are_replaced_only_by_force_and_quietly(run, refuse, files, arguments):
+    (files / "old.csv").write_text("old")
+    arguments = (*arguments, "--vectors", "v.npy", "-q")
+    assert "--force" in refuse(*arguments)
+    assert (files / "old.csv").read_text() == "old"
+    assert run(*arguments, "--force") == (0, "", "")
+    assert (files / "old.csv").read_text() != "old"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dedupe", "in.csv", "-o", "out.npy"], ".csv, .tsv, .jsonl, .parquet, .txt"),
+        (["dedupe", "-", "-o", "out.csv"], "standard input"),
+        (["dedupe", "in.csv", "-o", "out.csv", "--groups", "out.csv"], "two outputs"),
+        (["dedupe", "in.csv", "-o", "out.csv", "--groups", "g.txt"], ".csv, .tsv"),
+        (["dedupe", "in.csv", "-o", "out.csv", "-c", "none"], "'none'"),
+        (["dedupe", "in.csv", "-o", "out.txt"], "several"),
+        (["dedupe", "in.csv", "-o", "out.csv", "--vectors", "2.npy"], "2 vectors for 9 rows"),
+        (["cluster", "in.csv", "-o", "out.csv", "--vectors", "2.npy"], "2 vectors for 9 rows"),
+        (["cluster", "in.csv", "-o", "out.npz"], ".csv, .tsv"),
+        (["cluster", "in.csv", "-o", "out.csv", "--method", "x"], "communities and components"),
+        (["cluster", "in.csv", "-o", "out.csv", "--vectors", "v.npy", "-t", "-1"], "-1"),
+    ],
+)  # fmt: skip
+def test_a_wrong_call_writes_nothing(refuse, files, arguments, message):
+    np.save("2.npy", VECTORS[:2])
+    before = sorted(files.iterdir())
+    assert message in refuse(*arguments)
+    assert sorted(files.iterdir()) == before
