@@ -16,13 +16,7 @@ from onnxsim_embed.files.uris import local_path
 
 
 def check_output(path: str | Path, force: bool) -> None:
-    """Raise, before any work, if a file cannot be written after it.
-
-    :raises ValueError: for a URI.
-    :raises FileExistsError: if the path is a directory, or exists and may not be replaced.
-    :raises FileNotFoundError: if its directory does not exist.
-    :raises PermissionError: if its directory is not writable.
-    """
+    """Raise, before any work, if a file cannot be written after it."""
     path = local_path(path)
     if path.is_dir():
         raise FileExistsError(f"{path} is a directory; choose another name")

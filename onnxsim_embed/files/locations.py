@@ -30,10 +30,7 @@ WILDCARD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory by path or URI, for example s3://bucket/directory; it need not exist.
-
-    :param location: path or URI; a relative path is made absolute.
-    """
+    """A directory by path or URI, for example s3://bucket/directory; it need not exist."""
 
     location: str
 
@@ -52,15 +49,10 @@ class Directory:
 
     def names(self) -> list[str]:
         """Return the sorted names of its files; none if it does not exist."""
-        return sorted(
-            entry.base_name for entry in _entries(*_resolve(self.location)) if entry.is_file
-        )
+        return sorted(entry.base_name for entry in _files(*_resolve(self.location)))
 
     def read(self, name: str) -> bytes:
-        """Return a file's content.
-
-        :raises FileNotFoundError: if the file does not exist.
-        """
+        """Return a file's content."""
         with self.open(name) as stream:
             return bytes(stream.read())
 
@@ -71,10 +63,7 @@ class Directory:
             yield stream
 
     def write(self, name: str, data: bytes) -> None:
-        """Write or replace a file, atomically.
-
-        :raises TableError: if it cannot be written.
-        """
+        """Write or replace a file, atomically."""
         location = _join(self.location, name)
         try:
             if (directory := self.local) is not None:
@@ -108,10 +97,7 @@ def absolute(location: str | Path) -> str:
 
 @contextmanager
 def open_file(location: str) -> Iterator[IO[bytes]]:
-    """Open a file for random access reading.
-
-    :raises FileNotFoundError: if it does not exist.
-    """
+    """Open a file for random access reading."""
     system, path = _resolve(location)
     try:
         opened = system.open_input_file(path)
@@ -139,71 +125,53 @@ def find_files(location: str | Path) -> list[str]:
     if kind == fs.FileType.File:
         return [root]
     if kind == fs.FileType.Directory:
-        files = [file for file in _files_below(system, path) if kind_of(file) in KINDS]
-        error = (
-            f"no text files in {name}: known endings are {', '.join(KINDS)} (also .gz); other endings "
-            f"need a pattern such as {name.rstrip('/')}/* and their format"
-        )
+        files = [f for f in _matching(system, path, ("**", "*")) if kind_of(f) in KINDS]
+        error = f"no text files in {name}: known endings are {', '.join(KINDS)} (also .gz)"
     else:
         parts = PurePosixPath(path).parts
-        fixed = next((i for i, part in enumerate(parts) if WILDCARD.search(part)), None)
-        if fixed is None:
-            raise FileNotFoundError(f"there is no file {name}")
-        parent = str(PurePosixPath(*parts[:fixed])) if fixed else ""
-        files = list(_matching(system, parent, parts[fixed:]))
-        error = f"no file matches {name}"
+        fixed = next((i for i, part in enumerate(parts) if WILDCARD.search(part)), len(parts))
+        files = _matching(system, str(PurePosixPath(*parts[:fixed])), parts[fixed:])
+        error = f"no file matches {name}" if parts[fixed:] else f"there is no file {name}"
     if not files:
         raise FileNotFoundError(error)
     return [_relocate(root, file) for file in sorted(files)]
 
 
-def _matching(system: Any, directory: str, patterns: Sequence[str]) -> Iterator[str]:  # noqa: ANN401 - pyarrow is untyped
-    """Yield the files that match; lists no directory that cannot hold one."""
-    if patterns[0] == "**":
-        for path in _files_below(system, directory):
-            if _matches(PurePosixPath(path).relative_to(directory).parts, patterns):
-                yield path
-        return
-    for entry in _entries(system, directory):
-        if not _name_matches(entry.base_name, patterns[0]):
-            continue
-        if len(patterns) == 1 and entry.is_file:
-            yield entry.path
-        elif len(patterns) > 1 and not entry.is_file:
-            yield from _matching(system, entry.path, patterns[1:])
+def _matching(system: Any, directory: str, patterns: Sequence[str]) -> list[str]:  # noqa: ANN401 - pyarrow is untyped
+    """Return the files below a directory that match."""
+    return [
+        file
+        for file in (_files_below(system, directory, patterns) if patterns else ())
+        if _matches(PurePosixPath(file).relative_to(directory).parts, patterns)
+    ]
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     if not patterns or not names:
-        return not patterns and not names
+        return not names and set(patterns) <= {"**"}
+    hidden = names[0].startswith(HIDDEN)
     if patterns[0] == "**":
-        return any(_matches(names[skip:], patterns[1:]) for skip in range(len(names) + 1))
-    return _name_matches(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+        return _matches(names, patterns[1:]) or (not hidden and _matches(names[1:], patterns))
+    shown = not hidden or names[0][0] == patterns[0][0]
+    return shown and fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
 
 
-def _name_matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) and (not name.startswith(HIDDEN) or name[0] == pattern[0])
-
-
-def _files_below(system: Any, directory: str) -> Iterator[str]:  # noqa: ANN401
-    """Yield the files below a directory without hidden ones; on a disk, links may form a cycle."""
+def _files_below(system: Any, directory: str, patterns: Sequence[str]) -> Iterator[str]:  # noqa: ANN401
+    """Yield the files below a directory, no deeper than the patterns; links may form a cycle."""
     if not _is_disk(system):
-        for entry in _entries(system, directory, recursive=True):
-            names = PurePosixPath(entry.path).relative_to(directory).parts
-            if entry.is_file and not any(name.startswith(HIDDEN) for name in names):
-                yield entry.path
+        yield from (entry.path for entry in _files(system, directory, patterns != ["*"]))
         return
     seen = {os.path.realpath(directory)}
+    hidden = any(pattern.startswith(HIDDEN) for pattern in patterns)
     for parent, directories, files in os.walk(directory, onerror=_raise, followlinks=True):
-        enter = []
-        for name in sorted(directories):
+        depth = len(PurePosixPath(parent).relative_to(directory).parts) + 1
+        candidates, directories[:] = sorted(directories), []
+        for name in candidates if depth < len(patterns) or "**" in patterns else ():
             real = os.path.realpath(os.path.join(parent, name))
-            if not name.startswith(HIDDEN) and real not in seen:
+            if real not in seen and (hidden or not name.startswith(HIDDEN)):
                 seen.add(real)
-                enter.append(name)
-        directories[:] = enter
-        paths = [os.path.join(parent, name) for name in files if not name.startswith(HIDDEN)]
-        yield from filter(os.path.isfile, paths)
+                directories.append(name)
+        yield from filter(os.path.isfile, (os.path.join(parent, name) for name in files))
 
 
 def _raise(error: OSError) -> None:
@@ -212,16 +180,14 @@ def _raise(error: OSError) -> None:
         raise error
 
 
-def _entries(system: Any, directory: str, recursive: bool = False) -> list[Any]:  # noqa: ANN401
-    """Return pyarrow's information on the files and directories in a directory, if it exists."""
+def _files(system: Any, directory: str, recursive: bool = False) -> list[Any]:  # noqa: ANN401
+    """Return pyarrow's information on the files in a directory, if it exists."""
     from pyarrow import fs
 
     selector = fs.FileSelector(directory, allow_not_found=True, recursive=recursive)
-    try:
-        entries = system.get_file_info(selector)
-    except NotADirectoryError:
-        return []
-    return [entry for entry in entries if entry.type in (fs.FileType.File, fs.FileType.Directory)]
+    with suppress(NotADirectoryError):
+        return [entry for entry in system.get_file_info(selector) if entry.is_file]
+    return []
 
 
 def _put(system: Any, path: str, data: bytes) -> None:  # noqa: ANN401
@@ -253,10 +219,7 @@ def _is_disk(system: Any) -> bool:  # noqa: ANN401
 
 
 def _resolve(location: str) -> tuple[Any, str]:
-    """Return a file system and the path on it.
-
-    :raises ValueError: for an invalid URI, or one of an unknown file system.
-    """
+    """Return a file system and the path on it."""
     require_pyarrow()
     import pyarrow
     from pyarrow import fs

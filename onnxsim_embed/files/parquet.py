@@ -20,12 +20,7 @@ def require_pyarrow() -> None:
 
 @contextmanager
 def open_parquet(path: str | Path, source: IO[bytes] | None = None) -> Iterator[Any]:
-    """Open a parquet file as `pyarrow.parquet.ParquetFile`.
-
-    :param source: stream to read; `path` is then its name only.
-    :raises FileNotFoundError: if the file does not exist.
-    :raises TableError: if it is damaged, also while it is read inside the block.
-    """
+    """Open a parquet file as `pyarrow.parquet.ParquetFile`."""
     require_pyarrow()
     import pyarrow
     from pyarrow import parquet
@@ -40,11 +35,7 @@ def open_parquet(path: str | Path, source: IO[bytes] | None = None) -> Iterator[
 
 
 def check_file(path: str | Path) -> None:
-    """Raise if a path is not an existing file of this machine.
-
-    :raises FileNotFoundError: if it does not exist.
-    :raises ValueError: for a directory or a URI.
-    """
+    """Raise if a path is not an existing file of this machine."""
     if not local_path(path).exists():
         raise FileNotFoundError(f"there is no file {path}")
     if Path(path).is_dir():

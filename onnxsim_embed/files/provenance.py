@@ -94,10 +94,7 @@ def sidecar(path: Path) -> Path:
 
 
 def check_sidecar(path: Path, force: bool) -> None:
-    """Raise if another file has the name of the sidecar to be written.
-
-    :raises FileExistsError: if it is not a sidecar, unless `force` is set.
-    """
+    """Raise if another file has the name of the sidecar to be written."""
     if path.suffix != ".npy" or force or not os.path.lexists(sidecar(path)):
         return
     try:
@@ -110,11 +107,7 @@ def check_sidecar(path: Path, force: bool) -> None:
 
 
 def write_sidecar(path: Path, finished: Path, provenance: Provenance | None) -> None:
-    """Write the sidecar of a .npy file that is about to be renamed; without provenance, delete it.
-
-    :param path: final path of the vectors.
-    :param finished: their path now.
-    """
+    """Write the sidecar of a .npy file that is about to be renamed; without provenance, delete it."""
     if path.suffix == ".npy" and provenance is not None:
         file = fingerprint(finished, np.load(finished, mmap_mode="r", allow_pickle=False))
         write_json(sidecar(path), provenance.to_table() | {"file": file})
@@ -123,10 +116,7 @@ def write_sidecar(path: Path, finished: Path, provenance: Provenance | None) -> 
 
 
 def read_sidecar(path: Path) -> tuple[Provenance, Any]:
-    """Return the provenance of a .npy file and the fingerprint of the file that it was written for.
-
-    :raises ValueError: if the sidecar is invalid, too large, not a file or a link out of its directory.
-    """
+    """Return the provenance of a .npy file and the fingerprint of the file that it was written for."""
     file = sidecar(path)
     if file.is_symlink() and file.resolve().parent != file.parent.resolve():
         raise ValueError(f"{file.name} is a link out of its directory")
@@ -139,10 +129,7 @@ def read_sidecar(path: Path) -> tuple[Provenance, Any]:
 
 
 def parse_provenance(table: Any) -> Provenance:  # noqa: ANN401 - from JSON
-    """Return provenance from its JSON representation, parsed or not.
-
-    :raises ValueError: if it is invalid.
-    """
+    """Return provenance from its JSON representation, parsed or not."""
     try:
         table = json.loads(table) if isinstance(table, bytes) else table
     except RecursionError:

@@ -93,12 +93,7 @@ def open_rows(
     header: bool = True,
     source: IO[bytes] | None = None,
 ) -> Iterator[Rows]:
-    """Open a file of rows; for the parameters see `iter_texts`.
-
-    :raises FileNotFoundError: if the file does not exist.
-    :raises ValueError: for an unknown format or delimiter, or two columns of one name.
-    :raises TableError: if the file is damaged, also while it is read inside the block.
-    """
+    """Open a file of rows; for the parameters see `iter_texts`."""
     kind = kind or kind_of(path)
     if kind not in KINDS:
         raise ValueError(f"{path}: unknown format {kind!r}; expected one of {', '.join(KINDS)}")

@@ -155,13 +155,7 @@ def column_names(
 
 
 def read_scored_pairs(path: str | Path) -> tuple[list[str], list[str], list[float]]:
-    """Read text, text, score from the first three columns of a csv or tsv file.
-
-    If the third column of the first row is not a number, that row is a header.
-
-    :raises FileNotFoundError: if the file does not exist.
-    :raises TableError: naming the row without two texts and a number.
-    """
+    """Read text, text, score from the first three columns of a csv or tsv file."""
     pairs: list[tuple[str, str, float]] = []
     with open_rows(path, "tsv" if kind_of(path) == "tsv" else "csv", header=False) as rows:
         for number, row in enumerate(rows.rows):
@@ -184,10 +178,7 @@ def read_scored_pairs(path: str | Path) -> tuple[list[str], list[str], list[floa
 def _values(
     path: str | Path, column: str | None, rows: Rows, report: ReadReport
 ) -> Iterator[tuple[Any, Row]]:
-    """Yield the value of the text column of each row, and the row.
-
-    :raises NoTextsError: after the last row if there is none.
-    """
+    """Yield the value of the text column of each row, and the row."""
     name, row = _choose_column(path, column, rows, report), None
     rows.columns = None if name is None else [name]
     for number, row in enumerate(rows.rows):

@@ -25,10 +25,7 @@ def is_directory(location: str | Path) -> bool:
 
 
 def local_path(location: str | Path) -> Path:
-    """Return a path on this machine.
-
-    :raises ValueError: for a URI.
-    """
+    """Return a path on this machine."""
     if is_uri(location):
         raise ValueError(f"{display_name(location)} is a URI; expected a path on this machine")
     return Path(location)
@@ -51,4 +48,4 @@ def display_name(location: str | Path) -> str:
 
 def without_passwords(text: str) -> str:
     """Return a text in which no URI holds credentials or options."""
-    return re.sub(rf"({_SCHEME}[^\s?]*\?)\S+", r"\1...", _CREDENTIALS.sub(r"\1", text))
+    return re.sub(r"(?<=[?&])([\w.-]+)=[^\s&]*", r"\1=...", _CREDENTIALS.sub(r"\1", text))

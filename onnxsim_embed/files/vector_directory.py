@@ -214,12 +214,7 @@ def pack_shard(
     provenance: Provenance,
     id_type: str,
 ) -> tuple[bytes, str]:
-    """Return the parquet content of a shard, and the digest of its vectors.
-
-    :param ids: ids of the rows that have a vector.
-    :param vectors: float32 array (n, dim).
-    :param id_type: int64 or string.
-    """
+    """Return the parquet content of a shard, and the digest of its vectors."""
     import pyarrow
     from pyarrow import parquet
 

@@ -101,10 +101,7 @@ def npy_header(rows: int, dim: int, dtype: np.dtype[Any]) -> bytes:
 
 
 def holds_vectors(path: str | Path, column: str | None = None) -> bool:
-    """Return whether a file holds vectors rather than texts: .npy, or parquet with a list column.
-
-    A directory, path or URI, is assumed to hold shards of vectors.
-    """
+    """Return whether a file holds vectors rather than texts: .npy, or parquet with a list column."""
     if is_directory(path):
         return True
     if Path(path).suffix != ".parquet":

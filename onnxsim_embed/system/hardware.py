@@ -40,10 +40,7 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def cgroup_cpus(root: Path = Path("/")) -> float | None:
-    """Return the processors that the CPU quota of the control groups allows, or None without a quota.
-
-    :param root: directory that holds /proc and /sys.
-    """
+    """Return the processors that the CPU quota of the control groups allows, or None without a quota."""
     quotas = []
     for group, unified in control_groups("cpu", root):
         names = ["cpu.max"] if unified else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
@@ -57,13 +54,7 @@ def cgroup_cpus(root: Path = Path("/")) -> float | None:
 
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, bool]]:
-    """Yield the control groups that bind this process, and whether each is of version 2.
-
-    A group is bound by all of its ancestors as well.
-
-    :param controller: for example "cpu" or "memory".
-    :param root: directory that holds /proc and /sys.
-    """
+    """Yield the control groups that bind this process, and whether each is of version 2."""
     try:
         lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -82,13 +73,10 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Pa
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return the processor's feature flags under Linux's names; empty if they are unknown.
-
-    Where there is no /proc/cpuinfo (Windows, macOS) they are those of numpy's dispatcher, which does
-    not probe avx_vnni and amx_int8.
-    """
+    """Return the processor's feature flags under Linux's names; empty if they are unknown."""
     if flags := _cpuinfo("flags", "Features"):
         return frozenset(flags.split())
+    # Windows and macOS: numpy's dispatcher, which does not probe avx_vnni and amx_int8.
     for module in ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath"):  # 2, 1
         with suppress(ImportError, AttributeError):
             features: dict[str, bool] = importlib.import_module(module).__cpu_features__
@@ -115,11 +103,7 @@ def _cpuinfo(*keys: str) -> str:
 def int8_supported(
     machine: str | None = None, flags: frozenset[str] | None = None
 ) -> tuple[bool, str]:
-    """Return whether int8 models are exact and fast on this machine, and the reason.
-
-    :param machine: architecture as in `platform.machine()`; None for this machine's.
-    :param flags: processor flags; None for this machine's.
-    """
+    """Return whether int8 models are exact and fast on this machine, and the reason."""
     machine = (machine or platform.machine()).lower()
     flags = cpu_flags() if flags is None else flags
     if machine in ("arm64", "aarch64"):

@@ -9,13 +9,7 @@ from onnxsim_embed.system.hardware import control_groups
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Return the bytes that this process may still allocate.
-
-    The minimum of the machine's available memory and what its control groups leave; the page cache
-    counts as available.
-
-    :param root: directory that holds /proc and /sys.
-    """
+    """Return the bytes that this process may still allocate."""
     import psutil
 
     free = [int(psutil.virtual_memory().available)]

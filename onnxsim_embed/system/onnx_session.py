@@ -25,12 +25,7 @@ def start_session(
     *,
     spin: bool = True,
 ) -> Any:  # noqa: ANN401 - onnxruntime is untyped
-    """Return an onnxruntime session.
-
-    :param model: path of an ONNX file, or its bytes.
-    :param intra_op_threads: threads inside one call.
-    :param spin: whether these threads busy-wait for the next call for a while.
-    """
+    """Return an onnxruntime session."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1

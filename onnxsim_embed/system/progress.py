@@ -7,10 +7,7 @@ from typing import Any
 
 
 def progress_bar(**options: Any) -> Any:  # noqa: ANN401 - tqdm is untyped
-    """Return a tqdm progress bar on standard error.
-
-    :param options: tqdm's own.
-    """
+    """Return a tqdm progress bar on standard error."""
     return _bar_class()(**{"smoothing": 0.3, **options})
 
 

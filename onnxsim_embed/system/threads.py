@@ -100,10 +100,7 @@ def chunk_height(rows: int) -> int:
 
 
 def map_chunks(function: Callable[[slice], T], chunks: Sequence[slice]) -> Iterator[T]:
-    """Yield `function(chunk)` for each chunk, in order, from one thread per processor.
-
-    BLAS uses one thread inside `function`.
-    """
+    """Yield `function(chunk)` for each chunk, in order, from one thread per processor."""
 
     def call(chunk: slice) -> T:
         with single_blas_thread():

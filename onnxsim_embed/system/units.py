@@ -15,10 +15,7 @@ def format_bytes(number: float) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """Parse a byte size such as "4GB", "500 MB" or "1000000"; 1 kB is 1000 bytes, 1 KiB 1024.
-
-    :raises ValueError: for anything else.
-    """
+    """Parse a byte size such as "4GB", "500 MB" or "1000000"; 1 kB is 1000 bytes, 1 KiB 1024."""
     units = {"": 1, "b": 1}
     for power, letter in enumerate("kmgt", 1):
         units[letter] = units[f"{letter}b"] = 1000**power

@@ -1,10 +1,17 @@
 """Atomic writes: a file or directory appears whole, or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from onnxsim_embed.files.atomic import atomic_directory, atomic_file, durable_file
+from onnxsim_embed.files.atomic import (
+    atomic_directory,
+    atomic_file,
+    check_output,
+    durable_file,
+    write_json,
+)
 
 
 def names(directory: Path) -> list[str]:
@@ -124,8 +131,41 @@ def test_a_failure_leaves_the_old_file(tmp_path, error, written):
     assert names(tmp_path) == ["vectors.npy"]
 
 
-def test_a_relative_file_lands_where_it_was_asked_for(tmp_path, monkeypatch):
+def test_a_relative_file_is_written_to_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with atomic_file(Path("out.txt")) as work:
         work.write_text("x")
     assert names(tmp_path) == ["out.txt"]
+
+
+def test_modes_are_those_of_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        with atomic_directory(tmp_path / "a"):
+            pass
+        write_json(tmp_path / "b", {"é": 1})
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "b").read_text("utf-8") == '{\n  "é": 1\n}\n'
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="force=True"):
+        check_output(tmp_path / "file", force=False)
+    check_output(tmp_path / "file", force=True)
+    check_output(tmp_path / "new", force=False)
+    with pytest.raises(FileExistsError, match="directory"):
+        check_output(tmp_path, force=True)
+    with pytest.raises(FileNotFoundError, match="no directory"):
+        check_output(tmp_path / "a/b", force=True)
+
+    def read_only(**options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    with pytest.raises(PermissionError, match="Read-only"):
+        check_output(tmp_path / "new", force=False)
+    assert names(tmp_path) == ["file"]

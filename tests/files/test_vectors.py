@@ -308,7 +308,7 @@ def test_info_prints_provenance(run, path):
     write_vectors(VECTORS, path, provenance(model="ti\x1bny", truncate_dim=2))
     code, out, err = run("info", path)
     assert (code, err) == (0, "")
-    for value in ("5", "fp32 cd", "'a dog '", "4, "):
+    for value in ("5", "fp32", "cd", "a dog"):
         assert value in out
     assert "\x1b" not in out
     write_vectors(VECTORS, path)

@@ -19,6 +19,7 @@ from onnxsim_embed.files.provenance import differences, sidecar
 from onnxsim_embed.files.vectors import read_provenance, read_vectors, write_vectors
 from onnxsim_embed.runtime import pipeline, provenance
 from onnxsim_embed.runtime.encode_to_file import check_format, encode_to_file
+from onnxsim_embed.runtime.options import EncodeOptions
 
 ROWS = [f"{text} {number}" for number, text in enumerate(TEXTS * 2)]  # 24
 BLOCK = 4
@@ -425,7 +426,9 @@ def test_provenance_states_what_the_vectors_depend_on(embedder, artifact, tmp_pa
     assert (fp32.model, fp32.precision, fp32.pooling) == ("tiny", "fp32", "mean")
     assert (fp32.prompt, fp32.max_seq_length, fp32.dim) == ("a dog ", 48, 32)
     assert (fp32.truncate_dim, fp32.dtype, fp32.normalize) == (8, "float16", False)
-    int8 = provenance.provenance_of(Embedder(artifact, precision="int8"), truncate_dim=8)
+    int8 = provenance.provenance_of(
+        Embedder(artifact, precision="int8"), EncodeOptions(truncate_dim=8)
+    )
     assert int8.model_digest == fp32.model_digest != fp32.weights_digest
     assert int8.weights_digest != fp32.weights_digest
     assert not differences(int8, fp32)
