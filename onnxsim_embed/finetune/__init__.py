@@ -93,9 +93,9 @@ def finetune(
     training_pairs = pairs if isinstance(pairs, TextPairs) else read_pairs(pairs)
     if evaluation is not None and not isinstance(evaluation, TextPairs):
         evaluation = read_pairs(evaluation)
-    from onnxsim_embed.finetune.job import run_job
+    from onnxsim_embed.finetune.job import Job
 
-    artifact, report = run_job(
+    artifact, report = Job(
         training_pairs,
         evaluation,
         Path(output),
@@ -104,5 +104,5 @@ def finetune(
         force,
         show_progress_bar,
         on_stage or (lambda line: None),
-    )
+    ).run()
     return FinetuneResult(artifact, report, bool(report["worse"]))

@@ -6,8 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 from datasets import load_from_disk
 from sentence_transformers import SentenceTransformer
 
-from onnxsim_embed import __version__
 from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, check_target, list_files
 from onnxsim_embed.errors import CheckpointError, VerificationError
@@ -33,7 +31,7 @@ from onnxsim_embed.finetune.evaluation import evaluate, make_evaluators
 from onnxsim_embed.finetune.pairs import TextPairs, clean_pairs
 from onnxsim_embed.finetune.report import add_to_card, draw_losses, held_out_report
 from onnxsim_embed.finetune.settings import Settings
-from onnxsim_embed.finetune.split import Split, split_pairs
+from onnxsim_embed.finetune.split import split_pairs
 from onnxsim_embed.runtime.embedder import DOCUMENT_PROMPTS, Embedder
 
 WEIGHTS = "model.safetensors"
@@ -47,7 +45,14 @@ MAX_VALIDATION_TARGETS = 1000
 CALIBRATION_TEXTS = 512
 
 # What trained weights depend on, apart from pairs, settings and the model.
-PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets")
+PACKAGES = (
+    "onnxsim-embed",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "accelerate",
+    "datasets",
+)
 
 
 class UnfinishedRun(checkpoints.Checkpoint):
@@ -57,112 +62,76 @@ class UnfinishedRun(checkpoints.Checkpoint):
     settings_key = "job"
 
 
-def run_job(
-    pairs: TextPairs,
-    evaluation: TextPairs | None,
-    output: Path,
-    model: str | Path,
-    settings: Settings,
-    force: bool,
-    progress: bool,
-    on_stage: Callable[[str], None],
-) -> tuple[Artifact, dict[str, Any]]:
-    """Run the job, or continue it where it stopped; see `finetune`."""
-    unfinished = UnfinishedRun(output)
-    journal = None if force else unfinished.read()
-    check_target(output, force or (journal is not None and journal["replaces"]))
-    if settings.hard_negatives and (pairs.negatives is not None or pairs.scores is not None):
-        existing = "hard negatives" if pairs.negatives is not None else "scores"
-        raise ValueError(f"hard_negatives are mined for plain pairs; these already have {existing}")
-    pairs, counts = clean_pairs(pairs)
-    if evaluation is not None and (evaluation.scores is None) != (pairs.scores is None):
-        raise ValueError("training and evaluation pairs must both have scores, or neither")
-    split, counts["dropped"] = split_pairs(pairs, settings.share, settings.seed, evaluation)
-    checkpoint = open_base_model(model)
-    versions = {"onnxsim-embed": __version__} | {name: version(name) for name in PACKAGES}
-    run_settings = {
-        "settings": asdict(settings),
-        "pairs": _digest([asdict(part) for part in (split.train, split.validation)]),
-        "evaluation": _digest(asdict(split.held_out)),
-        "model": _digest({k: v.sha256 for k, v in list_files(checkpoint.directory).items()}),
-        "versions": versions,
-    }
-    with unfinished:
-        if unfinished.resume(run_settings, force) is None:
-            unfinished.record()
-        job = Job(split, settings, checkpoint, unfinished.directory, output, progress, on_stage)
-        on_stage(_describe(split, counts))
-        report = {
+class Job:
+    """A fine-tuning job, from pairs to a report; see `finetune`."""
+
+    def __init__(
+        self,
+        pairs: TextPairs,
+        evaluation: TextPairs | None,
+        output: Path,
+        model: str | Path,
+        settings: Settings,
+        force: bool,
+        progress: bool,
+        on_stage: Callable[[str], None],
+    ) -> None:
+        self.settings, self.output, self.force = settings, output, force
+        self.progress, self.on_stage = progress, on_stage
+        self.unfinished = UnfinishedRun(output)
+        journal = None if force else self.unfinished.read()
+        check_target(output, force or (journal is not None and journal["replaces"]))
+        if settings.hard_negatives and (pairs.negatives is not None or pairs.scores is not None):
+            raise ValueError("hard_negatives are mined for pairs without negatives and scores")
+        pairs, counts = clean_pairs(pairs)
+        if evaluation is not None and (evaluation.scores is None) != (pairs.scores is None):
+            raise ValueError("training and evaluation pairs must both have scores, or neither")
+        self.split, counts["dropped"] = split_pairs(
+            pairs, settings.share, settings.seed, evaluation
+        )
+        self.base = open_base_model(model)
+        self.versions = {name: version(name) for name in PACKAGES}
+        # Both sides of a scored pair are of one kind, so that neither has a prompt.
+        prompts = {} if pairs.scores is not None else self.base.prompts
+        document = next((prompts[name] for name in DOCUMENT_PROMPTS if name in prompts), "")
+        self.prompts = prompts.get("query", ""), document
+        self.directory = self.unfinished.directory
+        self.trained = self.directory / "model" / output.absolute().name
+        self.report: dict[str, Any] = {
             "model": str(model),
             "settings": asdict(settings),
-            "pairs": counts | {name: len(part) for name, part in split._asdict().items()},
+            "pairs": counts | {name: len(part) for name, part in self.split._asdict().items()},
         }
-        result = job.run(report, versions)
-        unfinished.complete()
-    return result
 
+    def run(self) -> tuple[Artifact, dict[str, Any]]:
+        """Run the job, or continue it where it stopped."""
+        files = list_files(self.base.directory)
+        fingerprint = {
+            "settings": asdict(self.settings),
+            "pairs": _digest([asdict(part) for part in self.split[:2]]),
+            "evaluation": _digest(asdict(self.split.held_out)),
+            "model": _digest({name: entry.sha256 for name, entry in files.items()}),
+            "versions": self.versions,
+        }
+        with self.unfinished:
+            if self.unfinished.resume(fingerprint, self.force) is None:
+                self.unfinished.record()
+            self.on_stage(_describe(self.report["pairs"]))
+            self.run_stages()
+            self.unfinished.complete()
+        return Artifact.open(self.output), self.report
 
-def open_base_model(model: str | Path) -> Checkpoint:
-    """Open a checkpoint and check, before any training, that it can be trained and exported.
-
-    :raises CheckpointError: naming what is missing or not supported.
-    """
-    directory, recipe = locate_checkpoint(model)
-    if not (directory / "modules.json").is_file():
-        raise CheckpointError(
-            f"{directory} has no modules.json: fine-tuning needs a Sentence-Transformers directory, "
-            "which defines the pooling"
-        )
-    checkpoint = open_checkpoint(directory, recipe=recipe)
-    via = resolve_via(checkpoint)
-    if via == "adopted":
-        raise CheckpointError(
-            f"{directory} holds ONNX files without PyTorch weights, so it cannot be trained"
-        )
-    if via == "direct":
-        load_bert(checkpoint.config, checkpoint.tensors())
-    return checkpoint
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job and its working directory, which keeps the result of every stage."""
-
-    split: Split
-    settings: Settings
-    checkpoint: Checkpoint
-    directory: Path
-    output: Path
-    progress: bool
-    on_stage: Callable[[str], None]
-
-    @cached_property
-    def prompts(self) -> tuple[str, str]:
-        """Prompts of sources and targets; none for scored pairs, whose sides are of one kind."""
-        if self.split.train.scores is not None:
-            return "", ""
-        prompts = self.checkpoint.prompts
-        document = next((prompts[name] for name in DOCUMENT_PROMPTS if name in prompts), "")
-        return prompts.get("query", ""), document
-
-    @cached_property
-    def trained(self) -> Path:
-        """Directory of the trained checkpoint."""
-        return self.directory / "model" / self.output.absolute().name
-
-    def run(
-        self, report: dict[str, Any], versions: dict[str, str]
-    ) -> tuple[Artifact, dict[str, Any]]:
-        """Run all stages, without training if an earlier run finished it, and complete the report."""
-        split = self.split
-        others = [split.train, split.validation]
+    def run_stages(self) -> None:
+        """Evaluate, train unless an earlier run has finished that, evaluate again, export and report."""
+        train, validation, held_out = self.split
+        others = [train, validation]
         evaluators = make_evaluators(
-            split.held_out, others, MAX_TARGETS, self.settings.seed, self.prompts
+            held_out, others, MAX_TARGETS, self.settings.seed, self.prompts
         )
         evaluations, fidelity = {}, {}
         with training.quiet_and_seeded(self.settings.seed):
             self.on_stage("Evaluating the base model.")
-            evaluations["before"] = evaluate(self.load(self.checkpoint.directory), evaluators)
+            evaluations["before"] = evaluate(self.load(self.base.directory), evaluators)
             summary = read_optional_json(self.directory / "trained.json") or self.train()
             after = evaluations["after"] = evaluate(self.load(self.trained), evaluators)
         self.on_stage("Exporting and verifying.")
@@ -174,28 +143,27 @@ class Job:
                 fidelity[precision] = compare_vectors(after.embeddings, evaluation.embeddings)
                 del embedder
             targets = len(getattr(evaluators[0], "corpus", ()))
-            report |= {
+            self.report |= {
                 "training": summary,
                 "held_out": held_out_report(targets, evaluations, fidelity),
                 "worse": after.main < evaluations["before"].main,
-                "versions": versions,
+                "versions": self.versions,
             }
-            write_json(work / REPORT, report)
-            draw_losses(report, work / LOSS_PLOT)
+            write_json(work / REPORT, self.report)
+            draw_losses(self.report, work / LOSS_PLOT)
             shutil.copyfile(self.trained / WEIGHTS, work / WEIGHTS)
-            add_to_card(report, work)
+            add_to_card(self.report, work)
             manifest = replace(artifact.manifest, files=list_files(work))
             (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        return Artifact.open(self.output), report
 
     def load(self, directory: Path) -> SentenceTransformer:
         """Load a checkpoint with the prompts of the base model."""
-        return training.load_model(directory, self.checkpoint.prompts)
+        return training.load_model(directory, self.base.prompts)
 
     def train(self) -> dict[str, Any]:
         """Train the base model and save its best checkpoint; return what report.json says of it."""
         settings, split = self.settings, self.split
-        model = self.load(self.checkpoint.directory)
+        model = self.load(self.base.directory)
         validation = make_evaluators(
             split.validation, [split.train], MAX_VALIDATION_TARGETS, settings.seed, self.prompts
         )
@@ -263,19 +231,38 @@ class Job:
             ) from None
 
 
+def open_base_model(model: str | Path) -> Checkpoint:
+    """Open a checkpoint and check, before any training, that it can be trained and exported.
+
+    :raises CheckpointError: naming what is missing or not supported.
+    """
+    directory, recipe = locate_checkpoint(model)
+    if not (directory / "modules.json").is_file():
+        raise CheckpointError(f"{directory} has no modules.json, which defines the pooling")
+    checkpoint = open_checkpoint(directory, recipe=recipe)
+    via = resolve_via(checkpoint)
+    if via == "adopted":
+        raise CheckpointError(
+            f"{directory} holds ONNX files without PyTorch weights, so it cannot be trained"
+        )
+    if via == "direct":
+        load_bert(checkpoint.config, checkpoint.tensors())
+    return checkpoint
+
+
 def _digest(value: object) -> str:
     """Return a short digest of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _describe(split: Split, counts: dict[str, int]) -> str:
+def _describe(pairs: dict[str, int]) -> str:
     reasons = {
         "repeated": "repeat an earlier pair",
         "same_text": "have the same text on both sides",
         "dropped": "share their source with an evaluation pair",
     }
-    skipped = [f" {counts[k]:,} skipped: they {why}." for k, why in reasons.items() if counts[k]]
+    skipped = [f" {pairs[k]:,} skipped: they {why}." for k, why in reasons.items() if pairs[k]]
     return (
-        f"{len(split.train):,} pairs for training, {len(split.validation):,} for validation (choice of "
-        f"the checkpoint), {len(split.held_out):,} for evaluation." + "".join(skipped)
+        f"{pairs['train']:,} pairs for training, {pairs['validation']:,} for validation (choice of the "
+        f"checkpoint), {pairs['held_out']:,} for evaluation." + "".join(skipped)
     )

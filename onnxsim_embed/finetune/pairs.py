@@ -99,9 +99,10 @@ def read_pairs(
     arguments = (source_column, target_column, negative_column, score_column)
     values: dict[str, list[Any]] = {}
     skipped: list[int] = []
-    with open_rows(path, delimiter=delimiter) as rows:
-        columns = _choose_columns(path, rows.names, dict(zip(COLUMNS, arguments, strict=True)))
-        for number, row in enumerate(rows):
+    with open_rows(path, delimiter=delimiter) as table:
+        columns = _choose_columns(path, table.names, dict(zip(COLUMNS, arguments, strict=True)))
+        table.columns = list(columns.values())
+        for number, row in enumerate(table.rows):
             for use, column in columns.items():
                 cell = row.values.get(column)
                 value = _number(cell) if use == "score_column" else _text(cell)
