@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from onnxsim_embed.export.quantization.onnx import find_linears, quantize_graph
 from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.onnx_session import start_session
+
+logger = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 
@@ -79,21 +82,28 @@ def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
         work.unlink()
     inputs = {entry.name for entry in session.get_inputs()}
 
-    def run(ids: npt.NDArray[np.int64]) -> list[Float32]:
+    def run(ids: npt.NDArray[np.int64]) -> list[Float32 | None]:
         rows = np.ascontiguousarray(ids.T)
         feed = {"input_ids": rows, "attention_mask": np.ones_like(rows)}
         feed["token_type_ids"] = np.zeros_like(rows)
         values = session.run(list(dims), {key: feed[key] for key in inputs})
-        # Some graphs flatten the tokens; a value of another size does not belong to tokens.
+        # Some graphs flatten the tokens; a value of another size (relative positions) has none.
         return [
             value.reshape(*rows.shape, -1).swapaxes(0, 1)
-            if value.size == rows.size * dim
-            else np.zeros((*ids.shape, 0), np.float32)
+            if value.size == rows.size * dim and np.isfinite(value).all()
+            else None
             for value, dim in zip(values, dims.values(), strict=True)
         ]
 
     seen = observe(run, list(dims), sum(dims.values()), token_ids)
-    return {name: values for name, values in seen.items() if values.rows.shape[1] == dims[name]}
+    if skipped := [entry.name for entry in linears if entry.input not in seen]:
+        message = (
+            f"{len(skipped)} linear layers have no finite input for each token, {skipped[0]} first"
+        )
+        if not seen:
+            raise CheckpointError(f"{path.name}: {message}; export fp32 only")
+        logger.warning("%s; they stay float32", message)
+    return seen
 
 
 def hidden_size(path: Path) -> int:

@@ -119,10 +119,10 @@ def check_inputs(model: onnx.ModelProto, source: str) -> None:
         for entry in model.graph.input
         if entry.name not in constants
     }
-    if "input_ids" not in types or set(types) - set(INPUTS):
+    if not set(INPUTS[:2]) <= set(types) <= set(INPUTS):
         raise CheckpointError(
-            f"{source} takes the inputs {', '.join(types) or 'none'}; supported are input_ids and, "
-            "optionally, attention_mask and token_type_ids"
+            f"{source} takes the inputs {', '.join(types) or 'none'}; supported are input_ids, "
+            "attention_mask and, optionally, token_type_ids"
         )
     if wrong := [name for name, dtype in types.items() if dtype != TensorProto.INT64]:
         dtype = TensorProto.DataType.Name(types[wrong[0]])

@@ -74,16 +74,18 @@ def collect_activations(bert: Bert, token_ids: TokenIds) -> dict[str, Activation
 
 
 def observe(
-    run: Callable[[npt.NDArray[np.int64]], Sequence[Float32]],
+    run: Callable[[npt.NDArray[np.int64]], Sequence[Float32 | None]],
     names: Sequence[str],
     dim: int,
     token_ids: TokenIds,
 ) -> dict[str, Activations]:
     """Run an encoder over texts and record some of its values.
 
-    :param run: from input_ids (tokens, texts) to the values, each (tokens, texts, channels).
+    :param run: from input_ids (tokens, texts) to the values, each (tokens, texts, channels), or None
+        for one that cannot be recorded, which is missing in the result.
     :param dim: channels of all values together.
     """
+    token_ids = [ids for ids in token_ids if len(ids)]
     counts = np.array([len(ids) for ids in token_ids], np.int64)
     rows = min(SAMPLE_ROWS, max(256, SAMPLE_BYTES // (4 * dim)))
     # A vector is a mean over its text's tokens, so that a token of a short text weighs more; the ends
@@ -101,9 +103,12 @@ def observe(
         if share < 1:
             sampled &= rng.random(len(batch)) < share
         for name, value in zip(names, values, strict=True):
-            flat = value.reshape(ids.size, -1)
-            sample = flat[sampled.ravel()]
-            batches[name].append(Activations(flat.min(axis=0), flat.max(axis=0), sample))
+            if value is None:
+                batches.pop(name, None)
+            elif name in batches:
+                flat = value.reshape(ids.size, -1)
+                sample = flat[sampled.ravel()]
+                batches[name].append(Activations(flat.min(axis=0), flat.max(axis=0), sample))
     return {
         name: Activations(
             np.min([batch.low for batch in seen], axis=0),
