@@ -43,6 +43,9 @@ def export(
     column: options.Column = None,
     min_fidelity: options.MinFidelity = None,
     bar: options.Bar = None,
+    onnx_output: str | None = Option(
+        None, help="Output of adopted ONNX files that holds the hidden states; default: detected."
+    ),
     force: options.Force = False,
 ) -> None:
     """Export a checkpoint to ONNX files, and verify them against the reference.
@@ -71,6 +74,7 @@ def export(
         calibration=None if calibrate is None else read_texts(str(calibrate), column),
         min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
         force=force,
+        output=onnx_output,
     )
     print_artifact(artifact.directory, artifact.manifest)
     typer.echo(f"Exported to {output} in {time.perf_counter() - started:.1f} s.")

@@ -33,10 +33,11 @@ def find_onnx(checkpoint: Checkpoint) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def adopt(checkpoint: Checkpoint, target: Path) -> GraphEncoder:
+def adopt(checkpoint: Checkpoint, target: Path, output: str | None = None) -> GraphEncoder:
     """Copy an ONNX file and its external weights; outputs may be renamed or reordered.
 
     :param target: the ONNX file to write.
+    :param output: name of the hidden states among the file's outputs; None to detect it.
     :raises CheckpointError: if there is none, or it does not compute hidden states from token ids.
     """
     path = find_onnx(checkpoint)
@@ -57,10 +58,19 @@ def adopt(checkpoint: Checkpoint, target: Path) -> GraphEncoder:
             raise CheckpointError(f"{file} is a link to {real}, outside {checkpoint.directory}")
     for name in names:
         shutil.copyfile(path.with_name(name), target.with_name(name))
-    if put_hidden_first(model, str(path)):
+    config = checkpoint.config
+    sizes = [config[key] for key in ("hidden_size", "dim", "d_model") if key in config]
+    expected = None if output or not sizes else int(sizes[0])
+    if put_hidden_first(model, str(path), expected, output):
         onnx.save(model, target)
     else:
         shutil.copyfile(path, target)
-    layers = checkpoint.config.get("num_hidden_layers", checkpoint.config.get("n_layers", 0))
+    hidden = hidden_size(target)
+    if expected not in (None, hidden):
+        raise CheckpointError(
+            f"{path} computes hidden states of size {hidden}, config.json states {expected}; pass "
+            "output=NAME to choose another output, or the same one if it is right"
+        )
+    layers = config.get("num_hidden_layers", config.get("n_layers", 0))
     method = f"adopted: {path.relative_to(checkpoint.directory).as_posix()} of the source"
-    return GraphEncoder(hidden_size(target), int(layers), method, "adopted", tuple(names))
+    return GraphEncoder(hidden, int(layers), method, "adopted", tuple(names))

@@ -33,7 +33,7 @@ from onnxsim_embed.export.bert import Bert, load_bert
 from onnxsim_embed.export.card import write_card
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.configs import write_configs
-from onnxsim_embed.export.graph_encoder import GraphEncoder
+from onnxsim_embed.export.graph_encoder import GraphEncoder, compare_sentence_embedding
 from onnxsim_embed.export.onnx.bert_graph import build_encoder
 from onnxsim_embed.export.onnx.builder import operator_counts, share_constants
 from onnxsim_embed.export.onnx.fp16 import METHOD as FP16_METHOD
@@ -103,7 +103,12 @@ class Builder:
     """Writes and verifies an artifact in an empty directory, one precision after another."""
 
     def __init__(
-        self, checkpoint: Checkpoint, work: Path, via: str, matryoshka_dims: Sequence[int] = ()
+        self,
+        checkpoint: Checkpoint,
+        work: Path,
+        via: str,
+        matryoshka_dims: Sequence[int] = (),
+        output: str | None = None,
     ) -> None:
         (work / "onnx").mkdir()
         self.checkpoint, self.work = checkpoint, work
@@ -113,7 +118,7 @@ class Builder:
             self.tensors = checkpoint.tensors()
             self.encoder = DirectEncoder(load_bert(checkpoint.config, self.tensors))
         elif via == "adopted":
-            self.encoder = adopt(checkpoint, work / MODEL_FILES["fp32"])
+            self.encoder = adopt(checkpoint, work / MODEL_FILES["fp32"], output)
         else:
             hidden, layers, data = trace(checkpoint, work / MODEL_FILES["fp32"])
             method = "float32, traced from PyTorch by optimum"
@@ -162,6 +167,8 @@ class Builder:
         self.manifest = self._with("fp32", self.encoder.write_fp32(self.work))
         artifact = self._publish(self.manifest)
         report = verify_fp32(artifact, self.checkpoint, self.tensors, recipe)
+        if self.encoder.via == "adopted":
+            report["problems"] += compare_sentence_embedding(artifact)
         self.manifest = replace(self.manifest, verification={"fp32": report})
         self._publish(self.manifest)
         return report

@@ -6,18 +6,21 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxsim_embed.artifact.manifest import MODEL_FILES, PrecisionEntry
+from onnxsim_embed.artifact.manifest import MODEL_FILES, Artifact, PrecisionEntry
 from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.export.fidelity import FIDELITY_THRESHOLDS, bundled_texts, row_cosines
 from onnxsim_embed.export.onnx.builder import operator_counts
 from onnxsim_embed.export.onnx.files import load_graph, save_graph
 from onnxsim_embed.export.quantization.bert import METHOD
 from onnxsim_embed.export.quantization.calibration import Activations, TokenIds, observe
 from onnxsim_embed.export.quantization.onnx import find_linears, quantize_graph
+from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.onnx_session import start_session
@@ -80,13 +83,10 @@ def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
         session = start_session(str(work), [CPU_PROVIDER])
     finally:
         work.unlink()
-    inputs = {entry.name for entry in session.get_inputs()}
 
     def run(ids: npt.NDArray[np.int64]) -> list[Float32 | None]:
         rows = np.ascontiguousarray(ids.T)
-        feed = {"input_ids": rows, "attention_mask": np.ones_like(rows)}
-        feed["token_type_ids"] = np.zeros_like(rows)
-        values = session.run(list(dims), {key: feed[key] for key in inputs})
+        values = _run(session, list(dims), rows)
         # Some graphs flatten the tokens; a value of another size (relative positions) has none.
         return [
             value.reshape(*rows.shape, -1).swapaxes(0, 1)
@@ -104,6 +104,37 @@ def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
             raise CheckpointError(f"{path.name}: {message}; export fp32 only")
         logger.warning("%s; they stay float32", message)
     return seen
+
+
+def _run(session: Any, names: list[str], ids: npt.NDArray[np.int64]) -> list[Float32]:  # noqa: ANN401
+    """Return values of a graph for rows of equal length."""
+    inputs = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    inputs["input_ids"] = ids
+    values: list[Float32] = session.run(
+        names, {e.name: inputs[e.name] for e in session.get_inputs()}
+    )
+    return values
+
+
+def compare_sentence_embedding(artifact: Artifact) -> list[str]:
+    """Return how vectors differ from those that an adopted graph computes itself, if it does."""
+    session, name = (
+        start_session(str(artifact.open_file("fp32")), [CPU_PROVIDER]),
+        "sentence_embedding",
+    )
+    if name not in {entry.name for entry in session.get_outputs()}:
+        return []
+    model = Embedder(artifact, precision="fp32", device="cpu")
+    texts = bundled_texts("verification.jsonl")[:16]
+    vectors = model.encode(texts, prompt="")
+    own = np.concatenate([_run(session, [name], ids[None])[0] for ids in model.token_ids(texts)])
+    if own.shape != vectors.shape:
+        return [f"vectors have shape {vectors.shape}, the graph's own {name} {own.shape}"]
+    if (least := float(row_cosines(own, vectors).min())) >= FIDELITY_THRESHOLDS["fp32"][1]:
+        return []
+    return [
+        f"vectors differ from the graph's own {name}: min cosine {least:.5f}; check the pooling"
+    ]
 
 
 def hidden_size(path: Path) -> int:

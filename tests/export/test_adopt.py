@@ -143,6 +143,62 @@ def ignore_the_mask(model):
     model.graph.node.extend(copies)
 
 
+def give_token_and_sentence_embeddings(model):
+    """As sentence-transformers exports: the graph pools, too."""
+    onnx_files.rename_value(model.graph, "last_hidden_state", "token_embeddings")
+    mean = {"axes": [1], "keepdims": 0}
+    model.graph.node.append(
+        helper.make_node("ReduceMean", ["token_embeddings"], ["sentence_embedding"], **mean)
+    )
+    info = helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["batch", 32])
+    model.graph.output.insert(0, info)
+
+
+def give_inner_states_too(model):
+    inner = next(n for n in model.graph.node if n.op_type == "LayerNormalization").output[0]
+    onnx_files.rename_value(model.graph, "last_hidden_state", "encoded")
+    entry = helper.make_tensor_value_info(inner, TensorProto.FLOAT, ["batch", "sequence", 32])
+    model.graph.output.insert(0, entry)
+
+
+def give_logits(model, name="logits"):
+    head = np.ones((32, 100), np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(head, "head"))
+    onnx_files.rename_value(model.graph, "last_hidden_state", "encoded")
+    model.graph.node.append(helper.make_node("MatMul", ["encoded", "head"], [name]))
+    del model.graph.output[:]
+    axes = ["batch", "sequence", "classes" if name == "logits" else 100]
+    model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, axes))
+
+
+def test_a_graph_s_own_sentence_embedding_is_compared(foreign, tmp_path):
+    edit(foreign, give_token_and_sentence_embeddings)
+    artifact = export_model(foreign, tmp_path / "a", precisions=FP32)
+    assert artifact.manifest.verification["fp32"]["problems"] == []
+    with pytest.raises(VerificationError, match="sentence_embedding"):
+        export_model(foreign, tmp_path / "b", precisions=FP32, pooling="cls")
+
+
+def test_several_hidden_states_are_listed_and_one_chosen_by_name(foreign, artifact, tmp_path):
+    edit(foreign, give_inner_states_too)
+    with pytest.raises(CheckpointError, match=r"found 2; .*embeddings\.norm.*encoded.*output=NAME"):
+        export_model(foreign, tmp_path / "a", precisions=FP32)
+    exported = export_model(foreign, tmp_path / "a", precisions=FP32, output="encoded")
+    expected = Embedder(artifact, precision="fp32").encode(TEXTS)
+    assert np.abs(Embedder(exported).encode(TEXTS) - expected).max() < 1e-6
+    with pytest.raises(CheckpointError, match="nothing"):
+        export_model(foreign, tmp_path / "b", precisions=FP32, output="nothing")
+    with pytest.raises(ValueError, match="adopt"):
+        export_model(artifact, tmp_path / "b", via="direct", output="encoded")
+
+
+@pytest.mark.parametrize("name", ["logits", "last_hidden_state"])
+def test_an_output_of_another_size_than_the_configuration_s_is_rejected(foreign, tmp_path, name):
+    edit(foreign, lambda model: give_logits(model, name))
+    with pytest.raises(CheckpointError, match="100"):
+        export_model(foreign, tmp_path / "a", precisions=FP32)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -15,6 +15,10 @@ from onnxsim_embed.system.onnx_session import onnxruntime
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "last_hidden_state"
+OUTPUTS = (
+    OUTPUT,
+    "token_embeddings",
+)  # names of hidden states; the second is sentence-transformers'
 
 # protobuf ends at 2 GB: above this, weights go to a file beside the graph.
 MAX_FILE_BYTES = 1_900_000_000
@@ -129,31 +133,43 @@ def check_inputs(model: onnx.ModelProto, source: str) -> None:
         raise CheckpointError(f"{source}: input {wrong[0]} is {dtype}; expected INT64")
 
 
-def put_hidden_first(model: onnx.ModelProto, source: str) -> bool:
+def put_hidden_first(
+    model: onnx.ModelProto, source: str, hidden: int | None = None, output: str | None = None
+) -> bool:
     """Make the hidden states the first output, named as readers expect; return if that changed it.
 
-    They are the output `last_hidden_state` if there is one, else the first output of rank 3.
+    :param hidden: their size, if it is known.
+    :param output: their name; None for one of `OUTPUTS`, or the only output of their shape.
     """
-    outputs = list(model.graph.output)
-    ranks = [len(entry.type.tensor_type.shape.dim) for entry in outputs]
-    chosen = next((i for i, entry in enumerate(outputs) if entry.name == OUTPUT), None)
-    if chosen is None:
-        chosen = next((i for i, rank in enumerate(ranks) if rank == 3), None)
-    if chosen is None or ranks[chosen] != 3:
-        listed = ", ".join(
-            f"{entry.name} (rank {rank})" for entry, rank in zip(outputs, ranks, strict=True)
-        )
+    outputs = {entry.name: entry for entry in model.graph.output}
+    shapes = {
+        name: [d.dim_value or d.dim_param or "?" for d in entry.type.tensor_type.shape.dim]
+        for name, entry in outputs.items()
+    }
+    output = output or next((name for name in OUTPUTS if name in outputs), None)
+    chosen = [
+        name
+        for name, shape in shapes.items()
+        if output in (None, name)
+        and len(shape) == 3
+        and (hidden is None or shape[2] == hidden or isinstance(shape[2], str))
+    ]
+    if len(chosen) != 1:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise CheckpointError(
-            f"{source} has no output of shape (batch, sequence, hidden); its outputs are {listed}"
+            f"{source}: expected one output{f' {output}' if output else ''} of shape (batch, sequence, "
+            f"{hidden or 'hidden'}), found {len(chosen)}; its outputs are {listed}. Pass output=NAME to "
+            "choose the hidden states"
         )
-    if outputs[chosen].type.tensor_type.elem_type != TensorProto.FLOAT:
-        raise CheckpointError(f"{source}: output {outputs[chosen].name} is not float32")
-    name = outputs[chosen].name
-    if chosen == 0 and name == OUTPUT:
+    (name,) = chosen
+    if outputs[name].type.tensor_type.elem_type != TensorProto.FLOAT:
+        raise CheckpointError(f"{source}: output {name} is not float32")
+    if name == model.graph.output[0].name == OUTPUT:
         return False
     rename_value(model.graph, name, OUTPUT)
+    entries = [outputs.pop(name), *outputs.values()]
     del model.graph.output[:]
-    model.graph.output.extend([outputs.pop(chosen), *outputs])
+    model.graph.output.extend(entries)
     return True
 
 
