@@ -22,7 +22,6 @@ from onnxsim_embed.similarity.clustering import (
     communities,
     score_chunks,
     top_pairs,
-    top_pairs_of_neighbours,
 )
 from onnxsim_embed.similarity.compare import cos_sim, score_all, score_pairs, unit_vectors
 from onnxsim_embed.similarity.selection import Float32, TopPairs, top_k_of_rows
@@ -47,12 +46,7 @@ DEFAULT_TOP_K = 100
 
 
 def dot_score(a: npt.ArrayLike, b: npt.ArrayLike) -> Float32:
-    """Return the dot product of every row of `a` with every row of `b`.
-
-    :param a: (n, dim) or (dim,).
-    :param b: (m, dim) or (dim,).
-    :returns: float32 array (n, m).
-    """
+    """Return the dot product of every row of `a` with every row of `b`, float32 array (n, m)."""
     return score_all(a, b, "dot")
 
 
@@ -221,10 +215,10 @@ def paraphrase_mining_embeddings(
     limit = DEFAULT_MAX_PAIRS if unlimited else max_pairs
     best = TopPairs(n, None)
     if top_k is None:
-        best.add(*top_pairs(rows, limit, score, chunks).result())
+        best.add(*top_pairs(rows, limit, None, score, chunks))
     if top_k is not None or (unlimited and n * (n - 1) // 2 > DEFAULT_MAX_PAIRS):
         k = min(DEFAULT_TOP_K if top_k is None else top_k, n - 1)
-        best.add(*top_pairs_of_neighbours(rows, k, limit, score, chunks).result())
+        best.add(*top_pairs(rows, limit, k, score, chunks))
     columns = (array.tolist() for array in best.result())
     return [[value, left, right] for left, right, value in zip(*columns, strict=True)]
 

@@ -19,13 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxsim_embed.similarity.selection import Float32, Float64, Scores
 from onnxsim_embed.system.hardware import CPU_PROVIDER, int8_supported
 from onnxsim_embed.system.threads import map_chunks, row_chunks
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
-Scores = npt.NDArray[Any]
 
 # Columns share one int8 step. It suits all but one in a hundred of them (outlier columns, with an
 # outstanding component); these are compared in float32.

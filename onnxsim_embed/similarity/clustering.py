@@ -12,7 +12,14 @@ from scipy.sparse import csgraph
 from onnxsim_embed.similarity.candidates import rounding_bound
 from onnxsim_embed.similarity.compare import Comparison, check_threshold, similarity_matrix
 from onnxsim_embed.similarity.scoring import exact_scores
-from onnxsim_embed.similarity.selection import Float32, Int64, Scores, TopPairs, top_k_of_rows
+from onnxsim_embed.similarity.selection import (
+    Float32,
+    Int64,
+    Pairs,
+    Scores,
+    TopPairs,
+    top_k_of_rows,
+)
 from onnxsim_embed.similarity.unit_rows import UnitRows, unit_vectors
 
 # Rows that `deduplicate` compares with each other at a time. If all of them are similar every score is
@@ -146,10 +153,6 @@ def components(vectors: npt.ArrayLike, threshold: float = 0.75) -> Int64:
     :raises ValueError: as `similarity_matrix`.
     """
     check_threshold(threshold)
-    return _components(vectors, threshold)
-
-
-def _components(vectors: npt.ArrayLike | UnitRows, threshold: float) -> Int64:
     matrix = Comparison(vectors).above(threshold)
     _, labels = csgraph.connected_components(matrix, directed=False)
     _, first, position = np.unique(labels, return_index=True, return_inverse=True)
@@ -169,9 +172,8 @@ def component_groups(
         cosine with that mean, ties by lower row.
     :raises ValueError: as `similarity_matrix`.
     """
-    check_threshold(threshold)
+    labels = components(vectors, threshold)
     unit = unit_vectors(vectors)
-    labels = _components(_units(unit), threshold)
 
     def by_centrality(rows: Int64) -> Int64:
         members = unit[rows]
@@ -222,49 +224,40 @@ def score_chunks(
 def top_pairs(
     rows: Any,  # noqa: ANN401
     limit: int | None,
+    k: int | None,
     score: ScoreFunction | None,
     chunks: tuple[int, int],
-) -> TopPairs:
-    """Return the top pairs by a symmetric score; None for the exact cosine of unit rows."""
+) -> Pairs:
+    """Return the top pairs by a symmetric score; None for the exact cosine of unit rows.
+
+    :param limit: maximum number of pairs.
+    :param k: only pairs in which one row is among the top-k of the other.
+    """
     size = len(rows)
     best = TopPairs(size, limit)
-    slack, approximate = 0.0, score
-    if approximate is None:
-        slack, chunks = rounding_bound(rows.shape[1]), (size, size)
-        approximate = _dot
-    for start, scores in score_chunks(rows, rows, approximate, chunks, upper=True):
-        above = scores > best.bound - slack
-        square = above[:, : len(scores)]
-        square &= np.triu(np.ones(square.shape, np.bool_), 1)
-        row, column = np.divmod(np.flatnonzero(above), scores.shape[1])
-        values = scores[row, column]
-        row, column = row + start, column + start
-        best.add(row, column, exact_scores(rows, rows, row, column) if score is None else values)
-    return best
+    if k is not None and score is None:
+        top = Comparison(_units(rows)).top_k(k)
+        best.add(np.repeat(np.arange(size), k), top.indices.ravel(), top.scores.ravel())
+    elif k is not None and score is not None:
+        for start, scores in score_chunks(rows, rows, score, chunks):
+            top = top_k_of_rows(scores, k + 1)
+            row = np.arange(start, start + len(scores))
+            other = top.indices != row[:, None]
+            other[other.all(axis=1), k] = False  # the row itself is not among the k + 1
+            best.add(np.repeat(row, k), top.indices[other], top.scores[other])
+    else:
+        slack = rounding_bound(rows.shape[1]) if score is None else 0.0
+        tiles = (size, size) if score is None else chunks
+        for start, scores in score_chunks(rows, rows, score or _dot, tiles, upper=True):
+            above = scores > best.bound - slack
+            square = above[:, : len(scores)]
+            square &= np.triu(np.ones(square.shape, np.bool_), 1)
+            row, column = np.divmod(np.flatnonzero(above), scores.shape[1])
+            values = scores[row, column]
+            row, column = row + start, column + start
+            best.add(row, column, values if score else exact_scores(rows, rows, row, column))
+    return best.result()
 
 
 def _dot(a: Scores, b: Scores) -> Scores:
     return np.asarray(a @ b.T)
-
-
-def top_pairs_of_neighbours(
-    rows: Any,  # noqa: ANN401
-    k: int,
-    limit: int | None,
-    score: ScoreFunction | None,
-    chunks: tuple[int, int],
-) -> TopPairs:
-    """Return the top pairs in which one row is among the top-k of the other; see `top_pairs`."""
-    size = len(rows)
-    best = TopPairs(size, limit)
-    if score is None:
-        top = Comparison(_units(rows)).top_k(k)
-        best.add(np.repeat(np.arange(size), k), top.indices.ravel(), top.scores.ravel())
-        return best
-    for start, scores in score_chunks(rows, rows, score, chunks):
-        top = top_k_of_rows(scores, k + 1)
-        row = np.arange(start, start + len(scores))
-        other = top.indices != row[:, None]
-        other[other.all(axis=1), k] = False  # the row itself is not among the k + 1
-        best.add(np.repeat(row, k), top.indices[other], top.scores[other])
-    return best

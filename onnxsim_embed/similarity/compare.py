@@ -219,9 +219,8 @@ def score_all(a: npt.ArrayLike, b: npt.ArrayLike, measure: str) -> Float32:
         return left @ right.T
     from scipy.spatial.distance import cdist
 
-    order = _distance_order(measure)
-    distances = cdist(left.astype(np.float64), right.astype(np.float64), "minkowski", p=order)
-    return np.asarray(-distances, np.float32)
+    wide = left.astype(np.float64), right.astype(np.float64)
+    return np.asarray(-cdist(*wide, "minkowski", p=_distance_order(measure)), np.float32)
 
 
 def score_pairs(a: npt.ArrayLike, b: npt.ArrayLike, measure: str) -> Float32:
@@ -236,8 +235,7 @@ def score_pairs(a: npt.ArrayLike, b: npt.ArrayLike, measure: str) -> Float32:
         left, right = unit_vectors(left), unit_vectors(right)
     if measure in ("cosine", "dot"):
         return np.asarray(np.einsum("ij,ij->i", left, right))
-    distances = np.linalg.norm(left - right, ord=_distance_order(measure), axis=1)
-    return np.asarray(-distances, np.float32)
+    return np.asarray(-np.linalg.norm(left - right, _distance_order(measure), axis=1), np.float32)
 
 
 def _distance_order(measure: str) -> int:

@@ -39,27 +39,15 @@ def matrix_pairs(matrix: sparse.csr_array) -> RowPairs:
 
 
 def symmetric_matrix(above: sparse.csr_array, diagonal: Float32) -> sparse.csr_array:
-    """Build the canonical matrix of a set with itself from its upper triangle.
+    """Build the canonical matrix of a set with itself from its upper triangle; NaN is no entry.
 
-    Not by adding matrices: scipy drops scores of zero then, which a threshold below zero keeps. The
-    diagonal is NaN where there is no entry.
+    Not by adding matrices: scipy drops scores of zero then, which a threshold below zero keeps.
     """
-    size = len(diagonal)
-    held = np.flatnonzero(~np.isnan(diagonal))
-    total = 2 * above.nnz + len(held)
-    index = np.int32 if max(size, total) <= np.iinfo(np.int32).max else np.int64
-    below = above.T.tocsr()  # sorted, as `above` is
-    counts = np.diff(below.indptr) + np.diff(above.indptr) + ~np.isnan(diagonal)
-    pointers = np.zeros(size + 1, index)
-    np.cumsum(counts, out=pointers[1:])
-    indices, data = np.empty(total, index), np.empty(total, np.float32)
-    # Each row: entries below the diagonal, the diagonal, entries above it.
-    middle = pointers[:-1] + np.diff(below.indptr)
-    indices[middle[held]], data[middle[held]] = held, diagonal[held]
-    for triangle, starts in ((below, pointers[:-1]), (above, middle + ~np.isnan(diagonal))):
-        shift = np.subtract(starts, triangle.indptr[:-1]).astype(index)
-        positions = np.arange(triangle.nnz, dtype=index) + np.repeat(
-            shift, np.diff(triangle.indptr)
-        )
-        indices[positions], data[positions] = triangle.indices, triangle.data
-    return sparse.csr_array((data, indices, pointers), shape=(size, size))
+    held = np.flatnonzero(~np.isnan(diagonal)).astype(above.indices.dtype)
+    row = np.repeat(np.arange(len(diagonal), dtype=above.indices.dtype), np.diff(above.indptr))
+    # Entries are sorted by row, stably: below the diagonal, on it and above it, each by column.
+    rows = np.concatenate([above.indices, held, row])
+    columns = np.concatenate([row, held, above.indices])
+    del row  # its memory is needed below
+    scores = np.concatenate([above.data, diagonal[held], above.data])
+    return sparse.csr_array((scores, (rows, columns)), shape=above.shape)
