@@ -52,7 +52,7 @@ class Row(NamedTuple):
 class BlankRow(dict[str | None, Any]):
     """The values of a blank line: every cell is empty."""
 
-    def get(self, key: str | None, default: object = None) -> str:  # type: ignore[override]
+    def get(self, key: str | None, default: object = None) -> str:
         """Return an empty cell."""
         return ""
 

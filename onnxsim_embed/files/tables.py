@@ -16,8 +16,6 @@ from onnxsim_embed.files.atomic import atomic_file
 from onnxsim_embed.files.parquet import open_parquet, require_pyarrow
 from onnxsim_embed.files.rows import DELIMITERS, kind_of, open_rows
 
-Writer = Callable[[Path, npt.NDArray[np.int64]], None]
-
 
 def write_rows(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], path: str | Path) -> None:
     """Write columns of equal length as csv (or tsv, by the file's ending), with a header."""
@@ -61,7 +59,7 @@ def row_writer(
     delimiter: str | None = None,
     header: bool = True,
     skipped: Collection[int] = (),
-) -> Writer:
+) -> Callable[[Path, npt.NDArray[np.int64]], None]:
     """Read all rows of a file; return a function of a path and row numbers that writes these rows.
 
     Whatever cannot be written in the target format is found here, before the function is called.
@@ -75,78 +73,60 @@ def row_writer(
     kind = kind or kind_of(file)
     if kind == target == "parquet":
         with open_parquet(file) as opened:
-            table = opened.read()  # whose types stay
-        table = table.filter([number not in skipped for number in range(len(table))])
-        _check_rows(file, expected, len(table))
-        return _parquet_writer(table)
-    with open_rows(file, kind, delimiter=delimiter, header=header) as opened:
+            content = opened.read()  # whose types stay
+        content = content.filter([number not in skipped for number in range(len(content))])
+    else:
+        with open_rows(file, kind, delimiter=delimiter, header=header) as opened:
+            rows = [row for number, row in enumerate(opened.rows) if number not in skipped]
         names = opened.names
-        rows = [row for number, row in enumerate(opened.rows) if number not in skipped]
-    _check_rows(file, expected, len(rows))
-    if target == kind and kind in ("jsonl", "txt"):
-        return _line_writer([row.source for row in rows])
-    if kind in (
-        "jsonl",
-        "txt",
-    ):  # later rows may have more columns; a plain text is the column text
-        names = list(dict.fromkeys(name or "text" for row in rows for name in row.values)) or [
-            "text"
-        ]
-    cells = [
-        [row.values.get(name, row.values.get(None) if name == "text" else None) for name in names]
-        for row in rows
-    ]
+        if kind in ("jsonl", "txt"):  # later rows may have more columns; plain texts have none
+            names = list(dict.fromkeys(n or "text" for row in rows for n in row.values)) or ["text"]
+        if target == kind and kind in ("jsonl", "txt"):
+            content = [row.source for row in rows]
+        else:
+            cells = [[row.values.get(n, row.values.get(None)) for n in names] for row in rows]
+            content = _convert(file, names, cells, target)
+    if len(content) != expected:
+        raise OnnxsimEmbedError(f"{file} has changed: {expected:,} rows, then {len(content):,}")
+
+    def write(path: Path, kept: npt.NDArray[np.int64]) -> None:
+        if target == "parquet":
+            from pyarrow import parquet
+
+            mask = np.isin(np.arange(len(content)), kept)
+            parquet.write_table(content.filter(mask), path)  # take fails for some types
+            return
+        chosen = [content[row] for row in kept]
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            if target in ("jsonl", "txt"):
+                stream.writelines(f"{line}\n" for line in chosen)
+            else:
+                _write_delimited(stream, names, chosen, f".{target}")
+
+    return write
+
+
+def _convert(file: str, names: list[str], rows: list[list[Any]], target: str) -> Any:  # noqa: ANN401
+    """Return rows as a pyarrow table, as lines of jsonl or txt, or as rows of strings."""
     if target == "parquet":
-        return _parquet_writer(_arrow_table(file, names, cells))
+        require_pyarrow()
+        import pyarrow
+
+        try:
+            columns = [list(cells) for cells in zip(*rows, strict=True)] or [[] for _ in names]
+            return pyarrow.table(columns, names=names)
+        except pyarrow.ArrowException as error:
+            problem = f"{file} has a column of several types ({error}); write .jsonl"
+            raise ValueError(problem) from None
     if target == "jsonl":
-        tables = (dict(zip(names, values, strict=True)) for values in cells)
-        return _line_writer([json.dumps(t, ensure_ascii=False, default=str) for t in tables])
-    texts = [[_cell(file, value) for value in values] for values in cells]
-    if target == "txt":
-        if len(names) > 1 or any(re.search(r"[\r\n]", text) for (text,) in texts):
-            raise ValueError(f"{file} has several columns or texts of several lines; write .csv")
-        return _line_writer([text for (text,) in texts])
-
-    def write(path: Path, kept: npt.NDArray[np.int64]) -> None:
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            _write_delimited(stream, names, [texts[row] for row in kept], f".{target}")
-
-    return write
-
-
-def _check_rows(file: str, expected: int, rows: int) -> None:
-    if rows != expected:
-        raise OnnxsimEmbedError(f"{file} has changed: {expected:,} rows, then {rows:,}")
-
-
-def _line_writer(lines: Sequence[str]) -> Writer:
-    def write(path: Path, kept: npt.NDArray[np.int64]) -> None:
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            stream.writelines(f"{lines[row]}\n" for row in kept)
-
-    return write
-
-
-def _parquet_writer(table: Any) -> Writer:  # noqa: ANN401 - pyarrow is untyped
-    from pyarrow import parquet
-
-    def write(path: Path, kept: npt.NDArray[np.int64]) -> None:
-        mask = np.zeros(len(table), bool)
-        mask[kept] = True
-        parquet.write_table(table.filter(mask), path)  # take fails for some types
-
-    return write
-
-
-def _arrow_table(file: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:  # noqa: ANN401
-    require_pyarrow()
-    import pyarrow
-
-    try:
-        columns = [list(cells) for cells in zip(*rows, strict=True)] or [[] for _ in names]
-        return pyarrow.table(columns, names=names)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{file} has a column of several types ({error}); write .jsonl") from None
+        tables = (dict(zip(names, values, strict=True)) for values in rows)
+        return [json.dumps(table, ensure_ascii=False, default=str) for table in tables]
+    texts = [[_cell(file, value) for value in values] for values in rows]
+    if target != "txt":
+        return texts
+    if len(names) > 1 or any(re.search(r"[\r\n]", text) for (text,) in texts):
+        raise ValueError(f"{file} has several columns or texts of several lines; write .csv")
+    return [text for (text,) in texts]
 
 
 def _cell(file: str, value: Any) -> str:  # noqa: ANN401 - whatever a file holds

@@ -38,12 +38,7 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RowDiagnostic:
-    """A warning or error about a row.
-
-    :param id: id of the row.
-    :param reason: why it has no vector, or what is unusual about its text.
-    :param encoded: whether it has a vector.
-    """
+    """Why a row, by its id, has no vector (`encoded` is False), or what is unusual about its text."""
 
     id: int | str
     reason: str
@@ -220,22 +215,18 @@ def pack_shard(
 
     values = np.ascontiguousarray(vectors)
     digest = hashlib.sha256(values.data).hexdigest()[:16]
-    list_type = pyarrow.list_(pyarrow.float32(), vectors.shape[1])
-    id_array = pyarrow.array(ids, pyarrow.type_for_alias(id_type))
+    columns = {
+        "id": pyarrow.array(ids, pyarrow.type_for_alias(id_type)),
+        "vector": pyarrow.FixedSizeListArray.from_arrays(values.ravel(), vectors.shape[1]),
+    }
     remarks = [asdict(entry) for entry in diagnostics]
-    shard = {"rows": len(ids), "digest": digest, "remarks": remarks}
-    schema = pyarrow.schema(
-        [("id", id_array.type), ("vector", list_type)],
-        metadata={
-            METADATA_KEY: json.dumps(provenance.to_table()).encode(),
-            SHARD_KEY: json.dumps(shard).encode(),
-        },
-    )
-    flat = pyarrow.array(values.ravel())
-    columns = [id_array, pyarrow.FixedSizeListArray.from_arrays(flat, type=list_type)]
+    metadata = {
+        METADATA_KEY: json.dumps(provenance.to_table()),
+        SHARD_KEY: json.dumps({"rows": len(ids), "digest": digest, "remarks": remarks}),
+    }
     stream = io.BytesIO()
     parquet.write_table(
-        pyarrow.table(columns, schema=schema),
+        pyarrow.table(columns, metadata=metadata),
         stream,
         use_dictionary=False,  # like compression, it costs time and does not make vectors smaller
         compression="none",

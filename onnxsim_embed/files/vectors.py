@@ -81,11 +81,11 @@ def write_parquet(
     from pyarrow import parquet
 
     list_type = pyarrow.list_(pyarrow.from_numpy_dtype(vectors.dtype), vectors.shape[1])
-    metadata = provenance and {METADATA_KEY: json.dumps(provenance.to_table()).encode()}
+    metadata = provenance and {METADATA_KEY: json.dumps(provenance.to_table())}
     schema = pyarrow.schema([("vector", list_type)], metadata=metadata)
     with parquet.ParquetWriter(stream, schema) as writer:
         for start in range(0, len(vectors), GROUP_ROWS):
-            flat = pyarrow.array(np.ascontiguousarray(vectors[start : start + GROUP_ROWS]).ravel())
+            flat = np.ascontiguousarray(vectors[start : start + GROUP_ROWS]).ravel()
             column = pyarrow.FixedSizeListArray.from_arrays(flat, type=list_type)
             writer.write_table(pyarrow.table([column], schema=schema))
 

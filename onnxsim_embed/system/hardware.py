@@ -31,26 +31,17 @@ def available_cpus(root: Path = Path("/")) -> int:
     limits = [
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ]
-    if (quota := cgroup_cpus(root)) is not None:
-        limits.append(int(quota))  # a fraction of a processor more would only be throttled
+    for group, unified in control_groups("cpu", root):
+        names = ["cpu.max"] if unified else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        with suppress(OSError, ValueError, ZeroDivisionError):  # "max" is no quota
+            values = " ".join((group / name).read_text("utf-8") for name in names).split()
+            quota, period = map(int, values)
+            if quota > 0:  # a fraction of a processor more would only be throttled
+                limits.append(quota // period)
     requested = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if requested.isdecimal() and int(requested) > 0:
         limits.append(int(requested))
     return max(1, min(limits))
-
-
-def cgroup_cpus(root: Path = Path("/")) -> float | None:
-    """Return the processors that the CPU quota of the control groups allows, or None without a quota."""
-    quotas = []
-    for group, unified in control_groups("cpu", root):
-        names = ["cpu.max"] if unified else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-        with suppress(OSError, ValueError, ZeroDivisionError):  # "max" is no quota
-            quota, period = map(
-                int, " ".join((group / n).read_text("utf-8") for n in names).split()
-            )
-            if quota > 0:
-                quotas.append(quota / period)
-    return min(quotas, default=None)
 
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, bool]]:

@@ -27,33 +27,41 @@ MIN_CHUNK_ROWS = 256
 CHUNKS_PER_CPU = 8
 
 
-class BlasLimit:
-    """Limits BLAS to one thread while at least one user is inside; the last one restores the limit.
+_lock = Lock()
+_blas_users = 0
+_outer_limits: list[int | None] = []
 
-    The limit is a property of the process: users that set and restored it on their own would restore
-    each other's. It must not be held across a `yield`, after which its user may never return.
+
+@contextmanager
+def single_blas_thread() -> Iterator[None]:
+    """Limit BLAS to one thread while at least one user is inside; the last one restores the limit.
+
+    The limit belongs to the process: users that set and restored it on their own would restore each
+    other's. It must not be held across a `yield`, after which its user may never return.
     """
+    _count_blas_user(1)
+    try:
+        yield
+    finally:
+        _count_blas_user(-1)
 
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._users = 0
-        self._before: list[int | None] = []
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Hold the limit for the duration of a block."""
-        with self._lock:
-            if self._users == 0:
-                self._before = [library.num_threads for library in _blas_libraries()]
-                _set_blas_threads([1] * len(self._before))
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    _set_blas_threads(self._before)
+def _count_blas_user(change: int) -> None:
+    global _blas_users, _outer_limits
+    with _lock:
+        first, _blas_users = _blas_users == 0, _blas_users + change
+        if not first and _blas_users:
+            return
+        libraries = _blas_libraries()
+        if first:
+            _outer_limits = [library.num_threads for library in libraries]
+        limits = [1] * len(libraries) if first else _outer_limits
+        # threadpoolctl gives the control of OpenBLAS to the first thread that sets a limit, until it
+        # ends; the last user is often another thread than the first.
+        pairs = zip(libraries, limits, strict=True)
+        thread = Thread(target=lambda: [library.set_num_threads(limit) for library, limit in pairs])
+        thread.start()
+        thread.join()
 
 
 @cache  # finding the libraries takes milliseconds; numpy's is loaded before the first call
@@ -61,30 +69,10 @@ def _blas_libraries() -> list[Any]:
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
-def _set_blas_threads(limits: Sequence[int | None]) -> None:
-    """Set the limit of each library, from a thread that ends.
-
-    threadpoolctl gives the control of OpenBLAS to the first thread that sets a limit, until it ends:
-    the last user is often another thread than the first.
-    """
-
-    def apply() -> None:
-        for library, limit in zip(_blas_libraries(), limits, strict=True):
-            library.set_num_threads(limit)
-
-    thread = Thread(target=apply)
-    thread.start()
-    thread.join()
-
-
-single_blas_thread = BlasLimit()
-
-
 def limit_rayon_threads() -> None:
     """Make Rayon, which tokenizers uses, start as many threads as this process may use.
 
-    Rayon reads the variable once, at the first batch; its own count ignores OMP_NUM_THREADS and some
-    quotas.
+    It reads the variable once, at the first batch; its own count ignores some quotas.
     """
     os.environ.setdefault("RAYON_NUM_THREADS", str(available_cpus()))
 

@@ -221,7 +221,7 @@ def test_nothing_is_written_where_a_path_is_wanted(tmp_path, monkeypatch):
 def test_a_directory_means_its_text_files(at):
     put(
         at, "b.csv", "a.jsonl.gz", "sub/c.parquet", "sub/deep/d.TXT", "z.tsv",
-        "README.md", "data", "_SUCCESS", "_tmp/x.csv", ".hidden.csv", ".git/y.txt", "sub/.z.csv",
+        "README.md", "data", "_SUCCESS", "_tmp/x.csv", ".hidden.csv", ".git/y.txt", "sub/.z.csv"
     )  # fmt: skip
     files = ["a.jsonl.gz", "b.csv", "sub/c.parquet", "sub/deep/d.TXT", "z.tsv"]
     assert found(at) == files

@@ -101,8 +101,7 @@ def test_skipped_rows_are_not_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "target"),
-    [([b"\xff"], "csv"), ([["a"], ["b"]], "txt"), (["a\nb"], "txt")],
+    ("values", "target"), [([b"\xff"], "csv"), ([["a"], ["b"]], "txt"), (["a\nb"], "txt")]
 )
 def test_what_a_format_cannot_hold_fails_before_the_work(tmp_path, values, target):
     path = write(tmp_path / "in.parquet", [{"x": v, "text": "a"} for v in values] if target == "csv"
@@ -116,7 +115,7 @@ def test_types_survive_from_parquet_to_parquet(tmp_path):
         "text": pyarrow.array(["a", "b", "a"]).dictionary_encode(),
         "when": pyarrow.array([1, 2, 3], pyarrow.timestamp("ns")),
         "price": pyarrow.array([1, 2, 3], pyarrow.decimal128(9, 2)),
-        "list": pyarrow.array([[1], None, []], pyarrow.list_(pyarrow.int8())),
+        "list": pyarrow.array([[1], None, []], pyarrow.list_(pyarrow.int8()))
     })  # fmt: skip
     parquet.write_table(table, tmp_path / "in.parquet")
     row_writer(str(tmp_path / "in.parquet"), None, "parquet", 3)(

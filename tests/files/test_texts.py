@@ -138,7 +138,7 @@ def test_parquet_is_read_from_a_stream():
 @pytest.mark.parametrize(
     ("name", "data"),
     [("a.csv", b'text\n"open'), ("a.jsonl", b"{"), ("a.txt", b"\xff"), ("a.txt.gz", b"x"),
-     ("a.parquet", b"x"), ("a.txt", b"")],
+     ("a.parquet", b"x"), ("a.txt", b"")]
 )  # fmt: skip
 def test_errors_of_a_stream_bear_its_name(name, data):
     with pytest.raises(TableError, match=rf"^s3://bucket/{name}"):
@@ -155,7 +155,7 @@ def test_reading_is_lazy(tmp_path):
 @pytest.mark.parametrize(
     ("name", "encoding", "advice"),
     [("a.csv", "cp1252", "iconv -f cp1252"), ("a.txt", "utf-16-le", "iconv -f utf-16le"),
-     ("a.csv", "utf-16-be", "iconv -f utf-16be"), ("a.csv.gz", "cp1252", "gzip -dc")],
+     ("a.csv", "utf-16-be", "iconv -f utf-16be"), ("a.csv.gz", "cp1252", "gzip -dc")]
 )  # fmt: skip
 def test_another_encoding_is_named(tmp_path, name, encoding, advice):
     message = failure(TableError, write(tmp_path / name, "text\ncafé – bar\n", encoding))
@@ -371,7 +371,7 @@ def test_an_unclosed_quote_fails_early(tmp_path, monkeypatch):
     [("a.txt", "first\n\nthird\n"), ("a.csv", "text\nfirst\n\nthird\n"),
      ("a.csv", "id,text\n0,first\n\n2,third\n"), ("a.tsv", "text\nfirst\n\nthird\n"),
      ("a.jsonl", '"first"\n\n"third"\n'), ("a.jsonl", '{"text": "first"}\n \n{"text": "third"}\n'),
-     ("a.csv", 'id,text\n0,first\n1,""\n2,third\n'), ("a.jsonl", '"first"\n""\n"third"\n')],
+     ("a.csv", 'id,text\n0,first\n1,""\n2,third\n'), ("a.jsonl", '"first"\n""\n"third"\n')]
 )  # fmt: skip
 def test_a_blank_line_is_an_empty_text_in_every_format(tmp_path, name, content):
     texts, report = read(write(tmp_path / name, content))
@@ -447,7 +447,7 @@ def test_an_unknown_ending_lists_the_formats(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.csv", ""), ("a.tsv", ""), ("a.jsonl", ""), ("a.txt", ""), ("a.csv.gz", ""),
-     ("a.csv", "id,text\n"), ("a.csv", "id,text"), ("a.csv", "\n\n")],
+     ("a.csv", "id,text\n"), ("a.csv", "id,text"), ("a.csv", "\n\n")]
 )  # fmt: skip
 def test_an_empty_file_holds_no_texts(tmp_path, name, content):
     failure(NoTextsError, write(tmp_path / name, content))

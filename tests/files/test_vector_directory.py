@@ -205,7 +205,7 @@ def test_another_file_in_place_of_a_shard_is_rejected(tmp_path, other):
 @pytest.mark.parametrize(
     "metadata",
     [b"{}", b"[]", b"{", b'{"rows": 4, "digest": "", "remarks": [{}]}', b'{"rows": "4"}',
-     b'{"rows": 5, "digest": "", "remarks": []}', None],
+     b'{"rows": 5, "digest": "", "remarks": []}', None]
 )  # fmt: skip
 def test_invalid_metadata_of_a_shard(tmp_path, metadata):
     stored = store(tmp_path / "v")

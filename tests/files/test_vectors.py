@@ -99,7 +99,7 @@ def test_texts_are_not_vectors(tmp_path):
     "rows",
     [[[1.0], [1.0, 2.0]], [[1.0], None], [[1.0], [None]], [["a"], ["b"]], [1.0, 2.0], ["a", "b"],
      [[1.0]] * 70_000 + [[1.0, 2.0]] * 70_000],
-    ids=["ragged", "null", "null number", "texts", "numbers", "text", "ragged far into the file"],
+    ids=["ragged", "null", "null number", "texts", "numbers", "text", "ragged far into the file"]
 )  # fmt: skip
 def test_other_columns_of_parquet_are_rejected(tmp_path, rows):
     parquet.write_table(pyarrow.table({"vector": rows}), tmp_path / "v.parquet")
@@ -225,8 +225,8 @@ def test_provenance_is_read_as_it_was_written(path, caplog):
         ({"truncate_dim": 2}, 1),
         ({"dim": 8}, 1),
         ({"model": "the same under another name", "prompt": None, "precision": "int8",
-          "weights_digest": "ef", "max_seq_length": 12, "onnxruntime": "3", "normalize": False}, 0),
-    ],
+          "weights_digest": "ef", "max_seq_length": 12, "onnxruntime": "3", "normalize": False}, 0)
+    ]
 )  # fmt: skip
 def test_differences_that_forbid_a_comparison(changes, count):
     found = differences(provenance(), provenance(**changes))

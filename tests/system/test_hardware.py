@@ -8,13 +8,7 @@ import psutil
 import pytest
 
 from onnxsim_embed.system import hardware
-from onnxsim_embed.system.hardware import (
-    available_cpus,
-    cgroup_cpus,
-    cpu_flags,
-    cpu_name,
-    int8_supported,
-)
+from onnxsim_embed.system.hardware import available_cpus, cpu_flags, cpu_name, int8_supported
 from onnxsim_embed.system.memory import available_memory
 
 X86_CPUINFO = """processor\t: 0
@@ -97,8 +91,8 @@ V1 = {"proc/self/cgroup": "3:cpu,cpuacct:/docker/abc\n2:memory:/docker/abc\n"}
         (V1 | cgroup("/docker/abc", 400000, 100000, version=1), 4),
         (V1 | cgroup("/docker/abc", -1, 100000, version=1), 64),
         (V1 | {"sys/fs/cgroup/cpu,cpuacct/docker/abc/cpu.cfs_quota_us": 200000,
-               "sys/fs/cgroup/cpu,cpuacct/docker/abc/cpu.cfs_period_us": 100000}, 2),
-    ],
+               "sys/fs/cgroup/cpu,cpuacct/docker/abc/cpu.cfs_period_us": 100000}, 2)
+    ]
 )  # fmt: skip
 def test_available_cpus_respects_the_quota(host, root, files, cpus):
     assert available_cpus(root(files)) == cpus
@@ -119,10 +113,6 @@ def test_available_cpus_respects_affinity(host, tmp_path):
     for count, expected in ((8, 8), (None, 1)):
         host.setattr(os, "cpu_count", lambda count=count: count)
         assert available_cpus(tmp_path) == expected
-
-
-def test_cgroup_cpus_is_none_without_a_quota(tmp_path):
-    assert cgroup_cpus(tmp_path) is None
 
 
 # Instructions and name
@@ -253,8 +243,8 @@ V1_MEMORY = {"proc/self/cgroup": "3:cpu,cpuacct:/x\n2:memory:/docker/abc\n"}
         (V1_MEMORY | v1("/x", 9000, 5000), MACHINE),  # the group of another controller
         ({"proc/self/cgroup": "2:memory:/abc\n0::/abc\n"} | v1("/abc", 9000, 5000)
          | group("/abc", 9000, 6000), 3000),
-        ({"proc/self/cgroup": "nonsense\n\n:\n"}, MACHINE),
-    ],
+        ({"proc/self/cgroup": "nonsense\n\n:\n"}, MACHINE)
+    ]
 )  # fmt: skip
 def test_available_memory_is_what_the_machine_and_its_groups_leave(root, monkeypatch, files, free):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=MACHINE))

@@ -27,9 +27,11 @@ def before(monkeypatch):
     """BLAS with three threads, on a machine of three processors; the number that calls must restore."""
     monkeypatch.setattr(threads, "available_cpus", lambda: 3)
     np.ones((2, 2)) @ np.ones((2, 2))
-    limits = ThreadPoolExecutor(1).submit(threadpool_limits, 3, "blas").result()
+    with ThreadPoolExecutor(1) as pool:  # of a thread that ends, which gives up the control
+        limits = pool.submit(threadpool_limits, 3, "blas").result()
     yield blas_threads()
-    ThreadPoolExecutor(1).submit(limits.restore_original_limits).result()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(limits.restore_original_limits).result()
 
 
 def test_overlapping_users_share_one_limit(before):
