@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxsim_embed.artifact.cache import cache_directory, locate_artifact, locate_checkpoint
+from onnxsim_embed.artifact.cache import cache_directory, locate_artifact
+from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.errors import CheckpointError, OnnxsimEmbedError
 from onnxsim_embed.files.texts import read_scored_pairs

@@ -79,13 +79,13 @@ class Embedder:
         self.head = load_head(artifact)
         self._device = device
         threads = available_cpus() if threads is None else int(threads)
-        provider = first_provider(device)
-        self.precision = choose_precision(artifact, precision, provider)
-        self._pipeline = self._make_pipeline(device, provider, threads)
-        if device == "auto" and self.provider != provider:
+        for tried in (device, "cpu"):
+            provider = first_provider(tried)
+            self.precision = choose_precision(artifact, precision, provider)
+            self._pipeline = self._make_pipeline(tried, provider, threads)
+            if device != "auto" or self.provider == provider:
+                break
             logger.warning("using the CPU: %s could not be started", provider)
-            self.precision = choose_precision(artifact, precision, CPU_PROVIDER)
-            self._pipeline = self._make_pipeline("cpu", CPU_PROVIDER, threads)
 
     def _make_pipeline(self, device: Device, provider: str, threads: int) -> Pipeline:
         manifest = self.artifact.manifest
@@ -291,15 +291,12 @@ class Embedder:
         if single and not own_ranges:
             return self._pipeline.run_one(rows[0], prefix, output)
         result = np.empty((len(rows), *output.shape), output.dtype)
-        for _ in self._pipeline.stream(
-            rows,
-            prefix,
-            output,
-            batch_size=options.batch_size,
-            progress=show_progress_bar,
-            into=result,
+        done = 0
+        for window in self._pipeline.stream(
+            rows, prefix, output, batch_size=options.batch_size, progress=show_progress_bar
         ):
-            pass
+            result[done : done + len(window)] = window
+            done += len(window)
         if own_ranges:
             result = quantize_vectors(result, options.precision)
         if single:

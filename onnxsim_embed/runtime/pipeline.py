@@ -145,7 +145,6 @@ class Pipeline:
         batch_size: int | None = None,
         progress: bool = False,
         progress_start: int = 0,
-        into: npt.NDArray[Any] | None = None,
         report: EncodeReport | None = None,
     ) -> Iterator[npt.NDArray[Any]]:
         """Yield the results of texts, in order, in arrays of WINDOW_TEXTS rows (the last: the rest).
@@ -153,7 +152,6 @@ class Pipeline:
         If the source or one of its texts raises, the results of the texts before are yielded first.
 
         :param progress_start: number of texts that the progress bar counts as done before.
-        :param into: array (n, ...) for the results of all texts, of which slices are yielded.
         :param report: filled with the figures of the call.
         """
         started = time.perf_counter()
@@ -179,13 +177,9 @@ class Pipeline:
                 window, failure = _read_window(source)
                 if window:
                     try:
-                        waiting.append(
-                            self._start(window, prefix, output, batch_size, into, report)
-                        )
+                        waiting.append(self._start(window, prefix, output, batch_size, report))
                     except Exception as error:
                         failure = error
-                if failure is not None and into is not None:  # nobody sees the results before it
-                    raise failure
                 if not window:
                     break
                 if len(waiting) > 1:  # tokenization runs one window ahead of inference
@@ -232,7 +226,6 @@ class Pipeline:
         prefix: str,
         output: Output,
         batch_size: int | None,
-        into: npt.NDArray[Any] | None,
         report: EncodeReport,
     ) -> _Window:
         """Tokenize a window and hand its batches to the threads."""
@@ -242,10 +235,7 @@ class Pipeline:
         tokens = self.tokenizer(texts, report.texts)
         first, rows = _first_occurrences(texts)
         counts = tokens.counts if first is None else tokens.counts[rows]
-        if into is None:
-            results = np.zeros((len(texts), *output.shape), output.dtype)
-        else:
-            results = into[report.texts : report.texts + len(texts)]
+        results = np.empty((len(texts), *output.shape), output.dtype)
         window = _Window(output, report, results, first)
         report.texts += len(texts)
         report.distinct += len(rows)

@@ -30,18 +30,6 @@ summary = "X."
 """
 
 
-def test_the_models_of_the_issue_have_recipes():
-    assert {recipe.name for recipe in recipes()} >= {
-        "all-MiniLM-L6-v2",
-        "all-MiniLM-L12-v2",
-        "bert-base-nli-mean-tokens",
-        "bge-base-en",
-        "bge-small-en-v1.5",
-        "bge-base-en-v1.5",
-        "bge-large-en-v1.5",
-    }
-
-
 def test_every_file_is_a_recipe_of_its_own_name():
     files = sorted(path.stem for path in recipes_directory().iterdir())
     assert files == sorted(recipe.name for recipe in recipes())
@@ -95,17 +83,6 @@ def test_every_fact_has_its_source(recipe):
     assert all(url.startswith("https://") for url in recipe.sources.values())
 
 
-def test_bge_models_pool_with_cls_and_the_others_with_the_mean():
-    for recipe in recipes():
-        if recipe.name.startswith("bge-"):
-            assert (recipe.pooling, recipe.normalize, recipe.max_seq_length) == ("cls", True, 512)
-            assert recipe.prompts == {
-                "query": "Represent this sentence for searching relevant passages: "
-            }
-        if "MiniLM" in recipe.name or "mean" in recipe.name:
-            assert recipe.pooling == "mean"
-
-
 @EVERY
 def test_known_answers_have_the_shape_of_their_texts(recipe):
     for answer in recipe.known_answers:
@@ -115,36 +92,17 @@ def test_known_answers_have_the_shape_of_their_texts(recipe):
         assert answer.prompt_name is None or answer.prompt_name in recipe.prompts
         assert answer.max_length is None or answer.max_length <= recipe.max_seq_length
         assert answer.normalize in (None, recipe.normalize)
-        published = 0
-        if answer.token_counts is not None:
-            assert len(answer.token_counts) == n
-        if answer.cosine_matrix is not None:
-            matrix = np.array(answer.cosine_matrix)
-            assert matrix.shape == (n, n)
-            assert np.array_equal(matrix, matrix.T)
-            assert np.array_equal(np.diag(matrix), np.ones(n))
-            published += 1
-        if answer.cosine_of_first_to_rest is not None:
-            assert len(answer.cosine_of_first_to_rest) == n - 1
-            published += 1
-        for part in (answer.vector_head, answer.vector_tail):
-            if part is not None:
-                rows, width = np.array(part).shape
-                assert rows <= n
-                assert 3 <= width <= recipe.dim
-                published += 1
-        if answer.norms is not None:
-            assert len(answer.norms) <= n
-            published += 1
-        assert published
-
-
-def test_known_answers_are_read_only():
-    answer = find_recipe("bge-base-en").known_answers[0]
-    assert isinstance(answer.texts, tuple)
-    assert isinstance(answer.cosine_matrix[0], tuple)
-    with pytest.raises(AttributeError):
-        answer.tolerance = 1
+        assert len(answer.token_counts or answer.texts) == n
+        matrix, rest = answer.cosine_matrix, answer.cosine_of_first_to_rest
+        rows = [part for part in (answer.vector_head, answer.vector_tail) if part is not None]
+        assert matrix or rest or rows or answer.norms
+        if matrix is not None:
+            np.testing.assert_array_equal(matrix, np.transpose(matrix))
+            np.testing.assert_array_equal(np.diag(matrix), np.ones(n))
+        assert rest is None or len(rest) == n - 1
+        for part in rows:
+            assert np.shape(part)[0] <= n
+            assert 3 <= np.shape(part)[1] <= recipe.dim
 
 
 # Reading

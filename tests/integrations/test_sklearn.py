@@ -1,4 +1,4 @@
-"""The scikit-learn transformer: clones, pipelines, names, frames, and what it refuses."""
+"""The scikit-learn transformer: clones, pipelines, names and frames."""
 
 from __future__ import annotations
 
@@ -35,19 +35,16 @@ def expected(artifact):
 
 
 def test_texts_become_the_embedders_vectors(vectorizer, expected):
+    check_is_fitted(vectorizer)
     vectors = vectorizer.fit_transform(TEXTS)
     assert vectors.dtype == np.float32
     np.testing.assert_array_equal(vectors, expected)
+    assert vectorizer.transform([]).shape == (0, 32)
 
 
 @pytest.mark.parametrize("kind", [tuple, lambda texts: np.array(texts, object), np.array])
 def test_columns_of_any_kind_are_taken(vectorizer, expected, kind):
     np.testing.assert_array_equal(vectorizer.fit(TEXTS).transform(kind(TEXTS)), expected)
-
-
-def test_there_is_nothing_to_fit(vectorizer, expected):
-    check_is_fitted(vectorizer)
-    np.testing.assert_array_equal(vectorizer.transform(TEXTS), expected)
 
 
 def test_options_are_those_of_encode(artifact):
@@ -80,18 +77,12 @@ def test_it_pickles_without_its_model(vectorizer, expected):
     np.testing.assert_array_equal(pickle.loads(content).transform(TEXTS), expected)
 
 
-def test_features_have_names(vectorizer):
-    names = vectorizer.get_feature_names_out()
-    assert len(names) == 32
-    assert list(names[:2]) == ["embeddingvectorizer0", "embeddingvectorizer1"]
-
-
 def test_set_output_makes_a_frame(vectorizer, expected):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     column = pandas.Series(TEXTS, index=range(5, 5 + len(TEXTS)))
     frame = vectorizer.set_output(transform="pandas").fit_transform(column)
     np.testing.assert_array_equal(frame.to_numpy(), expected)
-    assert list(frame.columns) == list(vectorizer.get_feature_names_out())
+    assert list(frame.columns) == [f"embeddingvectorizer{column}" for column in range(32)]
     assert list(frame.index) == list(column.index)
 
 
@@ -121,18 +112,10 @@ def test_equal_transformers_share_one_model(artifact):
     assert loaded[0] is not loaded[2]
 
 
-def test_a_bare_string_is_refused(vectorizer):
-    with pytest.raises(TypeError, match="pass a list of texts"):
-        vectorizer.transform("a road")
-
-
-def test_a_row_that_is_no_text_is_named(vectorizer):
-    with pytest.raises(TypeError, match="1"):
-        vectorizer.transform(["a road", None])
-
-
-def test_no_texts_give_no_vectors(vectorizer):
-    assert vectorizer.transform([]).shape == (0, 32)
+@pytest.mark.parametrize("texts", ["a road", ["a road", None], {"a": 1}, {"a"}, b"a", [["a"]]])
+def test_only_a_column_of_texts_is_transformed(vectorizer, texts):
+    with pytest.raises(TypeError):
+        vectorizer.transform(texts)
 
 
 def test_an_unknown_option_is_a_type_error(artifact):
@@ -141,4 +124,4 @@ def test_an_unknown_option_is_a_type_error(artifact):
 
 
 def test_its_usage_runs(artifact):
-    assert "health" in (said := run_usage(EmbeddingVectorizer, artifact)) or "transport" in said
+    assert run_usage(EmbeddingVectorizer, artifact) in ("['health']", "['transport']")

@@ -28,7 +28,7 @@ def model(artifact):
     return Embedder(artifact, precision="fp32", threads=2)
 
 
-def sessions_made(monkeypatch):
+def created_sessions(monkeypatch):
     """Note the threads of every session made from now on."""
     made = []
 
@@ -45,7 +45,7 @@ def sessions_made(monkeypatch):
 
 
 def test_short_texts_never_pay_for_a_second_session(artifact, monkeypatch):
-    made = sessions_made(monkeypatch)
+    made = created_sessions(monkeypatch)
     monkeypatch.setattr(pipeline, "LONE_SECONDS", 60.0)
     model = Embedder(artifact, threads=2)
     for text in TEXTS:
@@ -54,7 +54,7 @@ def test_short_texts_never_pay_for_a_second_session(artifact, monkeypatch):
 
 
 def test_long_texts_one_at_a_time_get_a_session_of_several_threads_once(artifact, monkeypatch):
-    made = sessions_made(monkeypatch)
+    made = created_sessions(monkeypatch)
     monkeypatch.setattr(pipeline, "LONE_SECONDS", 0.0)
     model = Embedder(artifact, threads=16)
     for _ in range(3 * pipeline.LONE_CALLS):
@@ -64,7 +64,7 @@ def test_long_texts_one_at_a_time_get_a_session_of_several_threads_once(artifact
 
 @pytest.mark.parametrize("threads", [1, None])
 def test_one_thread_needs_no_second_session(artifact, monkeypatch, threads):
-    made = sessions_made(monkeypatch)
+    made = created_sessions(monkeypatch)
     monkeypatch.setattr(pipeline, "LONE_SECONDS", 0.0)
     monkeypatch.setattr("onnxsim_embed.runtime.embedder.available_cpus", lambda: 1)
     model = Embedder(artifact, threads=threads)
@@ -95,16 +95,6 @@ def test_a_vector_of_minilm_is_the_same_from_either_session(real_artifact, monke
     assert_the_same_from_either_session(real_artifact, precision, monkeypatch)
 
 
-def test_one_text_is_reported_like_many(model):
-    model.encode("water " * 99)
-    one = model.last_report
-    model.encode(["water " * 99])
-    many = model.last_report
-    for name in ("texts", "distinct", "tokens", "truncated", "threads", "provider"):
-        assert getattr(one, name) == getattr(many, name)
-    assert 0 < one.seconds_tokenize + one.seconds_run + one.seconds_pool <= one.seconds
-
-
 # threads
 
 
@@ -119,8 +109,8 @@ def test_several_threads_with_lone_and_many_texts_at_once(artifact, monkeypatch)
         return np.stack([model.encode(text) for text in TEXTS])
 
     with ThreadPoolExecutor(8) as workers:
-        for found in workers.map(work, range(16)):
-            np.testing.assert_array_equal(found, expected)
+        for result in workers.map(work, range(16)):
+            np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
@@ -168,30 +158,28 @@ def test_a_stream_of_repeated_texts_runs_each_once_a_window(model):
     assert (model.last_report.texts, model.last_report.distinct) == (150, 2)
 
 
-@pytest.mark.parametrize("precision", ["float16", "binary", "ubinary"])
-def test_a_stream_in_another_format_equals_encode(model, precision):
-    blocks = list(model.encode_stream(iter(TEXTS), precision=precision))
-    np.testing.assert_array_equal(
-        np.concatenate(blocks), model.encode(TEXTS, precision=precision), strict=True
-    )
-
-
-@pytest.mark.parametrize("precision", ["int8", "uint8"])
-def test_ranges_spread_components_as_in_sentence_transformers(model, precision):
+@pytest.mark.parametrize("precision", ["float16", "binary", "int8", "uint8"])
+def test_every_method_converts_as_sentence_transformers(model, precision):
     from sentence_transformers.util import quantize_embeddings
 
     vectors = model.encode(TEXTS)
-    ranges = np.stack([vectors[::2].min(axis=0), vectors[::2].max(axis=0)])
-    expected = quantize_embeddings(vectors, precision, ranges=ranges)
-    given = {"precision": precision, "ranges": ranges}
-    np.testing.assert_array_equal(model.encode(TEXTS, **given), expected, strict=True)
-    query = quantize_embeddings(model.encode_query(TEXTS), precision, ranges=ranges)
-    np.testing.assert_array_equal(model.encode_query(TEXTS[3], **given), query[3], strict=True)
-    document = quantize_embeddings(model.encode_document(TEXTS), precision, ranges=ranges)
-    np.testing.assert_array_equal(model.encode_document(TEXTS, **given), document)
-    np.testing.assert_array_equal(
-        np.concatenate(list(model.encode_stream(TEXTS, **given))), expected
-    )
+    options = {"precision": precision}
+    if precision in ("int8", "uint8"):
+        own = model.encode(TEXTS, precision=precision)  # with the ranges of these vectors
+        np.testing.assert_array_equal(own, quantize_embeddings(vectors, precision), strict=True)
+        options["ranges"] = np.stack([vectors[::2].min(axis=0), vectors[::2].max(axis=0)])
+
+    def converted(vectors):
+        if precision == "float16":
+            return vectors.astype(np.float16)
+        return quantize_embeddings(vectors, precision, ranges=options.get("ranges"))
+
+    for method in (model.encode, model.encode_query, model.encode_document):
+        expected = converted(method(TEXTS))
+        np.testing.assert_array_equal(method(TEXTS, **options), expected, strict=True)
+        np.testing.assert_array_equal(method(TEXTS[3], **options), expected[3], strict=True)
+    stream = np.concatenate(list(model.encode_stream(TEXTS, **options)))
+    np.testing.assert_array_equal(stream, converted(vectors), strict=True)
 
 
 @pytest.mark.parametrize("precision", ["int8", "uint8"])
@@ -211,13 +199,13 @@ def test_token_embeddings_equal_those_of_sentence_transformers(model, checkpoint
 
     theirs = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
     expected = theirs.encode(TEXTS, prompt=prompt, output_value="token_embeddings")
-    found = model.encode(TEXTS, prompt=prompt, output_value="token_embeddings")
-    assert len(found) == len(TEXTS)
-    for ours, other in zip(found, expected, strict=True):
+    result = model.encode(TEXTS, prompt=prompt, output_value="token_embeddings")
+    assert len(result) == len(TEXTS)
+    for ours, other in zip(result, expected, strict=True):
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours, other.numpy(), atol=1e-5)
     one = model.encode(TEXTS[0], prompt=prompt, output_value="token_embeddings")
-    np.testing.assert_array_equal(one, found[0])
+    np.testing.assert_array_equal(one, result[0])
 
 
 # padded batches
@@ -225,7 +213,7 @@ def test_token_embeddings_equal_those_of_sentence_transformers(model, checkpoint
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """An onnxruntime that says it holds CUDA, and computes on the CPU; notes what it is fed."""
+    """An onnxruntime that offers CUDA and computes on the CPU; the list of its inputs."""
     fed = []
 
     class OnCuda(onnxruntime.InferenceSession):
@@ -275,12 +263,7 @@ def test_padded_vectors_are_those_of_the_cpu_within_rounding(artifact, cuda, mon
         np.testing.assert_allclose(ours, other, atol=1e-5)
 
 
-def test_int8_is_refused_on_a_gpu(artifact, cuda):
-    with pytest.raises(ValueError, match="device='cpu'"):
-        Embedder(artifact, precision="int8", device="cuda")
-
-
-def test_auto_says_when_cuda_does_not_start_and_runs_the_cpus_best(artifact, monkeypatch, caplog):
+def test_auto_warns_and_uses_the_cpu_if_cuda_does_not_start(artifact, monkeypatch, caplog):
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(
@@ -303,13 +286,13 @@ def test_auto_says_when_cuda_does_not_start_and_runs_the_cpus_best(artifact, mon
     ["water road. " * 900_000, "\0" * 3_000_000, "漢" * 3_000_000],
     ids=["words", "NUL", "Chinese"],
 )
-def test_a_text_of_megabytes_is_a_text_like_any_other(model, text):
-    found = model.encode(["a road", text, "water"])
-    np.testing.assert_array_equal(found[[0, 2]], model.encode(["a road", "water"]))
-    assert np.isfinite(found).all()
+def test_a_text_of_megabytes_is_encoded(model, text):
+    result = model.encode(["a road", text, "water"])
+    np.testing.assert_array_equal(result[[0, 2]], model.encode(["a road", "water"]))
+    assert np.isfinite(result).all()
 
 
-def test_a_generator_that_raises_midway_leaves_the_model_in_order(model, monkeypatch):
+def test_a_generator_that_raises_midway_loses_nothing(model, monkeypatch):
     monkeypatch.setattr(pipeline, "WINDOW_TEXTS", 4)
 
     def texts():
@@ -329,7 +312,7 @@ def test_a_generator_that_raises_midway_leaves_the_model_in_order(model, monkeyp
     assert model.encode("road").shape == (32,)
 
 
-def test_no_thread_stays_behind_an_embedder(artifact):
+def test_an_embedder_leaves_no_thread_behind(artifact):
     before = set(threading.enumerate())
     model = Embedder(artifact, threads=3)
     model.encode([f"road {'water ' * (number % 9)}" for number in range(500)])

@@ -59,11 +59,7 @@ def test_a_truncated_text_keeps_its_special_tokens(path):
     assert ids_of(Tokenizer(path, 3)(["water road"])) == [[CLS, VOCABULARY.index("water"), SEP]]
 
 
-def test_an_empty_text_is_its_special_tokens(tokenizer):
-    assert ids_of(tokenizer([""])) == [[CLS, SEP]]
-
-
-def test_no_texts_give_no_tokens(tokenizer):
+def test_no_texts_have_no_tokens(tokenizer):
     tokens = tokenizer([])
     assert tokens.ids.dtype == tokens.offsets.dtype == np.int64
     assert (len(tokens.ids), tokens.offsets.tolist(), len(tokens.truncated)) == (0, [0], 0)
@@ -85,7 +81,7 @@ def test_a_row_that_is_not_a_string_is_named_with_advice(tokenizer, bad, name, a
         tokenizer(["water", "", bad])
 
 
-def test_a_lone_surrogate_is_named_with_its_place(tokenizer):
+def test_a_lone_surrogate_is_named_with_its_position(tokenizer):
     with pytest.raises(ValueError, match=r"^text 1 is not valid Unicode: .*U\+D83D at character 3"):
         tokenizer(["🙂", "sun\ud83d"])
 
@@ -96,33 +92,41 @@ def test_rows_are_counted_from_first_row(tokenizer, bad):
         tokenizer(["water", bad], first_row=4096)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff\xfe", b'{"model": 3}'])
-def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content):
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff\xfe", b'{"model": 3}'])
+def test_an_unreadable_tokenizer_is_named(tmp_path, content):
     file = tmp_path / "tokenizer.json"
-    file.write_bytes(content)
+    if content is not None:
+        file.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"tokenizer\.json is not a readable tokenizer"):
         Tokenizer(file, 48)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ArtifactError, match=r"nowhere\.json is not a readable tokenizer"):
-        Tokenizer(tmp_path / "nowhere.json", 48)
+def changed_tokenizer(tmp_path, **changes):
+    file = tmp_path / "changed.json"
+    file.write_text(json.dumps(tokenizer_json() | changes), encoding="utf-8")
+    return file
 
 
-def test_do_lower_case_lowers_texts_that_the_tokenizer_would_not(tmp_path):
-    table = tokenizer_json()
-    table["normalizer"]["lowercase"] = False
-    (tmp_path / "cased.json").write_text(json.dumps(table), encoding="utf-8")
-    cased, lowered = (
-        Tokenizer(tmp_path / "cased.json", 48, do_lower_case=lower)(["WATER"])
-        for lower in (False, True)
-    )
-    assert UNK in cased.ids
-    assert ids_of(lowered) == [[CLS, VOCABULARY.index("water"), SEP]]
+def test_do_lower_case_spares_special_tokens(tmp_path):
+    normalizer = tokenizer_json()["normalizer"] | {"lowercase": False}
+    file = changed_tokenizer(tmp_path, normalizer=normalizer)
+    cased, lowered = (Tokenizer(file, 48, lower)(["WATER [MASK]"]) for lower in (False, True))
+    mask = VOCABULARY.index("[MASK]")
+    assert ids_of(cased) == [[CLS, UNK, mask, SEP]]
+    assert ids_of(lowered) == [[CLS, VOCABULARY.index("water"), mask, SEP]]
+
+
+def test_the_truncation_direction_of_the_file_applies(tmp_path):
+    truncation = tokenizer_json()["truncation"] | {"direction": "Left"}
+    tokenizer = Tokenizer(changed_tokenizer(tmp_path, truncation=truncation), 4)
+    expected = [[CLS, VOCABULARY.index("city"), VOCABULARY.index("bank"), SEP]]
+    for text in ("water road city bank", "water " * 9000 + "city bank"):
+        tokens = tokenizer([text])
+        assert (ids_of(tokens), tokens.truncated.tolist()) == (expected, [True])
 
 
 @pytest.mark.parametrize("length", [2, 0, -1, 2.5, "8", None])
-def test_a_length_without_room_for_a_token_is_refused(tokenizer, length):
+def test_a_length_without_room_for_a_token_is_an_error(tokenizer, length):
     with pytest.raises(ValueError, match="max_seq_length must be an integer above 2, got"):
         tokenizer.max_seq_length = length
     assert tokenizer.max_seq_length == 48
@@ -146,7 +150,7 @@ LONG = [
 
 @pytest.mark.parametrize("length", [3, 5, 48, 512])
 @pytest.mark.parametrize("lower", [False, True])
-def test_the_beginning_of_a_long_text_has_the_tokens_of_the_whole(path, length, lower):
+def test_a_prefix_of_a_long_text_has_the_tokens_of_the_whole(path, length, lower):
     tokenizer = Tokenizer(path, length, lower)
     beginnings = tokenizer(LONG)
     tokenizer._boundary = None  # read whole
@@ -155,7 +159,7 @@ def test_the_beginning_of_a_long_text_has_the_tokens_of_the_whole(path, length, 
     np.testing.assert_array_equal(beginnings.truncated, whole.truncated)
 
 
-def test_only_as_much_of_a_long_text_is_read_as_fills_the_model(path, monkeypatch):
+def test_only_a_prefix_of_a_long_text_is_read(path, monkeypatch):
     tokenizer = Tokenizer(path, 48)
     read = []
     encode = tokenizer._encode
@@ -168,15 +172,7 @@ def test_only_as_much_of_a_long_text_is_read_as_fills_the_model(path, monkeypatc
     assert max(read) < 1000
 
 
-def test_another_tokenizer_reads_texts_whole(tmp_path):
-    table = tokenizer_json()
-    table["pre_tokenizer"] = {"type": "WhitespaceSplit"}
-    file = tmp_path / "tokenizer.json"
-    file.write_text(json.dumps(table), encoding="utf-8")
-    assert Tokenizer(file, 48)._boundary is None
-
-
-def test_padding_stands_on_the_right_up_to_a_multiple_of_eight(tokenizer):
+def test_padding_is_on_the_right_up_to_a_multiple_of_eight(tokenizer):
     tokens = tokenizer(["water road", "", "water " * 9])
     ids, mask = tokens.pad(np.array([2, 0, 1]), 77)
     assert ids.shape == mask.shape == (3, 16)
@@ -186,7 +182,7 @@ def test_padding_stands_on_the_right_up_to_a_multiple_of_eight(tokenizer):
         assert (row[count:] == 77).all()
 
 
-def test_the_librarys_threads_are_as_many_as_the_processors(path):
+def test_the_library_uses_the_available_processors(path):
     """In a process of its own: the library makes its threads once."""
     code = """
 import os, sys

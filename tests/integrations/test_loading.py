@@ -1,4 +1,4 @@
-"""What the adapters share, and what they say where their library is missing."""
+"""Loading shared by the adapters, and the error if their library is missing."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def settings(artifact):
     return ModelSettings(str(artifact), precision="fp32", threads=2)
 
 
-def test_a_model_is_loaded_as_its_settings_say(settings):
+def test_a_model_is_loaded_with_its_settings(settings):
     lazy = LazyModel(settings)
     model = lazy.get()
     assert (model.precision, model.threads, model.provider) == ("fp32", 2, "CPUExecutionProvider")
     assert lazy.get() is model
 
 
-def test_threads_that_ask_at_once_share_one_model(settings, monkeypatch):
+def test_concurrent_threads_share_one_model(settings, monkeypatch):
     loads, both = [], threading.Barrier(4)
     real = Embedder.from_pretrained
     monkeypatch.setattr(
@@ -48,7 +48,7 @@ def test_threads_that_ask_at_once_share_one_model(settings, monkeypatch):
     assert all(model is models[0] for model in models)
 
 
-def test_a_model_that_nobody_uses_is_let_go(settings):
+def test_an_unused_model_is_freed(settings):
     lazy = LazyModel(settings)
     lazy.get()
     assert settings in loading._models
@@ -57,12 +57,12 @@ def test_a_model_that_nobody_uses_is_let_go(settings):
     assert settings not in loading._models
 
 
-def test_other_settings_are_another_model(settings, artifact):
+def test_other_settings_load_another_model(settings, artifact):
     other = LazyModel(ModelSettings(str(artifact), precision="int8", threads=2))
     assert other.get() is not LazyModel(settings).get()
 
 
-def test_pickles_and_copies_hold_the_settings_alone(settings):
+def test_pickles_and_copies_hold_only_the_settings(settings):
     lazy = LazyModel(settings)
     lazy.get()
     for again in (pickle.loads(pickle.dumps(lazy)), copy.deepcopy(lazy)):
