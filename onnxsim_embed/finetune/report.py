@@ -93,10 +93,10 @@ def summary(report: Mapping[str, Any]) -> str:
     """Return one line about the training."""
     training = report["training"]
     stopped = training["steps"] < training["planned"]
+    early = f" (stopped early, {training['planned']} were planned)" if stopped else ""
     return (
-        f"{training['loss']}: {training['steps']} steps on {training['pairs']:,} pairs"
-        + (f" of {training['planned']} planned, stopped early" if stopped else "")
-        + f"; best on the validation pairs: the checkpoint of step {training['best_step']}."
+        f"{training['loss']}: {training['steps']} steps{early} on {training['pairs']:,} pairs; best on the "
+        f"validation pairs: the checkpoint of step {training['best_step']}."
     )
 
 

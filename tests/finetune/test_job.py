@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,6 @@ from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.errors import (
     CheckpointError,
     MissingExtraError,
-    TableError,
     TrainingError,
     VerificationError,
 )
@@ -64,16 +62,6 @@ def brief(monkeypatch):
     monkeypatch.setattr(job, "draw_losses", lambda report, path: path.touch())
 
 
-@pytest.fixture
-def interrupted(monkeypatch, checkpoint, tmp_path):
-    """An unfinished run into tmp_path / "out"."""
-    with monkeypatch.context() as patch:
-        patch.setattr(job.Job, "train", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(PAIRS, tmp_path / "out", model=checkpoint, **EPOCHS_3)
-    return tmp_path / "out"
-
-
 def interrupt(*_, **__):
     raise KeyboardInterrupt
 
@@ -99,7 +87,10 @@ def test_artifact_loads_here_and_in_sentence_transformers(tuned, checkpoint):
 
 
 def test_report(tuned):
-    result, output, _ = tuned
+    result, output, stages = tuned
+    assert [int(word) for word in stages[0].split() if word.isdigit()] == [32, 4, 4]
+    assert stages[1:] == ["Evaluating the base model.", "Training.", "Exporting and verifying."]
+    assert [path.name for path in output.parent.iterdir()] == ["tuned"]
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     assert report == result.report
     assert report["pairs"] == {
@@ -133,26 +124,11 @@ def test_model_card_and_plot(tuned, tmp_path):
     assert (tmp_path / "flat.png").read_bytes() != (output / "loss.png").read_bytes()
 
 
-def test_stages(tuned):
-    _, output, stages = tuned
-    assert [int(word) for word in stages[0].split() if word.isdigit()] == [32, 4, 4]
-    assert stages[1:] == ["Evaluating the base model.", "Training.", "Exporting and verifying."]
-    assert [path.name for path in output.parent.iterdir()] == ["tuned"]
-
-
 def test_equal_seeds_give_equal_bytes(tuned, checkpoint, tmp_path):
     _, output, _ = tuned
     finetune(PAIRS, tmp_path / "tuned", model=checkpoint, **EPOCHS_3)
     for name in ("onnxsim_embed.json", "model.safetensors", "report.json", "loss.png"):
         assert (tmp_path / "tuned" / name).read_bytes() == (output / name).read_bytes(), name
-
-
-@pytest.mark.usefixtures("brief")
-def test_another_seed_gives_another_model(tuned, checkpoint, tmp_path):
-    finetune(PAIRS, tmp_path / "other", model=checkpoint, seed=1, **EPOCHS_3)
-    first, second = weights(tuned[1]), weights(tmp_path / "other")
-    assert first.keys() == second.keys()
-    assert not all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def test_generators_and_threads_are_restored(checkpoint, tmp_path, monkeypatch):
@@ -185,20 +161,6 @@ def test_scored_pairs(checkpoint, tmp_path):
     assert all(-1 <= metrics["spearman"] <= 1 for metrics in models.values())
     assert models["after"]["spearman"] != models["before"]["spearman"]
     assert "Spearman" in report_table(result.report)[0]
-
-
-@pytest.mark.usefixtures("brief")
-def test_hard_negatives_are_a_third_text(checkpoint, tmp_path, monkeypatch):
-    columns = []
-    forward = training.MultipleNegativesRankingLoss.forward
-    monkeypatch.setattr(
-        training.MultipleNegativesRankingLoss,
-        "forward",
-        lambda *args: columns.append(len(list(args[1]))) or forward(*args),
-    )
-    pairs = TextPairs(PAIRS.sources, PAIRS.targets, PAIRS.targets[1:] + PAIRS.targets[:1])
-    finetune(pairs, tmp_path / "out", model=checkpoint, **EPOCH_1)
-    assert set(columns) == {3}
 
 
 @pytest.mark.usefixtures("brief")
@@ -276,6 +238,8 @@ def test_a_killed_run_continues_to_the_same_bytes(tuned, checkpoint, tmp_path):
     incomplete = checkpoints / "checkpoint-8"
     shutil.copytree(checkpoints / "checkpoint-4", incomplete)
     (incomplete / "trainer_state.json").unlink()
+    with pytest.raises(ValueError, match="epochs: 3, now 1"):
+        finetune(PAIRS, output, model=checkpoint, **EPOCHS_3 | {"epochs": 1})
     stages = []
     continued = finetune(PAIRS, output, model=checkpoint, on_stage=stages.append, **EPOCHS_3)
     assert "Resuming from checkpoint-4." in stages
@@ -283,47 +247,6 @@ def test_a_killed_run_continues_to_the_same_bytes(tuned, checkpoint, tmp_path):
     for name in ("model.safetensors", "onnxsim_embed.json"):
         assert (output / name).read_bytes() == (uninterrupted / name).read_bytes()
     assert not job.UnfinishedRun(output).directory.exists()
-
-
-@pytest.mark.usefixtures("brief")
-def test_an_unfinished_run_is_not_continued_with_other_pairs_settings_or_model(
-    interrupted, checkpoint, tmp_path
-):
-    other = write_checkpoint(tmp_path / "other", seed=3)
-    more = TextPairs(*jargon_pairs(41))
-    for differing, pairs, options in [
-        ("epochs: 3, now 1", PAIRS, {"model": checkpoint, "epochs": 1}),
-        ("pairs: .*evaluation: ", more, {"model": checkpoint, **EPOCHS_3}),
-        (r"\(model: ", PAIRS, {"model": other, **EPOCHS_3}),
-    ]:
-        with pytest.raises(ValueError, match=differing):
-            finetune(pairs, interrupted, **options)
-    finetune(PAIRS, interrupted, model=other, force=True, **EPOCH_1)
-    assert not job.UnfinishedRun(interrupted).directory.exists()
-
-
-def test_two_runs_into_one_output(checkpoint, tmp_path, monkeypatch):
-    inside, leave = threading.Event(), threading.Event()
-
-    def wait(*_):
-        inside.set()
-        leave.wait(30)
-        raise KeyboardInterrupt
-
-    def first():
-        with pytest.raises(KeyboardInterrupt):
-            finetune(PAIRS, tmp_path / "out", model=checkpoint)
-
-    monkeypatch.setattr(job.Job, "train", wait)
-    thread = threading.Thread(target=first)
-    thread.start()
-    try:
-        assert inside.wait(30)
-        with pytest.raises(TableError, match="another process"):
-            finetune(PAIRS, tmp_path / "out", model=checkpoint)
-    finally:
-        leave.set()
-        thread.join()
 
 
 # errors

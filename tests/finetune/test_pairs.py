@@ -46,7 +46,6 @@ def test_named_columns_in_any_order(table):
         (["a", "b"], {"source_column": "a", "target_column": "c"}, "'c'.*a, b"),
         (PLAIN, {"source_column": "target_sentence"}, "two uses"),
         ([*PLAIN, "rating"], {}, "score_column.*rating"),
-        ([*PLAIN, "rating"], {"negative_column": "rating", "score_column": "rating"}, "two uses"),
     ],
 )
 def test_columns_that_cannot_be_used(table, header, options, words):
@@ -174,8 +173,3 @@ def test_scored_pairs_may_be_of_one_text():
 def test_too_few_pairs(pairs, words):
     with pytest.raises(ValueError, match=words):
         clean_pairs(pairs)
-
-
-def test_columns_must_have_equal_length():
-    with pytest.raises(ValueError, match="targets"):
-        TextPairs(["a", "b"], ["c"])

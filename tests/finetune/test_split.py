@@ -27,11 +27,6 @@ def test_the_number_of_evaluated_pairs_is_limited():
     assert len(split_pairs(many, 0.5, 0)[0].held_out) == MAX_EVALUATED
 
 
-def test_seed():
-    assert split_pairs(PAIRS, 0.2, 0) == split_pairs(PAIRS, 0.2, 0)
-    assert split_pairs(PAIRS, 0.2, 0) != split_pairs(PAIRS, 0.2, 1)
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
