@@ -36,7 +36,7 @@ TRANSFORMER_CONFIGS = tuple(
 )
 
 # Keys of those files that change what the encoder computes, with the values that are supported.
-SUPPORTED_SETTINGS = {
+SUPPORTED_SETTINGS: dict[str, tuple[object, ...]] = {
     "transformer_task": (None, "feature-extraction"),
     "module_output_name": (None, "token_embeddings"),
     "query_length": (None,),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,7 +122,9 @@ def read_dense(
         raise CheckpointError(f"{directory} has no tensor linear.weight")
     shapes = {name: value.shape for name, value in tensors.items()}
     outputs = shapes["linear.weight"][0]
-    expected = {"linear.weight": (outputs, config.get("in_features", shapes["linear.weight"][-1]))}
+    expected: dict[str, tuple[Any, ...]] = {
+        "linear.weight": (outputs, config.get("in_features", shapes["linear.weight"][-1]))
+    }
     if config.get("bias", True):
         expected["linear.bias"] = (outputs,)
     if shapes != expected or config.get("out_features", outputs) != outputs:

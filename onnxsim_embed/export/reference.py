@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +16,28 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import Checkpoint
+from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.system.hardware import available_cpus
 from onnxsim_embed.system.threads import single_blas_thread
 
 Float32 = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int64]
 Hidden = Callable[[TokenIds], Float32]
+
+
+logger = logging.getLogger(__name__)
+
+# With these the added tokens and a text beyond the maximum length; see `probe_texts`.
+PROBES = (
+    "",
+    " ",
+    "  Leading, trailing  and double  spaces ",
+    "UPPER Case and MixedCase, \u0130stanbul STRASSE Stra\u00dfe",
+    "caf\u00e9 cafe\u0301 na\u00efve \u00dcn\u00efc\u00f6de \u00c5ngstr\u00f6m \ufb01ne \uff21\uff22",
+    "\u4f60\u597d\u4e16\u754c \u6f22\u5b57\u304b\u306a \ud55c\uad6d\uc5b4 \u0e44\u0e17\u0e22 \u0440\u0443\u0441\u0441\u043a\u0438\u0439",
+    "tabs\tnew\nlines\r\n, \u200bzero width, no\u00a0break, \u3000wide \x07 bell \ufffd",
+    "\U0001f642 \u2026 \u2014 (a-b) [x] {y} <z> 3,14 $5 50% e.g. don't http://a.b/c?d=e&f",
+)
 
 
 def has_transformers() -> bool:
@@ -135,6 +152,28 @@ def reference_tokenizer(checkpoint: Checkpoint) -> Callable[[Sequence[str]], lis
     return run
 
 
+def compare_token_ids(
+    checkpoint: Checkpoint, texts: Sequence[str], own: list[TokenIds]
+) -> tuple[dict[str, Any], list[TokenIds], list[str]]:
+    """Return a report on transformers' token ids, those ids (else our own), and problems."""
+    try:
+        if not has_transformers():
+            raise CheckpointError("transformers is not installed")
+        ids = reference_tokenizer(checkpoint)(texts)
+    except CheckpointError as error:
+        logger.warning("token ids are not compared with transformers': %s", error)
+        return {"reference": None, "reason": str(error)}, own, []
+    different = [i for i, row in enumerate(ids) if not np.array_equal(row, own[i])]
+    problems = []
+    if different:
+        first = different[0]
+        problems.append(
+            f"token ids of {len(different)} of {len(texts)} texts differ from transformers', as of "
+            f"{texts[first]!r:.60}: {own[first][:20].tolist()}, not {ids[first][:20].tolist()}"
+        )
+    return {"reference": "transformers", "texts": len(texts)}, ids, problems
+
+
 def sentence_transformers_vectors(checkpoint: Checkpoint, texts: Sequence[str]) -> Float32 | None:
     """Return sentence-transformers' own vectors, or None if it is not installed or has other modules."""
     if importlib.util.find_spec("sentence_transformers") is None or checkpoint.overridden:
@@ -151,6 +190,20 @@ def sentence_transformers_vectors(checkpoint: Checkpoint, texts: Sequence[str]) 
     return np.asarray(
         model.encode(list(texts), prompt="", batch_size=8, show_progress_bar=False), np.float32
     )
+
+
+def probe_texts(model: Embedder) -> list[str]:
+    """Return texts on which tokenizers differ: case, accents, scripts, added tokens, lengths."""
+    table = json.loads((model.artifact.directory / "tokenizer.json").read_text(encoding="utf-8"))
+    added = [entry["content"] for entry in table["added_tokens"]]
+    return [
+        *PROBES,
+        "far too long, " * model.max_seq_length,
+        *(
+            f"one {t} two{t}three {t.lower()} {t.upper()} {t}"
+            for t in [*added[:20], *added[20:][-20:]]
+        ),
+    ]
 
 
 def torch_reference(checkpoint: Checkpoint) -> Hidden:

@@ -1,4 +1,4 @@
-"""Tokenizer files of an artifact: tokenizer.json with all that transformers applies to it.
+"""tokenizer.json of a checkpoint, with all that transformers applies to it.
 
 transformers changes what it reads: settings of tokenizer_config.json replace those of tokenizer.json,
 and tokens of four other files are added. Its versions 4 (which edits tokenizer.json) and 5 (which
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,38 +18,20 @@ from typing import Any
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.reference import first_line, has_transformers
-from onnxsim_embed.export.weights import check_content, read_json, read_optional_json, write_json
+from onnxsim_embed.export.weights import check_content, read_json, read_optional_json
 
 logger = logging.getLogger(__name__)
 
-# Keys of special_tokens_map.json, with BERT's own tokens as defaults.
-SPECIAL_TOKENS = {
-    "bos_token": None,
-    "eos_token": None,
-    "unk_token": "[UNK]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "cls_token": "[CLS]",
-    "mask_token": "[MASK]",
-}
-ROBERTA_TOKENS = {
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "sep_token": "</s>",
-    "pad_token": "<pad>",
-    "cls_token": "<s>",
-    "mask_token": "<mask>",
-}
+# Keys of special_tokens_map.json, with the default tokens of BERT and of RoBERTa.
+_KEYS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+SPECIAL_TOKENS = dict(
+    zip(_KEYS, (None, None, "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True)
+)
+ROBERTA_TOKENS = dict(
+    zip(_KEYS, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True)
+)
 # Fields of an added token.
 TOKEN_FIELDS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-
-# Keys of tokenizer_config.json that fix a length, a padding or a path of the machine that saved it.
-STALE_KEYS = (
-    "max_length", "stride", "truncation_side", "truncation_strategy", "pad_to_multiple_of",
-    "padding_side", "pad_token_type_id", "name_or_path", "is_local", "local_files_only",
-    "special_tokens_map_file", "tokenizer_file",
-)  # fmt: skip
 
 # Default special tokens of the tokenizer classes whose settings are applied here, without "Fast".
 WORDPIECE = dict.fromkeys(
@@ -78,51 +59,14 @@ DEFAULT_CLASSES = {
 } | dict.fromkeys(("bert", "distilbert", "electra", "mobilebert", "nomic_bert"), "BertTokenizer")
 
 
-def write_tokenizer(checkpoint: Checkpoint, work: Path) -> None:
-    """Write tokenizer.json, its configuration and, for BERT, vocab.txt.
-
-    :raises CheckpointError: if the tokenizer cannot be read, contradicts itself or does not fit the
-        model.
-    """
-    source = _Source.read(checkpoint)
-    tokenizer = source.tokenizer()
-    if checkpoint.do_lower_case:
-        _prepend_lowercase(tokenizer)
-    config = {key: value for key, value in source.config.items() if key not in STALE_KEYS}
-    config["model_max_length"] = checkpoint.max_seq_length
-    direction = (tokenizer["truncation"] or {}).get("direction", "right")
-    side = source.config.get("truncation_side") or str(direction).lower()
-    tokenizer["truncation"] = tokenizer["padding"] = None
-    if side == "left":
-        config["truncation_side"] = side
-        tokenizer["truncation"] = {"direction": "Left", "max_length": checkpoint.max_seq_length,
-                                   "strategy": "LongestFirst", "stride": 0}  # fmt: skip
-    write_json(work / "tokenizer.json", tokenizer)
-    _check_ids(checkpoint, work / "tokenizer.json")
-    tokens, vocabulary = source.tokens, tokenizer["model"].get("vocab")
-    if isinstance(vocabulary, dict):
-        tokens = {k: t for k, t in SPECIAL_TOKENS.items() if t in vocabulary} | tokens
-    tokens = {key: tokens[key] for key in SPECIAL_TOKENS if key in tokens}
-    config |= tokens
-    config.setdefault("tokenizer_class", source.name)
-    write_json(work / "tokenizer_config.json", config)
-    write_json(work / "special_tokens_map.json", tokens)
-    if (checkpoint.transformer / "vocab.txt").is_file():
-        shutil.copyfile(checkpoint.transformer / "vocab.txt", work / "vocab.txt")
-    elif isinstance(vocabulary, dict) and tokenizer["model"].get("type") == "WordPiece":
-        words = {index: word for word, index in vocabulary.items()}
-        lines = [words.get(index, "") for index in range(max(words) + 1)]  # ids are line numbers
-        (work / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def _content(token: Any) -> str:  # noqa: ANN401
     """Return the text of a special token, which configurations hold bare or as an AddedToken."""
     return str(token["content"]) if isinstance(token, dict) else str(token)
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Tokenizer files of a checkpoint.
+class TokenizerFiles:
+    """Tokenizer files of a checkpoint; `kind` is the class's name without "Fast".
 
     `stated` is tokenizer_config.json with special_tokens_map.json, where transformers reads that;
     `tokens` are the special tokens with a name.
@@ -131,12 +75,13 @@ class _Source:
     checkpoint: Checkpoint
     name: str
     kind: str
-    config: Mapping[str, Any]
-    stated: Mapping[str, Any]
+    config: dict[str, Any]
+    stated: dict[str, Any]
     tokens: Mapping[str, str]
 
     @classmethod
-    def read(cls, checkpoint: Checkpoint) -> _Source:
+    def read(cls, checkpoint: Checkpoint) -> TokenizerFiles:
+        """Read the small files; raise CheckpointError for a class that is not supported."""
         directory = checkpoint.transformer
         config = read_optional_json(directory / "tokenizer_config.json")
         stated = config
@@ -336,7 +281,7 @@ def _from_transformers(checkpoint: Checkpoint) -> dict[str, Any]:
     return content
 
 
-def _prepend_lowercase(tokenizer: dict[str, Any]) -> None:
+def prepend_lowercase(tokenizer: dict[str, Any]) -> None:
     """Lower-case texts but not special tokens, as sentence-transformers' do_lower_case does."""
     old = tokenizer["normalizer"]
     steps = old["normalizers"] if old and old["type"] == "Sequence" else [old] if old else []
@@ -345,7 +290,7 @@ def _prepend_lowercase(tokenizer: dict[str, Any]) -> None:
         tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [lowercase, *steps]}
 
 
-def _check_ids(checkpoint: Checkpoint, written: Path) -> None:
+def check_ids(checkpoint: Checkpoint, written: Path) -> None:
     """Raise if the tokenizer cannot be read, or has an id without an embedding."""
     from tokenizers import Tokenizer
 

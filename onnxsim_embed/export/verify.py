@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +14,7 @@ import numpy.typing as npt
 from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.artifact.recipes import Recipe, find_recipe
-from onnxsim_embed.errors import CheckpointError, MissingExtraError
+from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.fidelity import (
     FIDELITY_THRESHOLDS,
@@ -26,10 +24,10 @@ from onnxsim_embed.export.fidelity import (
     row_cosines,
 )
 from onnxsim_embed.export.reference import (
+    compare_token_ids,
     has_torch,
-    has_transformers,
     numpy_reference,
-    reference_tokenizer,
+    probe_texts,
     reference_vectors,
     sentence_transformers_vectors,
     torch_reference,
@@ -42,8 +40,6 @@ from onnxsim_embed.runtime.session import Session
 Float32 = npt.NDArray[np.float32]
 Report = dict[str, Any]
 
-logger = logging.getLogger(__name__)
-
 # The portable file computes what the run-path file does but for rounding (a mask, other matrix
 # shapes), and int8 steps can fall either way on that.
 PORTABLE_THRESHOLDS = {"fp32": FIDELITY_THRESHOLDS["fp32"][1], "int8": 0.999, "fp16": 0.999}
@@ -51,18 +47,6 @@ PORTABLE_STEP = 10
 
 # Texts in a padded batch: enough for lengths to differ, few enough for a small machine.
 PADDED_TEXTS = 16
-
-# With these the added tokens and a text beyond the maximum length; see `probe_texts`.
-PROBES = (
-    "",
-    " ",
-    "  Leading, trailing  and double  spaces ",
-    "UPPER Case and MixedCase, \u0130stanbul STRASSE Stra\u00dfe",
-    "caf\u00e9 cafe\u0301 na\u00efve \u00dcn\u00efc\u00f6de \u00c5ngstr\u00f6m \ufb01ne \uff21\uff22",
-    "\u4f60\u597d\u4e16\u754c \u6f22\u5b57\u304b\u306a \ud55c\uad6d\uc5b4 \u0e44\u0e17\u0e22 \u0440\u0443\u0441\u0441\u043a\u0438\u0439",
-    "tabs\tnew\nlines\r\n, \u200bzero width, no\u00a0break, \u3000wide \x07 bell \ufffd",
-    "\U0001f642 \u2026 \u2014 (a-b) [x] {y} <z> 3,14 $5 50% e.g. don't http://a.b/c?d=e&f",
-)
 
 # Every fourth verification text goes through the reference of fp32, which runs one text at a time.
 REFERENCE_STEP = 4
@@ -147,7 +131,7 @@ def verify_fp32(
     probes = probe_texts(model)
     everything = [*texts, *probes]
     ids = model.token_ids(everything)
-    token_ids, ids, problems = _reference_ids(checkpoint, everything, ids)
+    token_ids, ids, problems = compare_token_ids(checkpoint, everything, ids)
     if not weights:
         name = "itself, padded"
         reference = padded_vectors(Session(artifact.open_file("fp32"), "cpu"), model, ids)
@@ -164,7 +148,7 @@ def verify_fp32(
         reference = whole
     report, vectors = _compare("fp32", model, texts, reference[: len(texts)], name)
     report["token_ids"] = token_ids
-    report["problems"] += problems
+    report["problems"] = problems + report["problems"]
     probed = model.encode(probes, prompt="")
     _require_equal(report, "fp32", reference[len(texts) :], probed, "of unusual texts", "probe")
     if weights:
@@ -174,42 +158,6 @@ def verify_fp32(
         for answer in recipe.known_answers:
             report["problems"] += check_known_answer(model, answer)
     return report
-
-
-def _reference_ids(
-    checkpoint: Checkpoint, texts: Sequence[str], own: list[npt.NDArray[np.int64]]
-) -> tuple[Report, list[npt.NDArray[np.int64]], list[str]]:
-    """Return a report on transformers' token ids, those ids (else our own), and problems."""
-    try:
-        if not has_transformers():
-            raise CheckpointError("transformers is not installed")
-        ids = reference_tokenizer(checkpoint)(texts)
-    except CheckpointError as error:
-        logger.warning("token ids are not compared with transformers': %s", error)
-        return {"reference": None, "reason": str(error)}, own, []
-    different = [i for i, row in enumerate(ids) if not np.array_equal(row, own[i])]
-    problems = []
-    if different:
-        first = different[0]
-        problems.append(
-            f"token ids of {len(different)} of {len(texts)} texts differ from transformers', as of "
-            f"{texts[first]!r:.60}: {own[first][:20].tolist()}, not {ids[first][:20].tolist()}"
-        )
-    return {"reference": "transformers", "texts": len(texts)}, ids, problems
-
-
-def probe_texts(model: Embedder) -> list[str]:
-    """Return texts on which tokenizers differ: case, accents, scripts, added tokens, lengths."""
-    table = json.loads((model.artifact.directory / "tokenizer.json").read_text(encoding="utf-8"))
-    added = [entry["content"] for entry in table["added_tokens"]]
-    return [
-        *PROBES,
-        "far too long, " * model.max_seq_length,
-        *(
-            f"one {t} two{t}three {t.lower()} {t.upper()} {t}"
-            for t in [*added[:20], *added[20:][-20:]]
-        ),
-    ]
 
 
 def verify_derived(

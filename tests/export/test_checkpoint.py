@@ -210,3 +210,30 @@ def test_one_tokenizer_file_is_enough(tiny):
     (tiny / "vocab.txt").unlink()
     with pytest.raises(CheckpointError, match=r"no tokenizer: .*tokenizer.json, vocab.txt"):
         open_checkpoint(tiny)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("weights", [True, False])
+def test_an_adapter_must_be_merged_first(tiny, name, weights):
+    (tiny / name).write_text("{}")
+    if not weights:
+        (tiny / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}.*merge_and_unload"):
+        open_checkpoint(tiny)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"transformer_task": "fill-mask"},
+        {"module_output_name": "sentence_embedding"},
+        {"query_length": 32},
+        {"processing_kwargs": {"text": {"max_length": 3}}},
+        {"tokenizer_name_or_path": "owner/other"},
+    ],
+    ids=str,
+)
+def test_settings_that_change_the_computation_are_rejected(tiny, setting):
+    change(tiny / "sentence_bert_config.json", **setting)
+    with pytest.raises(CheckpointError, match=min(setting)):
+        open_checkpoint(tiny)

@@ -90,6 +90,9 @@ def test_dropout_has_no_effect(tiny):
         ([("1_Pooling", "Pooling"), ("1_Pooling", "Pooling")], "Pooling"),
         ([("2_Normalize", "Normalize"), ("3_Dense", "Dense")], "Dense"),
         ([("1_Pooling", "Pooling"), ("2", "WeightedLayerPooling")], "WeightedLayerPooling"),
+        ([("1_Pooling", "my_code.Pooling")], "my_code.Pooling"),
+        ([("1_Pooling", "Pooling"), ("3", "my_code.Normalize")], "my_code.Normalize"),
+        ([("1_Pooling", "Pooling"), ("", "Transformer")], "Transformer"),
     ],
 )
 def test_a_module_that_cannot_be_exported_is_named(tiny, modules, name):
@@ -142,7 +145,11 @@ def test_dense_is_read_transposed_from_both_formats(dense):
     ("changes", "name"),
     [
         ({"use_residual": True}, "residual"),
-        ({"module_input_name": "token_embeddings"}, "Dense"),
+        ({"module_input_name": "token_embeddings"}, "token_embeddings"),
+        ({"module_output_name": "projected"}, "projected"),
+        ({"bias": False}, "linear.bias"),
+        ({"in_features": 33}, "33"),
+        ({"out_features": 15}, "16"),
         ({"activation_function": "torch.nn.Mish"}, "torch.nn.Mish"),
         ({"activation_function": None}, "None"),
     ],

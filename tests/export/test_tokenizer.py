@@ -87,3 +87,63 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_rejected(tiny, tmp_path
     write_json(tiny / "tokenizer.json", tokenizer_json(tokens))
     with pytest.raises(CheckpointError, match=rf"vocab_size {len(VOCABULARY)}"):
         export_model(tiny, tmp_path / "a", precisions=FP32)
+
+
+def special(**changes) -> dict:
+    fields = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    return fields | {"special": True} | changes
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}, "BertJapanese"),
+        (
+            "tokenizer_config.json",
+            {"tokenizer_class": "RobertaTokenizer"},
+            "model.type 'WordPiece'",
+        ),
+        ("tokenizer_config.json", {"unk_token": "[MASK]"}, "model.unk_token"),
+        ("tokenizer_config.json", {"cls_token": "[MASK]"}, "post_processor"),
+        ("tokenizer_config.json", {"split_special_tokens": True}, "split_special_tokens"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"5": special(content="x")}}, "holes"),
+        ("tokenizer.json", {"normalizer": None}, "normalizer.type None"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer"),
+        ("tokenizer.json", {"post_processor": None}, "post_processor"),
+        ("added_tokens.json", {"zzq1": 9999}, "'zzq1' has id 9999"),
+        ("special_tokens_map.json", {"additional_special_tokens": ["zzq1"]}, "'zzq1' has id"),
+    ],
+)
+def test_contradictions_and_unknown_classes_are_rejected(tiny, tmp_path, name, changes, message):
+    table = read(tiny / name) if (tiny / name).is_file() else {}
+    write_json(tiny / name, table | changes)
+    with pytest.raises(CheckpointError, match=message):
+        export_model(tiny, tmp_path / "a", precisions=FP32)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_token_missing_from_the_decoder_is_named(tiny, tmp_path):
+    decoder = {str(i): special(content=token) for i, token in enumerate(VOCABULARY[:5])}
+    config = read(tiny / "tokenizer_config.json") | {"added_tokens_decoder": decoder}
+    write_json(tiny / "tokenizer_config.json", config)
+    table = read(tiny / "tokenizer.json")
+    table["added_tokens"].append(special(id=9, content=VOCABULARY[9]))
+    write_json(tiny / "tokenizer.json", table)
+    with pytest.raises(CheckpointError, match=f"'{VOCABULARY[9]}' is not in the added_tokens_dec"):
+        export_model(tiny, tmp_path / "a", precisions=FP32)
+
+
+def test_the_largest_id_must_have_an_embedding(tiny, tmp_path):
+    table = read(tiny / "tokenizer.json")
+    del table["model"]["vocab"]["z"], table["model"]["vocab"]["y"]
+    table["model"]["vocab"]["zebra"] = len(VOCABULARY)
+    write_json(tiny / "tokenizer.json", table)
+    with pytest.raises(CheckpointError, match=f"'zebra' has id {len(VOCABULARY)}"):
+        export_model(tiny, tmp_path / "a", precisions=FP32)
+
+
+def test_an_overridden_setting_is_logged(tiny, tmp_path, caplog):
+    config = read(tiny / "tokenizer_config.json") | {"do_lower_case": False}
+    write_json(tiny / "tokenizer_config.json", config)
+    export_model(tiny, tmp_path / "a", precisions=FP32)
+    assert "lowercase" in caplog.text

@@ -1,15 +1,23 @@
 """Reports of verification, and the references it compares with."""
 
+import json
 import re
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from support import TEXTS, bert_config, bert_tensors, write_checkpoint
+from support import TEXTS, bert_config, bert_tensors, write_checkpoint, write_json
 
 from onnxsim_embed.artifact.manifest import Artifact
+from onnxsim_embed.errors import VerificationError
+from onnxsim_embed.export import export_model
 from onnxsim_embed.export.bert import ACTIVATIONS
 from onnxsim_embed.export.checkpoint import open_checkpoint
+from onnxsim_embed.export.fidelity import token_ids_note
 from onnxsim_embed.export.reference import numpy_reference, reference_vectors, torch_reference
+from onnxsim_embed.export.tokenizer import TokenizerFiles
 from onnxsim_embed.export.verify import verify_derived, verify_fp32
 
 
@@ -60,3 +68,40 @@ def test_another_checkpoint_is_a_problem_with_numbers(tmp_path, artifact):
     report = verify_fp32(Artifact.open(artifact), other, other.tensors(), texts=TEXTS)
     assert len(report["problems"]) == 2  # on the texts, and on unusual ones
     assert re.search(r"fp32 .*mean cosine -?0\.\d+ \(threshold", report["problems"][0])
+
+
+def test_other_token_ids_than_those_of_transformers_are_a_problem(
+    checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(TokenizerFiles, "_apply_settings", lambda *a: None)
+    directory = Path(shutil.copytree(checkpoint, tmp_path / "c"))
+    path = directory / "tokenizer_config.json"
+    write_json(path, json.loads(path.read_text()) | {"do_lower_case": False})
+    with pytest.raises(VerificationError, match=r"token ids of \d+ of \d+ texts differ"):
+        export_model(directory, tmp_path / "a", precisions=["fp32"])
+    monkeypatch.undo()
+    artifact = export_model(directory, tmp_path / "a", precisions=["fp32"])
+    original = open_checkpoint(checkpoint)
+    problems = verify_fp32(artifact, original, original.tensors(), texts=TEXTS)["problems"]
+    assert "token ids" in problems[0]
+
+
+def test_a_wrong_pooling_is_a_problem(checkpoint, tmp_path):
+    directory = Path(shutil.copytree(checkpoint, tmp_path / "c"))
+    artifact = export_model(directory, tmp_path / "a", precisions=["fp32"], pooling="cls")
+    original = open_checkpoint(directory)
+    report = verify_fp32(artifact, original, original.tensors(), texts=TEXTS)
+    assert report["token_ids"]["pipeline"] == "sentence-transformers"
+    assert "fp32 is not faithful to PyTorch" in report["problems"][0]
+
+
+def test_without_transformers_the_report_says_that_ids_were_not_compared(
+    checkpoint, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    artifact = export_model(checkpoint, tmp_path / "a", precisions=["fp32"])
+    report = artifact.manifest.verification
+    assert report["fp32"]["token_ids"]["reference"] is None
+    assert "not compared" in token_ids_note(report)
+    assert "not compared" in (artifact.directory / "README.md").read_text()
+    assert "token ids are not compared" in caplog.text

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
-from support import bert_config, bert_tensors, write_json
+from safetensors.numpy import load_file, save_file
+from support import bert_config, bert_tensors, write_checkpoint, write_json
 
 from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.export import export_model
+from onnxsim_embed.export.checkpoint import open_checkpoint
+from onnxsim_embed.export.reference import load_model
 from onnxsim_embed.export.weights import read_tensors
 
 WORD = "embeddings.word_embeddings.weight"
@@ -155,3 +158,39 @@ def test_a_damaged_safetensors_file_is_named(tmp_path, tensors, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=r"model.safetensors is not a readable safetensors"):
         read_tensors(tmp_path)
+
+
+def test_one_tensor_under_two_names_must_be_equal(tmp_path, tensors):
+    twin = {f"bert.{NORM}": tensors[NORM].copy()}
+    save_file(tensors | twin, tmp_path / "model.safetensors")
+    assert same(read_tensors(tmp_path), tensors)
+    twin[f"bert.{NORM}"][0] += 1
+    save_file(tensors | twin, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"two different tensors '{NORM}'"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "config.json", "vocab.txt"]
+)
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    directory = write_checkpoint(tmp_path / "c")
+    if name == "vocab.txt":
+        (directory / "tokenizer.json").unlink()
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 133466304\n"
+    (directory / name).write_text(pointer)
+    with pytest.raises(CheckpointError, match=f"{name} is a git-lfs pointer"):
+        export_model(directory, tmp_path / "a", precisions=["fp32"])
+
+
+@pytest.mark.parametrize("prefix", ["model.", "0.auto_model."])
+def test_prefixed_weights_export_and_the_reference_has_them(tmp_path, prefix):
+    directory = write_checkpoint(tmp_path / "c")
+    tensors = load_file(directory / "model.safetensors")
+    save_file({prefix + k: v for k, v in tensors.items()}, directory / "model.safetensors")
+    report = export_model(directory, tmp_path / "a", precisions=["fp32"]).manifest.verification
+    assert (report["fp32"]["reference"], report["fp32"]["problems"]) == ("PyTorch", [])
+    incomplete = {prefix + k: v for k, v in tensors.items() if k != NORM}
+    save_file(incomplete, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match=NORM):
+        load_model(open_checkpoint(directory))
