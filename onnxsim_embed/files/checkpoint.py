@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -60,6 +59,7 @@ class Checkpoint:
         self.directory = self.target.parent / f".{target.name}.{self.suffix}"
         self.journal_name = str(self.directory / JOURNAL)
         self.replaces = False
+        self._replaced = self.directory / "old"  # the target while another takes its place
         self._settings: Settings = {}
 
     def __enter__(self) -> Self:
@@ -81,12 +81,7 @@ class Checkpoint:
             self._replaced.rename(self.target)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Release the lock, and remove the directory if there is nothing to continue from."""
         empty = not (self.directory / JOURNAL).exists()
         if empty:
@@ -107,32 +102,26 @@ class Checkpoint:
             journal: dict[str, Any] = json.loads(content)
             if not isinstance(self._settings_in(journal), dict):
                 raise ValueError("no settings")
+            version = journal.get("format_version", self.format_version)
+            if version != self.format_version:
+                raise ValueError(f"format version {version}, expected {self.format_version}")
             for name, kind in self.progress.items():
                 value: Any = journal[name]
                 if type(value) is not kind or (kind is int and not 0 < value < 1 << 62):
                     raise ValueError(f"{name}: {value!r:.60}")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TableError(
-                f"{self.journal_name} is damaged ({error}), so that run cannot be continued: start over "
-                "with force=True"
+                f"{self.journal_name} is damaged or of another version ({error}): start over with force=True"
             ) from None
-        version = journal.get("format_version", self.format_version)
-        if version != self.format_version:
-            raise TableError(
-                f"{self.journal_name} has format version {version}, expected {self.format_version}: "
-                "start over with force=True"
-            )
         return journal
 
     def _load(self) -> bytes | None:
-        """Return the content of the journal, None if there is none."""
         path = self.directory / JOURNAL
         if not path.exists() or not (self.directory / (self.data or JOURNAL)).exists():
             return None
         return path.read_bytes()
 
     def _store(self, journal: dict[str, Any]) -> None:
-        """Write the journal durably."""
         with write_errors(self.name):
             write_json(self.directory / JOURNAL, journal)
 
@@ -194,11 +183,6 @@ class Checkpoint:
     def complete(self) -> None:
         """Drop the journal of a run whose output is in place."""
         (self.directory / JOURNAL).unlink(missing_ok=True)
-
-    @property
-    def _replaced(self) -> Path:
-        """Where the directory at the target lies while another takes its place."""
-        return self.directory / "old"
 
 
 def differing_settings(found: Settings, settings: Settings) -> str:
@@ -271,8 +255,8 @@ class EmbeddingCheckpoint(Checkpoint):
         self._stream.truncate(end)
         self._stream.seek(end)
 
-    def __exit__(self, *raised: Any) -> None:  # noqa: ANN401
-        """Close the rows, then as every checkpoint."""
+    def __exit__(self, *raised: object) -> None:
+        """See `Checkpoint`."""
         if hasattr(self, "_stream"):
             self._stream.close()
         super().__exit__(*raised)

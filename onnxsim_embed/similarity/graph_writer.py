@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -96,6 +96,7 @@ def write_graph(
     array = np.asarray(vectors)
     check_vectors(array)
     settings = graph_settings(len(array), threshold, k, include_self, partial(digest, array))
+    threshold, k = settings["threshold"], settings["k"]
     budget = MemoryBudget(max_memory)
     with checkpoint:
         journal = checkpoint.resume(settings, force)
@@ -108,12 +109,19 @@ def write_graph(
         pairs = AllPairs(units, units, block_bytes)
         if journal is None:
             rows = min(SHARD_PAIRS // max(1, units.rows), units.rows)
-            shard_rows = max(1, min(rows, budget.max_rows(units, settings["threshold"], k)))
-            checkpoint.record(part_rows=shard_rows)
+            rows = max(1, min(rows, budget.max_rows(units, threshold, k)))
+            checkpoint.record(part_rows=rows)
         else:
-            shard_rows = journal["part_rows"]
-        writer = _ShardWriter(checkpoint, pairs, budget, settings)
-        shards = writer.write_missing(shard_rows, show_progress_bar)
+            rows = journal["part_rows"]
+
+        def compare(rows: slice) -> Iterator[RowPairs]:
+            if k is not None:
+                return map(by_column, pairs.top_k(k, skip_self=True, rows=rows))
+            counter = pair_counter(budget.max_entries(units, units), threshold, ADVICE)
+            return pairs.above(threshold, upper=True, rows=rows, on_pairs=counter)
+
+        with Progress(units.rows, show_progress_bar) as progress:
+            shards = checkpoint.write_missing(compare, rows, units.rows, progress)
         checkpoint.finish(shards, None if threshold is None else units.diagonal(threshold))
     return open_graph(checkpoint.target)
 
@@ -160,6 +168,38 @@ class GraphCheckpoint(Checkpoint):
             self.shards.mkdir(exist_ok=True)
         super().record(**progress)
 
+    def write_missing(
+        self,
+        compare: Callable[[slice], Iterator[RowPairs]],
+        shard_rows: int,
+        total: int,
+        progress: Progress,
+    ) -> list[GraphShard]:
+        """Return all shards, after writing those that do not exist."""
+        shards: list[GraphShard] = []
+        first = 0
+        while first < total:
+            path = self.shards / shard_file(len(shards))
+            pointers = row_pointers(path, total - first)
+            rows = min(shard_rows, total - first)
+            while pointers is None:
+                try:
+                    found = map(progress.count, compare(slice(first, first + rows)))
+                    matrix = build_matrix(found, total)
+                except ResultTooLargeError:  # these rows have more pairs than usual
+                    if rows == 1:
+                        raise
+                    rows = (rows + 1) // 2
+                    progress.move(first)
+                    continue
+                with write_errors(self.target):
+                    write_shard(path, matrix)
+                pointers = matrix.indptr
+            shards.append(GraphShard(path.name, first, len(pointers) - 1, int(pointers[-1])))
+            first += shards[-1].rows
+            progress.move(first)
+        return shards
+
     def finish(self, shards: list[GraphShard], diagonal: npt.NDArray[np.float32] | None) -> None:
         """Write the index, and move the graph to its target.
 
@@ -180,62 +220,6 @@ class GraphCheckpoint(Checkpoint):
             for path in self.shards.glob(".*.partial"):  # an interrupted write of a killed process
                 path.unlink()
         self.publish(self.shards)
-
-
-class _ShardWriter:
-    """Writes the missing shards of a graph, each within the memory budget."""
-
-    def __init__(
-        self,
-        checkpoint: GraphCheckpoint,
-        pairs: AllPairs,
-        budget: MemoryBudget,
-        settings: Mapping[str, Any],
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._pairs = pairs
-        self._budget = budget
-        self._threshold, self._k = settings["threshold"], settings["k"]
-
-    def write_missing(self, shard_rows: int, show_progress_bar: bool) -> list[GraphShard]:
-        """Return all shards, after writing those that do not exist."""
-        total = self._pairs.left.rows
-        shards: list[GraphShard] = []
-        first = 0
-        with Progress(total, show_progress_bar) as progress:
-            while first < total:
-                path = self._checkpoint.shards / shard_file(len(shards))
-                pointers = row_pointers(path, total - first)
-                if pointers is None:
-                    matrix = self._compare(first, min(shard_rows, total - first), progress)
-                    with write_errors(self._checkpoint.target):
-                        write_shard(path, matrix)
-                    pointers = matrix.indptr
-                shards.append(GraphShard(path.name, first, len(pointers) - 1, int(pointers[-1])))
-                first += shards[-1].rows
-                progress.move(first)
-        return shards
-
-    def _compare(self, first: int, rows: int, progress: Progress) -> sparse.csr_array:
-        """Return the matrix of rows from `first` on, of fewer rows if theirs does not fit."""
-        while True:
-            try:
-                found = self._found(slice(first, first + rows))
-                return build_matrix(map(progress.count, found), self._pairs.right.rows)
-            except ResultTooLargeError:
-                if rows == 1:
-                    raise
-            rows = (rows + 1) // 2
-            progress.move(first)
-
-    def _found(self, rows: slice) -> Any:  # noqa: ANN401 - an iterator of RowPairs
-        pairs = self._pairs
-        if self._k is not None:
-            return map(by_column, pairs.top_k(self._k, skip_self=True, rows=rows))
-        counter = pair_counter(
-            self._budget.max_entries(pairs.left, pairs.right), self._threshold, ADVICE
-        )
-        return pairs.above(self._threshold, upper=True, rows=rows, on_pairs=counter)
 
 
 def graph_settings(
