@@ -64,9 +64,10 @@ def cluster(address: str | None = None) -> Iterator[None]:
             "include_dashboard": False,
             "num_cpus": max(1, available_cpus()),
         }
+    # Else Ray's core prints a warning for each pool of actors.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
-        with _quiet_core():
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         action = f"connect to a Ray cluster at {address}" if address else "start Ray"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -88,20 +89,6 @@ def _check_reachable(address: str | None) -> None:
         raise OnnxsimEmbedError(
             f"cannot connect to a Ray cluster at {address}: {error}; is it running (ray start --head)?"
         ) from None
-
-
-@contextmanager
-def _quiet_core() -> Iterator[None]:
-    """Let Ray's core print no line for each actor pool, unless the user has set the level of its log."""
-    name = "RAY_BACKEND_LOG_LEVEL"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "fatal"
-    try:
-        yield
-    finally:
-        del os.environ[name]
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,37 +74,52 @@ def kill(process: psutil.Process) -> None:
     process.send_signal(signal.SIGKILL)
 
 
+class Watcher(threading.Thread):
+    """A thread that calls a function again and again while a block runs, until it returns something."""
+
+    def __init__(self, function: Callable[[], Any], seconds: float) -> None:
+        super().__init__(daemon=True)
+        self._function, self._seconds = function, seconds
+        self._over = threading.Event()
+        self.result: Any = None
+        self.errors: list[BaseException] = []
+
+    def run(self) -> None:
+        while not self._over.wait(self._seconds):
+            try:
+                self.result = self._function()
+            except Exception as error:
+                self.errors.append(error)
+            if self.result:
+                return
+
+    def __enter__(self) -> Watcher:
+        self.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._over.set()
+        self.join()
+
+
 @contextmanager
 def meanwhile(ready: Callable[[], Any], act: Callable[[Any], object]) -> Iterator[None]:
     """While the block runs, wait until there is something, and do something with it, once.
 
     Fails if it was never there.
     """
-    over = threading.Event()
-    done: list[bool] = []
-    errors: list[BaseException] = []
 
-    def watch() -> None:
-        try:
-            while not over.is_set():
-                if found := ready():
-                    act(found)
-                    done.append(True)
-                    return
-                time.sleep(0.01)
-        except BaseException as error:
-            errors.append(error)
+    def watch() -> bool:
+        if not (found := ready()):
+            return False
+        act(found)
+        return True
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with Watcher(watch, 0.01) as watcher:
         yield
-    finally:
-        over.set()
-        thread.join()
-    if errors:
-        raise errors[0]
-    assert done, "the run ended before there was anything to kill"
+    if watcher.errors:
+        raise watcher.errors[0]
+    assert watcher.result, "the run ended before there was anything to kill"
 
 
 def count(directory: Path, pattern: str) -> int:
@@ -126,7 +140,6 @@ class Use:
     stored: int = 0
     spilled: int = 0
     samples: int = 0
-    _over: threading.Event = field(default_factory=threading.Event)
 
     def sample(self) -> None:
         sizes = []
@@ -156,20 +169,6 @@ def file_size(path: Path) -> int:
 def watched() -> Iterator[Use]:
     """Sample the use of memory while the block runs."""
     use = Use()
-    errors: list[BaseException] = []
-
-    def watch() -> None:
-        while not use._over.wait(0.2):
-            try:
-                use.sample()
-            except Exception as error:
-                errors.append(error)  # the driver has just disconnected
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with Watcher(use.sample, 0.2) as watcher:  # errors: the driver has just disconnected
         yield use
-    finally:
-        use._over.set()
-        thread.join()
-    assert use.samples > 5, errors[-1:]
+    assert use.samples > 5, watcher.errors[-1:]

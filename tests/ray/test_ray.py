@@ -15,10 +15,12 @@ pytest.importorskip("ray")
 import onnxsim_embed
 from onnxsim_embed import Embedder, similarity_matrix
 from onnxsim_embed.errors import OnnxsimEmbedError, TableError
-from onnxsim_embed.files.vector_directory import open_vectors
+from onnxsim_embed.files.locations import Directory
+from onnxsim_embed.files.vector_directory import VectorDirectory, open_vectors
 from onnxsim_embed.ray import cluster, encode_dataset, encode_files, graph, write_graph
 from onnxsim_embed.ray.connection import Actors, plan_actors
 from onnxsim_embed.ray.encoder import PackedModel, prepare_model
+from onnxsim_embed.ray.shards import ShardCheckpoint, check_owner
 from onnxsim_embed.similarity.memory import PEAK_ENTRY_BYTES
 
 pytestmark = [
@@ -111,40 +113,66 @@ def test_what_is_done_is_not_done_again(encoded, model, tmp_path):
     assert (again.rows_found, again.actors) == (90, None)
 
 
-def test_another_job_s_directory_is_refused(encoded, model, tmp_path):
+def test_a_directory_of_another_run_is_rejected(encoded, model, tmp_path):
     directory, _, done = encoded
-    target = directory / "vectors"
-    with pytest.raises(ValueError, match=r"other settings \(part_rows: 20, now 30\)"):
-        encode_files(directory / "part*.csv", target, model, column="text", part_rows=30)
-    with pytest.raises(ValueError, match=r"max_seq_length: 48, now 9"):
-        encode_files(
-            directory / "part*.csv", target, model, column="text", part_rows=20, max_seq_length=9
-        )
-    with pytest.raises(ValueError, match="rows: 90, now 82"):
-        encode_files(directory / "part2.csv", target, model, column="text", part_rows=20)
+    for source, options, message in [
+        ("part*.csv", {"part_rows": 30}, r"\(part_rows: 20, now 30\)"),
+        ("part*.csv", {"max_seq_length": 9}, "max_seq_length: 48, now 9"),
+        ("part2.csv", {}, "rows: 90, now 82"),
+    ]:
+        arguments = {"column": "text", "part_rows": 20} | options
+        with pytest.raises(ValueError, match=message):
+            encode_files(directory / source, directory / "vectors", model, **arguments)
     (tmp_path / "other.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="choose another directory"):
         encode_files(directory / "part2.csv", tmp_path, model, column="text", force=True)
-    assert np.array_equal(open_vectors(target).read(), done.vectors.read())
+    assert np.array_equal(open_vectors(directory / "vectors").read(), done.vectors.read())
 
 
 def test_force_starts_over(encoded, model, tmp_path):
     directory, texts, _ = encoded
     target = tmp_path / "vectors"
     shutil.copytree(directory / "vectors", target)
-    done = encode_files(
-        directory / "part0.csv",
-        target,
-        model,
-        column="text",
-        id_column="name",
-        part_rows=4,
-        force=True,
-    )
+    options = {"column": "text", "id_column": "name", "part_rows": 4, "force": True}
+    done = encode_files(directory / "part0.csv", target, model, **options)
     assert done.vectors.ids() == ["n0", "n1", "n2", "n3", "n4"]
     assert np.array_equal(open_vectors(target).read(), model.encode(texts[:5]))
-    assert [part.rows for part in done.vectors.shards] == [4, 1]
-    assert len(list(target.glob("part-*"))) == 2
+    assert [shard.rows for shard in done.vectors.shards] == [4, 1]
+    assert sorted(path.name for path in target.iterdir()) == [
+        "index.json", "job.json", "part-00000.parquet", "part-00001.parquet",
+    ]  # fmt: skip
+
+
+def test_two_runs_do_not_write_one_directory(encoded, model, tmp_path):
+    directory, _, _ = encoded
+    output = Directory(tmp_path / "vectors")
+    with (
+        ShardCheckpoint(output, output.local),
+        pytest.raises(TableError, match="another process"),
+    ):
+        encode_files(directory / "part0.csv", tmp_path / "vectors", model, force=True)
+
+
+def test_the_last_run_takes_over_where_there_are_no_locks(tmp_path):
+    """As in an object store: the earlier run can neither finish nor write a shard."""
+    output = Directory(tmp_path / "vectors")
+    first, second = ShardCheckpoint(output, None), ShardCheckpoint(output, None)
+    with first, second:
+        first.resume({"input": "a"})
+        with pytest.raises(ValueError, match="input: a, now b"):
+            second.resume({"input": "b"})
+        check_owner(output, first.token)
+        output.write("part-00000.parquet", b"")
+        second.resume({"input": "b"}, force=True)
+        assert output.names() == [".owner", "job.json"]
+        check_owner(output, second.token)
+        with pytest.raises(TableError, match="another process"):
+            check_owner(output, first.token)
+        with pytest.raises(TableError, match="another process"):
+            first.finish(VectorDirectory(output, 4, (), None), 0)
+    output.delete(".owner")
+    with pytest.raises(TableError, match="another process"):
+        check_owner(output, second.token)
 
 
 POISON = [
@@ -158,61 +186,45 @@ POISON = [
 ]
 
 
-@pytest.fixture
-def poisoned(tmp_path):
-    path = tmp_path / "texts.jsonl"
+def test_rows_without_a_usable_text_are_reported(model, artifact, run, tmp_path):
+    path, target = tmp_path / "texts.jsonl", tmp_path / "vectors"
     path.write_text("".join(json.dumps(row) + "\n" for row in POISON))
-    return path
-
-
-def test_rows_without_a_usable_text_are_reported_and_stop_no_others(
-    poisoned, model, artifact, run, tmp_path
-):
-    target = tmp_path / "vectors"
-    done = encode_files(poisoned, target, model, column="text", id_column="id", part_rows=4)
+    options = {"column": "text", "id_column": "id", "part_rows": 4}
+    done = encode_files(path, target, model, **options)
     assert done.vectors.ids() == [7, 10, 11]
-    told = {remark.id: (remark.reason, remark.encoded) for remark in done.remarks}
-    assert told[8] == ("no text (null)", False)
-    assert told[9] == ("no text but 3.5", False)
-    assert told[11][0].startswith("a text of 10,000,000 characters")
-    assert told[11][1]
-    assert "surrogate" in told[12][0]
-    assert not told[12][1]
-    assert told[13] == told[8]
+    found = {entry.id: (entry.reason, entry.encoded) for entry in done.remarks}
+    assert found[8] == found[13] == ("no text (null)", False)
+    assert found[9] == ("no text but 3.5", False)
+    assert "10,000,000 characters" in found[11][0]
+    assert "surrogate" in found[12][0]
+    assert [found[name][1] for name in (11, 12)] == [True, False]
     lines = (target / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [8, 9, 11, 12, 13]
     assert np.array_equal(done.vectors.read(), model.encode([POISON[i]["text"] for i in (0, 3, 4)]))
     # A search names rows as the input does.
     _, out, _ = run("search", "a road", "--in", target, "-m", artifact, "-k", 1, "-q")
     assert out.split()[2] == "10"
-    # What is said of rows outlives the run that found it.
-    again = encode_files(poisoned, target, model, column="text", id_column="id", part_rows=4)
-    assert {remark.id for remark in again.remarks} == {8, 9, 11, 12, 13}
+    again = encode_files(path, target, model, **options)  # diagnostics outlive the run
+    assert {entry.id for entry in again.remarks} == {8, 9, 11, 12, 13}
     assert again.rows_found == 7
-
-
-def test_rows_without_a_usable_text_stop_all_where_asked(poisoned, model, tmp_path):
     with pytest.raises(TableError, match="row 8 holds no text"):
-        encode_files(
-            poisoned, tmp_path / "v", model, column="text", id_column="id", on_error="raise"
-        )
+        encode_files(path, tmp_path / "v", model, on_error="raise", **options)
 
 
-def test_mistakes_are_told_in_our_words(encoded, model, tmp_path):
+def test_mistakes_are_errors_without_ray_s_words(encoded, model, tmp_path):
     directory, _, _ = encoded
-    with pytest.raises(ValueError, match="no column 'nope'; it has: name, text"):
-        encode_files(directory / "part0.csv", tmp_path / "v", model, column="nope")
-    with pytest.raises(ValueError, match="on_error must be one of skip, raise"):
-        encode_files(directory / "part0.csv", tmp_path / "v", model, on_error="ignore")
-    with pytest.raises(FileExistsError, match="holds texts to encode"):
-        encode_files(directory / "part0.csv", directory, model, column="text")
     (tmp_path / "above/below").mkdir(parents=True)
     shutil.copy(directory / "part0.csv", tmp_path / "above/below")
     above = f"file://{tmp_path}/above"
-    with pytest.raises(FileExistsError, match="holds texts to encode"):
-        encode_files(f"{above}/below/part0.csv?x=1", f"{above}?x=1", model, column="text")
-    with pytest.raises(FileNotFoundError, match="no directory"):
-        encode_files(directory / "part0.csv", tmp_path / "a/b/c", model, column="text")
+    for source, target, options, error, message in [
+        (directory / "part0.csv", tmp_path / "v", {"column": "no"}, ValueError, "it has: name, text"),
+        (directory / "part0.csv", tmp_path / "v", {"on_error": "ignore"}, ValueError, "on_error"),
+        (directory / "part0.csv", directory, {}, FileExistsError, "holds texts"),
+        (f"{above}/below/part0.csv?x=1", f"{above}?x=1", {}, FileExistsError, "holds texts"),
+        (directory / "part0.csv", tmp_path / "a/b/c", {}, FileNotFoundError, "no directory"),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=message):
+            encode_files(source, target, model, **{"column": "text"} | options)
     assert not (tmp_path / "v").exists()
 
 
@@ -358,14 +370,15 @@ def test_a_row_of_nan_is_named(vectors, tmp_path):
         write_graph(tmp_path / "v.npy", tmp_path / "g", threshold=0.5, block_rows=100)
 
 
-def test_graphs_refuse_what_they_cannot_do(vectors, tmp_path):
-    with pytest.raises(ValueError, match="either threshold or k"):
-        write_graph(vectors, tmp_path / "g")
-    with pytest.raises(ValueError, match="block_rows must be positive"):
-        write_graph(vectors, tmp_path / "g", k=3, block_rows=0)
-    with pytest.raises(ValueError, match="k must be from 1 to 299"):
-        write_graph(vectors, tmp_path / "g", k=300)
-    with pytest.raises(FileNotFoundError, match="no file or directory"):
+def test_invalid_arguments_of_graphs(vectors, tmp_path):
+    for options, message in [
+        ({}, "either threshold or k"),
+        ({"k": 3, "block_rows": 0}, "block_rows"),
+        ({"k": 300}, "from 1 to 299"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            write_graph(vectors, tmp_path / "g", **options)
+    with pytest.raises(FileNotFoundError):
         write_graph(tmp_path / "v.parquet", tmp_path / "g", k=3)
     (tmp_path / "v.parquet").touch()
     with pytest.raises(ValueError, match=r"\.npy file"):
@@ -407,7 +420,7 @@ def test_the_commands_do_both(artifact, run, texts_csv, tmp_path):
     assert np.array_equal(onnxsim_embed.open_graph(graph_target).to_matrix().toarray(), expected)
     code, out, _ = run("info", target)
     assert code == 0
-    assert "rows        12" in out
+    assert out.splitlines()[1].split() == ["rows", "12"]
     code, out, _ = run(
         "encode", texts_csv, "--engine", "ray", "-c", "text", "-m", artifact, "-o", target
     )
@@ -415,32 +428,20 @@ def test_the_commands_do_both(artifact, run, texts_csv, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (
-            ["encode", "t.csv", "-o", "v", "--engine", "spark"],
-            "unknown engine 'spark'",
-        ),
-        (["encode", "-", "-o", "v", "--engine", "ray"], "standard input"),
-        (["encode", "t.csv", "-o", "v.npy", "--engine", "ray"], "without a suffix"),
-        (
-            ["encode", "t.csv", "-o", "v", "--engine", "ray", "--dtype", "int8"],
-            "--dtype cannot be combined",
-        ),
-        (
-            ["encode", "t.csv", "-o", "v.npy", "--id-column", "n"],
-            "--id-column requires --engine ray",
-        ),
-        (["similarity", "v", "-o", "m.npz", "--engine", "ray"], "without a suffix"),
-        (
-            ["similarity", "v", "-o", "m", "--engine", "ray", "--estimate"],
-            "--estimate cannot be combined",
-        ),
+        ("encode t.csv -o v --engine spark", "'spark'"),
+        ("encode - -o v --engine ray", "standard input"),
+        ("encode t.csv -o v.npy --engine ray", "directory"),
+        ("encode t.csv -o v --engine ray --dtype int8", "--dtype"),
+        ("encode t.csv -o v.npy --id-column n", "--id-column"),
+        ("similarity v -o m.npz --engine ray", "directory"),
+        ("similarity v -o m --engine ray --estimate", "--estimate"),
     ],
 )
-def test_what_the_engine_does_not_do_is_refused(refuse, arguments, told, tmp_path, monkeypatch):
+def test_options_that_the_engine_does_not_have(refuse, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert told in refuse(*arguments)
+    assert message in refuse(*arguments.split())
 
 
 # processors
