@@ -34,6 +34,13 @@ from onnxsim_embed.errors import OnnxsimEmbedError
 
 WRONG_CALL, FAILED, INTERNAL_FAULT, INTERRUPTED = 2, 1, 70, 130  # exit codes
 
+PHRASES = {  # of library errors whose option is not named like the argument
+    "header=False": "--no-header",
+    "pass one as column": "choose one with --column",
+    "pass column": "pass --column",
+    "onnxsim_embed.export.export_model": "onnxsim-embed export",
+}
+
 app = typer.Typer(
     name="onnxsim-embed",
     help="Fast, faithful sentence embeddings on the CPU, and exact similarity graphs.",
@@ -152,10 +159,13 @@ def name_options(message: str) -> str:
         option, value = options.get(match[1]), match[2]
         if option is None or (value is None and "_" not in match[1]):
             return match[0]
-        return option if value in (None, "True") else f"{option} {value}"
+        return option if value in (None, "True") else f"{option} {value}".replace("'", "")
 
-    return re.sub(
+    message = re.sub(
         r"(?<![\w./'\"-])([a-z]+(?:_[a-z]+)*)(?:=(\w+|'[^']*'|\.\.\.))?(?![\w/'\"=-])",
         replace,
         message,
     )
+    for words, option in PHRASES.items():
+        message = message.replace(words, option)
+    return message

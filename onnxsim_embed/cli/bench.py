@@ -13,7 +13,7 @@ import typer
 from typer import Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.texts import read_texts
+from onnxsim_embed.cli.texts import TextFile
 
 
 def bench(
@@ -22,6 +22,9 @@ def bench(
         None, help="Your texts; default: documentation of installed packages."
     ),
     column: options.Column = None,
+    delimiter: options.Delimiter = None,
+    no_header: options.NoHeader = False,
+    on_error: options.OnError = "fail",
     against: str = Option(
         "installed",
         help="Peers: torch, st-torch, st-onnx[-O3|-qint8], st-openvino[-static], fastembed; or installed, all, none.",
@@ -57,9 +60,8 @@ def bench(
         check_output(output / "text.json", force)
     python = peer_python or sys.executable
     peers = measure.choose_peers(against, python)
-    known = list(
-        dict.fromkeys(measure.documentation() if texts is None else read_texts(texts, column))
-    )
+    source = TextFile(str(texts), column, None, delimiter, no_header, on_error, quiet)
+    known = list(dict.fromkeys(measure.documentation() if texts is None else source.read()))
     result = measure.run(
         model, known[:: max(1, len(known) // most)][:most], peers, python, chosen, checkpoint, sts,
         threads or available_cpus(), rounds, patience,

@@ -12,7 +12,7 @@ from typer import Argument, Option
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.dedupe import row_vectors
 from onnxsim_embed.cli.output import check_table
-from onnxsim_embed.cli.texts import read_texts
+from onnxsim_embed.cli.texts import TextFile
 
 
 def cluster(
@@ -36,6 +36,9 @@ def cluster(
     precision: options.Precision = "auto",
     threads: options.Threads = None,
     file_format: options.Format = None,
+    delimiter: options.Delimiter = None,
+    no_header: options.NoHeader = False,
+    on_error: options.OnError = "fail",
     force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -53,21 +56,19 @@ def cluster(
     from onnxsim_embed.similarity.clustering import communities, component_groups
 
     started = time.perf_counter()
-    texts = read_texts(file, column, file_format)
+    source = TextFile(file, column, file_format, delimiter, no_header, on_error, quiet)
+    texts = source.read()
+    rows = source.rows
     find = communities if method == "communities" else component_groups
     groups = find(
         row_vectors(vectors, texts, model, precision, threads, quiet), threshold, min_size
     )
-    members = [
-        (int(row), number, rank)
-        for number, group in enumerate(groups)
-        for rank, row in enumerate(group, start=1)
-    ]
+    members = [row for group in groups for row in group]
     columns: dict[str, Any] = {
-        "row": [row for row, _, _ in members],
-        "cluster": [number for _, number, _ in members],
-        "rank": [rank for _, _, rank in members],
-        "text": [texts[row] for row, _, _ in members],
+        "row": [rows[row] for row in members],
+        "cluster": [number for number, group in enumerate(groups) for _ in group],
+        "rank": [rank for group in groups for rank in range(1, len(group) + 1)],
+        "text": [texts[row] for row in members],
     }
     write_rows(columns, output)
     if not quiet:
@@ -76,4 +77,4 @@ def cluster(
             f"in {time.perf_counter() - started:.2f} s."
         )
         for group in groups[:show]:
-            typer.echo(f"{len(group):>7,} rows  {group[0]}: {shorten(texts[group[0]])}")
+            typer.echo(f"{len(group):>7,} rows  {rows[group[0]]}: {shorten(texts[group[0]])}")

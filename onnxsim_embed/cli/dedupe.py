@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import check_table, counted
-from onnxsim_embed.cli.texts import encode_texts, load, read_texts
+from onnxsim_embed.cli.texts import TextFile, encode_texts, load
 from onnxsim_embed.files.atomic import atomic_file
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ def dedupe(
     precision: options.Precision = "auto",
     threads: options.Threads = None,
     file_format: options.Format = None,
+    delimiter: options.Delimiter = None,
+    no_header: options.NoHeader = False,
+    on_error: options.OnError = "fail",
     force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -49,18 +52,22 @@ def dedupe(
     from onnxsim_embed.similarity.clustering import deduplicate
 
     started = time.perf_counter()
-    texts = read_texts(file, column, file_format)
-    write = row_writer(file, file_format, output.suffix[1:], len(texts))
+    source = TextFile(file, column, file_format, delimiter, no_header, on_error, quiet)
+    texts = source.read()
+    write = row_writer(
+        file, file_format, output.suffix[1:], len(texts), delimiter=delimiter, header=not no_header,
+        skipped=source.report.skipped,
+    )  # fmt: skip
     result = deduplicate(row_vectors(vectors, texts, model, precision, threads, quiet), threshold)
     with atomic_file(output) as work:
         write(work, result.kept)
     message = f"Kept {len(result.kept):,} of {len(texts):,} rows -> {output}"
     if groups is not None:
-        members = result.groups()
+        members, numbers = result.groups(), source.rows
         rows = [int(row) for group in members for row in group]
         columns: dict[str, Any] = {
-            "row": rows,
-            "kept": result.first[rows],
+            "row": [numbers[row] for row in rows],
+            "kept": [numbers[row] for row in result.first[rows]],
             "score": digits(result.scores[rows]),
             "text": [texts[row] for row in rows],
         }

@@ -15,7 +15,7 @@ from typer import Argument, Option
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import counted, on_terminal
 from onnxsim_embed.cli.ray import encode_on_ray
-from onnxsim_embed.cli.texts import load, open_texts, print_report
+from onnxsim_embed.cli.texts import TextFile, load, print_report
 from onnxsim_embed.files.atomic import atomic_file, check_output
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def encode(
     normalize: bool = Option(False, "--normalize", help="Scale each vector to L2 norm 1."),
     report: Path | None = Option(None, help="Write counts and the time of each stage, .json."),
     file_format: options.Format = None,
+    delimiter: options.Delimiter = None,
+    no_header: options.NoHeader = False,
+    on_error: options.OnError = "fail",
     engine: options.Engine = None,
     address: options.Address = None,
     id_column: str | None = Option(
@@ -105,7 +108,8 @@ def encode(
         _check_report(report, target, force)
     check_format(dtype, ranges is not None)
     limits = None if ranges is None else read_vectors(ranges)
-    texts = open_texts(file, column, file_format)
+    source = TextFile(file, column, file_format, delimiter, no_header, on_error, quiet)
+    texts = source.open()
     embedder = load(model, precision, threads, device)
     if max_seq_length is not None:
         embedder.max_seq_length = max_seq_length
@@ -123,6 +127,7 @@ def encode(
             force=force,
             on_rows=on_rows,
         )
+    source.print_problems()
     if report is not None:
         _write_report(result, embedder, report)
     if not quiet:

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import print_artifact
-from onnxsim_embed.cli.texts import read_texts
+from onnxsim_embed.cli.texts import TextFile
 
 
 def export(
@@ -41,6 +41,9 @@ def export(
         None, help="Texts for the int8 quantization; default: the package's own."
     ),
     column: options.Column = None,
+    delimiter: options.Delimiter = None,
+    no_header: options.NoHeader = False,
+    on_error: options.OnError = "fail",
     min_fidelity: options.MinFidelity = None,
     bar: options.Bar = None,
     onnx_output: str | None = Option(
@@ -58,6 +61,7 @@ def export(
         path = Path(model)
         name = path.resolve().name if path.is_dir() else model.rsplit("/", 1)[-1]
         output = Path(f"{name}-onnx")
+    texts = TextFile(str(calibrate), column, None, delimiter, no_header, on_error)
     started = time.perf_counter()
     artifact = export_model(
         model,
@@ -71,7 +75,7 @@ def export(
         revision=revision,
         token=token,
         local_files_only=local_files_only,
-        calibration=None if calibrate is None else read_texts(str(calibrate), column),
+        calibration=None if calibrate is None else texts.read(),
         min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
         force=force,
         output=onnx_output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from typer import Argument, Option
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import counted
-from onnxsim_embed.cli.texts import encode_texts, load, open_texts, read_texts
+from onnxsim_embed.cli.texts import TextFile, encode_texts, load
 from onnxsim_embed.files.atomic import check_output
 
 
@@ -26,6 +27,9 @@ def heatmap(
     precision: options.Precision = "auto",
     threads: options.Threads = None,
     file_format: options.Format = None,
+    delimiter: options.Delimiter = None,
+    no_header: options.NoHeader = False,
+    on_error: options.OnError = "fail",
     force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -41,17 +45,19 @@ def heatmap(
 
     check_output(output, force)
     check_format(output)
+    source = TextFile(file, column, file_format, delimiter, no_header, on_error, quiet)
     labels = vectors = None
     if holds_vectors(file):
         vectors = read_vectors(file)
         rows = len(vectors)
         if texts is not None:
-            labels = read_texts(texts, column, file_format, rows=rows)
+            labels = replace(source, path=texts).read(rows)
     else:
         if texts is not None:
             raise ValueError(f"--texts requires a file of vectors, and {file} holds texts")
         most = (limit or HEATMAP_ROWS) + 1  # one more shows that the file has more
-        labels = list(islice(open_texts(file, column, file_format), most))
+        labels = list(islice(source.open(), most))
+        source.print_problems()
         rows = len(labels)
     if not rows:
         raise ValueError(f"{file} holds no rows")

@@ -25,6 +25,15 @@ Format = Annotated[
     str | None,
     typer.Option("--format", help="csv, tsv, jsonl, parquet or txt; default: the file's suffix."),
 ]
+Delimiter = Annotated[
+    str | None, typer.Option("--delimiter", help="Of csv and tsv; default: detected.")
+]
+NoHeader = Annotated[
+    bool, typer.Option("--no-header", help="csv and tsv without column names; they are 0, 1, ...")
+]
+OnError = Annotated[
+    str, typer.Option("--on-error", help="For rows without a text: fail, skip or blank.")
+]
 Vectors = Annotated[
     Path | None,
     typer.Option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from typer import Argument, Option
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import check_table, counted, on_terminal
-from onnxsim_embed.cli.texts import load, print_report, read_texts
+from onnxsim_embed.cli.texts import TextFile, load, print_report
 from onnxsim_embed.files.atomic import atomic_file
+from onnxsim_embed.files.texts import ReadReport
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,6 +31,9 @@ def search(
     ),
     texts: str | None = Option(None, help="Texts of the vectors, one per row, to print."),
     column: options.Column = None,
+    delimiter: options.Delimiter = None,
+    no_header: options.NoHeader = False,
+    on_error: options.OnError = "fail",
     queries: str | None = Option(None, help="File of queries; - for standard input."),
     query_column: str | None = Option(None, help="Column of --queries."),
     k: int = Option(10, "--top-k", "-k", min=1, help="Results of each query."),
@@ -54,21 +59,22 @@ def search(
         raise ValueError("search requires --in: a file of vectors or of texts")
     if output is not None:
         check_table(output, force, ".csv", ".tsv", ".jsonl")
+    source = TextFile(where, column, None, delimiter, no_header, on_error, quiet)
     asked = list(query or [])
     if queries is not None:
-        asked += read_texts(queries, query_column)
+        asked += replace(source, path=queries, column=query_column, report=ReadReport()).read()
     if not asked:
         raise ValueError("search requires a query, or --queries FILE")
     from onnxsim_embed.files.vectors import holds_vectors
     from onnxsim_embed.similarity.index import VectorIndex
 
     if holds_vectors(where):
-        vectors, known = _read(where, texts, column)
+        vectors, known = _read(where, texts, source)
         embedder, truncate_dim = _load(where, model, precision, threads, truncate_dim, any_model)
     else:
         if texts is not None:
             raise ValueError(f"--texts requires a file of vectors, and {where} holds texts")
-        known, embedder = read_texts(where, column), load(model, precision, threads)
+        known, embedder = source.read(), load(model, precision, threads)
         vectors = _encode(embedder, known, truncate_dim, quiet)
     dim = truncate_dim or embedder.embedding_dimension
     if vectors.shape[1] != dim:
@@ -82,7 +88,7 @@ def search(
         embedder.encode_query(asked, truncate_dim=truncate_dim), min(k, len(vectors))
     )
     seconds = time.perf_counter() - started
-    results = _results(asked, best, known, threshold, where)
+    results = _results(asked, best, known, threshold, source)
     if output is None:
         _print(asked, results, len(vectors), quiet)
         return
@@ -105,12 +111,12 @@ def _encode(
 
 
 def _read(
-    where: str, texts: str | None, column: str | None
+    where: str, texts: str | None, source: TextFile
 ) -> tuple[npt.NDArray[Any], list[str] | None]:
     """Return vectors and, if --texts names a file, their texts."""
     from onnxsim_embed.files.vectors import read_vectors
 
-    if column is not None and texts is None:
+    if source.column is not None and texts is None:
         raise ValueError("--column requires --texts FILE if --in holds vectors")
     vectors = read_vectors(where)
     if vectors.dtype.kind != "f":
@@ -120,7 +126,7 @@ def _read(
         )
     if not len(vectors):
         raise ValueError(f"{where} holds no vectors")
-    return vectors, None if texts is None else read_texts(texts, column, rows=len(vectors))
+    return vectors, None if texts is None else replace(source, path=texts).read(len(vectors))
 
 
 def _load(
@@ -157,7 +163,11 @@ def _load(
 
 
 def _results(
-    queries: list[str], best: TopK, texts: list[str] | None, threshold: float | None, where: str
+    queries: list[str],
+    best: TopK,
+    texts: list[str] | None,
+    threshold: float | None,
+    source: TextFile,
 ) -> dict[str, list[Any]]:
     """Return the columns of the results, query by query, in descending order of scores."""
     import numpy as np
@@ -178,8 +188,8 @@ def _results(
     }
     if texts is not None:
         results["text"] = [texts[row] for row in rows]
-    if is_directory(where):
-        ids = open_vectors(where).ids()
+    ids = open_vectors(source.path).ids() if is_directory(source.path) else source.rows
+    if ids:
         results["row"] = [ids[row] for row in rows]
     return results
 

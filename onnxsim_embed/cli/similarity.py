@@ -12,7 +12,7 @@ from typer import Argument, Option
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import check_table, counted, on_terminal
 from onnxsim_embed.cli.ray import compare_on_ray
-from onnxsim_embed.cli.texts import encode_texts, load, read_texts
+from onnxsim_embed.cli.texts import TextFile, encode_texts, load
 from onnxsim_embed.files.atomic import check_output
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ def similarity(
     precision: options.Precision = "auto",
     threads: options.Threads = None,
     file_format: options.Format = None,
+    delimiter: options.Delimiter = None,
+    no_header: options.NoHeader = False,
+    on_error: options.OnError = "fail",
     engine: options.Engine = None,
     address: options.Address = None,
     force: options.Force = False,
@@ -86,45 +89,61 @@ def similarity(
             force=force,
         )
         return
-    from onnxsim_embed.cli.graph_files import SimilarityJob
     from onnxsim_embed.files.vectors import holds_vectors, read_vectors
 
     started = time.perf_counter()
-    texts = None
+    source = TextFile(file, column, file_format, delimiter, no_header, on_error, quiet)
     if holds_vectors(file, column):
-        vectors = read_vectors(file, column)
+        texts, vectors = None, read_vectors(file, column)
     else:
-        texts = read_texts(file, column, file_format)
+        texts = source.read()
+        if source.report.skipped and "graph" in targets:
+            raise ValueError("-o DIRECTORY cannot number skipped rows: use --on-error blank")
         vectors = encode_texts(load(model, precision, threads), texts, quiet)
-    kept = _first_of_equals(vectors if texts is None else texts) if drop_duplicates else None
-    job = SimilarityJob(
-        vectors if kept is None else vectors[kept],
-        texts,
-        kept,
-        len(vectors),
-        max_memory=memory,
-        show_progress_bar=on_terminal() and not quiet,
-    )
+    job, dropped = _job(source, texts, vectors, drop_duplicates, memory)
     if estimate:
         what = f"Above {threshold}" if top_k is None else f"Top {top_k} of each row"
         typer.echo(f"{what}: {job.estimate(threshold, top_k)}.")
         return
     done = [f"Compared {len(job.vectors):,} rows"]
-    if kept is not None:
-        done[0] += f" ({counted(len(vectors) - len(kept), 'duplicate')} dropped)"
+    if drop_duplicates:
+        done[0] += f" ({counted(dropped, 'duplicate')} dropped)"
     done += _write(job, targets, threshold, top_k, force)
     if pairs is not None:
         done.append(f"{job.write_pairs(pairs, threshold):,} pairs above {threshold} -> {pairs}")
     if heatmap is not None:
         job.draw(heatmap)
         done.append(f"heatmap -> {heatmap}")
-    if show is None:
-        show = 10 if len(done) == 1 else 0
-    lines = list(job.closest(show))
+    default = 10 if len(done) == 1 else 0
+    lines = list(job.closest(default if show is None else show))
     if not quiet:
         typer.echo(", ".join(done) + f", in {time.perf_counter() - started:.2f} s.")
     for line in lines:
         typer.echo(line)
+
+
+def _job(
+    source: TextFile,
+    texts: list[str] | None,
+    vectors: npt.NDArray[Any],
+    drop_duplicates: bool,
+    memory: int | None,
+) -> tuple[SimilarityJob, int]:
+    """Return what is compared, with rows numbered as in the file, and the number of duplicates."""
+    import numpy as np
+
+    from onnxsim_embed.cli.graph_files import SimilarityJob
+
+    kept, rows = None, len(vectors)
+    if drop_duplicates:
+        kept = _first_of_equals(vectors if texts is None else texts)
+        vectors = vectors[kept]
+    dropped = rows - len(vectors)
+    if source.report.skipped and texts is not None:
+        kept = np.array(source.rows)[slice(None) if kept is None else kept]
+        rows, texts = source.report.rows, source.by_row(texts)
+    bar = on_terminal() and not source.quiet
+    return SimilarityJob(vectors, texts, kept, rows, memory, bar), dropped
 
 
 def _write(

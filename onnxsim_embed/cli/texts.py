@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from onnxsim_embed.cli.output import counted, on_terminal
+from onnxsim_embed.files.texts import ReadReport, iter_texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,27 +51,60 @@ def print_report(embedder: Embedder, report: EncodeReport) -> None:
         )
 
 
-def open_texts(file: str, column: str | None, kind: str | None) -> Iterator[str]:
-    """Return the texts of a file; the first is read now, so that a wrong file or column fails early."""
-    from onnxsim_embed.files.texts import iter_texts
+@dataclass(frozen=True)
+class TextFile:
+    """A file of texts, and the options on how to read it; see `iter_texts`."""
 
-    texts = iter_texts(file, column, kind=kind)
-    return chain([next(texts)], texts)
+    path: str
+    column: str | None = None
+    kind: str | None = None
+    delimiter: str | None = None
+    no_header: bool = False
+    on_error: str = "fail"
+    quiet: bool = False
+    report: ReadReport = field(default_factory=ReadReport)
 
+    def open(self) -> Iterator[str]:
+        """Return the texts; the first is read now, so that a wrong file or column fails early."""
+        texts = iter_texts(
+            self.path, self.column, kind=self.kind, delimiter=self.delimiter,
+            header=not self.no_header, on_error=self.on_error, report=self.report,
+        )  # fmt: skip
+        first = list(islice(texts, 1))
+        if not self.quiet and self.report.column is not None:
+            typer.echo(f"Reading {self.path}: {self.report.describe()}.")
+        return chain(first, texts)
 
-def read_texts(
-    file: str, column: str | None, kind: str | None = None, *, rows: int | None = None
-) -> list[str]:
-    """Read all texts of a file.
+    def read(self, rows: int | None = None) -> list[str]:
+        """Return all texts.
 
-    :param rows: the number of vectors that the texts belong to, if any.
-    """
-    from onnxsim_embed.files.texts import iter_texts
+        :param rows: the number of vectors that the texts belong to, if any.
+        """
+        texts = list(self.open())
+        self.print_problems()
+        if rows is not None and len(texts) != rows:
+            raise ValueError(
+                f"{self.path} holds {counted(len(texts), 'text')} for {counted(rows, 'vector')}; "
+                "pass the file that was encoded"
+            )
+        return texts
 
-    texts = list(iter_texts(file, column, kind=kind))
-    if rows is not None and len(texts) != rows:
-        raise ValueError(
-            f"{file} holds {counted(len(texts), 'text')} for {counted(rows, 'vector')}; "
-            "pass the file that was encoded"
-        )
-    return texts
+    def print_problems(self) -> None:
+        """Print rows without a text, and what may be a mistake, after reading."""
+        from onnxsim_embed.cli import name_options
+
+        for message in self.report.problems():
+            warning = message in self.report.warnings
+            if warning or not self.quiet:
+                typer.echo(name_options(f"{self.path}: {message}."), err=warning)
+
+    @property
+    def rows(self) -> list[int]:
+        """The row of each text in the file, after reading."""
+        return [row for row in range(self.report.rows) if row not in self.report.skipped]
+
+    def by_row(self, texts: list[str]) -> list[str]:
+        """Return the texts by their rows in the file, with empty texts for skipped rows."""
+        rest = iter(texts)
+        skipped = self.report.skipped
+        return ["" if row in skipped else next(rest) for row in range(len(texts) + len(skipped))]

@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import print_fidelity
-from onnxsim_embed.cli.texts import read_texts
+from onnxsim_embed.cli.texts import TextFile
 
 
 def verify(
@@ -18,6 +18,9 @@ def verify(
     ),
     texts: Path | None = Option(None, help="File of texts; default: the package's own."),
     column: options.Column = None,
+    delimiter: options.Delimiter = None,
+    no_header: options.NoHeader = False,
+    on_error: options.OnError = "fail",
     min_fidelity: options.MinFidelity = None,
     bar: options.Bar = None,
 ) -> None:
@@ -26,10 +29,11 @@ def verify(
     from onnxsim_embed.errors import VerificationError
     from onnxsim_embed.export import verify_artifact
 
+    source = TextFile(str(texts), column, None, delimiter, no_header, on_error)
     report = verify_artifact(
         Artifact.open(directory),
         against=against,
-        texts=None if texts is None else read_texts(str(texts), column),
+        texts=None if texts is None else source.read(),
         min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
     )
     print_fidelity(report)

@@ -53,7 +53,7 @@ def read(name):
 def test_kept_rows_have_all_their_columns(run, files, source):
     code, out, err = run("dedupe", source, "-o", "out.csv", "--vectors", "v.npy", "-t", "0.9")
     assert (code, err) == (0, "")
-    assert out.startswith("Kept 4 of 9 rows -> out.csv, in ")
+    assert "Kept 4 of 9 rows -> out.csv, in " in out
     assert read("out.csv") == [ROWS[row] for row in KEPT]
 
 
@@ -77,7 +77,7 @@ def test_groups_name_the_kept_row_of_each_row(run, files):
 def test_without_vectors_the_texts_are_encoded(run, files, artifact):
     code, out, err = run("dedupe", "in.csv", "-o", "out.csv", "-m", artifact, "-t", "0.5")
     assert (code, err) == (0, "")
-    assert out.startswith("Encoded 9 texts ")
+    assert "Encoded 9 texts " in out
     kept = deduplicate(Embedder(artifact).encode(TEXTS), 0.5).kept
     assert read("out.csv") == [ROWS[row] for row in kept]
     assert len(kept) < 9
@@ -112,7 +112,7 @@ def test_clusters_are_in_order_and_the_largest_is_printed(run, files, method):
         for number, group in enumerate(groups)
         for rank, row in enumerate(group, start=1)
     ]
-    first, second = out.splitlines()
+    first, second = out.splitlines()[-2:]
     members = sum(map(len, groups))
     assert first.startswith(f"Found {len(groups)} clusters of {members} of 9 rows -> c.csv, in ")
     central = " ".join(TEXTS[groups[0][0]].split())
@@ -122,7 +122,7 @@ def test_clusters_are_in_order_and_the_largest_is_printed(run, files, method):
 def test_no_clusters_are_an_empty_table(run, files):
     code, out, _ = run("cluster", "in.csv", "-o", "c.tsv", "--vectors", "v.npy")
     assert code == 0
-    assert out.startswith("Found 0 clusters of 0 of 9 rows")
+    assert "Found 0 clusters of 0 of 9 rows" in out
     assert (files / "c.tsv").read_text() == "row\tcluster\trank\ttext\n"
 
 
@@ -134,7 +134,7 @@ def test_printed_texts_are_short_and_printable(run, files, artifact):
     assert (code, err) == (0, "")
     groups = communities(Embedder(artifact).encode(texts), -0.9, 1)
     assert [int(row["row"]) for row in read("c.csv")] == np.concatenate(groups).tolist()
-    assert all(line.isprintable() and len(line) <= 80 for line in out.splitlines()[2:])
+    assert all(line.isprintable() and len(line) <= 80 for line in out.splitlines()[3:])
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,8 @@ def test_what_is_missing_has_one_code_in_every_command(refuse, tmp_path, monkeyp
     [
         ("a.npy exists; pass force=True to replace it", "a.npy exists; pass --force to replace it"),
         ("max_memory must be positive, got 0", "--max-memory must be positive, got 0"),
-        ("pass column='text'", "pass --column 'text'"),
+        ("pass column='text'", "pass --column text"),
+        ("pass on_error='skip' or header=False", "pass --on-error skip or --no-header"),
         ("pass on_rows=print", "pass on_rows=print"),
         ("no file /tmp/max_memory.csv", "no file /tmp/max_memory.csv"),
         ("no column 'top_k'; it has: a", "no column 'top_k'; it has: a"),

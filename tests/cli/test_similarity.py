@@ -214,7 +214,7 @@ def test_what_is_no_size_says_how_to_write_one(refuse, vectors_npy):
 
 
 def test_no_memory_is_refused_before_any_text_is_encoded(refuse, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "read_texts", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(command, "TextFile", lambda *_: pytest.fail("it began"))
     message = refuse("similarity", tmp_path / "texts.csv", "--max-memory", "0")
     assert "--max-memory must be positive" in message
 

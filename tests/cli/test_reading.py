@@ -1,0 +1,82 @@
+"""How commands read files of texts: column, delimiter, header, and rows without a text."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+BAD = '{"text": "a road"}\n{"text": null}\n{"text": "the sun"}\n{"text": "a road"}\n'
+COMMANDS = {
+    "encode": ("-o", "v.npy"),
+    "similarity": ("--pairs", "p.csv"),
+    "search": ("a road", "--in"),
+    "dedupe": ("-o", "d.csv", "--groups", "g.csv"),
+    "cluster": ("-o", "c.csv", "--min-size", "1"),
+    "heatmap": ("-o", "h.png"),
+}
+
+
+@pytest.fixture
+def command(run, artifact, tmp_path, monkeypatch):
+    """Run a command on a file of the current directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(name, file, *options):
+        arguments = (*COMMANDS[name], file) if name == "search" else (file, *COMMANDS[name])
+        return run(name, *arguments, "-m", artifact, *options)
+
+    return call
+
+
+def rows(name, *columns):
+    with open(name, encoding="utf-8", newline="") as stream:
+        return [tuple(int(row[column]) for column in columns) for row in csv.DictReader(stream)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_rows_without_a_text_fail_or_are_skipped_or_blanked(command, tmp_path, name):
+    (tmp_path / "a.jsonl").write_text(BAD)
+    code, _, err = command(name, "a.jsonl")
+    assert (code, "row 1 " in err, "--on-error" in err) == (1, True, True)
+    for choice in ("skip", "blank"):
+        code, out, err = command(name, "a.jsonl", "--on-error", choice, "--force")
+        assert (code, err) == (0, "")
+        assert "row 1" in out
+    assert command(name, "a.jsonl", "--on-error", "guess", "--force")[0] == 2
+
+
+def test_skipped_rows_keep_their_numbers(command, tmp_path):
+    (tmp_path / "a.jsonl").write_text(BAD)
+    for name, extra in (
+        ("encode", ()),
+        ("similarity", ("-t", "0.99")),
+        ("dedupe", ()),
+        ("cluster", ("-t", "0.99")),
+    ):
+        assert command(name, "a.jsonl", "--on-error", "skip", *extra)[0] == 0
+    assert np.load("v.npy").shape == (3, 32)
+    assert rows("p.csv", "left", "right") == [(0, 3)]
+    assert rows("g.csv", "row", "kept") == [(0, 0), (3, 0)]
+    assert rows("c.csv", "row", "cluster") == [(0, 0), (3, 0), (2, 1)]
+    assert command("similarity", "a.jsonl", "--on-error", "skip", "-o", "graph")[0] == 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_delimiter_and_column_are_detected_and_printed_or_chosen(command, tmp_path, name):
+    (tmp_path / "a.csv").write_text("id;text\n1;a road\n2;the sun\n3;a, b\n")
+    code, out, _ = command(name, "a.csv")
+    assert code == 0
+    assert "Reading a.csv: column 'text' (by its name), delimiter ';'." in out
+    (tmp_path / "b.csv").write_text("1~a road\n2~the sun\n")
+    chosen = ("--delimiter", "~", "--no-header", "--column", "1", "--force")
+    assert "delimiter '~'" in command(name, "b.csv", *chosen)[1]
+
+
+def test_a_header_that_looks_like_a_text_is_a_warning(command, tmp_path):
+    (tmp_path / "a.csv").write_text("hello world\nsecond text\n")
+    code, _, err = command("encode", "a.csv", "-q")
+    assert (code, "hello world" in err, "--no-header" in err) == (0, True, True)
+    assert command("encode", "a.csv", "-q", "--no-header", "--force") == (0, "", "")
+    assert np.load("v.npy").shape == (2, 32)
