@@ -43,22 +43,19 @@ def choose_precision(artifact: Artifact, precision: str, provider: str = CPU_PRO
             f"precision 'fp16' runs on GPUs only; {provider} would compute it in float32, only "
             "slower: use precision='auto', or device='cuda'"
         )
-    if precision == "int8":
-        _warn_once_of_int8()
+    supported, reason = int8_supported()
+    if precision == "int8" and not supported:
+        _warn_once(
+            f"precision='int8' was requested although {reason}: embeddings are less accurate than the "
+            "verification of the model states, and differ from those of processors with VNNI; "
+            "precision='auto' chooses fp32 here"
+        )
     return precision
 
 
-@lru_cache(maxsize=1)
-def _warn_once_of_int8() -> None:
-    """Log, once per process, that int8 was requested on a processor that computes it inaccurately."""
-    supported, reason = int8_supported()
-    if not supported:
-        logger.warning(
-            "precision='int8' was requested although %s: embeddings are less accurate than the "
-            "verification of the model states, and differ from those of processors with VNNI; "
-            "precision='auto' chooses fp32 here",
-            reason,
-        )
+@lru_cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _unavailable(artifact: Artifact, precision: str) -> str:

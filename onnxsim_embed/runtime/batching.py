@@ -17,7 +17,11 @@ PADDED_TOKEN_BUDGET = 16384
 
 
 def plan_batches(
-    counts: npt.NDArray[np.int64], token_budget: int = TOKEN_BUDGET, max_rows: int | None = None
+    counts: npt.NDArray[np.int64],
+    token_budget: int = TOKEN_BUDGET,
+    max_rows: int | None = None,
+    *,
+    padded: bool = False,
 ) -> Iterator[npt.NDArray[np.int64]]:
     """Group rows of equal token count into batches of about `token_budget` tokens, longest first.
 
@@ -27,39 +31,20 @@ def plan_batches(
     :param counts: int64 array (n,), tokens of each row.
     :param token_budget: maximum tokens per batch; a longer row is a batch of its own.
     :param max_rows: maximum rows per batch, or None for no limit.
+    :param padded: whether batches mix counts, to be padded to their longest; padding counts as tokens.
     :returns: int64 arrays of row numbers; together each row exactly once.
     :raises ValueError: if a limit is below 1.
     """
-    order = np.argsort(-counts, kind="stable")
-    starts = np.flatnonzero(np.diff(counts[order], prepend=-1))
-    for start, end in zip(starts, np.append(starts[1:], len(order)), strict=False):
-        rows = _rows_within(token_budget, max_rows, int(counts[order[start]]))
-        for first in range(start, end, rows):
-            yield order[first : min(first + rows, end)]
-
-
-def plan_padded_batches(
-    counts: npt.NDArray[np.int64],
-    token_budget: int = PADDED_TOKEN_BUDGET,
-    max_rows: int | None = None,
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Group rows of similar token count into batches to be padded to their longest, longest first.
-
-    For the parameters see `plan_batches`; padding counts as tokens.
-    """
-    order = np.argsort(-counts, kind="stable")
-    first = 0
-    while first < len(order):
-        rows = _rows_within(token_budget, max_rows, int(counts[order[first]]))
-        yield order[first : first + rows]
-        first += rows
-
-
-def _rows_within(token_budget: int, max_rows: int | None, tokens: int) -> int:
-    """Return the number of rows of some token count in a batch."""
     if token_budget < 1 or (max_rows is not None and max_rows < 1):
         raise ValueError(
             f"token_budget and max_rows must be at least 1, got {token_budget}, {max_rows}"
         )
-    rows = max(1, token_budget // max(1, tokens))
-    return rows if max_rows is None else min(rows, max_rows)
+    order = np.argsort(-counts, kind="stable")
+    ends = np.searchsorted(-counts[order], -counts[order], side="right")
+    first = 0
+    while first < len(order):
+        rows = max(1, token_budget // max(1, int(counts[order[first]])))
+        stop = first + (rows if max_rows is None else min(rows, max_rows))
+        stop = stop if padded else min(stop, int(ends[first]))
+        yield order[first:stop]
+        first = stop

@@ -18,12 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.runtime.batching import (
-    PADDED_TOKEN_BUDGET,
-    TOKEN_BUDGET,
-    plan_batches,
-    plan_padded_batches,
-)
+from onnxsim_embed.runtime.batching import PADDED_TOKEN_BUDGET, TOKEN_BUDGET, plan_batches
 from onnxsim_embed.runtime.postprocess import Mask, Output
 from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.runtime.tokenization import Tokenizer, Tokens
@@ -242,8 +237,9 @@ class Pipeline:
         report.tokens += int(counts.sum())
         report.truncated += int(tokens.truncated.sum())
         report.seconds_tokenize += time.perf_counter() - started
-        plan = plan_batches if self.session.runs_on_cpu else plan_padded_batches
-        batches = [rows[batch] for batch in plan(counts, self.token_budget, batch_size)]
+        padded = not self.session.runs_on_cpu
+        plan = plan_batches(counts, self.token_budget, batch_size, padded=padded)
+        batches = [rows[batch] for batch in plan]
         lone = len(batches) == 1
         window.batches = [partial(self._run_batch, tokens, b, window, lone) for b in batches]
         if self.threads > 1 and not lone:

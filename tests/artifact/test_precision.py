@@ -25,9 +25,9 @@ def on(tmp_path, monkeypatch):
         (tmp_path / "cpuinfo").write_text(f"flags\t: {flags}\n")
         monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
 
-    precision._warn_once_of_int8.cache_clear()
+    precision._warn_once.cache_clear()
     yield fake
-    precision._warn_once_of_int8.cache_clear()
+    precision._warn_once.cache_clear()
 
 
 def with_precisions(artifact, *names) -> Artifact:
@@ -50,7 +50,7 @@ def test_int8_on_request_warns_once_where_it_saturates(on, artifact, caplog):
     on(*VNNI)
     assert choose_precision(Artifact.open(artifact), "int8") == "int8"
     assert caplog.messages == []
-    precision._warn_once_of_int8.cache_clear()
+    precision._warn_once.cache_clear()
     on(*SATURATING)
     for _ in range(2):
         assert Embedder(artifact, precision="int8").precision == "int8"

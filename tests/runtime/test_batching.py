@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from onnxsim_embed.runtime.batching import TOKEN_BUDGET, plan_batches, plan_padded_batches
+from onnxsim_embed.runtime.batching import TOKEN_BUDGET, plan_batches
 
 # No deadline and no database: machines differ, and a test run leaves nothing behind.
 quietly = settings(deadline=None, database=None)
@@ -21,22 +21,17 @@ def some_counts(**kwargs):
 
 
 @quietly
-@given(some_counts(), st.integers(1, 100), st.none() | st.integers(1, 9))
-def test_every_row_once_in_batches_of_equal_count_within_the_budget(counts, budget, max_rows):
-    batches = list(plan_batches(counts, budget, max_rows))
+@given(some_counts(), st.integers(1, 100), st.none() | st.integers(1, 9), st.booleans())
+def test_every_row_once_within_the_budget_longest_first(counts, budget, max_rows, padded):
+    batches = list(plan_batches(counts, budget, max_rows, padded=padded))
     rows = [row for batch in batches for row in batch.tolist()]
     assert sorted(rows) == list(range(len(counts)))
+    longest = [int(counts[batch].max()) for batch in batches]
+    assert longest == sorted(longest, reverse=True)
     for batch in batches:
-        assert len(set(counts[batch])) == 1
-        assert len(batch) == 1 or len(batch) * counts[batch[0]] <= budget
+        assert padded or len(set(counts[batch])) == 1
+        assert len(batch) == 1 or len(batch) * counts[batch].max() <= budget
         assert max_rows is None or len(batch) <= max_rows
-
-
-@quietly
-@given(some_counts())
-def test_longest_rows_come_first(counts):
-    lengths = [int(counts[batch[0]]) for batch in plan_batches(counts, 64)]
-    assert lengths == sorted(lengths, reverse=True)
 
 
 def test_rows_of_equal_count_keep_their_order():
@@ -49,44 +44,18 @@ def test_a_batch_is_filled_up_to_the_budget():
     assert sizes[:-1] == [TOKEN_BUDGET // 4] * (len(sizes) - 1)
 
 
-def test_a_row_above_the_budget_is_a_batch_of_its_own():
+def test_a_batch_has_at_least_one_and_at_most_max_rows():
     assert [len(batch) for batch in plan_batches(np.array([50, 50, 50]), 20)] == [1, 1, 1]
-
-
-def test_max_rows_caps_a_batch():
     assert [len(batch) for batch in plan_batches(np.full(7, 2), 100, 3)] == [3, 3, 1]
-
-
-def test_no_rows_give_no_batches():
     assert list(plan_batches(np.zeros(0, np.int64))) == []
 
 
 @pytest.mark.parametrize(("budget", "max_rows"), [(0, None), (-1, None), (5, 0)])
-def test_limits_below_one_are_refused(budget, max_rows):
+def test_limits_below_one_are_errors(budget, max_rows):
     with pytest.raises(ValueError, match="at least 1, got"):
         list(plan_batches(COUNTS, budget, max_rows))
 
 
-@quietly
-@given(some_counts(), st.integers(1, 100), st.none() | st.integers(1, 9))
-def test_padded_batches_hold_each_row_once_within_the_budget(counts, budget, max_rows):
-    batches = list(plan_padded_batches(counts, budget, max_rows))
-    rows = [row for batch in batches for row in batch.tolist()]
-    assert sorted(rows) == list(range(len(counts)))
-    longest = [int(counts[batch].max()) for batch in batches]
-    assert longest == sorted(longest, reverse=True)
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * counts[batch].max() <= budget
-        assert max_rows is None or len(batch) <= max_rows
-
-
-def test_padded_batches_mix_lengths():
-    assert [batch.tolist() for batch in plan_padded_batches(COUNTS, 60)] == [
-        [3], [8], [1, 4, 5, 0, 2, 6, 9, 7]
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("budget", "rows"), [(0, None), (-1, 3), (5, 0)])
-def test_padded_batches_refuse_a_limit_below_one(budget, rows):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        list(plan_padded_batches(COUNTS, budget, rows))
+def test_padded_batches_mix_counts():
+    batches = [batch.tolist() for batch in plan_batches(COUNTS, 60, padded=True)]
+    assert batches == [[3], [8], [1, 4, 5, 0, 2, 6, 9, 7]]
