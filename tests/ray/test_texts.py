@@ -48,7 +48,7 @@ def as_parquet(ids, texts):
 FORMATS = {
     "csv": as_csv,
     "tsv": lambda ids, texts: as_csv(ids, texts, "\t", "\ufeff"),
-    "csv.gz": lambda ids, texts: gzip.compress(as_csv(ids, texts)),
+    "csv.gz": lambda ids, texts: gzip.compress(as_csv(ids, texts), mtime=0),
     "jsonl": as_jsonl,
     "parquet": as_parquet,
 }
@@ -163,7 +163,7 @@ EMPTY = {
     "a.csv": b"",
     "b.csv": b"id,text\n",
     "a.jsonl": b"",
-    "a.txt.gz": gzip.compress(b""),
+    "a.txt.gz": gzip.compress(b"", mtime=0),
     "a.parquet": as_parquet(
         pyarrow.array([], pyarrow.int64()), pyarrow.array([], pyarrow.string())
     ),
