@@ -17,28 +17,15 @@ import numpy.typing as npt
 from onnxsim_embed.runtime.options import OutputPrecision
 from onnxsim_embed.runtime.postprocess import quantize_vectors
 from onnxsim_embed.similarity import compare
-from onnxsim_embed.similarity.clustering import (
-    ScoreFunction,
-    communities,
-    score_chunks,
-    top_pairs,
-)
+from onnxsim_embed.similarity.clustering import ScoreFunction, communities, score_chunks, top_pairs
 from onnxsim_embed.similarity.compare import cos_sim, score_all, score_pairs, unit_vectors
 from onnxsim_embed.similarity.selection import Float32, TopPairs, top_k_of_rows
 
 __all__ = [
-    "community_detection",
-    "cos_sim",
-    "dot_score",
-    "normalize_embeddings",
-    "pairwise_cos_sim",
-    "pairwise_dot_score",
-    "paraphrase_mining",
-    "paraphrase_mining_embeddings",
-    "quantize_embeddings",
-    "semantic_search",
-    "truncate_embeddings",
-]
+    "community_detection", "cos_sim", "dot_score", "normalize_embeddings", "pairwise_cos_sim",
+    "pairwise_dot_score", "paraphrase_mining", "paraphrase_mining_embeddings", "quantize_embeddings",
+    "semantic_search", "truncate_embeddings",
+]  # fmt: skip
 
 # The default limits of sentence-transformers' paraphrase mining.
 DEFAULT_MAX_PAIRS = 500_000

@@ -9,17 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csgraph
 
+from onnxsim_embed.similarity import selection
 from onnxsim_embed.similarity.candidates import rounding_bound
 from onnxsim_embed.similarity.compare import Comparison, check_threshold, similarity_matrix
 from onnxsim_embed.similarity.scoring import exact_scores
-from onnxsim_embed.similarity.selection import (
-    Float32,
-    Int64,
-    Pairs,
-    Scores,
-    TopPairs,
-    top_k_of_rows,
-)
+from onnxsim_embed.similarity.selection import Float32, Int64, Pairs, Scores, TopPairs
 from onnxsim_embed.similarity.unit_rows import UnitRows, unit_vectors
 
 # Rows that `deduplicate` compares with each other at a time. If all of them are similar every score is
@@ -240,7 +234,7 @@ def top_pairs(
         best.add(np.repeat(np.arange(size), k), top.indices.ravel(), top.scores.ravel())
     elif k is not None and score is not None:
         for start, scores in score_chunks(rows, rows, score, chunks):
-            top = top_k_of_rows(scores, k + 1)
+            top = selection.top_k_of_rows(scores, k + 1)
             row = np.arange(start, start + len(scores))
             other = top.indices != row[:, None]
             other[other.all(axis=1), k] = False  # the row itself is not among the k + 1

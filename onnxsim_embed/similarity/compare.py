@@ -6,33 +6,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.similarity.memory import (
-    Estimate,
-    MemoryBudget,
-    Progress,
-    estimate,
-    pair_counter,
-)
+from onnxsim_embed.similarity.memory import Estimate, MemoryBudget, Progress, estimate, pair_counter
 from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.selection import Float32, Pairs, TopK, TopPairs
 from onnxsim_embed.similarity.sparse import build_matrix, symmetric_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows, check_dims, unit_vectors
 
 __all__ = [
-    "Pairs",
-    "TopK",
-    "check_threshold",
-    "closest_pairs",
-    "cos_sim",
-    "estimate_similarity",
-    "neighbours",
-    "score_all",
-    "score_pairs",
-    "similar_pairs",
-    "similarity_matrix",
-    "top_k",
-    "unit_vectors",
-]
+    "Pairs", "TopK", "check_threshold", "closest_pairs", "cos_sim", "estimate_similarity", "neighbours",
+    "score_all", "score_pairs", "similar_pairs", "similarity_matrix", "top_k", "unit_vectors",
+]  # fmt: skip
 
 # Bytes of one thread's tile of approximate scores: large enough for matrix products at full speed, small
 # enough to be read again from the caches for the comparison with bounds.
@@ -106,9 +89,7 @@ def similar_pairs(
     :param vectors: (n, dim), of any norm.
     :param threshold: pairs strictly above it are returned; from -1 to 1.
     :param other: (m, dim), a second set; None pairs `vectors` with themselves, each pair once.
-    :param max_memory: as for `similarity_matrix`, as are the rest.
-    :raises ValueError: as `similarity_matrix`.
-    :raises MemoryError: as `similarity_matrix`.
+    :param max_memory: as for `similarity_matrix`, as are the rest and the errors.
     """
     check_threshold(threshold)
     comparison = Comparison(vectors, other, max_memory, block_bytes)
@@ -154,10 +135,9 @@ def top_k(
     :param queries: (n, dim) or (dim,).
     :param vectors: (m, dim), the vectors to search.
     :param k: number of nearest vectors, at most m.
-    :param max_memory: as for `similarity_matrix`, as are the rest.
+    :param max_memory: as for `similarity_matrix`, as are the rest and the errors.
     :returns: arrays (n, k), in descending order of score, ties by lower index.
-    :raises ValueError: if k is less than 1 or greater than m, or as `similarity_matrix`.
-    :raises MemoryError: if the result does not fit.
+    :raises ValueError: if k is less than 1 or greater than m.
     """
     array = np.atleast_2d(np.asarray(queries))
     return Comparison(array, vectors, max_memory, block_bytes).top_k(k, show_progress_bar)
@@ -175,10 +155,8 @@ def neighbours(
 
     :param vectors: (n, dim).
     :param k: number of neighbours, at most n - 1.
-    :param max_memory: as for `similarity_matrix`, as are the rest.
+    :param max_memory: as for `similarity_matrix`, as are the rest; errors as of `top_k`.
     :returns: arrays (n, k), in descending order of score, ties by lower index.
-    :raises ValueError: as `top_k`.
-    :raises MemoryError: as `top_k`.
     """
     return Comparison(vectors, None, max_memory, block_bytes).top_k(k, show_progress_bar)
 
@@ -274,20 +252,19 @@ class Comparison:
     ) -> None:
         self._budget = MemoryBudget(max_memory)
         self._alone = other is None
-        self.left = self._unit_rows(vectors)
-        self.right = self.left if other is None else self._unit_rows(other)
+        sets = [
+            x if isinstance(x, UnitRows) else UnitRows(x, self._budget.vector_bytes)
+            for x in (vectors, other)
+            if x is not None
+        ]
+        self.left, self.right = sets[0], sets[-1]
         check_dims(self.left.dim, self.right.dim)
         self._pairs = AllPairs(self.left, self.right, tile_bytes)
 
-    def _unit_rows(self, vectors: npt.ArrayLike | UnitRows) -> UnitRows:
-        if isinstance(vectors, UnitRows):
-            return vectors
-        return UnitRows(vectors, self._budget.vector_bytes)
-
     def above(self, threshold: float, *, entries: int = 1, show: bool = False) -> sparse.csr_array:
-        """Return the scores above a threshold; of one set, only those above the diagonal.
+        """Return the scores above a threshold; of one set, only the upper triangle.
 
-        :param entries: entries that the final result has for each pair.
+        :param entries: entries of the final result for each pair.
         """
         self._budget.check_above(self.left, self.right, threshold)
         max_pairs = self._budget.max_entries(self.left, self.right) // entries

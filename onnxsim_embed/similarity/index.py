@@ -16,22 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.similarity.candidates import (
-    QuantizedRows,
-    added_error,
-    int8_matmul,
-    quantize_rows,
-)
+from onnxsim_embed.similarity import candidates, selection
 from onnxsim_embed.similarity.compare import check_k, check_threshold, similarity_matrix, top_k
 from onnxsim_embed.similarity.scoring import exact_scores
-from onnxsim_embed.similarity.selection import (
-    Float32,
-    Int64,
-    KthBounds,
-    RowPairs,
-    TopK,
-    select_top_k,
-)
+from onnxsim_embed.similarity.selection import Float32, Int64, KthBounds, RowPairs, TopK
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import check_vectors, unit_vectors
 from onnxsim_embed.system.hardware import available_cpus, int8_supported
@@ -81,7 +69,7 @@ class VectorIndex:
         # Asked once: the answers are read from the system's files, which takes as long as a search.
         self._threads = available_cpus()
         self._max_code = 127 if int8_supported()[0] else MAX_CODE_16_BIT
-        self._rows = QuantizedRows(
+        self._rows = candidates.QuantizedRows(
             self.vectors.shape,
             lambda chunk: unit_vectors(self.vectors[chunk], first_row=chunk.start),
         )
@@ -147,10 +135,10 @@ class VectorIndex:
 
     def _above(self, unit: Float32, threshold: float) -> RowPairs:
         """Return the scores of some queries above a threshold."""
-        candidates, _ = self._candidates(unit, lambda low, errors: threshold - errors)
-        scores = self._exact(unit, candidates)
+        pairs, _ = self._candidates(unit, lambda low, errors: threshold - errors)
+        scores = self._exact(unit, pairs)
         above = scores > np.float32(threshold)
-        query, row, scores = candidates.query[above], candidates.row[above], scores[above]
+        query, row, scores = pairs.query[above], pairs.row[above], scores[above]
         order = np.lexsort((row, query))
         return RowPairs(np.bincount(query, minlength=len(unit)), row[order], scores[order])
 
@@ -162,25 +150,27 @@ class VectorIndex:
             bounds.add(low)
             return _floor(bounds.kth[:, None].astype(np.float32), errors)
 
-        candidates, errors = self._candidates(unit, bound)
+        pairs, errors = self._candidates(unit, bound)
         # Of the candidates of all chunks, only those that may be among the top-k of all.
-        low = select_top_k(candidates.query, candidates.row, candidates.low, len(unit), k).scores
-        kept = candidates.high >= _floor(low[:, -1:], errors)[candidates.query, 0]
-        candidates = _Candidates(*(array[kept] for array in candidates))
-        exact = self._exact(unit, candidates)
-        return select_top_k(candidates.query, candidates.row, exact, len(unit), k)
+        low = selection.select_top_k(pairs.query, pairs.row, pairs.low, len(unit), k).scores
+        kept = pairs.high >= _floor(low[:, -1:], errors)[pairs.query, 0]
+        pairs = _Candidates(*(array[kept] for array in pairs))
+        exact = self._exact(unit, pairs)
+        return selection.select_top_k(pairs.query, pairs.row, exact, len(unit), k)
 
     def _candidates(
         self, unit: Float32, bound: Callable[[Float32, Float32], Float32]
     ) -> tuple[_Candidates, Float32]:
         """Return pairs whose upper bounds reach what `bound` makes of lower bounds and query errors."""
-        codes, steps, errors = quantize_rows(unit, self._max_code)
+        codes, steps, errors = candidates.quantize_rows(unit, self._max_code)
         right = np.ascontiguousarray(codes.T.astype(np.int8))
-        errors = added_error(errors, self._max_error, self.width)[:, None].astype(np.float32)
+        added = candidates.added_error(errors, self._max_error, self.width)
+        errors = added[:, None].astype(np.float32)
 
         def select(chunk: slice) -> _Candidates:
             # Threads inside the call, which wake faster than Python's.
-            product = int8_matmul(self._rows.codes[chunk], right, self._threads, os.getpid())
+            left = self._rows.codes[chunk]
+            product = candidates.int8_matmul(left, right, self._threads, os.getpid())
             scores = product.T.astype(np.float32, order="C")
             scores *= self._rows.steps[chunk]
             scores *= steps
@@ -196,11 +186,11 @@ class VectorIndex:
         gathered = zip(empty, *chunks, strict=True)
         return _Candidates(*(np.concatenate(arrays) for arrays in gathered)), errors
 
-    def _exact(self, unit: Float32, candidates: _Candidates) -> Float32:
-        rows, position = np.unique(candidates.row, return_inverse=True)
+    def _exact(self, unit: Float32, pairs: _Candidates) -> Float32:
+        rows, position = np.unique(pairs.row, return_inverse=True)
         # Bitwise the unit rows of the whole set.
         right = unit_vectors(np.ascontiguousarray(self.vectors[rows]))
-        return exact_scores(unit, right, candidates.query, position)
+        return exact_scores(unit, right, pairs.query, position)
 
 
 def _floor(kth: Float32, errors: Float32) -> Float32:

@@ -89,14 +89,13 @@ class MemoryBudget:
 
     def __init__(self, max_memory: float | None) -> None:
         if max_memory is None:
-            self.max_bytes = int(available_memory() * MEMORY_SHARE)
-        elif not isinstance(max_memory, Real):
+            max_memory = max(1, available_memory() * MEMORY_SHARE)
+        if not isinstance(max_memory, Real):
             raise TypeError(f"max_memory must be a number of bytes, got {max_memory!r}")
-        elif not 1 <= max_memory < math.inf:
+        if not 1 <= max_memory < math.inf:
             raise ValueError(f"max_memory must be positive, got {max_memory}")
-        else:
-            self.max_bytes = int(max_memory)  # also 4e9
-        self.vector_bytes = self.max_bytes // 2
+        self.max_bytes: int = int(max_memory)  # also 4e9
+        self.vector_bytes: int = self.max_bytes // 2
 
     def max_entries(self, left: TiledRows, right: TiledRows) -> int:
         """Return how many entries fit beside the loaded vectors."""
@@ -190,10 +189,7 @@ def _sample_counts(
 
 
 def _sample(
-    left: UnitRows,
-    right: UnitRows,
-    size: int,
-    compare: Callable[[TiledComparison], Iterable[Any]],
+    left: UnitRows, right: UnitRows, size: int, compare: Callable[[TiledComparison], Iterable[Any]]
 ) -> tuple[int, list[Any], float]:
     """Return the number of sampled rows, their results, and the estimated seconds of all rows."""
     chosen = np.arange(left.rows)

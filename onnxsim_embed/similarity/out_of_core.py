@@ -60,12 +60,7 @@ class AllPairs:
             yield from map(concatenate_pairs, chunks)
 
     def top_k(
-        self,
-        k: int,
-        *,
-        skip_self: bool,
-        rows: slice | None = None,
-        columns: slice | None = None,
+        self, k: int, *, skip_self: bool, rows: slice | None = None, columns: slice | None = None
     ) -> Iterator[TopK]:
         """Yield the top-k of each row among some columns, or all if they are fewer, chunk by chunk."""
         rows = rows or slice(0, self.left.rows)

@@ -1,9 +1,7 @@
 """Exact scores of candidate pairs: comparison of two sets of unit rows in memory, tile by tile.
 
-Row chunks are processed by threads with one BLAS thread each: matrix products scale as well as with
-BLAS's own threads, and everything else scales with them. A chunk is compared with the columns tile by
-tile. Approximate scores select the candidates, which are then scored one pair at a time: a score has the
-same bits for every tile size, number of threads and candidate scorer.
+Approximate scores select the candidates, which are then scored one pair at a time: a score has the same
+bits for every tile size, number of threads and candidate scorer.
 """
 
 from __future__ import annotations
@@ -13,23 +11,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from onnxsim_embed.similarity.candidates import (
-    Float32Scorer,
-    Int8Scorer,
-    int8_scoring_supported,
-)
-from onnxsim_embed.similarity.selection import (
-    Float32,
-    Int64,
-    KthBounds,
-    RowPairs,
-    Scores,
-    TopK,
-    group_size,
-    positions,
-    positions_above,
-    select_top_k,
-)
+from onnxsim_embed.similarity import selection
+from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer, int8_scoring_supported
+from onnxsim_embed.similarity.selection import Float32, Int64, KthBounds, RowPairs, Scores, TopK
 from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks, row_chunks
 
 # Pairs scored at once: two gathered copies of 256 384-dimensional rows stay in a second-level cache.
@@ -83,19 +67,17 @@ class TiledComparison:
         """Yield the pairs of some rows above a threshold, chunk by chunk; `upper`: only column > row."""
         scorer = self._choose_scorer(lambda trial: trial.above(threshold, upper=False))
 
-        def compare(chunk: slice) -> RowPairs:
-            return self._above(scorer, chunk, threshold, chunk.start if upper else None)
-
-        yield from map_chunks(compare, self._chunks(rows))
+        yield from map_chunks(
+            lambda chunk: self._above(scorer, chunk, threshold, upper), self._chunks(rows)
+        )
 
     def top_k(self, k: int, *, skip_self: bool, rows: slice | None = None) -> Iterator[TopK]:
         """Yield the top-k of some rows, chunk by chunk; `skip_self` excludes each row itself."""
         scorer = self._choose_scorer(lambda trial: trial.top_k(k, skip_self=False), 4 * k)
 
-        def compare(chunk: slice) -> TopK:
-            return self._top_k(scorer, chunk, k, skip_self)
-
-        yield from map_chunks(compare, self._chunks(rows))
+        yield from map_chunks(
+            lambda chunk: self._top_k(scorer, chunk, k, skip_self), self._chunks(rows)
+        )
 
     def _chunks(self, rows: slice | None) -> list[slice]:
         start, stop = (0, len(self.left)) if rows is None else (rows.start, rows.stop)
@@ -137,24 +119,22 @@ class TiledComparison:
     def _column_tiles(self, scorer: Float32Scorer, start: int) -> Iterator[slice]:
         """Yield the tiles of columns from `start` on, none of which crosses a block's edge."""
         total = len(self.right)
+        block = scorer.block_columns or max(1, total)
         while start < total:
-            block = scorer.block_columns
-            edge = total if block is None else (start // block + 1) * block
-            stop = min(start + self._width, edge, total)
+            stop = min(start + self._width, (start // block + 1) * block, total)
             yield slice(start, stop)
             start = stop
 
     def _above(
-        self, scorer: Float32Scorer, chunk: slice, threshold: float, upper: int | None
+        self, scorer: Float32Scorer, chunk: slice, threshold: float, upper: bool
     ) -> RowPairs:
-        """Return a chunk's pairs above a threshold; with `upper`, only columns greater than the row."""
         bounds = scorer.lower_bounds(chunk, threshold)
         pairs = [(np.zeros(0, np.int16), np.zeros(0, np.int64), np.zeros(0, np.float32))]
-        for tile in self._column_tiles(scorer, upper or 0):
-            row, column = positions(scorer.scores(chunk, tile) > bounds)
+        for tile in self._column_tiles(scorer, chunk.start if upper else 0):
+            row, column = selection.positions(scorer.scores(chunk, tile) > bounds)
             order = _stable_order(column, tile.stop - tile.start)
             row, column = row[order], column[order] + tile.start
-            if upper is not None:
+            if upper:
                 greater = column > row + chunk.start
                 row, column = row[greater], column[greater]
             scores = exact_scores(self.left, self.right, row + chunk.start, column)
@@ -166,12 +146,11 @@ class TiledComparison:
         return RowPairs(counts, column[order], scores[order])
 
     def _top_k(self, scorer: Float32Scorer, chunk: slice, k: int, skip_self: bool) -> TopK:
-        """Return a chunk's top-k."""
         height = chunk.stop - chunk.start
         bounds, own = KthBounds(height, k), np.arange(height)
 
         def lower_bounds() -> Scores:
-            """Return the approximate scores above which lie all that may be among the top-k."""
+            # The approximate scores above which lie all that may be among the top-k.
             return scorer.lower_bounds(chunk, scorer.exact_lower_bounds(chunk, bounds.kth))
 
         candidates = []
@@ -182,18 +161,17 @@ class TiledComparison:
                 lowest = np.iinfo(np.int32).min if scores.dtype == np.int32 else -np.inf
                 scores[own[mine], own[mine] + chunk.start - tile.start] = lowest
             maxima = bounds.add(scores)
-            size = group_size(scores.shape[1], k)
-            row, column = positions_above(scores, maxima, size, lower_bounds())
+            size = selection.group_size(scores.shape[1], k)
+            row, column = selection.positions_above(scores, maxima, size, lower_bounds())
             candidates.append((row, column + tile.start, scores[row, column]))
         row, column, scores = (np.concatenate(arrays) for arrays in zip(*candidates, strict=True))
         above = scores > lower_bounds()[row, 0]
         row, column = row[above], column[above]
         exact = exact_scores(self.left, self.right, row + chunk.start, column)
-        return select_top_k(row, column, exact, height, k)
+        return selection.select_top_k(row, column, exact, height, k)
 
 
 def _stable_order(values: Int64, stop: int) -> Int64:
-    """Return the stable sorting order of integers from 0 to `stop` - 1."""
     # numpy sorts 16-bit integers by their digits, ten times faster than others.
     narrow = values.astype(np.uint16) if stop <= 1 << 16 else values
     return np.argsort(narrow, kind="stable")

@@ -25,12 +25,7 @@ class TopK(NamedTuple):
 
 
 class RowPairs(NamedTuple):
-    """Pairs of a chunk of rows, row by row, columns ascending.
-
-    :param counts: int64 array (rows,), pairs of each row.
-    :param columns: int64 array (pairs,).
-    :param scores: float32 array (pairs,).
-    """
+    """Pairs of a chunk of rows, row by row, columns ascending; `counts` are those of each row."""
 
     counts: Int64
     columns: Int64

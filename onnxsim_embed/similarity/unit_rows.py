@@ -38,37 +38,40 @@ def unit_vectors(vectors: npt.ArrayLike, *, first_row: int = 0) -> Float32:
     check_vectors(array)
     unit = np.empty(array.shape, np.float32)
 
-    def fill(chunk: slice) -> None:
-        _normalize(unit[chunk], array[chunk], first_row + chunk.start)
+    def normalize(chunk: slice) -> None:
+        out = unit[chunk]
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[...] = array[chunk]
+            squares = np.einsum("ij,ij->i", out, out)
+        safe = (squares > SAFE_SQUARES[0]) & (squares < SAFE_SQUARES[1])
+        out /= np.where(safe, np.sqrt(squares), np.float32(1))[:, None]
+        extreme = np.flatnonzero(~safe)
+        if len(extreme):
+            out[extreme] = _normalize_extreme(
+                array[chunk][extreme], extreme + first_row + chunk.start
+            )
 
     if len(array) < MIN_PARALLEL_CHUNKS * UNIT_ROWS:
-        fill(slice(0, len(array)))
+        normalize(slice(0, len(array)))
     else:
-        for _ in map_chunks(fill, row_chunks(len(array), UNIT_ROWS)):
+        for _ in map_chunks(normalize, row_chunks(len(array), UNIT_ROWS)):
             pass
     return unit
 
 
-def _normalize(out: Float32, array: npt.NDArray[Any], first_row: int) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        out[...] = array
-        squares = np.einsum("ij,ij->i", out, out)
-    safe = (squares > SAFE_SQUARES[0]) & (squares < SAFE_SQUARES[1])
-    out /= np.where(safe, np.sqrt(squares), np.float32(1))[:, None]
-    extreme = np.flatnonzero(~safe)
-    if not len(extreme):
-        return
+def _normalize_extreme(array: npt.NDArray[Any], numbers: Int64) -> Float32:
+    """Normalize rows whose squares may leave float32's range; `numbers` are those of the rows."""
     # In float64 as long as it matters: values beyond float32's range have a direction nevertheless.
-    rows: npt.NDArray[Any] = array[extreme]
-    rows = rows.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
+    rows: npt.NDArray[Any] = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
     largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     if not np.isfinite(largest).all():
-        row = int(extreme[~np.isfinite(largest[:, 0])][0]) + first_row
+        row = int(numbers[~np.isfinite(largest[:, 0])][0])
         raise ValueError(f"vectors hold NaN or infinity, first in row {row}")
     rows /= np.where(largest > 0, largest, np.float32(1))
     scaled: Float32 = rows.astype(np.float32, copy=False)
     norms = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))[:, None]
-    out[extreme] = scaled / np.where(norms > 0, norms, np.float32(1))
+    scaled /= np.where(norms > 0, norms, np.float32(1))
+    return scaled
 
 
 def check_vectors(array: npt.NDArray[Any]) -> None:
@@ -86,17 +89,14 @@ def check_dims(left: int, right: int) -> None:
 
 
 class TiledRows(ABC):
-    """Unit rows of a set, loaded in tiles of `tile_rows` rows."""
+    """Unit rows of a set, loaded in tiles of `tile_rows` rows, or all `in_memory` at once."""
+
+    in_memory = False
 
     def __init__(self, rows: int, dim: int, tile_rows: int) -> None:
         self.rows = rows
         self.dim = dim
         self.tile_rows = tile_rows
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether all rows are in memory, so that they are compared at once."""
-        return False
 
     @abstractmethod
     def load(self, rows: slice) -> Float32:
@@ -120,33 +120,24 @@ class TiledRows(ABC):
 
 
 class UnitRows(TiledRows):
-    """Unit rows of an array: normalized once if they fit in memory, else one tile at a time.
+    """Unit rows of an array: normalized once if two tiles of all rows fit, else one tile at a time.
 
-    :param max_bytes: maximum bytes of two tiles, including what comparing them needs; None: all rows are
-        one tile.
-    :param normalized: `vectors` are float32 unit rows in memory, and used as they are.
+    :param max_bytes: maximum bytes of two tiles, including what comparing them needs; None: no limit.
+    :param normalized: the array holds float32 unit rows.
     """
 
     def __init__(
         self, vectors: npt.ArrayLike, max_bytes: int | None = None, *, normalized: bool = False
     ) -> None:
-        array = np.asarray(vectors)
-        check_vectors(array)
-        rows, dim = array.shape
-        row_bytes = COMPONENT_BYTES * max(1, dim)
-        tile_rows = max(1, rows)
-        if not normalized and max_bytes is not None and rows * row_bytes > max_bytes // 2:
-            tile_rows = max(1, max_bytes // 2 // row_bytes)
-        super().__init__(rows, dim, tile_rows)
-        self._vectors = array
+        self._vectors = np.asarray(vectors)
+        check_vectors(self._vectors)
+        rows, dim = self._vectors.shape
+        fitting = rows if max_bytes is None else max_bytes // 2 // (COMPONENT_BYTES * max(1, dim))
+        super().__init__(rows, dim, max(1, min(rows, fitting)))
+        self.in_memory = self.tile_rows >= rows
         self._unit: Float32 | None = None
         if self.in_memory:
-            self._unit = array if normalized else unit_vectors(array)
-
-    @property
-    def in_memory(self) -> bool:
-        """See `TiledRows`."""
-        return self.tile_rows >= self.rows
+            self._unit = self._vectors if normalized else unit_vectors(self._vectors)
 
     def load(self, rows: slice) -> Float32:
         """See `TiledRows`; any rows."""

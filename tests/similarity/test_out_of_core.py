@@ -25,7 +25,7 @@ from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.scoring import TiledComparison
 from onnxsim_embed.similarity.selection import top_k_of_rows
 from onnxsim_embed.similarity.sparse import build_matrix
-from onnxsim_embed.similarity.unit_rows import UnitRows
+from onnxsim_embed.similarity.unit_rows import COMPONENT_BYTES, UnitRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -229,10 +229,7 @@ def test_columns_before_the_rows_hold_no_upper_pairs():
 @needs_int8
 @pytest.mark.parametrize(
     "compare_all",
-    [
-        lambda pairs: above(pairs, 0.4, upper=True),
-        lambda pairs: best(pairs, 6, skip_self=True),
-    ],
+    [lambda pairs: above(pairs, 0.4, upper=True), lambda pairs: best(pairs, 6, skip_self=True)],
     ids=["above", "top_k"],
 )
 def test_the_int8_scorer_is_chosen_once_for_all_tiles(monkeypatch, compare_all):
@@ -298,9 +295,12 @@ def test_public_functions_do_not_depend_on_tiles(monkeypatch, vectors, rows):
     other = OTHER[: 4 + rows, : vectors.shape[1]]
     vectors = np.tile(vectors[: 5 * rows], (2, 1))  # ties
     expected = results(vectors, other)
-    monkeypatch.setattr(
-        compare.Comparison, "_unit_rows", lambda self, array: tiled(np.asarray(array), rows)
-    )
+
+    class Tiled(UnitRows):
+        def __init__(self, vectors, max_bytes):
+            super().__init__(vectors, 2 * rows * COMPONENT_BYTES * np.shape(vectors)[1])
+
+    monkeypatch.setattr(compare, "UnitRows", Tiled)
     for ours, theirs in zip(results(vectors, other, block_bytes=700), expected, strict=True):
         assert_same(ours, theirs)
 
