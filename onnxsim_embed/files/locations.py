@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -45,7 +45,7 @@ class Directory:
     def local(self) -> Path | None:
         """The path of a directory on a disk, None in an object store."""
         system, path = _resolve(self.location)
-        return Path(path) if _is_disk(system) else None
+        return Path(path) if system.type_name == "local" else None
 
     def names(self) -> list[str]:
         """Return the sorted names of its files; none if it does not exist."""
@@ -56,11 +56,9 @@ class Directory:
         with self.open(name) as stream:
             return bytes(stream.read())
 
-    @contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
+    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
         """Open a file for random access reading."""
-        with open_file(_join(self.location, name)) as stream:
-            yield stream
+        return open_file(_join(self.location, name))
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace a file, atomically."""
@@ -124,26 +122,22 @@ def find_files(location: str | Path) -> list[str]:
     kind = system.get_file_info(path).type
     if kind == fs.FileType.File:
         return [root]
-    if kind == fs.FileType.Directory:
-        files = [f for f in _matching(system, path, ("**", "*")) if kind_of(f) in KINDS]
-        error = f"no text files in {name}: known endings are {', '.join(KINDS)} (also .gz)"
-    else:
-        parts = PurePosixPath(path).parts
-        fixed = next((i for i, part in enumerate(parts) if WILDCARD.search(part)), len(parts))
-        files = _matching(system, str(PurePosixPath(*parts[:fixed])), parts[fixed:])
-        error = f"no file matches {name}" if parts[fixed:] else f"there is no file {name}"
+    directory, parts = PurePosixPath(path), PurePosixPath(path).parts
+    fixed = next((i for i, part in enumerate(parts) if WILDCARD.search(part)), len(parts))
+    patterns: Sequence[str] = ("**", "*")
+    error = f"no text files in {name}: known endings are {', '.join(KINDS)} (also .gz)"
+    if kind != fs.FileType.Directory:
+        directory, patterns = PurePosixPath(*parts[:fixed]), parts[fixed:]
+        error = f"no file matches {name}" if patterns else f"there is no file {name}"
+    files = [
+        file
+        for file in (_files_below(system, str(directory), patterns) if patterns else ())
+        if _matches(PurePosixPath(file).relative_to(directory).parts, patterns)
+        and (kind != fs.FileType.Directory or kind_of(file) in KINDS)
+    ]
     if not files:
         raise FileNotFoundError(error)
     return [_relocate(root, file) for file in sorted(files)]
-
-
-def _matching(system: Any, directory: str, patterns: Sequence[str]) -> list[str]:  # noqa: ANN401 - pyarrow is untyped
-    """Return the files below a directory that match."""
-    return [
-        file
-        for file in (_files_below(system, directory, patterns) if patterns else ())
-        if _matches(PurePosixPath(file).relative_to(directory).parts, patterns)
-    ]
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -158,8 +152,11 @@ def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
 
 def _files_below(system: Any, directory: str, patterns: Sequence[str]) -> Iterator[str]:  # noqa: ANN401
     """Yield the files below a directory, no deeper than the patterns; links may form a cycle."""
-    if not _is_disk(system):
-        yield from (entry.path for entry in _files(system, directory, patterns != ["*"]))
+    if system.type_name != "local":
+        yield from (
+            entry.path
+            for entry in _files(system, directory, len(patterns) > 1 or patterns[0] == "**")
+        )
         return
     seen = {os.path.realpath(directory)}
     hidden = any(pattern.startswith(HIDDEN) for pattern in patterns)
@@ -210,12 +207,6 @@ def _relocate(location: str, path: str) -> str:
     root, _, options = split_uri(location)
     _, base = _resolve(root + options)
     return _join(root + options, path.removeprefix(base).lstrip("/"))
-
-
-def _is_disk(system: Any) -> bool:  # noqa: ANN401
-    from pyarrow import fs
-
-    return isinstance(system, fs.LocalFileSystem)
 
 
 def _resolve(location: str) -> tuple[Any, str]:

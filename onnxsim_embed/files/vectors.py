@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from pathlib import Path
-from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -39,10 +38,6 @@ GROUP_ROWS = 16384
 
 # Dtypes that are read from parquet as they were written; all others are read as float32.
 PARQUET_DTYPES = (np.float16, np.int8, np.uint8)
-
-# What numpy raises for a damaged .npy file, whose header it parses as Python literals.
-NPY_DAMAGE = (OSError, ValueError, EOFError, TypeError, SyntaxError, TokenError, OverflowError,
-              MemoryError, RecursionError)  # fmt: skip
 
 
 def check_ending(path: Path) -> None:
@@ -131,7 +126,7 @@ def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any
                 raise ValueError("magic bytes missing")
         with np.errstate(over="ignore"):  # for an absurd shape, which numpy rejects afterwards
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except NPY_DAMAGE as error:
+    except Exception as error:  # of any type: numpy parses the header as Python literals
         raise TableError(f"{path} is not a readable .npy file: {error}") from None
     if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
         raise TableError(
@@ -185,10 +180,10 @@ def _read_parquet(path: Path, column: str) -> npt.NDArray[Any]:
 
 
 def _is_list(arrow_type: Any) -> bool:  # noqa: ANN401 - pyarrow is untyped
-    from pyarrow import types
+    import pyarrow
 
-    tests = (types.is_fixed_size_list, types.is_list, types.is_large_list)
-    return any(test(arrow_type) for test in tests)
+    lists = (pyarrow.ListType, pyarrow.LargeListType, pyarrow.FixedSizeListType)
+    return isinstance(arrow_type, lists)
 
 
 def _as_matrix(column: Any, name: str) -> npt.NDArray[Any]:  # noqa: ANN401 - pyarrow is untyped
