@@ -42,9 +42,8 @@ class GraphEncoder:
 
     def write_fp32(self, work: Path) -> PrecisionEntry:
         """Describe the fp32 file, which exists already."""
-        file = MODEL_FILES["fp32"]
-        counts = operator_counts(load_graph(work / file))
-        return PrecisionEntry(file, None, self.method, counts, data=_beside(file, self.data))
+        counts = operator_counts(load_graph(work / MODEL_FILES["fp32"]))
+        return _entry("fp32", self.method, counts, self.data)
 
     def prepare_int8(self, work: Path, token_ids: TokenIds) -> Callable[[float], PrecisionEntry]:
         """Run the calibration texts; return a function that quantizes within a budget and writes."""
@@ -54,16 +53,18 @@ class GraphEncoder:
         def write(budget: float) -> PrecisionEntry:
             model = load_graph(path, weights=True)
             choices = quantize_graph(model, seen, budget)
-            file = MODEL_FILES["int8"]
-            data = save_graph(model, work / file)
-            entry = PrecisionEntry(file, None, METHOD, operator_counts(model))
-            return replace(entry, layers=choices, data=_beside(file, data))
+            data = save_graph(model, work / MODEL_FILES["int8"])
+            return replace(_entry("int8", METHOD, operator_counts(model), data), layers=choices)
 
         return write
 
 
-def _beside(file: str, names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(Path(file).with_name(name).as_posix() for name in names)
+def _entry(
+    precision: str, method: str, counts: dict[str, int], data: Sequence[str]
+) -> PrecisionEntry:
+    file = MODEL_FILES[precision]
+    beside = tuple(Path(file).with_name(name).as_posix() for name in data)
+    return PrecisionEntry(file, None, method, counts, data=beside)
 
 
 def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:

@@ -70,13 +70,6 @@ def test_an_input_that_is_always_zero_has_a_range():
 # Smoothing
 
 
-@pytest.mark.parametrize("exponent", [0.3, 0.5, 0.9, 1.0])
-def test_smoothing_factors_have_a_geometric_mean_of_one(exponent):
-    factors = smoothing_multiplier(np.abs(normal(0, 64)) * 9, np.abs(normal(1, 64)), exponent)
-    assert factors.dtype == np.float32
-    assert np.log(factors.astype(np.float64)).mean() == pytest.approx(0, abs=1e-5)
-
-
 def test_exponents_from_none_to_all_of_the_range():
     inputs, weights = np.geomspace(0.01, 100, 20, dtype=np.float32), np.abs(normal(1, 20))
     assert (smoothing_multiplier(inputs, weights, 0) == 1).all()
@@ -85,6 +78,7 @@ def test_exponents_from_none_to_all_of_the_range():
     inputs[[3, 7]] = weights[[5, 7]] = 0  # dead channels
     factors = smoothing_multiplier(inputs, weights, 0.7)
     assert (np.isfinite(factors) & (factors > 0)).all()
+    assert np.log(factors.astype(np.float64)).mean() == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("exponent", [e for e in EXPONENTS if e])
@@ -154,17 +148,6 @@ def test_split_channels_hold_the_largest_value_of_every_channel(top):
         assert own == pytest.approx(top * np.arange(1, len(own) + 1))
         assert top * (len(own) + 1) >= value / 1.0002
         assert top * len(own) < max(value, 1e-9)  # and none is idle
-
-
-@pytest.mark.parametrize(("name", "tolerance"), [("relu", 1e-5), ("gelu", 0.5), ("gelu_new", 0.5)])
-def test_saturated_channels_add_up_to_the_original(name, tolerance):
-    activation, top = activation_function(name), 7.0
-    values = np.linspace(-5, 34, 2000, dtype=np.float32)
-    columns, offsets = plan_split_channels(np.array([34], np.float32), top)
-    split = [activation(values), *(activation(values - offset) for offset in offsets)]
-    total = np.sum([np.minimum(channel, top) for channel in split], axis=0)
-    assert len(columns) == 4
-    assert np.abs(total - activation(values)).max() < tolerance
 
 
 @pytest.mark.parametrize("name", ["relu", "gelu", None])

@@ -28,9 +28,7 @@ def write_fp16(source: Path, target: Path) -> tuple[onnx.ModelProto, tuple[str, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one line for each value that is out of range and clipped
         model = convert_float_to_float16(
-            model,
-            keep_io_types=True,
-            op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FLOAT32_OPERATORS],
+            model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FLOAT32_OPERATORS]
         )
     remove_unused_domains(model)
     return model, save_graph(model, target)

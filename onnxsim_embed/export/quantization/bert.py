@@ -19,13 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.export.bert import (
-    Bert,
-    InputQuantization,
-    Layer,
-    Linear,
-    StaticLinear,
-)
+from onnxsim_embed.export.bert import Bert, InputQuantization, Layer, Linear, StaticLinear
 from onnxsim_embed.export.quantization import ranges
 from onnxsim_embed.export.quantization.calibration import Activations, input_names
 from onnxsim_embed.export.quantization.gptq import quantize_gptq, quantize_table

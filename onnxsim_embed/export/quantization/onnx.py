@@ -109,34 +109,22 @@ def quantize_graph(
     # See bert.py for why BLAS gets one thread.
     with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
         fits = dict(zip(groups, workers.map(quantize, groups), strict=True))
-    replacements: dict[str, tuple[ranges.Fit, GraphLinear, StaticLinear] | None] = {}
-    for name, (fit, quantized) in fits.items():
-        for entry, static in zip(groups[name], quantized, strict=False):
-            replacements |= dict.fromkeys(entry.outputs)
-            replacements[entry.outputs[0]] = fit, entry, static
-    _rewrite(model, replacements)
-    return tuple(
-        {groups[name][0].name: describe_fit(fit, budget)} for name, (fit, _) in fits.items()
-    )
-
-
-def _rewrite(
-    model: onnx.ModelProto,
-    replacements: Mapping[str, tuple[ranges.Fit, GraphLinear, StaticLinear] | None],
-) -> None:
-    """Replace linears, by the outputs of their nodes, and word embeddings by int8 ones."""
-    b = GraphBuilder(separator="::")
-    tables = _matrices(model)
+    b, tables = GraphBuilder(separator="::"), _matrices(model)
+    linears = {
+        entry.outputs[0]: (fit, entry, static)
+        for name, (fit, quantized) in fits.items()
+        for entry, static in zip(groups[name], quantized, strict=False)
+    }
+    replaced = {output for _, entry, _ in linears.values() for output in entry.outputs}
     for node in model.graph.node:
         name = node.output[0]
-        if name in replacements:
-            if (replacement := replacements[name]) is not None:
-                fit, entry, static = replacement
-                b.linear(static, _split_channels(b, fit, entry.input), entry.outputs[-1])
+        if name in linears:
+            fit, entry, static = linears[name]
+            b.linear(static, _split_channels(b, fit, entry.input), entry.outputs[-1])
         elif node.op_type == "Gather" and node.input[1] == "input_ids" and node.input[0] in tables:
             table = quantize_table(numpy_helper.to_array(tables[node.input[0]]))
             b.embedding(table, f"{name}::words", f"{name}::", name)
-        else:
+        elif name not in replaced:
             b.nodes.append(node)
     constants = [*model.graph.initializer, *b.initializers.values()]
     del model.graph.node[:], model.graph.initializer[:]
@@ -148,17 +136,19 @@ def _rewrite(
     model.graph.initializer.extend(tensor for tensor in constants if tensor.name in used)
     if MICROSOFT not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    return tuple(
+        {groups[name][0].name: describe_fit(fit, budget)} for name, (fit, _) in fits.items()
+    )
 
 
 def _split_channels(b: GraphBuilder, fit: ranges.Fit, x: str) -> str:
     """Add the split channels of an input, once for all linears that take it."""
     if not isinstance(fit, ranges.ChannelSplit) or not len(fit.columns):
         return x
-    name = f"{x}::split"
     if f"{x}::columns" not in b.initializers:
         columns = b.constant(f"{x}::columns", fit.columns)
         outliers = b.op("Gather", x, columns, name=f"{x}::outliers", axis=-1)
         offsets = b.constant(f"{x}::offsets", fit.offsets)
         lowered = b.op("Sub", outliers, offsets, name=f"{x}::lowered")
-        b.op("Concat", x, lowered, name=name, axis=-1)
-    return name
+        b.op("Concat", x, lowered, name=f"{x}::split", axis=-1)
+    return f"{x}::split"
