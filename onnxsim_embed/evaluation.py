@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.similarity.compare import score_pairs
+
+logger = logging.getLogger(__name__)
 
 # Cosines that differ by less differ only by rounding: float32 sums of a few hundred products.
 ROUNDING = 1e-6
@@ -22,13 +24,11 @@ class StsResult:
 
     :param spearman: rank correlation, the measure of leaderboards.
     :param pearson: linear correlation.
-    :param problem: why the correlations are undefined.
     """
 
     pairs: int
     spearman: float
     pearson: float
-    problem: str | None = None
 
 
 def evaluate_sts(
@@ -36,7 +36,7 @@ def evaluate_sts(
 ) -> StsResult:
     """Correlate the cosine similarities of pairs of texts with human scores.
 
-    If the cosines are constant up to rounding, the correlations are undefined: NaN, with a warning.
+    If the cosines are constant up to rounding, the correlations are undefined: NaN, with a logged warning.
 
     :param left: n texts.
     :param right: n texts, the other side of each pair.
@@ -55,12 +55,12 @@ def evaluate_sts(
     vectors = model.encode([*left, *right])
     cosines = score_pairs(vectors[: len(left)], vectors[len(left) :], "cosine")
     if np.ptp(cosines) < ROUNDING:
-        problem = (
-            f"the correlation is undefined: all {len(human)} pairs have the same cosine "
-            f"similarity, {cosines[0]:.6f}"
+        logger.warning(
+            "the correlation is undefined: all %d pairs have the same cosine similarity, %.6f",
+            len(human),
+            cosines[0],
         )
-        warnings.warn(problem, RuntimeWarning, stacklevel=2)
-        return StsResult(len(human), float("nan"), float("nan"), problem)
+        return StsResult(len(human), float("nan"), float("nan"))
     return StsResult(
         len(human),
         100 * float(spearmanr(cosines, human).statistic),

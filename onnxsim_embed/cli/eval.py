@@ -29,7 +29,8 @@ def evaluate(
         if name != "fp32":
             embedder = Embedder(first.artifact, precision=name, threads=threads)
         result = evaluate_sts(embedder, left, right, scores)
-        correlations = [f"{result.spearman:.2f}", f"{result.pearson:.2f}"]
+        values = (result.spearman, result.pearson)
+        correlations = ["undefined" if value != value else f"{value:.2f}" for value in values]
         rate = f"{embedder.last_report.texts_per_second:,.0f}"
         rows.append([name, *correlations, str(result.pairs), rate])
     print_table(["precision", "Spearman x100", "Pearson x100", "pairs", "texts/s"], rows)

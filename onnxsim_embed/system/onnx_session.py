@@ -10,7 +10,13 @@ from typing import Any
 # is read at import; disable_telemetry_events() comes too late.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime as onnxruntime
+try:
+    import onnxruntime as onnxruntime
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "models need the package 'onnxruntime', which is not installed: pip install onnxruntime",
+        name=error.name,
+    ) from None
 
 Provider = str | tuple[str, Mapping[str, Any]]
 Device = str | Sequence[Provider]

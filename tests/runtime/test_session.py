@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -105,3 +109,29 @@ def test_many_threads_may_run_one_session(artifact):
     with ThreadPoolExecutor(8) as workers:
         for hidden in workers.map(session.run, [IDS] * 40):
             np.testing.assert_array_equal(hidden, expected)
+
+
+ENCODE = """
+import sys, time
+from onnxsim_embed import Embedder
+model = Embedder(sys.argv[1])
+end = time.monotonic() + 1.5
+while time.monotonic() < end:
+    model.encode("a road")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the paths are those of Linux")
+@pytest.mark.parametrize("value", [None, "0"], ids=["default", "enabled by the user"])
+def test_encoding_opens_no_connection_and_writes_no_file(artifact, tmp_path, value):
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment |= {} if value is None else {"ORT_DISABLE_TELEMETRY": value}
+    trace = tmp_path / "trace"
+    command = [sys.executable, "-W", "ignore", "-c", ENCODE, str(artifact)]
+    if shutil.which("strace") and value is None:
+        command = ["strace", "-f", "-e", "trace=connect", "-o", str(trace), *command]
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    connections = trace.read_text().count("AF_INET") if trace.exists() else 0
+    databases = list((tmp_path / "cache").rglob("onnxruntime.db"))
+    assert (connections, len(databases)) == (0, 0 if value is None else 1)
