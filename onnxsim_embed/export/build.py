@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -189,7 +189,15 @@ class Builder:
         skip_unfaithful: bool,
     ) -> None:
         """Write the int8 files, if some share of the linear layers in float32 makes them faithful."""
-        token_ids, provenance = self._calibration_tokens(calibration)
+        texts = calibration_texts() if calibration is None else list(calibration)
+        tokens = Tokenizer(self.work / "tokenizer.json", self.manifest.max_seq_length)(texts)
+        provenance = {
+            "source": "onnxsim-embed" if calibration is None else "user",
+            "texts": len(texts),
+            "tokens": len(tokens.ids),
+            "sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        }
+        token_ids = np.split(tokens.ids, tokens.offsets[1:-1])
         write = self.encoder.prepare_int8(self.work, token_ids)
         budget = ERROR_BUDGET
         errors: list[float] = []
@@ -204,21 +212,6 @@ class Builder:
                 break
             logger.warning("%s", "; ".join(report["problems"]))
         self._accept("int8", entry, report, skip_unfaithful)
-
-    def _calibration_tokens(
-        self, calibration: Sequence[str] | None
-    ) -> tuple[list[npt.NDArray[np.int64]], dict[str, Any]]:
-        """Return token ids of the calibration texts, and their provenance for the manifest."""
-        texts = calibration_texts() if calibration is None else list(calibration)
-        manifest = self.manifest
-        path = self.work / "tokenizer.json"
-        tokens = Tokenizer(path, manifest.max_seq_length, manifest.do_lower_case)(texts)
-        return np.split(tokens.ids, tokens.offsets[1:-1]), {
-            "source": "onnxsim-embed" if calibration is None else "user",
-            "texts": len(texts),
-            "tokens": len(tokens.ids),
-            "sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
-        }
 
     def _accept(
         self, precision: str, entry: PrecisionEntry, report: Report, skip_unfaithful: bool

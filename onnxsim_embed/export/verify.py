@@ -45,6 +45,9 @@ Report = dict[str, Any]
 PORTABLE_THRESHOLDS = {"fp32": FIDELITY_THRESHOLDS["fp32"][1], "int8": 0.999, "fp16": 0.999}
 PORTABLE_STEP = 10
 
+# The reference of a file without weights.
+PADDED = "itself, padded"
+
 # Texts in a padded batch: enough for lengths to differ, few enough for a small machine.
 PADDED_TEXTS = 16
 
@@ -128,12 +131,12 @@ def verify_fp32(
     weights = bool(tensors) or (has_torch() and has_weights(checkpoint.transformer))
     if texts is None:
         texts = verification_texts()[:: REFERENCE_STEP if weights else 1]
-    probes = probe_texts(model)
-    everything = [*texts, *probes]
-    ids = model.token_ids(everything)
-    token_ids, ids, problems = compare_token_ids(checkpoint, everything, ids)
+    everything = [*texts, *probe_texts(model)]
+    token_ids, ids, problems = compare_token_ids(
+        checkpoint, everything, model.token_ids(everything)
+    )
     if not weights:
-        name = "itself, padded"
+        name = PADDED
         reference = padded_vectors(Session(artifact.open_file("fp32"), "cpu"), model, ids)
     elif not has_torch():
         name, hidden = "numpy BERT", numpy_reference(checkpoint.config, tensors)
@@ -146,13 +149,13 @@ def verify_fp32(
         if whole is None:
             whole = reference_vectors(torch_reference(checkpoint), model.head, ids)
         reference = whole
-    report, vectors = _compare("fp32", model, texts, reference[: len(texts)], name)
+    vectors = model.encode(everything, prompt="")
+    n = len(texts)
+    report = _judge("fp32", reference[:n], vectors[:n], name)
     report["token_ids"] = token_ids
     report["problems"] = problems + report["problems"]
-    probed = model.encode(probes, prompt="")
-    _require_equal(report, "fp32", reference[len(texts) :], probed, "of unusual texts", "probe")
-    if weights:
-        _add_portable(report, "fp32", model, texts, vectors)
+    _require_equal(report, "fp32", reference[n:], vectors[n:], "of unusual texts", "probe")
+    _check_batches(report, "fp32", model, texts, vectors[:n])
     if recipe is not None:
         report["known_answers"] = len(recipe.known_answers)
         for answer in recipe.known_answers:
@@ -175,36 +178,18 @@ def verify_derived(
     reference = model.encode(texts, prompt="")
     if precision != "fp16":
         model = Embedder(artifact, precision=precision, device="cpu")
-        report, vectors = _compare(precision, model, texts, reference, "fp32", min_fidelity)
-        _add_portable(report, precision, model, texts, vectors)
+        vectors = model.encode(texts, prompt="")
+        report = _judge(precision, reference, vectors, "fp32", min_fidelity)
+        _check_batches(report, precision, model, texts, vectors)
         return report
     session = Session(artifact.open_file("fp16"), "cpu")
     ids = model.token_ids(texts)
     vectors = padded_vectors(session, model, ids)
-    report = _judge("fp16", reference, vectors, "fp32", None) | {"batch_variant": None}
+    report = _judge("fp16", reference, vectors, "fp32") | {"batch_variant": None}
     rows = list(range(0, len(ids), PORTABLE_STEP))
     alone = np.concatenate([padded_vectors(session, model, [ids[row]]) for row in rows])
     _require_equal(report, "fp16", vectors[rows], alone, "in a batch and alone")
     return report
-
-
-def _compare(
-    precision: str,
-    model: Embedder,
-    texts: Sequence[str],
-    reference: Float32,
-    name: str,
-    min_fidelity: tuple[float, float] | None = None,
-) -> tuple[Report, Float32]:
-    """Compare a model's vectors with a reference, and with its own in other batches."""
-    vectors = model.encode(texts, prompt="")
-    report = _judge(precision, reference, vectors, name, min_fidelity)
-    report["batch_variant"] = count = count_variant(model, texts, vectors)
-    if count:
-        report["problems"].append(
-            f"{count} of {len(texts)} vectors depend on the batch they are encoded in"
-        )
-    return report, vectors
 
 
 def _judge(
@@ -212,8 +197,9 @@ def _judge(
     reference: Float32,
     vectors: Float32,
     name: str,
-    min_fidelity: tuple[float, float] | None,
+    min_fidelity: tuple[float, float] | None = None,
 ) -> Report:
+    """Compare vectors with a reference."""
     fidelity = compare_vectors(reference, vectors)
     mean, worst = min_fidelity or FIDELITY_THRESHOLDS[precision]
     problems = []
@@ -225,6 +211,21 @@ def _judge(
         )
     rounded: Report = {key: round(value, 6) for key, value in asdict(fidelity).items()}
     return {"reference": name, "texts": len(vectors), **rounded, "problems": problems}
+
+
+def _check_batches(
+    report: Report, precision: str, model: Embedder, texts: Sequence[str], vectors: Float32
+) -> None:
+    """Count the vectors that depend on the batch; compare the portable file with the run-path file."""
+    report["batch_variant"] = count = count_variant(model, texts, vectors)
+    if count:
+        report["problems"].append(f"{count} of {len(texts)} vectors depend on the batch")
+    if report["reference"] == PADDED:
+        return
+    session = Session(model.artifact.open_file(precision), "cpu")
+    rows = list(range(0, len(texts), PORTABLE_STEP))
+    padded = padded_vectors(session, model, model.token_ids([texts[row] for row in rows]))
+    _require_equal(report, precision, vectors[rows], padded, "of run path and padded batches")
 
 
 def padded_vectors(
@@ -256,16 +257,6 @@ def count_variant(model: Embedder, texts: Sequence[str], vectors: Float32) -> in
         with model.settings(threads=threads, token_budget=8 * TOKEN_BUDGET):
             others.append(model.encode(texts, prompt=""))
     return int(np.any([(other != vectors).any(axis=1) for other in others], axis=0).sum())
-
-
-def _add_portable(
-    report: Report, precision: str, model: Embedder, texts: Sequence[str], vectors: Float32
-) -> None:
-    """Compare the portable file, padded and masked, with the run-path file."""
-    session = Session(model.artifact.open_file(precision), "cpu")
-    rows = list(range(0, len(texts), PORTABLE_STEP))
-    padded = padded_vectors(session, model, model.token_ids([texts[row] for row in rows]))
-    _require_equal(report, precision, vectors[rows], padded, "of run path and padded batches")
 
 
 def _require_equal(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ WEIGHT_FILES = (
 
 
 LFS_HEADER = b"version https://git-lfs"
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -49,8 +50,7 @@ def check_content(path: Path) -> None:
         return  # reported where the file is read
     if pointer:
         raise CheckpointError(
-            f"{path} is a git-lfs pointer, not the file itself: run 'git lfs pull' in the directory, "
-            "or download the model again"
+            f"{path} is a git-lfs pointer, not the file itself: run 'git lfs pull' in its directory"
         )
 
 
@@ -81,9 +81,16 @@ def read_tensors(directory: Path) -> Tensors:
             f"{directory} has no weights: expected one of {', '.join(WEIGHT_FILES)}"
         )
     read = read_safetensors if ".safetensors" in source else read_pickle
-    names = _shards(directory / source) if source.endswith(".index.json") else [source]
+    names = {source}
+    if source.endswith(".index.json"):
+        weight_map = read_json(directory / source).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{directory / source} has no weight_map from tensors to files")
+        names = {str(name) for name in weight_map.values()}
+        if any(Path(name).name != name for name in names):
+            raise CheckpointError(f"{directory / source} names files outside its directory")
     tensors: Tensors = {}
-    for name in names:
+    for name in sorted(names):
         check_content(directory / name)
         for key, value in read(directory / name).items():
             plain = _plain_name(key)
@@ -96,21 +103,10 @@ def read_tensors(directory: Path) -> Tensors:
     return tensors
 
 
-def _shards(index: Path) -> list[str]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index} has no weight_map from tensors to files")
-    shards = {str(name) for name in weight_map.values()}
-    if any(Path(name).name != name for name in shards):
-        raise CheckpointError(f"{index} names files outside its directory")
-    return sorted(shards)
-
-
 def _plain_name(name: str) -> str:
     for prefix in ("0.auto_model.", "auto_model.", "model.", "bert."):
         name = name.removeprefix(prefix)
-    stem, _, last = name.rpartition(".")
-    return f"{stem}.{ {'gamma': 'weight', 'beta': 'bias'}.get(last, last) }"
+    return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
 
 
 def _check_finite(tensors: Tensors, path: Path) -> Tensors:
@@ -134,29 +130,16 @@ def read_safetensors(path: Path) -> Tensors:
         raise CheckpointError(f"{path} is missing") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
-    tensors = {
-        name: DECODERS[entry["dtype"]](entry["data"]).reshape(entry["shape"])
-        for name, entry in entries
-        if entry["dtype"] in DECODERS  # the rest are integer buffers such as position_ids
-    }
+    tensors: Tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in FLOATS:
+            continue  # integer buffers such as position_ids
+        values = np.frombuffer(entry["data"], FLOATS[entry["dtype"]])
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite and are reported
+            tensors[name] = values.astype(np.float32, copy=False).reshape(entry["shape"])
     return _check_finite(tensors, path)
-
-
-def _decode_bfloat16(data: bytes) -> npt.NDArray[np.float32]:
-    return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-
-
-def _decode_float64(data: bytes) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are reported
-        return np.frombuffer(data, "<f8").astype(np.float32)
-
-
-DECODERS: dict[str, Callable[[bytes], npt.NDArray[np.float32]]] = {
-    "F64": _decode_float64,
-    "F32": lambda data: np.frombuffer(data, "<f4"),
-    "F16": lambda data: np.frombuffer(data, "<f2").astype(np.float32),
-    "BF16": _decode_bfloat16,
-}
 
 
 def read_pickle(path: Path) -> Tensors:

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -346,36 +345,21 @@ def test_a_failure_leaves_the_target_unchanged(
     assert names(copy.parent) == (["artifact"] if existing else [])
 
 
-HANG = """
-import sys, time
-from pathlib import Path
+KILLED = """
+import os, signal, sys
 sys.modules["transformers"] = None  # the reference is numpy: PyTorch takes seconds to import
 from onnxsim_embed.export import build, export_model
 
-def hang(*args, **options):
-    Path(sys.argv[3]).touch()
-    time.sleep(60)
-
-build.verify_fp32 = hang
+build.verify_fp32 = lambda *args, **options: os.kill(os.getpid(), signal.SIGKILL)
 export_model(sys.argv[1], sys.argv[2], precisions=["fp32"], force=True)
 """
 
 
-def test_a_killed_export_leaves_the_old_artifact(copy, checkpoint, tmp_path):
+def test_a_killed_export_leaves_the_old_artifact(copy, checkpoint):
     before = contents(copy)
-    reached = tmp_path / "reached"
-    command = [sys.executable, "-c", HANG, str(checkpoint), str(copy), str(reached)]
-    with subprocess.Popen(command) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while not reached.exists() and process.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(checkpoint), str(copy)])
+    assert killed.returncode == -signal.SIGKILL
     assert contents(copy) == before
-    assert Embedder(copy).encode("water").shape == (32,)
     export_model(checkpoint, copy, precisions=FP32, force=True)
     assert set(contents(copy)) == FILES
 
@@ -440,12 +424,6 @@ def test_a_model_that_misses_its_known_answers_fails(checkpoint, tmp_path, monke
         "onnxsim_embed.export.api.locate_checkpoint", lambda *a, **k: (checkpoint, recipe)
     )
     assert any("cosine_matrix" in problem for problem in verify_recipe(recipe)["problems"])
-
-
-@pytest.mark.real
-def test_the_recipe_of_minilm_is_reproduced(real_checkpoint):
-    report = verify_recipe(find_recipe("all-MiniLM-L6-v2"))
-    assert (report["problems"], report["known_answers"]) == ([], 8)
 
 
 # Arguments
