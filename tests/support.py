@@ -190,6 +190,22 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def change_json(path: Path, **changes) -> None:
+    """Change keys of a JSON file, or write a new one; None removes a key."""
+    table = (read_json(path) if path.is_file() else {}) | changes
+    write_json(path, {key: value for key, value in table.items() if value is not None})
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Return the bytes of every file below a directory."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+
 def write_checkpoint(
     directory: Path,
     *,

@@ -1,29 +1,14 @@
 """Checkpoint directories: pooling, prompts, lengths, and errors that name the file."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from support import bert_config, write_checkpoint, write_json
+from support import bert_config, change_json, write_checkpoint, write_json
 
 from onnxsim_embed.artifact.recipes import find_recipe
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import open_checkpoint
 from onnxsim_embed.runtime.pooling import PoolingMode
-
-
-@pytest.fixture
-def tiny(tmp_path) -> Path:
-    """A tiny checkpoint of its own for each test."""
-    return write_checkpoint(tmp_path / "tiny", prompts={"query": "a dog "})
-
-
-def change(path: Path, **changes) -> None:
-    """Change keys of a JSON file; None removes one."""
-    table = json.loads(path.read_text(encoding="utf-8")) | changes
-    write_json(path, {key: value for key, value in table.items() if value is not None})
-
 
 # Pooling, recipes, prompts
 
@@ -80,7 +65,7 @@ def test_defaults_of_a_plain_checkpoint(tmp_path):
 
 
 def test_prompts_default_and_similarity_are_read(tiny):
-    change(
+    change_json(
         tiny / "config_sentence_transformers.json",
         prompts={"query": "q: ", "document": "", "old": None},
         default_prompt_name="query",
@@ -104,7 +89,7 @@ def test_prompts_default_and_similarity_are_read(tiny):
     ids=str,
 )
 def test_invalid_prompts_and_similarities_name_their_file(tiny, invalid):
-    change(tiny / "config_sentence_transformers.json", **invalid)
+    change_json(tiny / "config_sentence_transformers.json", **invalid)
     with pytest.raises(
         CheckpointError, match=r"config_sentence_transformers.json.*" + min(invalid)
     ):
@@ -135,15 +120,15 @@ def test_the_maximum_length_is_the_first_stated_and_fits_the_positions(
     if own == "no file":
         (tiny / "sentence_bert_config.json").unlink()
     else:
-        change(tiny / "sentence_bert_config.json", max_seq_length=own)
-    change(tiny / "tokenizer_config.json", model_max_length=tokenizer)
-    change(tiny / "config.json", max_position_embeddings=positions)
+        change_json(tiny / "sentence_bert_config.json", max_seq_length=own)
+    change_json(tiny / "tokenizer_config.json", model_max_length=tokenizer)
+    change_json(tiny / "config.json", max_position_embeddings=positions)
     assert open_checkpoint(tiny).max_seq_length == expected
 
 
 @pytest.mark.parametrize("length", ["48", 2, 0, -1, True, [48]])
 def test_an_invalid_length_is_named(tiny, length):
-    change(tiny / "sentence_bert_config.json", max_seq_length=length)
+    change_json(tiny / "sentence_bert_config.json", max_seq_length=length)
     with pytest.raises(CheckpointError, match="max_seq_length"):
         open_checkpoint(tiny)
 
@@ -154,16 +139,16 @@ def test_the_new_schema_takes_the_length_from_the_tokenizer(tmp_path):
 
 
 def test_a_checkpoint_without_any_length_names_the_keys(tiny):
-    change(tiny / "sentence_bert_config.json", max_seq_length=None)
-    change(tiny / "tokenizer_config.json", model_max_length=1e30)
-    change(tiny / "config.json", max_position_embeddings=None)
+    change_json(tiny / "sentence_bert_config.json", max_seq_length=None)
+    change_json(tiny / "tokenizer_config.json", model_max_length=1e30)
+    change_json(tiny / "config.json", max_position_embeddings=None)
     with pytest.raises(CheckpointError, match="max_position_embeddings"):
         open_checkpoint(tiny)
 
 
 def test_other_names_of_the_transformer_config_are_read(tiny):
     (tiny / "sentence_bert_config.json").rename(tiny / "sentence_roberta_config.json")
-    change(tiny / "sentence_roberta_config.json", max_seq_length=20, do_lower_case=True)
+    change_json(tiny / "sentence_roberta_config.json", max_seq_length=20, do_lower_case=True)
     checkpoint = open_checkpoint(tiny)
     assert checkpoint.max_seq_length == 20
     assert checkpoint.do_lower_case
@@ -234,6 +219,6 @@ def test_an_adapter_must_be_merged_first(tiny, name, weights):
     ids=str,
 )
 def test_settings_that_change_the_computation_are_rejected(tiny, setting):
-    change(tiny / "sentence_bert_config.json", **setting)
+    change_json(tiny / "sentence_bert_config.json", **setting)
     with pytest.raises(CheckpointError, match=min(setting)):
         open_checkpoint(tiny)

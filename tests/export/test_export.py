@@ -1,6 +1,5 @@
 """Exports: complete, faithful and readable by other libraries, or not written at all."""
 
-import json
 import os
 import shutil
 import signal
@@ -13,7 +12,17 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from support import TEXTS, VOCABULARY, bert_config, bert_tensors, write_checkpoint, write_json
+from support import (
+    TEXTS,
+    VOCABULARY,
+    bert_config,
+    bert_tensors,
+    change_json,
+    contents,
+    read_json,
+    write_checkpoint,
+    write_json,
+)
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import MANIFEST, MODEL_FILES, PRECISIONS, Artifact
@@ -23,35 +32,13 @@ from onnxsim_embed.errors import CheckpointError, MissingExtraError, Verificatio
 from onnxsim_embed.export import build, export_model, fidelity, verify_artifact, verify_recipe
 
 FILES = {
-    "onnx/model.onnx",
-    "onnx/encoder.onnx",
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "modules.json",
-    "1_Pooling/config.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "README.md",
-    MANIFEST,
-}
+    "onnx/model.onnx", "onnx/encoder.onnx", "config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "vocab.txt", "modules.json", "1_Pooling/config.json", "README.md",
+    "sentence_bert_config.json", "config_sentence_transformers.json", MANIFEST,
+}  # fmt: skip
 FP32 = ["fp32"]
 
 pytestmark = pytest.mark.usefixtures("few_texts")
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 def names(directory: Path) -> list[str]:
@@ -107,13 +94,13 @@ def test_fp32_is_always_written(checkpoint, tmp_path, precisions):
 
 
 def test_the_tokenizer_has_no_length_and_no_padding(exported):
-    tokenizer = read(exported / "tokenizer.json")
+    tokenizer = read_json(exported / "tokenizer.json")
     assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
-    config = read(exported / "tokenizer_config.json")
+    config = read_json(exported / "tokenizer_config.json")
     assert config["model_max_length"] == 48
     assert "max_length" not in config
     assert (config["pad_token"], config["tokenizer_class"]) == ("[PAD]", "BertTokenizer")
-    assert read(exported / "special_tokens_map.json") == {
+    assert read_json(exported / "special_tokens_map.json") == {
         f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")
     }
     assert (exported / "vocab.txt").read_text().splitlines() == VOCABULARY
@@ -130,20 +117,20 @@ def test_configs_have_the_legacy_schema(tmp_path, schema):
              "weightedmean_tokens", "lasttoken")  # fmt: skip
     booleans = {f"pooling_mode_{mode}": mode == "cls_token" for mode in modes}
     pooling = {"word_embedding_dimension": 32, **booleans, "include_prompt": True}
-    assert read(artifact / "1_Pooling/config.json") == pooling
+    assert read_json(artifact / "1_Pooling/config.json") == pooling
     lengths = {"max_seq_length": 48, "do_lower_case": False}
-    assert read(artifact / "sentence_bert_config.json") == lengths
+    assert read_json(artifact / "sentence_bert_config.json") == lengths
     main = {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    assert read(artifact / "config_sentence_transformers.json") == main
-    assert [(m["idx"], m["path"], m["type"]) for m in read(artifact / "modules.json")] == [
+    assert read_json(artifact / "config_sentence_transformers.json") == main
+    assert [(m["idx"], m["path"], m["type"]) for m in read_json(artifact / "modules.json")] == [
         (0, "", "sentence_transformers.models.Transformer"),
         (1, "1_Pooling", "sentence_transformers.models.Pooling"),
         (2, "2_Dense", "sentence_transformers.models.Dense"),
         (3, "3_Normalize", "sentence_transformers.models.Normalize"),
     ]
-    assert read(artifact / "2_Dense/config.json")["out_features"] == 16
+    assert read_json(artifact / "2_Dense/config.json")["out_features"] == 16
     assert (artifact / "2_Dense/model.safetensors").is_file()
-    assert read(artifact / "config.json") == read(directory / "config.json")
+    assert read_json(artifact / "config.json") == read_json(directory / "config.json")
 
 
 def test_the_card_states_facts_and_fidelity(exported, checkpoint):
@@ -222,7 +209,7 @@ def test_a_transformer_in_a_subfolder_is_exported(tmp_path, exported):
     for path in list(directory.iterdir()):
         if path.is_file() and "modules" not in path.name and "transformers" not in path.name:
             path.rename(inside / path.name)
-    modules = json.loads((directory / "modules.json").read_text())
+    modules = read_json(directory / "modules.json")
     modules[0]["path"] = "0_Transformer"
     write_json(directory / "modules.json", modules)
     artifact = export_model(directory, tmp_path / "a", precisions=FP32)
@@ -234,7 +221,7 @@ def test_the_pooling_argument_is_written(tmp_path):
     artifact = export_model(directory, tmp_path / "a", precisions=FP32, pooling="cls")
     assert artifact.manifest.pooling == ("cls",)
     assert not artifact.manifest.normalize
-    assert read(tmp_path / "a/1_Pooling/config.json")["pooling_mode_cls_token"] is True
+    assert read_json(tmp_path / "a/1_Pooling/config.json")["pooling_mode_cls_token"] is True
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -257,7 +244,7 @@ def test_half_precision_weights_export(tmp_path, dtype):
 def test_verification_ignores_a_default_prompt(tmp_path):
     directory = write_checkpoint(tmp_path / "c", prompts={"query": "the river of "})
     path = directory / "config_sentence_transformers.json"
-    write_json(path, read(path) | {"default_prompt_name": "query"})
+    change_json(path, default_prompt_name="query")
     artifact = export_model(directory, tmp_path / "a", precisions=FP32)
     expected = reference_vectors(directory, TEXTS)
     assert np.abs(Embedder(artifact).encode(TEXTS) - expected).max() < 1e-5
@@ -485,7 +472,7 @@ def test_arguments_override_the_checkpoint(checkpoint, tmp_path):
     assert artifact.manifest.prompts == {"query": "a dog ", "document": "the text of "}
     assert np.array_equal(model.encode_document("water"), model.encode("the text of water"))
     assert artifact.manifest.max_seq_length == 60
-    assert read(tmp_path / "a/sentence_bert_config.json")["max_seq_length"] == 60
+    assert read_json(tmp_path / "a/sentence_bert_config.json")["max_seq_length"] == 60
     assert len(model.token_ids(["water " * 100])[0]) == 60
     assert model.matryoshka_dims == artifact.manifest.matryoshka_dims == (16, 8)
     assert Artifact.open(tmp_path / "a").manifest == artifact.manifest

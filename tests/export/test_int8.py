@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import VOCABULARY, bert_config, bert_tensors, cosines, write_checkpoint
+from support import VOCABULARY, bert_config, bert_tensors, contents, cosines, write_checkpoint
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import ENCODER_FILES, MODEL_FILES, Artifact
@@ -21,10 +21,6 @@ CALIBRATION = [f"the {word} of the water {number}" for number, word in enumerate
 KEYS = {"query, key, value", "output", "up", "down"}
 
 pytestmark = pytest.mark.usefixtures("few_texts")
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def kept_in_float(layers) -> int:

@@ -1,12 +1,10 @@
 """Tokenizer files of an artifact."""
 
-import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-from support import TEXTS, VOCABULARY, tokenizer_json, write_checkpoint, write_json
+from support import TEXTS, VOCABULARY, change_json, read_json, tokenizer_json, write_json
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import CheckpointError
@@ -14,16 +12,6 @@ from onnxsim_embed.export import export_model
 
 FP32 = ["fp32"]
 pytestmark = pytest.mark.usefixtures("few_texts")
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-@pytest.fixture
-def tiny(tmp_path) -> Path:
-    """A tiny checkpoint of its own for each test."""
-    return write_checkpoint(tmp_path / "c")
 
 
 def test_a_vocabulary_alone_gives_the_ids_of_tokenizer_json(tiny, tmp_path, artifact):
@@ -42,8 +30,7 @@ def test_tokenizer_json_alone_gives_the_vocabulary(tiny, tmp_path):
 
 def test_a_cased_vocabulary_stays_cased(tiny, tmp_path):
     (tiny / "tokenizer.json").unlink()
-    config = read(tiny / "tokenizer_config.json")
-    write_json(tiny / "tokenizer_config.json", config | {"do_lower_case": False})
+    change_json(tiny / "tokenizer_config.json", do_lower_case=False)
     artifact = export_model(tiny, tmp_path / "a", precisions=FP32)
     upper, lower = Embedder(artifact).token_ids(["WATER", "water"])
     assert VOCABULARY.index("[UNK]") in upper
@@ -51,12 +38,10 @@ def test_a_cased_vocabulary_stays_cased(tiny, tmp_path):
 
 
 def test_special_tokens_that_are_objects_become_texts(tiny, tmp_path):
-    config = read(tiny / "tokenizer_config.json")
-    config["pad_token"] = {"content": "[PAD]", "special": True}
-    config["mask_token"] = None
-    write_json(tiny / "tokenizer_config.json", config)
+    pad = {"content": "[PAD]", "special": True}
+    change_json(tiny / "tokenizer_config.json", pad_token=pad, mask_token=None)
     export_model(tiny, tmp_path / "a", precisions=FP32)
-    tokens = read(tmp_path / "a/special_tokens_map.json")
+    tokens = read_json(tmp_path / "a/special_tokens_map.json")
     assert (tokens["pad_token"], tokens["mask_token"]) == ("[PAD]", "[MASK]")
 
 
@@ -115,8 +100,7 @@ def special(**changes) -> dict:
     ],
 )
 def test_contradictions_and_unknown_classes_are_rejected(tiny, tmp_path, name, changes, message):
-    table = read(tiny / name) if (tiny / name).is_file() else {}
-    write_json(tiny / name, table | changes)
+    change_json(tiny / name, **changes)
     with pytest.raises(CheckpointError, match=message):
         export_model(tiny, tmp_path / "a", precisions=FP32)
     assert not (tmp_path / "a").exists()
@@ -124,9 +108,8 @@ def test_contradictions_and_unknown_classes_are_rejected(tiny, tmp_path, name, c
 
 def test_a_token_missing_from_the_decoder_is_named(tiny, tmp_path):
     decoder = {str(i): special(content=token) for i, token in enumerate(VOCABULARY[:5])}
-    config = read(tiny / "tokenizer_config.json") | {"added_tokens_decoder": decoder}
-    write_json(tiny / "tokenizer_config.json", config)
-    table = read(tiny / "tokenizer.json")
+    change_json(tiny / "tokenizer_config.json", added_tokens_decoder=decoder)
+    table = read_json(tiny / "tokenizer.json")
     table["added_tokens"].append(special(id=9, content=VOCABULARY[9]))
     write_json(tiny / "tokenizer.json", table)
     with pytest.raises(CheckpointError, match=f"'{VOCABULARY[9]}' is not in the added_tokens_dec"):
@@ -134,7 +117,7 @@ def test_a_token_missing_from_the_decoder_is_named(tiny, tmp_path):
 
 
 def test_the_largest_id_must_have_an_embedding(tiny, tmp_path):
-    table = read(tiny / "tokenizer.json")
+    table = read_json(tiny / "tokenizer.json")
     del table["model"]["vocab"]["z"], table["model"]["vocab"]["y"]
     table["model"]["vocab"]["zebra"] = len(VOCABULARY)
     write_json(tiny / "tokenizer.json", table)
@@ -143,7 +126,6 @@ def test_the_largest_id_must_have_an_embedding(tiny, tmp_path):
 
 
 def test_an_overridden_setting_is_logged(tiny, tmp_path, caplog):
-    config = read(tiny / "tokenizer_config.json") | {"do_lower_case": False}
-    write_json(tiny / "tokenizer_config.json", config)
+    change_json(tiny / "tokenizer_config.json", do_lower_case=False)
     export_model(tiny, tmp_path / "a", precisions=FP32)
     assert "lowercase" in caplog.text

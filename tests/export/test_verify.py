@@ -1,6 +1,5 @@
 """Reports of verification, and the references it compares with."""
 
-import json
 import re
 import shutil
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import TEXTS, bert_config, bert_tensors, write_checkpoint, write_json
+from support import TEXTS, bert_config, bert_tensors, change_json, write_checkpoint
 
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.errors import VerificationError
@@ -75,8 +74,7 @@ def test_other_token_ids_than_those_of_transformers_are_a_problem(
 ):
     monkeypatch.setattr(TokenizerFiles, "_apply_settings", lambda *a: None)
     directory = Path(shutil.copytree(checkpoint, tmp_path / "c"))
-    path = directory / "tokenizer_config.json"
-    write_json(path, json.loads(path.read_text()) | {"do_lower_case": False})
+    change_json(directory / "tokenizer_config.json", do_lower_case=False)
     with pytest.raises(VerificationError, match=r"token ids of \d+ of \d+ texts differ"):
         export_model(directory, tmp_path / "a", precisions=["fp32"])
     monkeypatch.undo()
