@@ -1,27 +1,30 @@
-"""Similarity graphs on a cluster: tiles of pairs as tasks, over unit rows in the object store.
+"""Similarity graphs on a cluster: each task compares a tile of rows with all tiles, and writes a shard.
 
-Each tile of rows is loaded into the object store once, and read in place by all tasks of a node. A task compares
-one tile of rows with a group of tiles of columns, on or beyond the diagonal for a threshold, and writes the
-pairs. If a tile of rows has several tasks, they write partial shards, which are merged at the end. The tiles
-change nothing about scores.
+Tiles are loaded into the object store once, and read in place by all tasks of a node. They change no score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.checkpoint import write_errors
 from onnxsim_embed.files.locations import Directory
-from onnxsim_embed.ray.connection import check_shared, cluster, cluster_cpus, nodes, require_ray
-from onnxsim_embed.ray.tasks import plain_errors, run_each
+from onnxsim_embed.ray.connection import (
+    ACTOR_SHARE,
+    check_shared,
+    cluster,
+    cluster_cpus,
+    nodes,
+    require_ray,
+)
+from onnxsim_embed.ray.tasks import plain_errors
 from onnxsim_embed.ray.tiles import ObjectStoreRows, diagonal_of, open_source
 from onnxsim_embed.similarity.compare import TILE_BYTES
 from onnxsim_embed.similarity.graph import GraphShard, SimilarityGraph, open_graph, shard_file
@@ -40,9 +43,9 @@ from onnxsim_embed.similarity.memory import (
     MemoryBudget,
     pair_counter,
 )
-from onnxsim_embed.similarity.out_of_core import AllPairs, concatenate_pairs
-from onnxsim_embed.similarity.selection import RowPairs, top_k_of_rows
-from onnxsim_embed.similarity.sparse import build_matrix, matrix_pairs
+from onnxsim_embed.similarity.out_of_core import AllPairs
+from onnxsim_embed.similarity.selection import RowPairs
+from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.system.memory import available_memory
 from onnxsim_embed.system.progress import progress_bar
 
@@ -51,10 +54,8 @@ Float32 = npt.NDArray[np.float32]
 # Rows of a tile: with fewer, products are slow; with more, tasks are hard to balance (25 to 100 MB at dim 384).
 MIN_TILE_ROWS, MAX_TILE_ROWS = 2048, 65536
 
-# Tasks for each processor, so that the last ones leave none idle for long; a task of fewer pairs than these is
-# not worth its start.
+# Tasks for each processor, so that the last ones leave none idle for long.
 TASKS_PER_CPU = 8
-MIN_TASK_PAIRS = 1 << 24
 
 
 def write_graph(
@@ -106,34 +107,30 @@ def write_graph(
     settings = graph_settings(rows, threshold, k, include_self, source.digest)
     with checkpoint, cluster(address), plain_errors():
         journal = checkpoint.resume(settings, force)
-        check_shared(Directory(checkpoint.directory), source.path)
+        path = source.vectors if isinstance(source.vectors, str) else None
+        check_shared(Directory(checkpoint.directory), path)
         if journal is None:
-            journal = _plan(rows, sum(cluster_cpus()), k is None, block_rows)
-            checkpoint.record(**journal)
-        elif "columns" not in journal:
+            tile_rows = block_rows or _tile_rows(rows, sum(cluster_cpus()))
+            checkpoint.record(part_rows=tile_rows, columns=1)  # columns: marks a run of this engine
+        elif "columns" in journal:
+            tile_rows = journal["part_rows"]
+        else:
             raise ValueError(
                 f"{checkpoint.target} has an unfinished run of onnxsim_embed.write_graph (without --engine "
                 "ray): finish it there, or start over with force=True"
             )
-        tiles = source.tiles(journal["part_rows"])
+        tiles = source.tiles(tile_rows)
         comparison = Comparison(
-            tiles, source.shape, journal["part_rows"], journal["columns"], checkpoint.shards,
-            settings["threshold"], settings["k"], max_bytes,
+            tiles, source.shape, tile_rows, checkpoint.shards, settings["threshold"], settings["k"], max_bytes
         )  # fmt: skip
         shards = comparison.write_missing(show_progress_bar)
         checkpoint.finish(shards, None if threshold is None else _diagonal(tiles, threshold))
     return open_graph(checkpoint.target)
 
 
-def _plan(rows: int, cpus: float, upper: bool, block_rows: int | None) -> dict[str, int]:
-    """Return the rows of a tile, and the number of tiles of columns that a task compares it with."""
-    tasks = max(1, int(cpus)) * TASKS_PER_CPU
-    tile_rows = block_rows or min(max(-(-rows // tasks), MIN_TILE_ROWS), MAX_TILE_ROWS)
-    tiles = -(-rows // tile_rows)
-    pairs = rows * rows // (2 if upper else 1)
-    task_pairs = min(max(pairs // tasks, MIN_TASK_PAIRS), SHARD_PAIRS)
-    columns = min(max(1, task_pairs // (tile_rows * tile_rows)), max(1, tiles))
-    return {"part_rows": tile_rows, "columns": columns}
+def _tile_rows(rows: int, cpus: float) -> int:
+    balanced = min(-(-rows // (max(1, int(cpus)) * TASKS_PER_CPU)), SHARD_PAIRS // max(1, rows))
+    return min(max(balanced, MIN_TILE_ROWS), MAX_TILE_ROWS)
 
 
 def _diagonal(tiles: Sequence[Any], threshold: float) -> Float32:
@@ -146,9 +143,8 @@ def _diagonal(tiles: Sequence[Any], threshold: float) -> Float32:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The comparison of all tiles, of which tasks do a part each.
+    """The comparison of all tiles, of which a task does one row of tiles.
 
-    :param columns: tiles of columns of a task.
     :param shards: directory of the shards.
     :param max_bytes: for the pairs of a task; None for its share of the free memory of its node.
     """
@@ -156,7 +152,6 @@ class Comparison:
     tiles: Sequence[Any]
     shape: tuple[int, int]
     tile_rows: int
-    columns: int
     shards: Path
     threshold: float | None
     k: int | None
@@ -164,37 +159,32 @@ class Comparison:
 
     def write_missing(self, show_progress_bar: bool) -> list[GraphShard]:
         """Return all shards, after writing those that do not exist."""
-        numbers = range(len(self.tiles))
-        partials = {number: self.partials(number) for number in numbers}
-        existing = {n: shard for n in numbers if (shard := self.read(n)) is not None}
-        missing = [number for number in numbers if number not in existing]
-        tasks = [
-            {"shard": number, "partial": partial}
-            for number in missing
-            for partial in partials[number]
-            if not (self.shards / partial_file(number, partial)).exists()
-        ]
-        total = sum(map(len, partials.values()))
+        import ray
+
+        shards = {number: self.read(number) for number in range(len(self.tiles))}
+        missing = [number for number, shard in shards.items() if shard is None]
+        write = ray.remote(num_cpus=ACTOR_SHARE, max_retries=-1)(Comparison.write)
+        comparison = ray.put(self)
+        tasks = [write.remote(comparison, number) for number in missing]
         with progress_bar(
-            desc="Comparing", unit=" tiles", total=total, initial=total - len(tasks),
+            desc="Comparing", unit=" tiles", total=len(shards), initial=len(shards) - len(tasks),
             disable=not show_progress_bar,
         ) as bar:  # fmt: skip
-            for _ in run_each(tasks, self.compare):
-                bar.update(1)
-        merges = [{"shard": number} for number in missing if len(partials[number]) > 1]
-        for _ in run_each(merges, self.merge):
-            pass
-        for path in self.shards.glob("piece-*.npz"):
+            try:
+                while tasks:
+                    done, tasks = ray.wait(tasks)
+                    ray.get(done)
+                    bar.update(1)
+            finally:
+                for task in tasks:
+                    ray.cancel(task)
+        for path in self.shards.glob("piece-*.npz"):  # of a run of version 0.1.0
             path.unlink()
-        shards = [existing.get(number) or self.read(number) for number in numbers]
-        if None in shards:
-            raise TableError(f"{shard_file(shards.index(None))} was not written; repeat the call")
-        return [shard for shard in shards if shard is not None]
-
-    def partials(self, number: int) -> range:
-        """Return the numbers of the partial shards of a shard, which are groups of tiles of columns."""
-        first = number if self.k is None else 0
-        return range(first // self.columns, -(-len(self.tiles) // self.columns))
+        shards |= {number: self.read(number) for number in missing}
+        complete = [shard for shard in shards.values() if shard is not None]
+        if len(complete) < len(shards):
+            raise TableError(f"{self.shards}: shards were not written; repeat the call")
+        return complete
 
     def read(self, number: int) -> GraphShard | None:
         """Return a shard; None if it is missing or damaged."""
@@ -206,14 +196,13 @@ class Comparison:
             return None
         return GraphShard(path.name, first, rows, int(pointers[-1]))
 
-    def compare(self, task: Mapping[str, Any]) -> None:
-        """Write a partial shard, or a shard that consists of one."""
-        number, partial = int(task["shard"]), int(task["partial"])
+    def write(self, number: int) -> None:
+        """Write a shard; a task."""
         units = ObjectStoreRows(self.tiles, self.tile_rows, self.shape)
         pairs = AllPairs(units, units, TILE_BYTES)
-        rows = slice(number * self.tile_rows, min((number + 1) * self.tile_rows, self.shape[0]))
-        width = self.columns * self.tile_rows
-        columns = slice(partial * width, min((partial + 1) * width, self.shape[0]))
+        first = number * self.tile_rows
+        rows = slice(first, min(first + self.tile_rows, self.shape[0]))
+        columns = slice(0, self.shape[0])
         found: Iterator[RowPairs]
         if self.threshold is not None:
             counter = pair_counter(_max_entries(self.max_bytes), self.threshold, ADVICE)
@@ -223,34 +212,8 @@ class Comparison:
         else:
             best = pairs.top_k(int(self.k or 0), skip_self=True, rows=rows, columns=columns)
             found = map(by_column, best)
-        alone = len(self.partials(number)) == 1
-        name = shard_file(number) if alone else partial_file(number, partial)
         with write_errors(self.shards):
-            write_shard(self.shards / name, build_matrix(found, self.shape[0]))
-
-    def merge(self, task: Mapping[str, Any]) -> None:
-        """Write a shard from its partial shards, and delete these."""
-        number = int(task["shard"])
-        paths = [self.shards / partial_file(number, n) for n in self.partials(number)]
-        if not all(path.exists() for path in paths):
-            return  # merged before by a worker that was lost afterwards
-        partials = [sparse.csr_array(sparse.load_npz(path)) for path in paths]
-        if self.k is None:
-            found = concatenate_pairs([matrix_pairs(partial) for partial in partials])
-        else:
-            rows = partials[0].shape[0]
-            scores = np.hstack([partial.data.reshape(rows, -1) for partial in partials])
-            columns = np.hstack([partial.indices.reshape(rows, -1) for partial in partials])
-            found = by_column(top_k_of_rows(scores, self.k, columns.astype(np.int64)))
-        with write_errors(self.shards):
-            write_shard(self.shards / shard_file(number), build_matrix([found], self.shape[0]))
-        for path in paths:
-            path.unlink(missing_ok=True)
-
-
-def partial_file(number: int, partial: int) -> str:
-    """Return the file name of a partial shard."""
-    return f"piece-{number:05d}-{partial:05d}.npz"
+            write_shard(self.shards / shard_file(number), build_matrix(found, self.shape[0]))
 
 
 def _max_entries(max_bytes: int | None) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from onnxsim_embed.errors import OnnxsimEmbedError
-from onnxsim_embed.ray.connection import ACTOR_SHARE
 
 # What a task may raise because of its input. It is returned as a result, because Ray Data wraps exceptions in
 # pages of its own text.
@@ -30,14 +29,6 @@ def pack(result: object) -> bytes:
     except Exception:  # an exception whose arguments are not its message
         content = pickle.dumps(OnnxsimEmbedError(str(result)))
     return content
-
-
-def pack_call(function: Callable[..., object], *arguments: object) -> bytes:
-    """Return what a function returns, or its expected error, packed."""
-    try:
-        return pack(function(*arguments))
-    except EXPECTED as error:
-        return pack(error)
 
 
 def unpack(content: bytes) -> Any:  # noqa: ANN401 - whatever was packed
@@ -88,17 +79,3 @@ def actor_pool(count: int) -> Any:  # noqa: ANN401
     from ray.data import ActorPoolStrategy
 
     return ActorPoolStrategy(min_size=1, max_size=count, initial_size=count)
-
-
-def run_each(
-    tasks: list[dict[str, Any]], function: Callable[[Mapping[str, Any]], object]
-) -> Iterator[Any]:
-    """Run a function on tasks, one on each processor, and yield what it returns as tasks finish."""
-    if not tasks:
-        return
-
-    def run(task: Mapping[str, Any]) -> dict[str, bytes]:
-        return {"result": pack_call(function, task)}
-
-    for row in internal_dataset(tasks).map(run, num_cpus=ACTOR_SHARE).iter_rows():
-        yield unpack(row["result"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,43 +23,27 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class VectorSource:
-    """Vectors to compare; `path` is that of a .npy file."""
+    """Vectors to compare: an array, a directory of shards, or the path of a .npy file."""
 
-    vectors: VectorDirectory | npt.NDArray[Any]
-    path: str | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number and dimension of the vectors."""
-        vectors = self.vectors
-        if isinstance(vectors, VectorDirectory):
-            return vectors.rows, vectors.dim
-        return len(vectors), vectors.shape[1]
-
-    def digest(self) -> str:
-        """Return a digest of the vectors."""
-        vectors = self.vectors
-        return vectors.digest if isinstance(vectors, VectorDirectory) else digest(vectors)
+    vectors: npt.NDArray[Any] | VectorDirectory | str
+    shape: tuple[int, int]
+    digest: Callable[[], str]
 
     def tiles(self, tile_rows: int) -> list[Any]:
         """Return references to the unit rows of each tile."""
         import ray
 
-        starts = range(0, self.shape[0], tile_rows)
-        if self.path is None and not isinstance(self.vectors, VectorDirectory):
-            slices = ((start, self.vectors[start : start + tile_rows]) for start in starts)
-            return [ray.put(unit_vectors(rows, first_row=start)) for start, rows in slices]
         # With so small a share, a tile that was lost with a node is loaded again even while tasks that wait
         # for it occupy all processors.
         load = ray.remote(num_cpus=LOADER_SHARE, max_retries=-1)(_load)
-        source = ray.put(self.path or self.vectors)
+        vectors = ray.put(self.vectors)
         parallel = max(1, int(sum(cluster_cpus())))
         tiles: list[Any] = []
         loading: list[Any] = []
-        for start in starts:
+        for start in range(0, self.shape[0], tile_rows):
             if len(loading) == parallel:  # as each loads in a process of its own
                 _, loading = ray.wait(loading, fetch_local=False)
-            tiles.append(load.remote(source, start, min(start + tile_rows, self.shape[0])))
+            tiles.append(load.remote(vectors, start, start + tile_rows))
             loading.append(tiles[-1])
         return tiles
 
@@ -70,29 +54,26 @@ def open_source(vectors: npt.ArrayLike | str | Path) -> VectorSource:
     :raises FileNotFoundError: if there is no such file or directory.
     :raises ValueError: for an invalid array, or another kind of file.
     """
-    if not isinstance(vectors, (str, Path)):
-        array = np.asarray(vectors)
-        check_vectors(array)
-        return VectorSource(array)
-    if is_uri(vectors) or is_vector_directory(vectors):
-        return VectorSource(open_vectors(vectors))
-    path = Path(vectors)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file or directory {path}")
-    if path.suffix != ".npy":
+    if isinstance(vectors, (str, Path)) and (is_uri(vectors) or is_vector_directory(vectors)):
+        stored = open_vectors(vectors)
+        return VectorSource(stored, (stored.rows, stored.dim), lambda: stored.digest)
+    source: str | npt.NDArray[Any] = absolute(vectors) if isinstance(vectors, (str, Path)) else np.asarray(vectors)  # fmt: skip
+    if isinstance(source, str) and Path(source).exists() and not source.endswith(".npy"):
         raise ValueError(
-            f"{path}: expected a directory that onnxsim_embed.ray.encode_files wrote (encode --engine ray), "
-            "or a .npy file"
+            f"{vectors}: expected a directory that onnxsim_embed.ray.encode_files wrote (encode --engine "
+            "ray), or a .npy file"
         )
-    return VectorSource(read_vectors(path), absolute(path))
+    array = read_vectors(source) if isinstance(source, str) else source
+    check_vectors(array)
+    return VectorSource(source, (len(array), array.shape[1]), lambda: digest(array))
 
 
-def _load(source: str | VectorDirectory, start: int, stop: int) -> Float32:
+def _load(vectors: npt.NDArray[Any] | VectorDirectory | str, start: int, stop: int) -> Float32:
     """Return the unit rows of a tile."""
-    if isinstance(source, VectorDirectory):
-        rows: npt.NDArray[Any] = source.read(start, stop)
+    if isinstance(vectors, VectorDirectory):
+        rows: npt.NDArray[Any] = vectors.read(start, min(stop, vectors.rows))
     else:
-        rows = read_vectors(source)[start:stop]
+        rows = (read_vectors(vectors) if isinstance(vectors, str) else vectors)[start:stop]
     return unit_vectors(rows, first_row=start)
 
 

@@ -40,7 +40,7 @@ from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.vector_directory import open_vectors
 from onnxsim_embed.ray import cluster as connect
 from onnxsim_embed.ray import connection as connecting
-from onnxsim_embed.ray import encode_dataset, encode_files, graph, write_graph
+from onnxsim_embed.ray import encode_dataset, encode_files, write_graph
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # the engine's own
@@ -97,13 +97,6 @@ def expected(model, texts) -> np.ndarray:
 def points() -> np.ndarray:
     rng = np.random.default_rng(5)
     return rng.standard_normal((20_000, 32)).astype(np.float32)
-
-
-@pytest.fixture
-def small_tasks(monkeypatch) -> None:
-    """Tasks of a graph that take no time, but are many: there is something left to lose."""
-    monkeypatch.setattr(graph, "TASKS_PER_CPU", 60)
-    monkeypatch.setattr(graph, "MIN_TASK_PAIRS", 1)
 
 
 def check_vectors(directory: Path, expected: np.ndarray) -> None:
@@ -199,7 +192,6 @@ def test_a_node_that_is_lost_while_encoding(three, model, tmp_path, texts, expec
 
 
 @pytest.mark.parametrize("how", [{"threshold": 0.6}, {"k": 5}], ids=["threshold", "best"])
-@pytest.mark.usefixtures("small_tasks")
 def test_a_node_that_is_lost_while_comparing(three, points, tmp_path, how):
     """Blocks of vectors that were in its memory, too."""
     if len(three.others) < 2:

@@ -286,15 +286,8 @@ def vectors():
     return rows
 
 
-@pytest.fixture
-def many_pieces(monkeypatch):
-    """Tasks so small that a block has several."""
-    monkeypatch.setattr(graph, "MIN_TASK_PAIRS", 1)
-    monkeypatch.setattr(graph, "TASKS_PER_CPU", 40)
-
-
 @pytest.mark.parametrize("include_self", [True, False])
-def test_scores_are_those_of_one_process(vectors, tmp_path, many_pieces, include_self):
+def test_scores_are_those_of_one_process(vectors, tmp_path, include_self):
     made = write_graph(
         vectors, tmp_path / "g", threshold=0.3, block_rows=64, include_self=include_self
     )
@@ -313,42 +306,36 @@ def test_scores_are_those_of_one_process(vectors, tmp_path, many_pieces, include
 
 
 @pytest.mark.parametrize("k", [1, 7, 100])
-def test_the_best_are_those_of_one_process(vectors, tmp_path, many_pieces, k):
+def test_the_best_are_those_of_one_process(vectors, tmp_path, k):
     made = write_graph(vectors, tmp_path / "g", k=k, block_rows=64).to_matrix()
     expected = onnxsim_embed.write_graph(vectors, tmp_path / "same", k=k).to_matrix()
     for name in ("data", "indices", "indptr"):
         assert np.array_equal(getattr(made, name), getattr(expected, name))
 
 
-def test_partial_shards_are_kept(vectors, tmp_path, many_pieces, monkeypatch):
-    each, tasks = graph.run_each, []
+def test_an_interrupted_graph_continues(vectors, tmp_path, monkeypatch):
+    write_missing = graph.Comparison.write_missing
 
-    def stop_before_merging(rows, function):
-        tasks.append(rows)
-        if len(tasks) == 2:
-            raise KeyboardInterrupt
-        yield from each(rows, function)
+    def interrupted(self, show_progress_bar):
+        write_missing(self, show_progress_bar)
+        (self.shards / "part-00002.npz").write_bytes(b"half a shard")
+        (self.shards / "piece-00002-00000.npz").touch()  # of version 0.1.0
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(graph, "run_each", stop_before_merging)
+        patch.setattr(graph.Comparison, "write_missing", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_graph(vectors, tmp_path / "g", threshold=0.3, block_rows=64)
-    parts = tmp_path / ".g.partial/parts"
-    pieces = {path.name: path.stat().st_mtime_ns for path in parts.glob("piece-*")}
-    assert len(pieces) > 5
-    lost = sorted(pieces)[2]
-    (parts / lost).unlink()
-    tasks.clear()
-    monkeypatch.setattr(
-        graph, "run_each", lambda rows, work: tasks.append(rows) or each(rows, work)
-    )
-    with pytest.raises(ValueError, match=r"other settings \(threshold: 0.3, now 0.4\)"):
+    shards = tmp_path / ".g.partial/parts"
+    before = {path.name: path.stat().st_mtime_ns for path in shards.glob("part-*")}
+    with pytest.raises(ValueError, match=r"\(threshold: 0.3, now 0.4\)"):
         write_graph(vectors, tmp_path / "g", threshold=0.4, block_rows=64)
     with pytest.raises(ValueError, match="--engine ray"):
         onnxsim_embed.write_graph(vectors, tmp_path / "g", threshold=0.3)
-    made = write_graph(vectors, tmp_path / "g", threshold=0.3).to_matrix()
-    assert [graph.partial_file(row["shard"], row["partial"]) for row in tasks[0]] == [lost]
-    assert np.array_equal(made.data, similarity_matrix(vectors, threshold=0.3).data)
+    made = write_graph(vectors, tmp_path / "g", threshold=0.3)
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "g").glob("p*")}
+    assert [name for name in after if after[name] != before.get(name)] == ["part-00002.npz"]
+    assert np.array_equal(made.to_matrix().data, similarity_matrix(vectors, threshold=0.3).data)
     assert not (tmp_path / ".g.partial").exists()
 
 
