@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,6 @@ from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.atomic import check_output, durable_file, write_json
 from onnxsim_embed.files.provenance import Provenance, check_sidecar, write_sidecar
 from onnxsim_embed.files.vectors import NPY_HEADER, check_ending, npy_header, write_parquet
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 JOURNAL = "job.json"
 LOCK = "lock"
@@ -62,11 +59,8 @@ class Checkpoint:
         self._replaced = self.directory / "old"  # the target while another takes its place
         self._settings: Settings = {}
 
-    def __enter__(self) -> Self:
-        """Acquire the lock, without waiting for it.
-
-        :raises TableError: if another process has it.
-        """
+    def __enter__(self) -> Checkpoint:
+        """Acquire the lock; raises TableError if another process has it."""
         from filelock import FileLock, Timeout
 
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -91,10 +85,7 @@ class Checkpoint:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def read(self) -> dict[str, Any] | None:
-        """Return the journal, None if there is no unfinished run; needs no lock.
-
-        :raises TableError: if it is damaged or of another format version.
-        """
+        """Return the journal, None if there is no unfinished run; raises TableError if it is damaged."""
         content = self._load()
         if content is None:
             return None
@@ -129,12 +120,10 @@ class Checkpoint:
         return journal[self.settings_key] if self.settings_key else journal
 
     def resume(self, settings: Settings, force: bool = False) -> dict[str, Any] | None:
-        """Return the journal of an unfinished run to continue; None begins a new one.
+        """Return the journal of an unfinished run to continue; None begins a new one, as does `force`.
 
         :param settings: all that the output depends on.
-        :param force: drop an unfinished run.
         :raises ValueError: if an unfinished run has other settings, naming those that differ.
-        :raises TableError: as `read`.
         """
         self._settings = dict(settings)
         journal = None if force else self.read()
@@ -160,19 +149,13 @@ class Checkpoint:
                 path.unlink()
 
     def record(self, **progress: Any) -> None:  # noqa: ANN401 - what JSON holds
-        """Write the journal durably.
-
-        :raises TableError: if it cannot be written.
-        """
+        """Write the journal durably."""
         settings = {self.settings_key: self._settings} if self.settings_key else self._settings
         kept = {"replaces": self.replaces} if "replaces" in self.progress else {}
         self._store({"format_version": self.format_version, **settings, **kept, **progress})
 
     def publish(self, result: Path) -> None:
-        """Move the finished file or directory to the target, and drop the journal.
-
-        :raises TableError: if it cannot be moved; the unfinished run stays.
-        """
+        """Move the finished file or directory to the target, and drop the journal."""
         with write_errors(self.target):
             if result.is_dir() and self.replaces and self.target.exists():
                 shutil.rmtree(self._replaced, ignore_errors=True)
@@ -234,12 +217,7 @@ class EmbeddingCheckpoint(Checkpoint):
             )
 
     def open(self, settings: Settings, like: npt.NDArray[Any], force: bool) -> None:
-        """Open the rows of the unfinished run, or begin.
-
-        :param like: array (0, dim) with the dtype of the rows.
-        :raises ValueError: as `resume`.
-        :raises TableError: if the unfinished run is damaged.
-        """
+        """Open the rows of the unfinished run, or begin; `like` is an array (0, dim) of their dtype."""
         journal = self.resume(settings, force) or {"rows": 0, "texts": ""}
         self.rows: int = journal["rows"]
         self.texts: str = journal["texts"]
@@ -248,8 +226,7 @@ class EmbeddingCheckpoint(Checkpoint):
         end = NPY_HEADER + self.rows * self._dim * self._dtype.itemsize
         if self.rows and path.stat().st_size < end:
             raise TableError(
-                f"{path} is damaged (too short for {count_rows(self.rows)}), so that run cannot be "
-                "continued: start over with force=True"
+                f"{path} is damaged (too short for {count_rows(self.rows)}): start over with force=True"
             )
         self._stream = path.open("r+b" if self.rows else "w+b", buffering=0)
         self._stream.truncate(end)
@@ -262,12 +239,7 @@ class EmbeddingCheckpoint(Checkpoint):
         super().__exit__(*raised)
 
     def append(self, vectors: npt.NDArray[Any], texts: str) -> None:
-        """Write rows durably and count them.
-
-        :param vectors: array (n, dim).
-        :param texts: digest of the texts of all rows, these included.
-        :raises TableError: if they cannot be written.
-        """
+        """Write rows (n, dim) durably and count them; `texts` is the digest of all texts up to these."""
         rows = self.rows + len(vectors)
         with write_errors(self.target):
             self._write(vectors.tobytes())
@@ -275,11 +247,7 @@ class EmbeddingCheckpoint(Checkpoint):
         self.rows, self.texts = rows, texts
 
     def finish(self, provenance: Provenance | None = None) -> None:
-        """Turn the rows into the file, which replaces one that exists.
-
-        :param provenance: written beside the rows.
-        :raises TableError: if it cannot be written; the unfinished run stays.
-        """
+        """Turn the rows into the file, which replaces one that exists; if it fails, the run stays."""
         finished = self.directory / ROWS
         with write_errors(self.target):
             self._stream.seek(0)

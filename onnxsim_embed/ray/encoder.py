@@ -6,7 +6,6 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,20 +60,16 @@ class PackedModel:
         target = cache_directory() / "ray" / f"{self.name.replace('/', '_')}-{digest}"
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(target.name + ".lock")):  # actors of a node load together
-            for _ in range(2):
-                if not is_artifact(target):
-                    self._unpack(target)
+            if is_artifact(target):
                 try:
                     return Embedder(target, precision=self.precision, device="cpu", threads=threads)
-                except ArtifactError:
+                except ArtifactError:  # damaged
                     shutil.rmtree(target, ignore_errors=True)
-        raise ArtifactError(f"{target} is damaged although it was just written: is the disk full?")
-
-    def _unpack(self, target: Path) -> None:
-        with atomic_directory(target) as work:
-            for name, content in self.files.items():
-                (work / name).parent.mkdir(parents=True, exist_ok=True)
-                (work / name).write_bytes(content)
+            with atomic_directory(target) as work:
+                for name, content in self.files.items():
+                    (work / name).parent.mkdir(parents=True, exist_ok=True)
+                    (work / name).write_bytes(content)
+            return Embedder(target, precision=self.precision, device="cpu", threads=threads)
 
 
 @dataclass(frozen=True)
@@ -156,9 +151,7 @@ class TextEncoder:
             if (problem := _problem(value)) is None:
                 encoded.append(row)
                 if len(value) > LONG_TEXT:
-                    reason = (
-                        f"a text of {len(value):,} characters, of which the beginning was encoded"
-                    )
+                    reason = f"a text of {len(value):,} characters: its beginning was encoded"
                     diagnostics.append(RowDiagnostic(name, reason, encoded=True))
             elif self._options.on_error == "raise":
                 raise TableError(

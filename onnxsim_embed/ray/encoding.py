@@ -7,31 +7,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from onnxsim_embed.files.locations import Directory, find_files
 from onnxsim_embed.files.uris import display_name
 from onnxsim_embed.files.vector_directory import JOB, RowDiagnostic, VectorDirectory
-from onnxsim_embed.ray.connection import (
-    Actors,
-    check_shared,
-    cluster,
-    cluster_cpus,
-    plan_actors,
-    require_ray,
-)
+from onnxsim_embed.ray import connection
 from onnxsim_embed.ray.encoder import PackedModel, prepare_model
 from onnxsim_embed.ray.shards import ShardCheckpoint, ShardReader, encode_shards
 from onnxsim_embed.ray.tasks import plain_errors
 from onnxsim_embed.ray.texts import Columns, TextFile, group_files, survey, with_rows
+from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.provenance import model_settings
 from onnxsim_embed.system.progress import progress_bar
 
-if TYPE_CHECKING:
-    from onnxsim_embed.runtime.embedder import Embedder
-
 # Rows of a shard: some ten seconds of one thread, the work that a kill may lose, and 3 MB of vectors.
 SHARD_ROWS = 2048
+
+# What of the provenance the shards of one directory share, beside the model.
+SETTINGS = ("prompt", "max_seq_length", "normalize", "truncate_dim", "onnxsim_embed", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class EncodedFiles:
     vectors: VectorDirectory
     rows_found: int
     remarks: Sequence[RowDiagnostic]
-    actors: Actors | None
+    actors: connection.Actors | None
     seconds: float
 
 
@@ -90,12 +83,9 @@ def encode_files(
     :param on_error: "skip" leaves out rows without a usable text, and lists them in rejected.jsonl;
         "raise" stops at the first.
     :param part_rows: rows of a shard.
-    :param actor_threads: threads of each actor; None for the number up to 4 that leaves the fewest
-        processors idle.
-    :param actors: number of actors; None for all that fit.
     :param address: of a cluster; None for the open connection, RAY_ADDRESS, or a new one on this machine.
-    :param force: start over, and replace the vectors in the directory.
-    :param show_progress_bar: show one on standard error. For the other arguments see `Embedder.encode`.
+    :param force: start over, and replace the vectors in the directory. For actor_threads and actors see
+        `encode_dataset`, for the other arguments `Embedder.encode`.
     :raises FileNotFoundError: if there is no such file.
     :raises FileExistsError: if the directory holds something else.
     :raises ValueError: if it holds vectors of a run with other settings, naming those that differ; as
@@ -112,7 +102,7 @@ def encode_files(
     """
     if part_rows < 1:
         raise ValueError(f"part_rows must be positive, got {part_rows}")
-    require_ray()  # before a model is loaded
+    connection.require_ray()  # before a model is loaded
     output = Directory(directory)
     locations = find_files(source)
     local = _check_output(output, locations)
@@ -121,22 +111,18 @@ def encode_files(
         model, precision, max_seq_length, on_error, prompt_name=prompt_name, prompt=prompt,
         normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim,
     )  # fmt: skip
-    with ShardCheckpoint(output, local) as checkpoint, cluster(address), plain_errors():
+    checkpoint = ShardCheckpoint(output, local)
+    with checkpoint, connection.cluster(address), plain_errors():
         import ray
 
-        check_shared(output, locations[0])
+        connection.check_shared(output, locations[0])
         count_rows = ray.remote(num_cpus=1)(survey)
         surveys = [count_rows.remote(location, columns) for location in locations]
         files, id_type = with_rows(ray.get(surveys))
         total = sum(file.rows for file in files)
         settings = {
             **model_settings(embedder),
-            "prompt": provenance.prompt,
-            "max_seq_length": provenance.max_seq_length,
-            "normalize": provenance.normalize,
-            "truncate_dim": provenance.truncate_dim,
-            "onnxsim_embed": provenance.onnxsim_embed,
-            "onnxruntime": provenance.onnxruntime,
+            **{name: getattr(provenance, name) for name in SETTINGS},
             "column": column,
             "id_column": id_column,
             "part_rows": part_rows,
@@ -153,7 +139,7 @@ def encode_files(
         )
         plan, times = None, [0.0]
         if len(shards) < count:
-            plan = plan_actors(cluster_cpus(), actor_threads, actors)
+            plan = connection.plan_actors(connection.cluster_cpus(), actor_threads, actors)
             reader = ShardReader(columns, part_rows, id_type)
             bar = progress_bar(
                 desc="Encoding", unit=" texts", total=total, initial=rows_found,
@@ -163,8 +149,9 @@ def encode_files(
             with bar:
                 packed = ray.put(PackedModel.of(embedder))
                 for row in encode_shards(
-                    checkpoint, groups, dict(shards), reader, plan, model=packed, options=options
-                ):
+                    groups, dict(shards), reader, plan, model=packed, options=options,
+                    output=output, token=checkpoint.token,
+                ):  # fmt: skip
                     shards[int(row["number"])] = row["shard"]
                     times += row["times"]
                     bar.update(int(row["rows"]))

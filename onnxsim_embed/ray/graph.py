@@ -5,7 +5,7 @@ Tiles are loaded into the object store once, and read in place by all tasks of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,35 +16,13 @@ import numpy.typing as npt
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.checkpoint import write_errors
 from onnxsim_embed.files.locations import Directory
-from onnxsim_embed.ray.connection import (
-    ACTOR_SHARE,
-    check_shared,
-    cluster,
-    cluster_cpus,
-    nodes,
-    require_ray,
-)
+from onnxsim_embed.ray import connection
 from onnxsim_embed.ray.tasks import plain_errors
 from onnxsim_embed.ray.tiles import ObjectStoreRows, diagonal_of, open_source
+from onnxsim_embed.similarity import graph_writer, memory
 from onnxsim_embed.similarity.compare import TILE_BYTES
 from onnxsim_embed.similarity.graph import GraphShard, SimilarityGraph, open_graph, shard_file
-from onnxsim_embed.similarity.graph_writer import (
-    ADVICE,
-    SHARD_PAIRS,
-    GraphCheckpoint,
-    by_column,
-    graph_settings,
-    row_pointers,
-    write_shard,
-)
-from onnxsim_embed.similarity.memory import (
-    MEMORY_SHARE,
-    PEAK_ENTRY_BYTES,
-    MemoryBudget,
-    pair_counter,
-)
 from onnxsim_embed.similarity.out_of_core import AllPairs
-from onnxsim_embed.similarity.selection import RowPairs
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.system.memory import available_memory
 from onnxsim_embed.system.progress import progress_bar
@@ -79,38 +57,29 @@ def write_graph(
     :param vectors: a directory that `encode_files` wrote (path or URI), a .npy file that every node sees, or an
         array (n, dim).
     :param directory: path that every node sees.
-    :param threshold: keep scores strictly above it, from -1 to 1.
-    :param k: keep the top k other rows of each row, instead of a threshold.
-    :param include_self: keep the diagonal (with a threshold).
     :param max_memory: maximum bytes for the pairs that one task finds; None for its share of the free memory
         of its node.
     :param address: of a cluster; None for the open connection, RAY_ADDRESS, or a new one on this machine.
     :param block_rows: rows compared at a time; None chooses by the number of rows and processors. A run that
-        continues keeps its own.
-    :param show_progress_bar: show a progress bar on standard error.
-    :param force: start over, and replace a graph that exists.
-    :raises ValueError: as `onnxsim_embed.write_graph`, as are the next three.
-    :raises FileExistsError: if the directory exists.
-    :raises FileNotFoundError: if there are no such vectors, or the parent directory does not exist.
-    :raises TableError: if another process writes the graph, or a file is damaged.
-    :raises MemoryError: if one task finds more pairs than fit.
+        continues keeps its own. For threshold, k, include_self, show_progress_bar and force, and for the
+        exceptions, see `onnxsim_embed.write_graph`.
     :raises OnnxsimEmbedError: if a node does not see a path, or the cluster cannot be reached.
     """
-    checkpoint = GraphCheckpoint(Path(directory))
+    checkpoint = graph_writer.GraphCheckpoint(Path(directory))
     if block_rows is not None and block_rows < 1:
         raise ValueError(f"block_rows must be positive, got {block_rows}")
-    max_bytes = None if max_memory is None else MemoryBudget(max_memory).max_bytes
+    max_bytes = None if max_memory is None else memory.MemoryBudget(max_memory).max_bytes
     checkpoint.check_target(force)
-    require_ray()
+    connection.require_ray()
     source = open_source(vectors)
     rows = source.shape[0]
-    settings = graph_settings(rows, threshold, k, include_self, source.digest)
-    with checkpoint, cluster(address), plain_errors():
+    settings = graph_writer.graph_settings(rows, threshold, k, include_self, source.digest)
+    with checkpoint, connection.cluster(address), plain_errors():
         journal = checkpoint.resume(settings, force)
         path = source.vectors if isinstance(source.vectors, str) else None
-        check_shared(Directory(checkpoint.directory), path)
+        connection.check_shared(Directory(checkpoint.directory), path)
         if journal is None:
-            tile_rows = block_rows or _tile_rows(rows, sum(cluster_cpus()))
+            tile_rows = block_rows or _tile_rows(rows, sum(connection.cluster_cpus()))
             checkpoint.record(part_rows=tile_rows, columns=1)  # columns: marks a run of this engine
         elif "columns" in journal:
             tile_rows = journal["part_rows"]
@@ -129,7 +98,9 @@ def write_graph(
 
 
 def _tile_rows(rows: int, cpus: float) -> int:
-    balanced = min(-(-rows // (max(1, int(cpus)) * TASKS_PER_CPU)), SHARD_PAIRS // max(1, rows))
+    balanced = min(
+        -(-rows // (max(1, int(cpus)) * TASKS_PER_CPU)), graph_writer.SHARD_PAIRS // max(1, rows)
+    )
     return min(max(balanced, MIN_TILE_ROWS), MAX_TILE_ROWS)
 
 
@@ -163,7 +134,7 @@ class Comparison:
 
         shards = {number: self.read(number) for number in range(len(self.tiles))}
         missing = [number for number, shard in shards.items() if shard is None]
-        write = ray.remote(num_cpus=ACTOR_SHARE, max_retries=-1)(Comparison.write)
+        write = ray.remote(num_cpus=connection.ACTOR_SHARE, max_retries=-1)(Comparison.write)
         comparison = ray.put(self)
         tasks = [write.remote(comparison, number) for number in missing]
         with progress_bar(
@@ -191,7 +162,7 @@ class Comparison:
         first = number * self.tile_rows
         rows = min(self.tile_rows, self.shape[0] - first)
         path = self.shards / shard_file(number)
-        pointers = row_pointers(path, rows)
+        pointers = graph_writer.row_pointers(path, rows)
         if pointers is None or len(pointers) - 1 != rows:
             return None
         return GraphShard(path.name, first, rows, int(pointers[-1]))
@@ -203,17 +174,19 @@ class Comparison:
         first = number * self.tile_rows
         rows = slice(first, min(first + self.tile_rows, self.shape[0]))
         columns = slice(0, self.shape[0])
-        found: Iterator[RowPairs]
         if self.threshold is not None:
-            counter = pair_counter(_max_entries(self.max_bytes), self.threshold, ADVICE)
+            max_pairs = _max_entries(self.max_bytes)
+            counter = memory.pair_counter(max_pairs, self.threshold, graph_writer.ADVICE)
             found = pairs.above(
                 self.threshold, upper=True, rows=rows, columns=columns, on_pairs=counter
             )
         else:
             best = pairs.top_k(int(self.k or 0), skip_self=True, rows=rows, columns=columns)
-            found = map(by_column, best)
+            found = map(graph_writer.by_column, best)
         with write_errors(self.shards):
-            write_shard(self.shards / shard_file(number), build_matrix(found, self.shape[0]))
+            graph_writer.write_shard(
+                self.shards / shard_file(number), build_matrix(found, self.shape[0])
+            )
 
 
 def _max_entries(max_bytes: int | None) -> int:
@@ -222,6 +195,8 @@ def _max_entries(max_bytes: int | None) -> int:
 
     if max_bytes is None:
         here = ray.get_runtime_context().get_node_id()
-        cpus = [node["Resources"].get("CPU", 1) for node in nodes() if node["NodeID"] == here]
-        max_bytes = int(available_memory() * MEMORY_SHARE / max(1, *cpus, 1))
-    return max_bytes // PEAK_ENTRY_BYTES
+        cpus = [
+            node["Resources"].get("CPU", 1) for node in connection.nodes() if node["NodeID"] == here
+        ]
+        max_bytes = int(available_memory() * memory.MEMORY_SHARE / max(1, *cpus, 1))
+    return max_bytes // memory.PEAK_ENTRY_BYTES

@@ -7,12 +7,13 @@ shard exists once or not yet.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from onnxsim_embed.errors import TableError
@@ -32,11 +33,8 @@ from onnxsim_embed.files.vector_directory import (
 )
 from onnxsim_embed.ray.connection import READER_SHARE, Actors
 from onnxsim_embed.ray.encoder import RowOptions, TextEncoder
-from onnxsim_embed.ray.tasks import EXPECTED, actor_pool, internal_dataset, pack, unpack
+from onnxsim_embed.ray.tasks import EXPECTED, actor_pool, pack, retry_actors, unpack
 from onnxsim_embed.ray.texts import Columns, Group, TextShard, read_shards
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # Shards of an earlier run whose metadata is read at the same time: object stores are slow to answer.
 PARALLEL_READS = 16
@@ -62,11 +60,11 @@ class ShardCheckpoint(Checkpoint):
         super().__init__(local or Path(output.location))
         self.name, self.journal_name = str(output), f"{output}/{JOB}"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Checkpoint:
         """See `Checkpoint`."""
         return super().__enter__() if self._locked else self
 
-    def __exit__(self, *raised: Any) -> None:  # noqa: ANN401
+    def __exit__(self, *raised: object) -> None:
         """See `Checkpoint`."""
         if self._locked:
             super().__exit__(*raised)
@@ -130,7 +128,6 @@ def check_owner(output: Directory, token: str) -> None:
 
 
 def encode_shards(
-    checkpoint: ShardCheckpoint,
     groups: Sequence[Group],
     finished: Mapping[int, VectorShard],
     reader: ShardReader,
@@ -139,27 +136,28 @@ def encode_shards(
 ) -> Iterator[dict[str, Any]]:
     """Encode the shards that are not finished; yield what `ShardEncoder` returns for each.
 
-    :param encoder: the model and its options, for `ShardEncoder`.
+    :param encoder: arguments of `ShardEncoder`.
     """
+    import ray.data
+
     rows = []
     for group in groups:
         numbers = group.shards(reader.shard_rows)
-        if any(number not in finished for number in numbers):
-            done = [number for number in numbers if number in finished]
+        done = [number for number in numbers if number in finished]
+        if len(done) < len(numbers):
             rows.append({"group": pack((group, done))})
-    dataset = internal_dataset(rows)
-    dataset = dataset.map_batches(reader, batch_size=1, num_cpus=READER_SHARE)
-    dataset = dataset.map(
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    context = dataset.context
+    retry_actors(context)
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.target_max_block_size = context.target_min_block_size = 1  # a row for each block
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    dataset = dataset.map_batches(reader, batch_size=1, num_cpus=READER_SHARE).map(
         ShardEncoder,
         num_cpus=plan.cpus,
         compute=actor_pool(plan.count),
-        fn_constructor_kwargs={
-            "output": checkpoint.output,
-            "token": checkpoint.token,
-            "id_type": reader.id_type,
-            "threads": plan.threads,
-            **encoder,
-        },
+        fn_constructor_kwargs={"id_type": reader.id_type, "threads": plan.threads, **encoder},
     )
     for row in dataset.iter_rows():
         yield row | {"shard": unpack(row["shard"])}
@@ -211,11 +209,10 @@ class ShardEncoder:
         return {"number": number, "rows": rows, "shard": pack(shard), "times": [began, time.time()]}
 
     def _write(self, texts: TextShard) -> VectorShard:
-        encoded, vectors, diagnostics = self._encoder.encode(texts.ids, texts.values)
+        encoder = self._encoder
+        encoded, vectors, diagnostics = encoder.encode(texts.ids, texts.values)
         ids = [texts.ids[row] for row in encoded]
-        content, digest = pack_shard(
-            ids, vectors, diagnostics, self._encoder.provenance, self._id_type
-        )
+        content, digest = pack_shard(ids, vectors, diagnostics, encoder.provenance, self._id_type)
         check_owner(self._output, self._token)
         file = shard_file(texts.number)
         self._output.write(file, content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,22 +55,6 @@ def plain_errors() -> Iterator[None]:
 def retry_actors(context: Any) -> None:  # noqa: ANN401 - Ray Data's DataContext
     """Replace an actor that dies while it loads, a few times."""
     context.max_consecutive_actor_init_deaths = 3
-
-
-def internal_dataset(rows: list[dict[str, Any]]) -> Any:  # noqa: ANN401 - Ray is untyped here
-    """Return a dataset with one row a block, that prints nothing and replaces dead actors."""
-    import ray.data
-
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    context = dataset.context
-    retry_actors(context)
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = 1
-    context.target_min_block_size = 1
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return dataset
 
 
 def actor_pool(count: int) -> Any:  # noqa: ANN401

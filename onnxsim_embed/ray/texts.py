@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, islice
@@ -26,25 +26,16 @@ READ_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns to read.
-
-    :param text: the texts; None for the only column, or one with a usual name.
-    :param id: ids of the rows; None for their numbers from 0.
-    :param kind: csv, tsv, jsonl, parquet or txt; None for each file's ending.
-    """
+    """Columns of texts and of ids, and the format of files; None as in `files.texts.iter_texts`."""
 
     text: str | None = None
-    id: str | None = None
+    id: str | None = None  # None: numbers of the rows, from 0
     kind: str | None = None
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A surveyed file.
-
-    :param digest: digest of its bytes; for parquet, of the values in the columns.
-    :param id_type: int64 or string; None for a file without rows.
-    """
+    """A surveyed file; id_type is int64 or string, None for a file without rows."""
 
     location: str
     rows: int
@@ -79,7 +70,7 @@ class Group:
 
 @dataclass(frozen=True)
 class TextShard:
-    """Rows of a group; values are texts, or what the file holds instead."""
+    """Rows of a group; values are texts, or what the file holds instead of them."""
 
     number: int
     ids: list[Any]
@@ -114,16 +105,22 @@ def survey(location: str, columns: Columns) -> TextFile:
     """Count a file's rows, check their ids and digest its content; a file may be empty.
 
     :raises ValueError: for a column that does not exist.
-    :raises TableError: for a damaged file; for an id that is missing, neither an integer nor a text, or of
-        another type than those before, naming the row.
+    :raises TableError: for a damaged file, or an invalid id, naming the row.
     """
-    digest = hashlib.sha256()
+    digest, name = hashlib.sha256(), display_name(location)
     rows = sum(1 for _ in _column(location, columns.text, columns.kind, digest))
-    id_type = None
-    if rows:
-        ids = [0] if columns.id is None else _column(location, columns.id, columns.kind, digest)
-        id_type = _common_type(ids, display_name(location))
-    return TextFile(location, rows, digest.hexdigest()[:16], id_type)
+    common = "int64" if rows and columns.id is None else None
+    if rows and columns.id is not None:
+        ids = _column(location, columns.id, columns.kind, digest)
+        for row, value in enumerate(ids):
+            id_type = _id_type(value)
+            common = common or id_type
+            if id_type is None or id_type != common:
+                allowed = f"as before, of type {common}" if id_type else "64-bit integers or texts"
+                raise TableError(
+                    f"{name}: row {row} has the id {value!r:.60}; ids must be {allowed}"
+                )
+    return TextFile(location, rows, digest.hexdigest()[:16], common)
 
 
 def with_rows(files: Sequence[TextFile]) -> tuple[list[TextFile], str]:
@@ -135,30 +132,13 @@ def with_rows(files: Sequence[TextFile]) -> tuple[list[TextFile], str]:
     if not used:
         others = f", nor do {len(files) - 1} others" if len(files) > 1 else ""
         raise NoTextsError(f"{display_name(files[0].location)} holds no texts{others}")
-    first = used[0]
     for file in used:
-        if file.id_type != first.id_type:
+        if file.id_type != used[0].id_type:
             raise TableError(
                 f"{display_name(file.location)} has ids of type {file.id_type}, and "
-                f"{display_name(first.location)} of type {first.id_type}: use one type"
+                f"{display_name(used[0].location)} of type {used[0].id_type}: use one type"
             )
-    return used, str(first.id_type)
-
-
-def _common_type(ids: Iterable[Any], name: str) -> str:
-    common = None
-    for row, value in enumerate(ids):
-        id_type = _id_type(value)
-        if id_type is None:
-            problem = "no id (null)" if value is None else f"the id {value!r:.60}"
-            raise TableError(f"{name}: row {row} has {problem}; ids are 64-bit integers or texts")
-        common = common or id_type
-        if id_type != common:
-            raise TableError(
-                f"{name}: row {row} has the id {value!r:.60} of type {id_type}, but those before are of "
-                f"type {common}: use one type"
-            )
-    return str(common)
+    return used, str(used[0].id_type)
 
 
 def _id_type(value: Any) -> str | None:  # noqa: ANN401 - whatever a file holds
@@ -173,10 +153,7 @@ def _id_type(value: Any) -> str | None:  # noqa: ANN401 - whatever a file holds
 
 
 def group_files(files: Sequence[TextFile], shard_rows: int) -> list[Group]:
-    """Put small files together, so that a group has at least as many rows as a shard.
-
-    :param files: files that are not empty.
-    """
+    """Put small files together, so that a group has at least as many rows as a shard."""
     groups: list[Group] = []
     pending: list[TextFile] = []
     first_row = first_shard = 0
