@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unicodedata import east_asian_width
 
 import numpy as np
@@ -15,9 +15,6 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.files.atomic import atomic_file
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 LABEL_COLUMNS = 28  # of a terminal: a Chinese, Japanese or Korean character takes two
 LABELLED_ROWS = 60  # beyond, labels of a readable size would overlap, and only some rows have one
@@ -87,7 +84,10 @@ def heatmap(
         ordered = ", similar ones next to each other" if order else ""
         axes.set_xlabel(f"{n:,} rows{ordered}; one in {step} is labelled")
     if n <= VALUED_ROWS:
-        _write_values(axes, scores, low + 0.6 * (high - low))
+        for (row, column), value in np.ndenumerate(scores):
+            cell = f"{round(float(value), 2) + 0.0:.2f}"  # no minus before a zero
+            color = "white" if value < low + 0.6 * (high - low) else "black"
+            axes.text(column, row, cell, ha="center", va="center", fontsize=8, color=color)
     if title:
         axes.set_title(one_line(title), fontsize=11, parse_math=False, fontfamily=_fonts())
     file_format = check_format(path)
@@ -115,14 +115,6 @@ def _color_range(scores: npt.NDArray[np.float32]) -> tuple[float, float, str]:
     below, beyond = others.min() < low - 1e-6, scores.max() > high + 1e-6
     extend = "both" if below and beyond else "min" if below else "max" if beyond else "neither"
     return float(low), float(high), extend
-
-
-def _write_values(axes: Axes, scores: npt.NDArray[np.float32], bright: float) -> None:
-    """Write each score into its cell, in black on the colors of scores from `bright` on."""
-    for (row, column), value in np.ndenumerate(scores):
-        text = f"{round(float(value), 2) + 0.0:.2f}"  # no minus before a zero
-        color = "white" if value < bright else "black"
-        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
 
 
 @cache

@@ -1,9 +1,8 @@
 """Functions of `sentence_transformers.util` on numpy.
 
-Signatures and return formats are the same, so that one changed import is enough. Inputs may be arrays,
-lists, or PyTorch tensors on the CPU (PyTorch is not imported); scores are float32. Differences: arrays are
-returned in place of tensors, NaN and infinite values raise ValueError, equal scores are ordered by row,
-and no limit applies that the caller did not set (see `paraphrase_mining_embeddings`).
+Signatures and return formats are the same. Inputs may be arrays, lists, or PyTorch tensors on the CPU
+(PyTorch is not imported). Differences: arrays are returned in place of tensors, NaN and infinite values
+raise ValueError, equal scores are ordered by row, and no limit applies that the caller did not set.
 """
 
 from __future__ import annotations
@@ -69,8 +68,7 @@ def quantize_embeddings(
     :param embeddings: floats (n, dim).
     :param precision: float32, float16, int8, uint8, binary or ubinary.
     :param ranges: (2, dim), minimum and maximum of each component, for int8 and uint8.
-    :param calibration_embeddings: (m, dim), the vectors to compute ranges from if none are passed; None
-        computes them from `embeddings`.
+    :param calibration_embeddings: (m, dim), compute ranges from these; None: from `embeddings`.
     :raises ValueError: for integers, an unknown precision, or ranges that do not match.
     """
     array = np.asarray(embeddings)
@@ -94,14 +92,12 @@ def semantic_search(
 
     :param query_embeddings: (n, dim) or (dim,).
     :param corpus_embeddings: (m, dim).
-    :param query_chunk_size: maximum number of queries in one call of a custom score function. No result
-        depends on it.
+    :param query_chunk_size: maximum number of queries in one call of a custom score function.
     :param corpus_chunk_size: maximum number of corpus vectors in one such call.
     :param top_k: number of hits for each query; all if the corpus has fewer.
     :param score_function: `cos_sim`, `dot_score`, or any function of two chunks of the inputs (arrays, or
         tensors) that returns an array of their scores.
-    :returns: for each query a list of {"corpus_id": row, "score": score}, in descending order of score,
-        ties by lower row.
+    :returns: for each query a list of {"corpus_id": row, "score": score}, best first.
     :raises ValueError: for a negative `top_k`, or as `similarity_matrix`.
     """
     _check_limit("top_k", top_k)
@@ -141,10 +137,8 @@ def paraphrase_mining(
 ) -> list[list[Any]]:
     """Encode sentences and find the pairs with the highest scores; see `paraphrase_mining_embeddings`.
 
-    :param model: an `Embedder`, a SentenceTransformer, or any object with `encode(sentences)`. It
-        receives `show_progress_bar`, `batch_size`, `truncate_dim`, `prompt_name` and `prompt` if they are
-        set.
-    :param batch_size: None leaves it to the model.
+    :param model: an `Embedder`, a SentenceTransformer, or any object with `encode(sentences)`, which
+        receives `show_progress_bar`, `batch_size`, `truncate_dim`, `prompt_name` and `prompt` if set.
     """
     options = {
         "show_progress_bar": show_progress_bar or None,
@@ -178,14 +172,13 @@ def paraphrase_mining_embeddings(
     that scores above the 500,000th. `similar_pairs` returns all pairs above a threshold.
 
     :param embeddings: (n, dim).
-    :param query_chunk_size: maximum number of rows in one call of a custom score function. No result
-        depends on it.
+    :param query_chunk_size: maximum number of rows in one call of a custom score function.
     :param corpus_chunk_size: maximum number of rows on the other side of such a call.
     :param max_pairs: maximum number of pairs; those with the highest scores, ties by lower rows.
     :param top_k: only pairs in which one row is among the top-k of the other.
     :param score_function: as for `semantic_search`; it must be symmetric.
-    :returns: lists [score, i, j] with i below j, in descending order of score, ties by lower rows. With
-        `cos_sim`, scores are bitwise those of `similar_pairs`.
+    :returns: lists [score, i, j] with i below j, best first, ties by lower rows; cosines are bitwise
+        those of `similar_pairs`.
     :raises ValueError: for a negative limit, or as `similarity_matrix`.
     """
     _check_limit("max_pairs", max_pairs)

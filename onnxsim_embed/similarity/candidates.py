@@ -23,16 +23,11 @@ from onnxsim_embed.similarity.selection import Float32, Float64, Scores
 from onnxsim_embed.system.hardware import CPU_PROVIDER, int8_supported
 from onnxsim_embed.system.threads import map_chunks, row_chunks
 
-# Columns share one int8 step. It suits all but one in a hundred of them (outlier columns, with an
-# outstanding component); these are compared in float32.
-OUTLIER_SHARE = 0.01
-
-# Columns of an int8 product: with 1,024 rows, 4 MB of scores. Products of fewer columns are faster by
-# themselves, but the work per tile costs more.
-INT8_COLUMNS = 1024
-
-# Rows quantized at once: 1.5 MB of 384-dimensional float32 stay in a second-level cache.
-QUANTIZED_ROWS = 1024
+OUTLIER_SHARE = (
+    0.01  # of the columns, which one int8 step for all does not suit; compared in float32
+)
+INT8_COLUMNS = 1024  # of a product: 4 MB of scores for 1,024 rows; fewer cost more work per tile
+QUANTIZED_ROWS = 1024  # at once: 1.5 MB of 384-dimensional float32 stay in a second-level cache
 
 
 def rounding_bound(dim: int) -> float:

@@ -16,12 +16,8 @@ from onnxsim_embed.similarity.scoring import exact_scores
 from onnxsim_embed.similarity.selection import Float32, Int64, Pairs, Scores, TopPairs
 from onnxsim_embed.similarity.unit_rows import UnitRows, unit_vectors
 
-# Rows that `deduplicate` compares with each other at a time. If all of them are similar every score is
-# stored: 17 million, some 300 MB while the matrix is built, whatever the number of rows.
-CHUNK_ROWS = 4096
-
-# Bytes of one chunk of scores: selection from it takes several times as much.
-CHUNK_BYTES = 16 << 20
+CHUNK_ROWS = 4096  # compared by `deduplicate` at a time: at most 17 million scores, some 300 MB
+CHUNK_BYTES = 16 << 20  # of a chunk of scores: selection from it takes several times as much
 
 ScoreFunction: TypeAlias = Callable[[Any, Any], Any]
 
@@ -47,12 +43,8 @@ def deduplicate(vectors: npt.ArrayLike, threshold: float = 0.95) -> Duplicates:
     """Keep the first of each group of near-duplicate rows.
 
     Rows are processed in order. A row whose cosine with an earlier kept row is strictly above the
-    threshold is dropped as a duplicate of the earliest such row; every other row is kept. So no two kept
-    rows are above the threshold, and every dropped row is above it with its kept row. Similarity is not
-    transitive: a row that is similar to a dropped row only is kept.
-
-    Rows are compared in chunks, with the rows kept so far and among themselves, so that memory is bounded
-    even if thousands are similar.
+    threshold is dropped as a duplicate of the earliest such row; every other row is kept, also one that
+    is similar to a dropped row only. Memory is bounded even if thousands of rows are similar.
 
     :param vectors: (n, dim), of any norm. Zero rows score 0 with every row, including each other.
     :param threshold: from -1 to 1; at 1 nothing is above it and every row is kept.
@@ -94,9 +86,7 @@ def communities(vectors: npt.ArrayLike, threshold: float = 0.75, min_size: int =
     The neighbourhood of a row are the rows whose cosine with it is at least the threshold (not strictly
     above, unlike elsewhere in this package), itself included. The row with the largest neighbourhood,
     the lowest of equals, forms a community with all of it; then the next row that is in no community
-    yet forms one with those of its neighbours that are in none, if they are at least `min_size`; and so
-    on. A row is in at most one community.
-
+    yet forms one with its neighbours that are in none, if they are at least `min_size`; and so on.
     Memory grows with the number of scores that reach the threshold.
 
     :param vectors: (n, dim), of any norm.
@@ -104,9 +94,8 @@ def communities(vectors: npt.ArrayLike, threshold: float = 0.75, min_size: int =
         equal rows are together.
     :param min_size: minimum number of rows of a community, at least 1.
     :returns: int64 arrays of rows, largest first, of equal size in the order they were formed. Each
-        begins with its central row; the others follow in descending order of cosine with it, ties by
-        lower row.
-    :raises ValueError: for such a threshold or size, or for values as `similarity_matrix`.
+        begins with its central row; the others follow in descending order of cosine with it.
+    :raises ValueError: for such a threshold or size, or as `similarity_matrix`.
     """
     if not -1 < threshold <= 1:
         raise ValueError(f"threshold must be above -1 and at most 1, got {threshold}")
@@ -137,9 +126,8 @@ def communities(vectors: npt.ArrayLike, threshold: float = 0.75, min_size: int =
 def components(vectors: npt.ArrayLike, threshold: float = 0.75) -> Int64:
     """Label the connected components of the graph of pairs above a threshold.
 
-    Rows of one component need not be similar: each is only similar to some other row of it.
-
-    Memory grows with the number of scores above the threshold.
+    Rows of one component need not be similar: each is only similar to some other row of it. Memory
+    grows with the number of scores above the threshold.
 
     :param vectors: (n, dim), of any norm.
     :param threshold: pairs strictly above it are connected; from -1 to 1.
@@ -158,13 +146,10 @@ def component_groups(
 ) -> list[Int64]:
     """Return the components as lists of rows, ordered like `communities`.
 
-    :param vectors: (n, dim), of any norm.
-    :param threshold: pairs strictly above it are connected; from -1 to 1.
+    :param vectors: as for `components`, as is `threshold`.
     :param min_size: minimum number of rows of a component that is returned.
-    :returns: int64 arrays of rows, largest first, of equal size by first row. Each begins with the row
-        closest to the mean of the component's unit vectors; the others follow in descending order of
-        cosine with that mean, ties by lower row.
-    :raises ValueError: as `similarity_matrix`.
+    :returns: int64 arrays of rows, largest first, of equal size by first row; the rows of each in
+        descending order of cosine with the mean of its unit vectors, ties by lower row.
     """
     labels = components(vectors, threshold)
     unit = unit_vectors(vectors)
@@ -194,9 +179,7 @@ def score_chunks(
 ) -> Iterator[tuple[int, Scores]]:
     """Yield the first row and the scores of each chunk of rows, by any function of two chunks.
 
-    :param left: anything that can be sliced and that `score` takes.
-    :param chunks: maximum rows and columns of one call.
-    :param upper: omit columns before the chunk's first row (of one set).
+    With `upper` (of one set), columns before the chunk's first row are omitted.
     """
     if min(chunks) < 1:
         raise ValueError(f"chunk sizes must be positive, got {chunks}")
@@ -222,10 +205,9 @@ def top_pairs(
     score: ScoreFunction | None,
     chunks: tuple[int, int],
 ) -> Pairs:
-    """Return the top pairs by a symmetric score; None for the exact cosine of unit rows.
+    """Return the top pairs by a symmetric score, or by the exact cosine of unit rows.
 
-    :param limit: maximum number of pairs.
-    :param k: only pairs in which one row is among the top-k of the other.
+    With `k`, only pairs in which one row is among the top-k of the other.
     """
     size = len(rows)
     best = TopPairs(size, limit)

@@ -17,9 +17,7 @@ __all__ = [
     "score_all", "score_pairs", "similar_pairs", "similarity_matrix", "top_k", "unit_vectors",
 ]  # fmt: skip
 
-# Bytes of one thread's tile of approximate scores: large enough for matrix products at full speed, small
-# enough to be read again from the caches for the comparison with bounds.
-TILE_BYTES = 8 << 20
+TILE_BYTES = 8 << 20  # of scores per thread: products at full speed, read again from the caches
 
 
 def cos_sim(a: npt.ArrayLike, b: npt.ArrayLike) -> Float32:
@@ -53,16 +51,13 @@ def similarity_matrix(
     :param threshold: scores strictly above it are kept; from -1 to 1.
     :param other: (m, dim), a second set; None compares `vectors` with themselves.
     :param include_self: keep the diagonal (of one set).
-    :param max_memory: maximum bytes to use beyond the input; None for three quarters of the available
-        memory.
+    :param max_memory: maximum bytes to use beyond the input; None for 3/4 of the available memory.
     :param show_progress_bar: show a progress bar on standard error.
     :param block_bytes: bytes of a tile of scores per thread.
-    :returns: float32 csr_array (n, n) or (n, m), sorted indices, no duplicates; `scipy.sparse.save_npz`
-        writes it and `load_npz` reads it.
+    :returns: float32 csr_array (n, n) or (n, m), sorted indices, no duplicates.
     :raises ValueError: for NaN or infinite values (naming the row), mismatched shapes, or a threshold
         outside -1 to 1.
-    :raises MemoryError: if the result does not fit; early if a sample of rows shows it. `write_graph`
-        has no such limit.
+    :raises MemoryError: if the result does not fit. `write_graph` has no such limit.
     """
     check_threshold(threshold)
     comparison = Comparison(vectors, other, max_memory, block_bytes)

@@ -1,9 +1,8 @@
 """Repeated search of one set: an int8 copy is read for each query, and exact scores decide.
 
-A few queries against many vectors are bound by memory bandwidth: each component is read once and used once
-or a few times. The copy takes one byte per component where float32 takes four. Its scores have the error
-bound of `candidates`, so that the rows which may be in the result are known, and only these are scored
-exactly from the vectors themselves.
+A few queries against many vectors are bound by memory bandwidth: the copy takes one byte per component
+where float32 takes four. Its scores have the error bound of `candidates`, so that the rows which may be
+in the result are known, and only these are scored exactly from the vectors themselves.
 """
 
 from __future__ import annotations
@@ -25,14 +24,9 @@ from onnxsim_embed.similarity.unit_rows import check_vectors, unit_vectors
 from onnxsim_embed.system.hardware import available_cpus, int8_supported
 from onnxsim_embed.system.threads import row_chunks
 
-# Scores computed at once: 1 MB stays in a second-level cache while candidates are selected from it.
-CHUNK_SCORES = 1 << 18
-
-# Queries compared with the copy together: 16 read no more memory than one.
-QUERIES = 16
-
-# From this number of queries on, `top_k` is faster, although it copies the vectors.
-MANY_QUERIES = 512
+CHUNK_SCORES = 1 << 18  # computed at once: 1 MB stays in a second-level cache during selection
+QUERIES = 16  # compared with the copy together: they read no more memory than one
+MANY_QUERIES = 512  # from which on `top_k` is faster, although it copies the vectors
 
 # The largest code of a query such that two products of a uint8 and an int8 fit into 16 bits, in which
 # x86 processors without VNNI add them.

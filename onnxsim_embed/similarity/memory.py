@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -18,30 +18,17 @@ from onnxsim_embed.system.memory import available_memory
 from onnxsim_embed.system.progress import progress_bar
 from onnxsim_embed.system.units import format_bytes, format_duration
 
-# Bytes of an entry of the result: a float32 score and an int32 column.
-ENTRY_BYTES = 8
-
-# Bytes of an entry at the peak, while the matrix is assembled from its chunks.
-PEAK_ENTRY_BYTES = 24
-
-# Bytes of an entry of a top-k: a float32 score and an int64 column, twice while they are gathered.
-TOP_K_BYTES = 24
-
-# Share of the available memory that is used by default.
-MEMORY_SHARE = 0.75
-
-# Rows of a sample. The number of entries differs between rows by about as much as its mean, so that an
-# estimate from 256 rows is within a tenth or so.
-SAMPLE_ROWS = 256
-
-# Rows that show whether a result is far too large; sampled before every long comparison.
-CHECK_ROWS = 64
-
-# Number of pairs below which no sample is worthwhile.
-SMALL_COMPARISON = 1 << 24
-
+ENTRY_BYTES = 8  # of an entry of the result: a float32 score and an int32 column
+PEAK_ENTRY_BYTES = 24  # of an entry while the matrix is assembled from its chunks
+TOP_K_BYTES = (
+    24  # of an entry of a top-k: a float32 score and an int64 column, twice while gathered
+)
+MEMORY_SHARE = 0.75  # of the available memory that is used by default
+SAMPLE_ROWS = 256  # rows differ in entries by about their mean: an estimate is within a tenth or so
+CHECK_ROWS = 64  # show whether a result is far too large; sampled before every long comparison
+SMALL_COMPARISON = 1 << 24  # pairs below which no sample is worthwhile
 ADVICE = (
-    "raise the threshold, use top_k, or use write_graph, which writes a result of any size to disk"
+    "raise the threshold, use top_k, or use write_graph, which writes results of any size to disk"
 )
 
 
@@ -106,7 +93,7 @@ class MemoryBudget:
         if threshold is None:
             row_bytes = float(TOP_K_BYTES + PEAK_ENTRY_BYTES) * (k or 0)
         else:
-            counts, _ = _sample_counts(units, units, threshold)
+            counts, _ = _sample(units, units, threshold)
             row_bytes = float(counts.mean() if len(counts) else 0) * PEAK_ENTRY_BYTES
         available = max(0, self.max_bytes - _loaded_bytes(units, units)) / 2
         return min(units.tile_rows, int(available / max(row_bytes, 1)))
@@ -118,7 +105,7 @@ class MemoryBudget:
             raise ResultTooLargeError(
                 f"the top {k} of {left.rows:,} rows take {format_bytes(required)}, but max_memory is "
                 f"{format_bytes(self.max_bytes)}, vectors included",
-                "reduce k, or use write_graph, which writes a result of any size to disk",
+                "reduce k, or use write_graph, which writes results of any size to disk",
             )
 
     def check_above(self, left: UnitRows, right: UnitRows, threshold: float) -> None:
@@ -126,7 +113,7 @@ class MemoryBudget:
         max_entries, pairs = self.max_entries(left, right), left.rows * right.rows
         if pairs <= max_entries or pairs < SMALL_COMPARISON:
             return
-        counts, _ = _sample_counts(left, right, threshold, CHECK_ROWS)
+        counts, _ = _sample(left, right, threshold, CHECK_ROWS)
         margin = 3 * float(counts.std()) / len(counts) ** 0.5
         if (float(counts.mean()) - margin) * left.rows > max_entries:
             raise ResultTooLargeError(
@@ -163,47 +150,36 @@ def _loaded_bytes(left: TiledRows, right: TiledRows) -> int:
 
 def estimate(left: UnitRows, right: UnitRows, threshold: float, k: int | None = None) -> Estimate:
     """Estimate the comparison above a threshold, or the top-k, from a sample of rows."""
+    counts, seconds = _sample(left, right, threshold, k=k)
     loaded = _loaded_bytes(left, right)
-    if k is None:
-        counts, seconds = _sample_counts(left, right, threshold)
-        entries = round(float(counts.sum()) * left.rows / max(1, len(counts)))
-        peak_bytes = entries * PEAK_ENTRY_BYTES + loaded
-        seconds /= 2 if left is right else 1
-        return Estimate(entries, entries * ENTRY_BYTES, peak_bytes, seconds)
-    _, _, seconds = _sample(
-        left, right, SAMPLE_ROWS, lambda part: part.top_k(min(k, len(part.right)), skip_self=False)
-    )
-    entries = left.rows * k
-    peak_bytes = entries * TOP_K_BYTES + loaded
-    return Estimate(entries, entries * (ENTRY_BYTES + 4), peak_bytes, seconds, exact=True)
-
-
-def _sample_counts(
-    left: UnitRows, right: UnitRows, threshold: float, size: int = SAMPLE_ROWS
-) -> tuple[Int64, float]:
-    """Return the number of entries of some rows, and the estimated seconds of the comparison."""
-    rows, results, seconds = _sample(
-        left, right, size, lambda part: part.above(threshold, upper=False)
-    )
-    return sum((pairs.counts for pairs in results), np.zeros(rows, np.int64)), seconds
+    if k is not None:
+        entries = left.rows * k
+        peak_bytes = entries * TOP_K_BYTES + loaded
+        return Estimate(entries, entries * (ENTRY_BYTES + 4), peak_bytes, seconds, exact=True)
+    entries = round(float(counts.sum()) * left.rows / max(1, len(counts)))
+    seconds /= 2 if left is right else 1
+    return Estimate(entries, entries * ENTRY_BYTES, entries * PEAK_ENTRY_BYTES + loaded, seconds)
 
 
 def _sample(
-    left: UnitRows, right: UnitRows, size: int, compare: Callable[[TiledComparison], Iterable[Any]]
-) -> tuple[int, list[Any], float]:
-    """Return the number of sampled rows, their results, and the estimated seconds of all rows."""
+    left: UnitRows, right: UnitRows, threshold: float, size: int = SAMPLE_ROWS, k: int | None = None
+) -> tuple[Int64, float]:
+    """Return the entries of sampled rows, always the same, and the estimated seconds of all rows."""
     chosen = np.arange(left.rows)
     if left.rows > size:
         chosen = np.sort(np.random.default_rng(0).choice(left.rows, size, replace=False))
     rows, seconds = left.take(chosen), 0.0
-    results: list[Any] = []
+    counts = np.zeros(len(rows), np.int64)
     for tile in right.tiles():
-        comparison = TiledComparison(rows, right.load(tile), 8 << 20)
+        part = TiledComparison(rows, right.load(tile), 8 << 20)
         started = time.perf_counter()
-        results += compare(comparison)
+        if k is not None:
+            list(part.top_k(min(k, len(part.right)), skip_self=False))
+        else:
+            counts += sum(pairs.counts for pairs in part.above(threshold, upper=False))
         seconds += time.perf_counter() - started
     threads = min(available_cpus(), max(1, left.rows // SAMPLE_ROWS))
-    return len(rows), results, seconds * left.rows / max(1, len(rows)) / threads
+    return counts, seconds * left.rows / max(1, len(rows)) / threads
 
 
 class Progress:

@@ -16,14 +16,10 @@ from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer, int8_
 from onnxsim_embed.similarity.selection import Float32, Int64, KthBounds, RowPairs, Scores, TopK
 from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks, row_chunks
 
-# Pairs scored at once: two gathered copies of 256 384-dimensional rows stay in a second-level cache.
-PAIRS = 256
+PAIRS = 256  # scored at once: two copies of 384-dimensional rows stay in a second-level cache
 
-# Below these numbers of pairs or chunks, trying both candidate scorers on a chunk's first columns
-# costs more than it saves.
-TRIAL_PAIRS = 1 << 24
-TRIAL_CHUNKS = 24
-TRIAL_COLUMNS = 8192
+# A trial of both candidate scorers on a chunk's first columns costs more than it saves below these.
+TRIAL_PAIRS, TRIAL_CHUNKS, TRIAL_COLUMNS = 1 << 24, 24, 8192
 
 
 def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> Float32:
@@ -161,8 +157,7 @@ class TiledComparison:
                 lowest = np.iinfo(np.int32).min if scores.dtype == np.int32 else -np.inf
                 scores[own[mine], own[mine] + chunk.start - tile.start] = lowest
             maxima = bounds.add(scores)
-            size = selection.group_size(scores.shape[1], k)
-            row, column = selection.positions_above(scores, maxima, size, lower_bounds())
+            row, column = bounds.positions_above(scores, maxima, lower_bounds())
             candidates.append((row, column + tile.start, scores[row, column]))
         row, column, scores = (np.concatenate(arrays) for arrays in zip(*candidates, strict=True))
         above = scores > lower_bounds()[row, 0]

@@ -77,12 +77,9 @@ class KthBounds:
         self._largest: Scores | None = None
 
     def add(self, scores: Scores) -> Scores:
-        """Add a tile of scores, (rows, columns), and return its groups' maxima, (rows, groups).
-
-        Group g holds columns g, g + groups, g + 2 groups, ...; the remainder is in no group.
-        """
+        """Add a tile of scores, and return the maxima of its groups: g, g + groups, g + 2 groups, ..."""
         rows, columns = scores.shape
-        size = group_size(columns, self._k)
+        size = self._group_size(columns)
         groups = columns // size
         maxima = scores[:, : groups * size].reshape(rows, size, groups).max(axis=1)
         largest = maxima if self._largest is None else np.hstack([self._largest, maxima])
@@ -93,28 +90,26 @@ class KthBounds:
             self.kth = largest.min(axis=1).astype(np.float64)
         return maxima
 
+    def _group_size(self, columns: int) -> int:
+        # There are several times k groups.
+        return 1 << max(0, min(64, columns // (4 * self._k)).bit_length() - 1)
 
-def group_size(columns: int, k: int) -> int:
-    """Return the columns of a group, such that there are several times k groups."""
-    return 1 << max(0, min(64, columns // (4 * k)).bit_length() - 1)
-
-
-def positions_above(
-    scores: Scores, maxima: Scores, size: int, bounds: Scores
-) -> tuple[Int64, Int64]:
-    """Return rows and columns of scores above their row's bound, columns of a row in any order."""
-    # Of the groups of `KthBounds`, few exceed a bound, and only those are searched.
-    groups = maxima.shape[1]
-    row, group = positions(maxima > bounds)
-    # By positions in the flattened tile, which numpy gathers several times as fast as by index pairs.
-    first = row * scores.shape[1] + group
-    values = scores.ravel().take(first[:, None] + groups * np.arange(size))
-    hit, member = positions(values > bounds[row])
-    rest_row, rest_column = positions(scores[:, groups * size :] > bounds)
-    return (
-        np.concatenate([row[hit], rest_row]),
-        np.concatenate([group[hit] + groups * member, rest_column + groups * size]),
-    )
+    def positions_above(
+        self, scores: Scores, maxima: Scores, bounds: Scores
+    ) -> tuple[Int64, Int64]:
+        """Return rows and columns of scores above their row's bound, columns of a row in any order."""
+        # Few groups exceed a bound, and only those are searched: by positions in the flattened tile,
+        # which numpy gathers several times as fast as by index pairs.
+        size, groups = self._group_size(scores.shape[1]), maxima.shape[1]
+        row, group = positions(maxima > bounds)
+        first = row * scores.shape[1] + group
+        values = scores.ravel().take(first[:, None] + groups * np.arange(size))
+        hit, member = positions(values > bounds[row])
+        rest_row, rest_column = positions(scores[:, groups * size :] > bounds)
+        return (
+            np.concatenate([row[hit], rest_row]),
+            np.concatenate([group[hit] + groups * member, rest_column + groups * size]),
+        )
 
 
 def positions(mask: npt.NDArray[np.bool_]) -> tuple[Int64, Int64]:
@@ -128,8 +123,7 @@ def positions(mask: npt.NDArray[np.bool_]) -> tuple[Int64, Int64]:
 class TopPairs:
     """The pairs of a set with the highest scores, collected in bounded memory.
 
-    Of equal scores, the pairs with lower rows are kept; of a pair that is added twice, the score that was
-    added first.
+    Of equal scores, pairs with lower rows are kept; of a pair that is added twice, the first score.
     """
 
     def __init__(self, size: int, limit: int | None) -> None:

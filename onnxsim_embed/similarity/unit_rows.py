@@ -14,17 +14,10 @@ from onnxsim_embed.system.threads import map_chunks, row_chunks
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
-# Bytes of a component of a loaded row: float32, and int8 as a row and as a column.
-COMPONENT_BYTES = 6
-
-# Rows normalized at once: they pass through the processor's caches several times, not through memory.
-UNIT_ROWS = 1024
-
-# Range of squared norms in which no component's square underflows or overflows in float32.
-SAFE_SQUARES = (1e-24, 1e30)
-
-# Chunks from which on threads are worth their start.
-MIN_PARALLEL_CHUNKS = 8
+COMPONENT_BYTES = 6  # of a component of a loaded row: float32, and int8 as a row and as a column
+UNIT_ROWS = 1024  # normalized at once: they stay in the processor's caches
+SAFE_SQUARES = (1e-24, 1e30)  # squared norms for which no component's square leaves float32's range
+MIN_PARALLEL_CHUNKS = 8  # from which on threads are worth their start
 
 
 def unit_vectors(vectors: npt.ArrayLike, *, first_row: int = 0) -> Float32:
