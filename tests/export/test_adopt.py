@@ -176,6 +176,12 @@ def test_several_hidden_states_are_listed_and_one_chosen_by_name(foreign, artifa
     assert np.abs(Embedder(exported).encode(TEXTS) - expected).max() < 1e-6
     with pytest.raises(CheckpointError, match="nothing"):
         export_model(foreign, tmp_path / "b", precisions=FP32, output="nothing")
+    edit(
+        foreign,
+        lambda model: onnx_files.rename_value(model.graph, "embeddings.norm", "last_hidden_state"),
+    )
+    again = export_model(foreign, tmp_path / "c", precisions=FP32, output="encoded")
+    assert np.array_equal(Embedder(again).encode(TEXTS), Embedder(exported).encode(TEXTS))
     with pytest.raises(ValueError, match="adopt"):
         export_model(artifact, tmp_path / "b", via="direct", output="encoded")
 

@@ -3,11 +3,12 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from support import random_token_ids
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.graph_encoder import hidden_size, observe_linears
+from onnxsim_embed.export.onnx.builder import GraphBuilder
 from onnxsim_embed.export.quantization.onnx import quantize_graph
 
 RNG = np.random.default_rng(0)
@@ -17,27 +18,21 @@ def write_graph(
     path, positions: bool = True, words: bool = True, scale: float = 1.0
 ) -> onnx.ModelProto:
     """Token embeddings and five relative positions, each through a linear layer, added up."""
-    constants = {
-        "table": RNG.standard_normal((150, 32)).astype(np.float32) * np.float32(scale),
-        "relative": RNG.standard_normal((5, 32)).astype(np.float32),
-        "weight": RNG.standard_normal((32, 32)).astype(np.float32),
-        "five": np.arange(5),
-    }
-    nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
-        helper.make_node("MatMul" if words else "Identity", ["x", "weight"][: 1 + words], ["y"]),
-        helper.make_node("Gather", ["relative", "five"], ["p"]),
-        helper.make_node("MatMul" if positions else "Identity", ["p", "weight"][: 1 + positions], ["q"]),
-        helper.make_node("ReduceMean", ["q"], ["mean"], axes=[0], keepdims=0),
-        helper.make_node("Add", ["y", "mean"], ["last_hidden_state"]),
-    ]  # fmt: skip
+    b = GraphBuilder()
+    table, relative, weight = (
+        RNG.standard_normal((rows, 32)).astype(np.float32) for rows in (150, 5, 32)
+    )
+    y = b.embedding(table * np.float32(scale), "table", "", "x")
+    q = b.op("Gather", b.constant("relative", relative), b.constant("five", np.arange(5)), name="p")
+    if words:
+        y = b.op("MatMul", y, b.constant("weight", weight), name="y")
+    if positions:
+        q = b.op("MatMul", q, b.constant("weight", weight), name="q")
+    mean = b.op("ReduceMean", q, name="mean", axes=[0], keepdims=0)
+    b.op("Add", y, mean, name="last_hidden_state")
     info = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes, "g", [info(name, TensorProto.INT64, ["b", "t"]) for name in ("input_ids", "attention_mask")],
-        [info("last_hidden_state", TensorProto.FLOAT, ["b", "t", 32])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    inputs = [info(name, TensorProto.INT64, ["b", "t"]) for name in ("input_ids", "attention_mask")]
+    model = b.model(inputs, [info("last_hidden_state", TensorProto.FLOAT, ["b", "t", 32])])
     onnx.save(model, path)
     return model
 
@@ -66,7 +61,7 @@ def test_a_graph_without_a_finite_input_for_each_token_is_an_error(tmp_path, gra
     ("change", "message"),
     [
         (lambda graph: graph.node.append(helper.make_node("Add", ["nowhere"] * 2, ["z"])), "run"),
-        (lambda graph: setattr(graph.node[1], "op_type", "Gemm"), "run"),
+        (lambda graph: setattr(graph.node[2], "op_type", "Gemm"), "run"),
         (lambda graph: graph.node[-1].input.__setitem__(0, "mean"), "shape"),
     ],
 )

@@ -166,6 +166,7 @@ def put_hidden_first(
         raise CheckpointError(f"{source}: output {name} is not float32")
     if name == model.graph.output[0].name == OUTPUT:
         return False
+    rename_value(model.graph, OUTPUT, f"{OUTPUT}_replaced")
     rename_value(model.graph, name, OUTPUT)
     entries = [outputs.pop(name), *outputs.values()]
     del model.graph.output[:]
