@@ -12,7 +12,7 @@ from typing import Any
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, FileEntry, is_artifact, sha256
 from onnxsim_embed.doctor.directory import Finding, check_inside, read_json
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.files.atomic import atomic_directory, write_json
+from onnxsim_embed.files.atomic import atomic_directory, json_bytes, write_json
 
 
 def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
@@ -28,13 +28,15 @@ def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
     names = list(dict.fromkeys(f.file for f in findings if f.change is not None))
     if not names:
         return []
+    contents = {}
     for name in names:
         try:
             check_inside(directory, name)
             check_inside(directory, str(Path(name).parent))
-        except ValueError as error:
+            contents[name] = _changed(directory, name, findings)
+            json_bytes(contents[name])  # a JSON file may hold what UTF-8 cannot: lone surrogates
+        except (OSError, ValueError) as error:
             raise ArtifactError(f"{directory / name} is not written: {error}") from None
-    contents = {name: _changed(directory, name, findings) for name in names}
     if not is_artifact(directory):
         for name, content in contents.items():
             write_json(

@@ -43,7 +43,12 @@ def _open(path: Path, name: str) -> OnnxFile:
     options.log_severity_level = 4
     try:
         check_inside(path, name)
-        session = onnxruntime.InferenceSession(str(path / name), options, providers=[CPU_PROVIDER])
+        session = onnxruntime.InferenceSession(
+            str(path / name),
+            options,
+            providers=[CPU_PROVIDER],
+            enable_fallback=0,  # which prints and tries the same provider again
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return OnnxFile(name, path, error=f"{lines[0]:.200}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,15 @@ def _set_length(d: Directory, table: dict[str, Any] | None) -> dict[str, Any]:
     return (table or {}) | {"max_seq_length": d.length, "do_lower_case": lower}
 
 
+def _onnxruntime_wheels() -> str:
+    """Return the installed wheels of onnxruntime, if there are several."""
+    names = {str(d.metadata["Name"]).lower().replace("_", "-") for d in distributions()}
+    wheels = [
+        n for n in sorted(names) if re.fullmatch("onnxruntime(-(?!extensions|tools)[a-z-]+)?", n)
+    ]
+    return ", ".join(wheels) if len(wheels) > 1 else ""
+
+
 def _classifier(d: Directory) -> object:
     names = d.config.get("architectures")
     names = names if isinstance(names, list) else []
@@ -171,6 +182,9 @@ RULES: tuple[Rule, ...] = (
          lambda d: d.length and not d.has(d.transformer) and [d.length] != d.positions, _set_length),
     Rule("config.json", "architectures", (TEI,), "takes it for a classifier ({value!r:.60}), without embeddings",
          "name the architecture without its head, for example BertModel", _classifier),
+    Rule("onnxruntime", None, (OURS, FASTEMBED, ST),
+         "{value} are installed together: they share one directory, and the last installed decides what runs",
+         "uninstall all of them, then install one", lambda _: _onnxruntime_wheels()),
     Rule(ROOT, None, (JS,), f"does not find it: it looks for {MAIN}", f"move it to {MAIN}, with its data file",
          lambda d: not d.has(MAIN) and d.has(ROOT)),
     Rule(MAIN, None, (ST, TEI, JS),
@@ -213,6 +227,8 @@ def diagnose(directory: str | Path, readers: Sequence[str] = READERS) -> list[Fi
     if unknown := [name for name in readers if name not in READERS]:
         raise ValueError(f"unknown reader {unknown[0]!r}; allowed: {', '.join(READERS)}")
     findings = [finding for rule in RULES for finding in rule.apply(subject)]
+    damaged = {finding.file for finding in subject.damaged}
+    findings = [finding for finding in findings if finding.file not in damaged]
     findings = [*_integrity(subject.path), *subject.damaged, *findings]
     for file in open_onnx_files(subject):
         findings += [finding for rule in ONNX_RULES for finding in rule.apply(file)]

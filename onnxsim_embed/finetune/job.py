@@ -22,7 +22,7 @@ from onnxsim_embed.export.api import export_model, resolve_via
 from onnxsim_embed.export.bert import load_bert
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.fidelity import compare_vectors
-from onnxsim_embed.export.quantization.calibration import MIN_TEXTS
+from onnxsim_embed.export.quantization.calibration import calibration_texts
 from onnxsim_embed.export.weights import read_optional_json
 from onnxsim_embed.files import checkpoint as checkpoints
 from onnxsim_embed.files.atomic import atomic_directory, write_json
@@ -207,7 +207,7 @@ class Job:
         return summary
 
     def export(self, target: Path) -> Artifact:
-        """Export the trained checkpoint, calibrated on training texts if there are enough."""
+        """Export the trained checkpoint, calibrated on training texts and on the bundled ones."""
         train = self.split.train
         texts = [self.prompts[0] + text for text in train.sources]
         texts += [self.prompts[1] + text for text in train.targets]
@@ -221,7 +221,8 @@ class Job:
                 self.trained,
                 target,
                 precisions=("fp32", "int8"),
-                calibration=texts if len(texts) >= MIN_TEXTS else None,
+                # Narrow texts alone do not show the ranges that other texts have.
+                calibration=[*texts, *calibration_texts()],
             )
         except VerificationError as error:
             raise VerificationError(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from support import write_checkpoint, write_json
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.doctor import READERS, diagnose, repair
+from onnxsim_embed.doctor import READERS, diagnose, repair, rules
 from onnxsim_embed.doctor.directory import FASTEMBED, JS, OURS, ST, TEI, TOKENIZERS, Directory
 from onnxsim_embed.errors import ArtifactError
 
@@ -275,7 +276,24 @@ def test_a_file_outside_of_onnx_and_a_damaged_one(model):
 @pytest.mark.parametrize("name", ["tokenizer.json", "modules.json", "1_Pooling/config.json"])
 def test_a_damaged_file(model, name, content):
     (model / name).write_bytes(b"{}" if (name, content) == ("modules.json", b"[1]") else content)
+    assert {f for f in findings(model) if f[0] == name} == each(name, None, *READERS)
+    repair(model, diagnose(model))
     assert each(name, None, *READERS) <= findings(model)
+
+
+def test_a_file_that_utf_8_cannot_hold(model):
+    change(model / "tokenizer_config.json", model_max_length=512, x="\ud800")
+    with pytest.raises(ArtifactError, match="surrogates"):
+        repair(model, diagnose(model))
+
+
+def test_several_wheels_of_onnxruntime(model, monkeypatch):
+    names = ["onnxruntime", "onnxruntime_gpu", "onnxruntime-extensions"]
+    installed = [SimpleNamespace(metadata={"Name": name}) for name in names]
+    monkeypatch.setattr(rules, "distributions", lambda: installed)
+    assert findings(model) == each("onnxruntime", None, OURS, FASTEMBED, ST)
+    installed.pop(1)
+    assert diagnose(model) == []
 
 
 def test_links_out_of_the_directory_are_not_read(model, tmp_path):
