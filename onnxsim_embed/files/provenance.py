@@ -74,9 +74,8 @@ FIELD_TYPES = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(
 def differences(one: Provenance, other: Provenance) -> list[str]:
     """Return why vectors must not be compared with each other; an empty list if they may be.
 
-    Precisions of one model may be compared: an export is published only if they agree. So may other
-    lengths and prompts, in which queries and documents are meant to differ. A model's name means
-    nothing: equal digests are equal models.
+    Precisions of a model agree, and queries and documents may differ in prompt and length. A model's
+    name means nothing: equal digests are equal models.
     """
     names = ("model", "model_digest", "pooling") if one.model_digest != other.model_digest else ()
     different = [
@@ -121,9 +120,7 @@ def read_sidecar(path: Path) -> tuple[Provenance, Any]:
     if file.is_symlink() and file.resolve().parent != file.parent.resolve():
         raise ValueError(f"{file.name} is a link out of its directory")
     if not file.is_file() or file.stat().st_size > MAX_SIDECAR_BYTES:
-        raise ValueError(
-            f"{file.name} is not a regular file of at most {MAX_SIDECAR_BYTES:,} bytes"
-        )
+        raise ValueError(f"{file.name} is not a regular file of at most {MAX_SIDECAR_BYTES} bytes")
     data = file.read_bytes()
     return parse_provenance(data), json.loads(data).get("file")
 

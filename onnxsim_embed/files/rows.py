@@ -1,8 +1,8 @@
 """The one reader of rows: csv, tsv, jsonl, txt (each also gzipped) and parquet.
 
 A blank line is a row of empty cells in every format, so that rows and vectors have the same numbers.
-csv is parsed here because the csv module's limit on cells belongs to the process, and it names neither
-the line where a row begins nor an unclosed quote before the end of the file.
+csv is parsed here: the csv module's limit on cells belongs to the process, and it names neither the
+line where a row begins nor an unclosed quote before the end of the file.
 """
 
 from __future__ import annotations
@@ -35,18 +35,12 @@ MAX_CELL = 1 << 24
 
 
 class Row(NamedTuple):
-    """A row of a file.
+    """A row of a file."""
 
-    :param line: number of its first line, from 1; 0 in parquet.
-    :param values: values by column; a plain text is the value of None.
-    :param error: why the row is malformed.
-    :param source: its line without the line end.
-    """
-
-    line: int
-    values: dict[str | None, Any]
-    error: str | None = None
-    source: str = ""
+    line: int  # number of its first line, from 1; 0 in parquet
+    values: dict[str | None, Any]  # by column; a plain text is the value of None
+    error: str | None = None  # why the row is malformed
+    source: str = ""  # its line without the line end
 
 
 class BlankRow(dict[str | None, Any]):
@@ -59,20 +53,13 @@ class BlankRow(dict[str | None, Any]):
 
 @dataclass
 class Rows:
-    """An open file of rows.
+    """An open file of rows."""
 
-    :param names: column names; in jsonl, those of the first rows.
-    :param rows: the rows, to be iterated once.
-    :param delimiter: the delimiter in use; empty if the format has none.
-    :param plain: whether rows are plain texts instead of columns.
-    :param columns: the columns to read of parquet, to be set before the iteration; None for all.
-    """
-
-    names: list[str]
-    rows: Iterator[Row]
-    delimiter: str = ""
-    plain: bool = False
-    columns: list[str] | None = None
+    names: list[str]  # columns; in jsonl, those of the first rows
+    rows: Iterator[Row]  # to be iterated once
+    delimiter: str = ""  # in use; empty if the format has none
+    plain: bool = False  # whether rows are plain texts instead of columns
+    columns: list[str] | None = None  # to read of parquet, set before the iteration; None for all
 
 
 def kind_of(path: str | Path) -> str:
@@ -137,16 +124,11 @@ def _text_rows(lines: _Lines) -> Iterator[Row]:
         yield Row(lines.number, {None: text}, None, text)
 
 
-class _Lines:
+class _Lines(Iterator[str]):
     """Lines of a stream with their ends, counted; some may be read ahead."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
-        self._ahead: deque[str] = deque()
-        self.number = 0
-
-    def __iter__(self) -> _Lines:
-        return self
+        self._stream, self._ahead, self.number = stream, deque[str](), 0
 
     def __next__(self) -> str:
         line = self._ahead.popleft() if self._ahead else next(self._stream)
@@ -290,8 +272,7 @@ def _detect_delimiter(sample: Sequence[str], usual: str) -> str:
 def _tsv_is_quoted(sample: Sequence[str]) -> bool:
     """Return whether tsv follows the quoting rules of csv: header quoted, or all quotes as csv's.
 
-    By those rules a cell that holds a quote is quoted, and its quotes are doubled. Where lines read
-    without quoting have the right number of cells, doubled quotes are required as evidence.
+    Where lines without quoting have the right number of cells, doubled quotes must prove it.
     """
     text, cell = "".join(sample), '"(?:[^"]|"")*"'
     if re.match(rf"{cell}(?:\t{cell})*(?:[\r\n]|$)", text):

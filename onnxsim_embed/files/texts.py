@@ -26,26 +26,16 @@ ON_ERROR = ("fail", "skip", "blank")
 
 @dataclass
 class ReadReport:
-    """What a reader decided and what it found; filled while the texts are read.
+    """What a reader decided and what it found; filled while the texts are read."""
 
-    :param column: the column that holds the texts; None if the rows are plain texts.
-    :param reason: why that column.
-    :param delimiter: delimiter of csv and tsv, else empty.
-    :param rows: rows of the file so far.
-    :param empty: numbers of rows with an empty text, from 0.
-    :param skipped: numbers of rows without a text that were skipped, and why each has none.
-    :param blanked: numbers of such rows that were read as an empty text, and why.
-    :param warnings: what may be a mistake.
-    """
-
-    column: str | None = None
-    reason: str = ""
-    delimiter: str = ""
-    rows: int = 0
-    empty: list[int] = field(default_factory=list)
-    skipped: dict[int, str] = field(default_factory=dict)
-    blanked: dict[int, str] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    column: str | None = None  # None if the rows are plain texts
+    reason: str = ""  # why that column
+    delimiter: str = ""  # of csv and tsv
+    rows: int = 0  # of the file so far
+    empty: list[int] = field(default_factory=list)  # rows with an empty text, from 0
+    skipped: dict[int, str] = field(default_factory=dict)  # rows without a text, and why
+    blanked: dict[int, str] = field(default_factory=dict)  # the same, read as an empty text
+    warnings: list[str] = field(default_factory=list)  # what may be a mistake
 
     def describe(self) -> str:
         """Return a line on the column and the delimiter."""
@@ -111,10 +101,8 @@ def iter_texts(
             if isinstance(value, str):
                 text = value
             else:
-                missing = (
-                    "has no text (null)" if value is None else f"holds {value!r:.60}, not a text"
-                )
-                problem = row.error or missing
+                held = "null" if value is None else repr(value)[:60]
+                problem = row.error or f"has no text ({held})"
                 if on_error == "fail":
                     advice = "fix the row, or pass on_error='skip' or on_error='blank'"
                     raise TableError(f"{_place(path, number, row)} {problem}; {advice}")
@@ -183,11 +171,10 @@ def _values(
     rows.columns = None if name is None else [name]
     for number, row in enumerate(rows.rows):
         if report.reason == "the only column" and len(row.values) > 1:
-            names = ", ".join(map(str, row.values))
-            raise ValueError(
-                f"{_place(path, number, row)} has the columns {names}, rows before it only {name!r}: "
-                "pass column"
+            names = (
+                f"has the columns {', '.join(map(str, row.values))}, rows before it only {name!r}"
             )
+            raise ValueError(f"{_place(path, number, row)} {names}: pass column")
         yield row.values.get(name, row.values.get(None)), row
     if row is None:
         raise NoTextsError(f"{path} holds no texts")
@@ -198,11 +185,8 @@ def _choose_column(
 ) -> str | None:
     """Return the column of the texts, and report it."""
     names, delimiter = rows.names, rows.delimiter
-    report.column, report.reason, report.delimiter = (
-        column,
-        "as chosen" if column else "",
-        delimiter,
-    )
+    report.column, report.delimiter = column, delimiter
+    report.reason = "as chosen" if column else ""
     if rows.plain and column is not None:
         raise ValueError(f"{path} has no columns, so there is no column {column!r}")
     if not names:  # plain texts, or an empty file
@@ -214,10 +198,8 @@ def _choose_column(
     if column is None and len(names) == 1:
         report.column, report.reason = names[0], "the only column"
         if delimiter and re.search(r"\w\s+\w", names[0]):
-            report.warnings.append(
-                f"the first line, {names[0]!r:.60}, was read as the header; pass header=False if it is "
-                "a text"
-            )
+            first = f"the first line, {names[0]!r:.60}, was read as the header"
+            report.warnings.append(f"{first}; pass header=False if it is a text")
     elif column is None:
         report.column = next((name for name in TEXT_COLUMNS if name in names), None)
         report.reason = "by its name"

@@ -57,13 +57,7 @@ class VectorShard:
 
 @dataclass(frozen=True)
 class VectorDirectory:
-    """Stored vectors.
-
-    :param directory: where they are stored.
-    :param dim: dimension of a vector.
-    :param shards: shards in the order of the rows.
-    :param provenance: the model and settings that made them.
-    """
+    """Stored vectors: where, their dimension, shards in the order of the rows, and provenance."""
 
     directory: Directory
     dim: int
