@@ -60,6 +60,7 @@ class Rows:
     delimiter: str = ""  # in use; empty if the format has none
     plain: bool = False  # whether rows are plain texts instead of columns
     columns: list[str] | None = None  # to read of parquet, set before the iteration; None for all
+    warning: str = ""  # what may be a mistake
 
 
 def kind_of(path: str | Path) -> str:
@@ -190,8 +191,10 @@ def _delimited_rows(
         sample.pop(0)
         next(lines)
         delimiter = delimiter or marker[1]
+    quoting, warning = not (kind == "tsv" and delimiter == "\t"), ""
     delimiter = delimiter or _detect_delimiter(sample, "\t" if kind == "tsv" else ",")
-    quoting = kind != "tsv" or delimiter != "\t" or _tsv_is_quoted(sample)
+    if quoting and kind == "tsv" and delimiter == "\t" and (quoting := _tsv_is_quoted(sample)):
+        warning = "quotes were read by the rules of csv; pass delimiter='\\t' if texts hold them"
     first = next(_records(iter(sample), delimiter, quoting), [])
     if isinstance(first, str):
         raise TableError(f"{path}, line {lines.number + 1}: the header {first}")
@@ -200,7 +203,8 @@ def _delimited_rows(
     if header:
         names = [name or f"column {number}" for number, name in enumerate(first, start=1)]
         next(records, None)
-    return Rows(_checked_names(path, names), _named(path, lines, records, names), delimiter)
+    rows = _named(path, lines, records, names)
+    return Rows(_checked_names(path, names), rows, delimiter, warning=warning)
 
 
 def _named(
@@ -285,9 +289,11 @@ def _tsv_is_quoted(sample: Sequence[str]) -> bool:
 
 
 def _cell_counts(sample: Sequence[str], delimiter: str, quoting: bool) -> list[int]:
-    """Return the number of cells of each record that is neither blank nor malformed."""
-    records = _records(iter(sample), delimiter, quoting)
-    return [len(cells) for cells in records if isinstance(cells, list) and cells != [""]]
+    """Return the number of cells of the header and of records neither blank nor malformed."""
+    header, *records = [*_records(iter(sample), delimiter, quoting)] or [""]
+    if isinstance(header, str):
+        return []
+    return [len(cells) for cells in (header, *records) if isinstance(cells, list) and cells != [""]]
 
 
 def _checked_names(path: str | Path, names: list[str]) -> list[str]:

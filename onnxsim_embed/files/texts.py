@@ -82,7 +82,8 @@ def iter_texts(
     :param column: the column that holds texts; None if there is one, or one called text,
         title_and_description or sentence. Files of plain lines have no columns.
     :param kind: csv, tsv, jsonl, parquet or txt; None: by the file's ending, txt for standard input.
-    :param delimiter: delimiter of csv and tsv; None: detected.
+    :param delimiter: delimiter of csv and tsv; None: detected, as are quotes in tsv. tsv has none if
+        the delimiter is given as a tab; kind="csv" follows the rules of csv.
     :param header: whether csv and tsv begin with column names; else the columns are "0", "1", ...
     :param on_error: "fail" raises at the first row without a text, "skip" skips such rows, "blank"
         yields an empty text for them.
@@ -187,6 +188,7 @@ def _choose_column(
     names, delimiter = rows.names, rows.delimiter
     report.column, report.delimiter = column, delimiter
     report.reason = "as chosen" if column else ""
+    report.warnings += [rows.warning] if rows.warning else []
     if rows.plain and column is not None:
         raise ValueError(f"{path} has no columns, so there is no column {column!r}")
     if not names:  # plain texts, or an empty file

@@ -312,6 +312,10 @@ def test_the_report(tmp_path):
     assert report.problems() == [
         "30 of 30 texts are empty: rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more"
     ]
+    path = write(tmp_path / "a.tsv", 'id\ttext\n1\t"a ""b"""\n')
+    texts, report = read(path)
+    assert (texts, len(report.warnings)) == (['a "b"'], 1)
+    assert read(path, delimiter="\t")[0] == ['"a ""b"""']
     _, report = read(write(tmp_path / "b.csv", "hello world\nsecond text\n"))
     assert "hello world" in report.problems()[0]  # read as the header
 
