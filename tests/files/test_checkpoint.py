@@ -81,19 +81,6 @@ def test_a_run_of_the_version_before_continues(tmp_path):
     assert names(tmp_path) == ["numpy.npy", "v.npy"]
 
 
-def test_no_rows_become_an_empty_table(path):
-    with opened(path) as checkpoint:
-        checkpoint.finish()
-    assert read_vectors(path).shape == (0, 4)
-    assert names(path.parent) == [path.name]
-
-
-def test_without_rows_nothing_is_left(path):
-    with opened(path):
-        assert names(path.parent) == [f".{path.name}.partial"]
-    assert names(path.parent) == []
-
-
 def test_rows_beyond_the_journal_are_dropped(path):
     rows = write_rows(path) / ROWS
     content = rows.read_bytes()
@@ -110,44 +97,6 @@ def test_half_a_checkpoint_is_none(path, name):
     with opened(path) as checkpoint:
         assert checkpoint.rows == 0
     assert names(path.parent) == []
-
-
-def test_force_drops_an_unfinished_run(path):
-    write_rows(path)
-    settings = SETTINGS | {"precision": "int8"}
-    write_rows(path, VECTORS[:2] + 1, settings=settings, force=True)
-    with opened(path, settings) as checkpoint:
-        assert checkpoint.rows == 2
-        checkpoint.finish()
-    np.testing.assert_array_equal(read_vectors(path), VECTORS[:2] + 1)
-
-
-def test_a_directory_is_replaced_and_restored_after_a_kill(tmp_path, monkeypatch):
-    """Between the two moves, the directory at the target lies in the checkpoint."""
-    target = tmp_path / "graph"
-
-    def run(name):
-        with Checkpoint(target) as checkpoint:
-            checkpoint.resume(SETTINGS) or checkpoint.record()
-            (checkpoint.directory / "new").mkdir(exist_ok=True)
-            (checkpoint.directory / "new" / name).touch()
-            checkpoint.publish(checkpoint.directory / "new")
-
-    run("first")
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            os, "replace", disk_full
-        )  # the second move; the journal is written without it
-        patch.setattr(Checkpoint, "record", lambda self: (self.directory / JOURNAL).write_text(
-            json.dumps(SETTINGS | {"replaces": True})))  # fmt: skip
-        with pytest.raises(TableError, match="No space left"):
-            run("second")
-    assert names(Checkpoint(target).directory / "old") == ["first"]
-    with Checkpoint(target):
-        assert names(target) == ["first"]
-    run("second")
-    assert names(target) == ["second"]
-    assert names(tmp_path) == ["graph"]
 
 
 # rejected
@@ -234,16 +183,6 @@ def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
         EmbeddingCheckpoint(tmp_path / "new.parquet").check_target(False)
 
 
-def test_a_file_that_force_replaces_stays_until_the_end(path):
-    path.write_text("mine")
-    write_rows(path, force=True)
-    assert path.read_text() == "mine"
-    EmbeddingCheckpoint(path).check_target(False)  # force is not asked for again
-    with opened(path) as checkpoint:
-        checkpoint.finish()
-    np.testing.assert_array_equal(read_vectors(path), VECTORS)
-
-
 def test_a_file_that_came_later_is_not_replaced_unasked(path):
     write_rows(path)
     path.write_text("mine")
@@ -299,6 +238,7 @@ def test_a_file_that_cannot_be_finished_is_finished_later(path, monkeypatch):
         with pytest.raises(TableError, match="No space left"):
             checkpoint.finish()
     assert path.read_text() == "mine"
+    EmbeddingCheckpoint(path).check_target(False)  # force is not asked for again
     with opened(path) as checkpoint:
         checkpoint.finish()
     np.testing.assert_array_equal(read_vectors(path), VECTORS)
