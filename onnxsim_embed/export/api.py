@@ -60,9 +60,7 @@ def export_model(
     :param prompts: prompts by name, added to those of the checkpoint or replacing them.
     :param max_seq_length: maximum number of tokens of a text; None for the checkpoint's.
     :param matryoshka_dims: dims to which the model was trained to have its vectors truncated.
-    :param revision: revision of a Hub id.
-    :param token: access token for the Hub; None for the one that is logged in, False for none.
-    :param local_files_only: take a Hub id from the local cache, without the network.
+    :param revision: as are `token` and `local_files_only`, for a Hub id; see `Embedder.from_pretrained`.
     :param recipe: known facts of the model; None to look them up.
     :param source: name of the source in the manifest, for a checkpoint that was downloaded before.
     :param calibration: at least 16 different texts that resemble those to be embedded, from which
@@ -128,11 +126,9 @@ def verify_recipe(
 ) -> Mapping[str, Any]:
     """Export a published model as fp32 to a temporary directory and check its known answers.
 
-    :param token: access token for the Hub; None for the one that is logged in, False for none.
-    :param local_files_only: take the weights from an installed package or the Hub's local cache only.
+    For arguments and errors see `export_model`.
+
     :returns: the report of fp32; "problems" lists what is not faithful or differs from publications.
-    :raises CheckpointError: if the weights are not available.
-    :raises MissingExtraError: if the `export` extra is not installed.
     """
     directory, _ = locate_checkpoint(recipe.name, token=token, local_files_only=local_files_only)
     checkpoint = open_checkpoint(directory, recipe=recipe)

@@ -51,6 +51,12 @@ logger = logging.getLogger(__name__)
 # Where int8 misses its threshold, the worst quarter of the linear layers stays float32, then half.
 KEPT_SHARES = (0.0, 0.25, 0.5)
 
+# Facts of a checkpoint that the manifest repeats.
+SHARED_FACTS = (
+    "name", "source", "revision", "architecture", "max_seq_length", "dense", "normalize", "prompts",
+    "default_prompt_name", "similarity_fn_name",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class DirectEncoder:
@@ -129,22 +135,13 @@ class Builder:
         tools = ["onnx", "onnxruntime", "tokenizers", "numpy"]
         tools += ["torch", "transformers", "optimum-onnx"] if via == "optimum" else []
         self.manifest = Manifest(
-            name=checkpoint.name,
-            source=checkpoint.source,
-            revision=checkpoint.revision,
-            architecture=checkpoint.architecture,
+            **{name: getattr(checkpoint, name) for name in SHARED_FACTS},
             hidden_size=self.encoder.hidden,
             layers=self.encoder.layers,
             dim=dim,
-            max_seq_length=checkpoint.max_seq_length,
             do_lower_case=False,  # tokenizer.json does it
             pad_token_id=int(checkpoint.config.get("pad_token_id") or 0),
             pooling=tuple(mode.value for mode in checkpoint.pooling),
-            dense=checkpoint.dense,
-            normalize=checkpoint.normalize,
-            prompts=checkpoint.prompts,
-            default_prompt_name=checkpoint.default_prompt_name,
-            similarity_fn_name=checkpoint.similarity_fn_name,
             precisions={},
             tools={name: version(name) for name in tools} | {"onnxsim-embed": __version__},
             via=via,

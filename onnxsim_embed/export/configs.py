@@ -90,7 +90,7 @@ def _write_tokenizer(checkpoint: Checkpoint, work: Path) -> None:
     check_ids(checkpoint, work / "tokenizer.json")
     tokens, vocabulary = dict(source.tokens), tokenizer["model"].get("vocab")
     if isinstance(vocabulary, dict):
-        tokens = {k: t for k, t in SPECIAL_TOKENS.items() if t in vocabulary} | tokens
+        tokens = {k: t for k, t in SPECIAL_TOKENS.items() if t and t in vocabulary} | tokens
     tokens = {key: tokens[key] for key in SPECIAL_TOKENS if key in tokens}
     config |= tokens
     config.setdefault("tokenizer_class", source.name)

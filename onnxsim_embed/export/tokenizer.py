@@ -216,7 +216,11 @@ class TokenizerFiles:
                     f"{path}: the post_processor adds {backend.encode('').tokens} to a text, tokenizer "
                     f"class {self.name!r} adds {ends}"
                 )
-        tokenizer["added_tokens"] = json.loads(backend.to_str())["added_tokens"]
+        own = {entry["id"]: entry for entry in listed}  # in their own order of keys
+        applied = json.loads(backend.to_str())["added_tokens"]
+        tokenizer["added_tokens"] = [
+            own[entry["id"]] if own.get(entry["id"]) == entry else entry for entry in applied
+        ]
 
     def _entries(self, listed: list[dict[str, Any]], special: list[str]) -> list[dict[str, Any]]:
         """Return the added tokens with an id, by id, from the files that transformers reads."""

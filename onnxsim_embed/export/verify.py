@@ -15,23 +15,9 @@ from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.artifact.recipes import Recipe, find_recipe
 from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.export import fidelity
+from onnxsim_embed.export import reference as references
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
-from onnxsim_embed.export.fidelity import (
-    FIDELITY_THRESHOLDS,
-    bundled_texts,
-    check_known_answer,
-    compare_vectors,
-    row_cosines,
-)
-from onnxsim_embed.export.reference import (
-    compare_token_ids,
-    has_torch,
-    numpy_reference,
-    probe_texts,
-    reference_vectors,
-    sentence_transformers_vectors,
-    torch_reference,
-)
 from onnxsim_embed.export.weights import has_weights
 from onnxsim_embed.runtime.batching import TOKEN_BUDGET
 from onnxsim_embed.runtime.embedder import Embedder
@@ -42,7 +28,11 @@ Report = dict[str, Any]
 
 # The portable file computes what the run-path file does but for rounding (a mask, other matrix
 # shapes), and int8 steps can fall either way on that.
-PORTABLE_THRESHOLDS = {"fp32": FIDELITY_THRESHOLDS["fp32"][1], "int8": 0.999, "fp16": 0.999}
+PORTABLE_THRESHOLDS = {
+    "fp32": fidelity.FIDELITY_THRESHOLDS["fp32"][1],
+    "int8": 0.999,
+    "fp16": 0.999,
+}
 PORTABLE_STEP = 10
 
 # The reference of a file without weights.
@@ -57,7 +47,7 @@ REFERENCE_STEP = 4
 
 def verification_texts() -> list[str]:
     """Return the texts that exports are verified on, none of which is used in calibration."""
-    return bundled_texts("verification.jsonl")
+    return fidelity.bundled_texts("verification.jsonl")
 
 
 def renamed_bar(
@@ -95,7 +85,7 @@ def verify_artifact(
         raise ValueError(f"verification needs at least 2 texts, got {len(texts)}")
     report: dict[str, Mapping[str, Any]] = {}
     if against is not None:
-        if against == "torch" and not has_torch():
+        if against == "torch" and not references.has_torch():
             raise MissingExtraError("verifying against PyTorch", "test", "torch")
         manifest = artifact.manifest
         directory, known = locate_checkpoint(manifest.source if against == "torch" else against)
@@ -103,7 +93,7 @@ def verify_artifact(
         checkpoint = open_checkpoint(
             directory, pooling=pooling, recipe=known, max_seq_length=manifest.max_seq_length
         )
-        if checkpoint.architecture != "bert" and not has_torch():
+        if checkpoint.architecture != "bert" and not references.has_torch():
             raise MissingExtraError("verifying against PyTorch", "optimum", "torch")
         tensors = checkpoint.tensors() if checkpoint.architecture == "bert" else {}
         recipe = find_recipe(manifest.source)
@@ -128,26 +118,28 @@ def verify_fp32(
     weights, as of an adopted ONNX file, the file is compared with itself in padded batches.
     """
     model = Embedder(artifact, precision="fp32", device="cpu")
-    weights = bool(tensors) or (has_torch() and has_weights(checkpoint.transformer))
+    weights = bool(tensors) or (references.has_torch() and has_weights(checkpoint.transformer))
     if texts is None:
         texts = verification_texts()[:: REFERENCE_STEP if weights else 1]
-    everything = [*texts, *probe_texts(model)]
-    token_ids, ids, problems = compare_token_ids(
+    everything = [*texts, *references.probe_texts(model)]
+    token_ids, ids, problems = references.compare_token_ids(
         checkpoint, everything, model.token_ids(everything)
     )
     if not weights:
         name = PADDED
         reference = padded_vectors(Session(artifact.open_file("fp32"), "cpu"), model, ids)
-    elif not has_torch():
-        name, hidden = "numpy BERT", numpy_reference(checkpoint.config, tensors)
-        reference = reference_vectors(hidden, model.head, ids)
+    elif not references.has_torch():
+        name, hidden = "numpy BERT", references.numpy_reference(checkpoint.config, tensors)
+        reference = references.reference_vectors(hidden, model.head, ids)
     else:
         name, whole = "PyTorch", None
         if token_ids["reference"]:
-            whole = sentence_transformers_vectors(checkpoint, everything)
+            whole = references.sentence_transformers_vectors(checkpoint, everything)
         token_ids["pipeline"] = "own pooling" if whole is None else "sentence-transformers"
         if whole is None:
-            whole = reference_vectors(torch_reference(checkpoint), model.head, ids)
+            whole = references.reference_vectors(
+                references.torch_reference(checkpoint), model.head, ids
+            )
         reference = whole
     vectors = model.encode(everything, prompt="")
     n = len(texts)
@@ -159,7 +151,7 @@ def verify_fp32(
     if recipe is not None:
         report["known_answers"] = len(recipe.known_answers)
         for answer in recipe.known_answers:
-            report["problems"] += check_known_answer(model, answer)
+            report["problems"] += fidelity.check_known_answer(model, answer)
     return report
 
 
@@ -200,16 +192,16 @@ def _judge(
     min_fidelity: tuple[float, float] | None = None,
 ) -> Report:
     """Compare vectors with a reference."""
-    fidelity = compare_vectors(reference, vectors)
-    mean, worst = min_fidelity or FIDELITY_THRESHOLDS[precision]
+    measured = fidelity.compare_vectors(reference, vectors)
+    mean, worst = min_fidelity or fidelity.FIDELITY_THRESHOLDS[precision]
     problems = []
-    if not (fidelity.mean_cosine >= mean and fidelity.min_cosine >= worst):
+    if not (measured.mean_cosine >= mean and measured.min_cosine >= worst):
         problems.append(
-            f"{precision} is not faithful to {name}: mean cosine {fidelity.mean_cosine:.5f} "
-            f"(threshold {mean}), min {fidelity.min_cosine:.5f} (threshold {worst}) over "
+            f"{precision} is not faithful to {name}: mean cosine {measured.mean_cosine:.5f} "
+            f"(threshold {mean}), min {measured.min_cosine:.5f} (threshold {worst}) over "
             f"{len(vectors)} texts"
         )
-    rounded: Report = {key: round(value, 6) for key, value in asdict(fidelity).items()}
+    rounded: Report = {key: round(value, 6) for key, value in asdict(measured).items()}
     return {"reference": name, "texts": len(vectors), **rounded, "problems": problems}
 
 
@@ -262,7 +254,7 @@ def count_variant(model: Embedder, texts: Sequence[str], vectors: Float32) -> in
 def _require_equal(
     report: Report, precision: str, a: Float32, b: Float32, what: str, key: str = "portable"
 ) -> None:
-    worst, threshold = float(row_cosines(a, b).min()), PORTABLE_THRESHOLDS[precision]
+    worst, threshold = float(fidelity.row_cosines(a, b).min()), PORTABLE_THRESHOLDS[precision]
     report[f"{key}_min_cosine"] = round(worst, 6)
     if not worst >= threshold:
         report["problems"].append(
