@@ -25,11 +25,7 @@ CALL_TEXTS = 60  # of all calls of one size
 
 
 def load(name: str, settings: Settings) -> System:
-    """Load ours-PRECISION, torch, st-BACKEND[-VARIANT] or fastembed, and encode a first text.
-
-    :param settings: `artifact`, `checkpoint`, `work` and `calibration` (directories for exports of
-        peers), `threads`, `pooling`, `dim`, `max_seq_length`, `int8_kernels`.
-    """
+    """Load ours-PRECISION, torch, st-BACKEND[-VARIANT] or fastembed, and encode a first text."""
     family, _, variant = name.partition("-")
     makers = {"ours": ours, "torch": transformers, "st": sentence_transformers}
     encode, limit = makers.get(family, fastembed)(variant, settings)
@@ -39,11 +35,7 @@ def load(name: str, settings: Settings) -> System:
 
 
 def measure(encode: Encode, request: dict[str, Any]) -> dict[str, Any]:
-    """Time all cases of a request once.
-
-    :param request: `texts`, `batches` to choose from, `sizes` of further calls, `save` (where vectors
-        are saved) and `pairs` (more texts to save the vectors of).
-    """
+    """Time all cases of a request once; see `run` in measure.py."""
     texts, save = request["texts"], import_module("numpy").save
 
     def seconds(chosen: list[str], batch: int) -> float:
@@ -106,7 +98,8 @@ def sentence_transformers(backend: str, settings: Settings) -> System:
     library, threads = import_module("sentence_transformers"), settings["threads"]
     import_module("torch").set_num_threads(threads)
     kind, _, variant = backend.partition("-")
-    source, options = settings["checkpoint"], {}
+    source: str = settings["checkpoint"]
+    options: dict[str, Any] = {}
     if kind != "torch":
         source, options["file_name"] = export_by_peer(library, kind, variant, settings)
     if kind == "onnx":

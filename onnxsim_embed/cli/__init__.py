@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dis
 import logging
-import re
 import sys
 import traceback
 from pathlib import Path
@@ -30,16 +29,10 @@ from onnxsim_embed.cli import (
     similarity,
     verify,
 )
+from onnxsim_embed.cli.output import name_options
 from onnxsim_embed.errors import OnnxsimEmbedError
 
 WRONG_CALL, FAILED, INTERNAL_FAULT, INTERRUPTED = 2, 1, 70, 130  # exit codes
-
-PHRASES = {  # of library errors whose option is not named like the argument
-    "header=False": "--no-header",
-    "pass one as column": "choose one with --column",
-    "pass column": "pass --column",
-    "onnxsim_embed.export.export_model": "onnxsim-embed export",
-}
 
 app = typer.Typer(
     name="onnxsim-embed",
@@ -139,33 +132,3 @@ def exit_code(error: Exception) -> int:
     ours = Path(code.co_filename).is_relative_to(Path(__file__).parents[1])
     on_purpose = code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
     return WRONG_CALL if ours and on_purpose else INTERNAL_FAULT
-
-
-def name_options(message: str) -> str:
-    """Return a message of the library with its arguments (force=True) as options (--force)."""
-    group = typer.main.get_command(app)
-    options = {
-        "k": "--top-k",
-        "write_graph": "-o DIRECTORY",
-        "precisions": "--precision",
-        "kind": "--format",
-    }
-    for command in getattr(group, "commands", {}).values():
-        for parameter in command.params:
-            if parameter.param_type_name == "option":
-                options[parameter.name] = parameter.opts[0]
-
-    def replace(match: re.Match[str]) -> str:
-        option, value = options.get(match[1]), match[2]
-        if option is None or (value is None and "_" not in match[1]):
-            return match[0]
-        return option if value in (None, "True") else f"{option} {value}".replace("'", "")
-
-    message = re.sub(
-        r"(?<![\w./'\"-])([a-z]+(?:_[a-z]+)*)(?:=(\w+|'[^']*'|\.\.\.))?(?![\w/'\"=-])",
-        replace,
-        message,
-    )
-    for words, option in PHRASES.items():
-        message = message.replace(words, option)
-    return message

@@ -13,7 +13,7 @@ import typer
 from typer import Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.texts import TextFile
+from onnxsim_embed.cli.inputs import read_texts
 
 
 def bench(
@@ -60,8 +60,13 @@ def bench(
         check_output(output / "text.json", force)
     python = peer_python or sys.executable
     peers = measure.choose_peers(against, python)
-    source = TextFile(str(texts), column, None, delimiter, no_header, on_error, quiet)
-    known = list(dict.fromkeys(measure.documentation() if texts is None else source.read()))
+    known = list(
+        dict.fromkeys(
+            measure.documentation()
+            if texts is None
+            else read_texts(texts, column, delimiter, no_header, on_error)
+        )
+    )
     result = measure.run(
         model, known[:: max(1, len(known) // most)][:most], peers, python, chosen, checkpoint, sts,
         threads or available_cpus(), rounds, patience,
@@ -114,11 +119,12 @@ def _draw(result: Mapping[str, Any], path: Path) -> None:
     """Draw one point per system: texts per second against the error of cosines."""
     from matplotlib.figure import Figure
 
-    axes = Figure(figsize=(8, 5), layout="constrained").add_subplot(xscale="log", yscale="log")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log")
     for row in result["systems"].values():
         point = (result["texts"] / row["seconds"], max(1e-7, 1 - row["mean_cosine"]))
         axes.plot(*point, "o")
         axes.annotate(row["title"], point, xytext=(6, 4), textcoords="offset points")
     axes.set(xlabel="texts per second", ylabel="1 - mean cosine (better: up)")
     axes.invert_yaxis()
-    axes.figure.savefig(path)
+    figure.savefig(path)

@@ -13,9 +13,9 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.output import counted, on_terminal
+from onnxsim_embed.cli.inputs import Inputs, with_inputs
+from onnxsim_embed.cli.output import counted
 from onnxsim_embed.cli.ray import encode_on_ray
-from onnxsim_embed.cli.texts import TextFile, load, print_report
 from onnxsim_embed.files.atomic import atomic_file, check_output
 
 if TYPE_CHECKING:
@@ -24,17 +24,15 @@ if TYPE_CHECKING:
     from onnxsim_embed.runtime.options import OutputPrecision
 
 
+@with_inputs
 def encode(
+    inputs: Inputs,
     file: str = Argument(
         ..., help="csv, tsv, jsonl, parquet or txt (also .gz); - for standard input."
     ),
     output: str = Option(
         ..., "--output", "-o", help="vectors.npy or .parquet; a directory with --engine ray."
     ),
-    column: options.Column = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    precision: options.Precision = "auto",
-    threads: options.Threads = None,
     device: str = Option("auto", help="auto, cpu, cuda, cuda:N or openvino."),
     max_seq_length: int | None = Option(
         None, help="Maximum tokens of a text; default: the model's."
@@ -49,10 +47,6 @@ def encode(
     truncate_dim: int | None = Option(None, help="Truncate vectors to N dimensions."),
     normalize: bool = Option(False, "--normalize", help="Scale each vector to L2 norm 1."),
     report: Path | None = Option(None, help="Write counts and the time of each stage, .json."),
-    file_format: options.Format = None,
-    delimiter: options.Delimiter = None,
-    no_header: options.NoHeader = False,
-    on_error: options.OnError = "fail",
     engine: options.Engine = None,
     address: options.Address = None,
     id_column: str | None = Option(
@@ -62,7 +56,6 @@ def encode(
         False, "--strict", help="With --engine ray: fail at a row without a usable text."
     ),
     force: bool = Option(False, "--force", help="Start over, and replace existing outputs."),
-    quiet: options.Quiet = False,
 ) -> None:
     """Encode the texts of a file.
 
@@ -82,20 +75,14 @@ def encode(
         encode_on_ray(
             file,
             output,
-            model,
-            quiet=quiet,
-            column=column,
+            inputs,
             id_column=id_column,
-            kind=file_format,
-            precision=precision,
             prompt_name=prompt_name,
             max_seq_length=max_seq_length,
             normalize_embeddings=normalize,
             truncate_dim=truncate_dim,
             on_error="raise" if strict else "skip",
-            actor_threads=threads,
             address=address,
-            force=force,
         )
         return
     from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
@@ -103,36 +90,36 @@ def encode(
     from onnxsim_embed.runtime.encode_to_file import check_format, encode_to_file
 
     target = Path(output)
-    EmbeddingCheckpoint(target).check_target(force)
+    EmbeddingCheckpoint(target).check_target(inputs.force)
     if report is not None:
-        _check_report(report, target, force)
+        _check_report(report, target, inputs.force)
     check_format(dtype, ranges is not None)
     limits = None if ranges is None else read_vectors(ranges)
-    source = TextFile(file, column, file_format, delimiter, no_header, on_error, quiet)
-    texts = source.open()
-    embedder = load(model, precision, threads, device)
+    source = inputs.open(file)
+    texts = iter(source)
+    embedder = inputs.load(device)
     if max_seq_length is not None:
         embedder.max_seq_length = max_seq_length
-    with _resumable(force, quiet) as on_rows:
+    with _resumable(inputs.force, inputs.quiet) as on_rows:
         result = encode_to_file(
             embedder,
             texts,
             target,
             prompt_name=prompt_name,
-            show_progress_bar=on_terminal() and not quiet,
+            show_progress_bar=inputs.show_progress_bar,
             precision=cast("OutputPrecision", dtype),
             ranges=limits,
             normalize_embeddings=normalize,
             truncate_dim=truncate_dim,
-            force=force,
+            force=inputs.force,
             on_rows=on_rows,
         )
     source.print_problems()
     if report is not None:
         _write_report(result, embedder, report)
-    if not quiet:
+    if not inputs.quiet:
         if result.report.texts:
-            print_report(embedder, result.report)
+            inputs.print_encoded(embedder, result.report)
         typer.echo(f"Wrote {target}: {result.rows:,} x {result.dim} {result.dtype}.")
 
 

@@ -9,8 +9,8 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
+from onnxsim_embed.cli.inputs import read_texts
 from onnxsim_embed.cli.output import print_artifact
-from onnxsim_embed.cli.texts import TextFile
 
 
 def export(
@@ -61,7 +61,9 @@ def export(
         path = Path(model)
         name = path.resolve().name if path.is_dir() else model.rsplit("/", 1)[-1]
         output = Path(f"{name}-onnx")
-    texts = TextFile(str(calibrate), column, None, delimiter, no_header, on_error)
+    texts = None
+    if calibrate is not None:
+        texts = read_texts(calibrate, column, delimiter, no_header, on_error)
     started = time.perf_counter()
     artifact = export_model(
         model,
@@ -75,7 +77,7 @@ def export(
         revision=revision,
         token=token,
         local_files_only=local_files_only,
-        calibration=None if calibrate is None else texts.read(),
+        calibration=texts,
         min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
         force=force,
         output=onnx_output,

@@ -68,13 +68,15 @@ def _print_vectors(file: str) -> None:
     from onnxsim_embed.files.vector_directory import open_vectors
     from onnxsim_embed.files.vectors import read_provenance, read_vectors
 
+    fields = {"vectors": display_name(file)}
     if is_directory(file):  # the index is enough: shards may be of any size
         stored = open_vectors(file)
-        rows, dim, dtype, provenance = stored.rows, stored.dim, "float32", stored.provenance
+        fields |= {"rows": f"{stored.rows:,}", "components": f"{stored.dim:,} float32"}
     else:
         vectors = read_vectors(file)
-        (rows, dim), dtype, provenance = vectors.shape, vectors.dtype, read_provenance(file)
-    fields = {"vectors": display_name(file), "rows": f"{rows:,}", "components": f"{dim:,} {dtype}"}
+        fields["rows"] = f"{len(vectors):,}"
+        fields["components"] = f"{vectors.shape[1]:,} {vectors.dtype}"
+    provenance = read_provenance(file)
     if provenance is None:
         fields["model"] = "unknown: the file has no provenance"
     else:

@@ -2,78 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
-
 Model = Annotated[
-    str,
-    typer.Option("--model", "-m", help="Recipe name, artifact, checkpoint directory or Hub id."),
-]
-Precision = Annotated[
-    str, typer.Option("--precision", help="Weight precision: auto, fp32, int8 or fp16.")
+    str, Option("--model", "-m", help="Recipe name, artifact, checkpoint directory or Hub id.")
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Default: all CPUs of this process.")
+    int | None, Option("--threads", min=1, help="Default: all CPUs of this process.")
 ]
-Column = Annotated[str | None, typer.Option("--column", "-c", help="Column of the texts.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace existing outputs.")]
-Format = Annotated[
-    str | None,
-    typer.Option("--format", help="csv, tsv, jsonl, parquet or txt; default: the file's suffix."),
-]
-Delimiter = Annotated[
-    str | None, typer.Option("--delimiter", help="Of csv and tsv; default: detected.")
-]
-NoHeader = Annotated[
-    bool, typer.Option("--no-header", help="csv and tsv without column names; they are 0, 1, ...")
-]
-OnError = Annotated[
-    str, typer.Option("--on-error", help="For rows without a text: fail, skip or blank.")
-]
+Column = Annotated[str | None, Option("--column", "-c", help="Column of the texts.")]
+Delimiter = Annotated[str | None, Option("--delimiter", help="Of csv and tsv; default: detected.")]
+NoHeader = Annotated[bool, Option("--no-header", help="Columns have no names: 0, 1, ...")]
+OnError = Annotated[str, Option("--on-error", help="Rows without a text: fail, skip or blank.")]
+Force = Annotated[bool, Option("--force", help="Replace existing outputs.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
 Vectors = Annotated[
-    Path | None,
-    typer.Option(
-        "--vectors", help="Vectors of the rows, .npy or .parquet; default: encode the texts."
-    ),
+    Path | None, Option("--vectors", help="Vectors of the rows, .npy or .parquet, if encoded.")
 ]
 MinFidelity = Annotated[
     str | None,
-    typer.Option(
-        "--min-fidelity",
-        metavar="MEAN,MIN",
-        help="Minimum mean and worst-case cosine of int8 against fp32; default: 0.995,0.98.",
+    Option(
+        "--min-fidelity", metavar="MEAN,MIN", help="Minimum cosines of int8; default: 0.995,0.98."
     ),
 ]
-Bar = Annotated[str | None, typer.Option("--bar", hidden=True)]  # before: --min-fidelity
+Bar = Annotated[str | None, Option("--bar", hidden=True)]  # before: --min-fidelity
 Token = Annotated[
     str | None,
-    typer.Option(
-        "--token", envvar="HF_TOKEN", show_envvar=True, help="Access token of the Hugging Face Hub."
-    ),
+    Option("--token", envvar="HF_TOKEN", show_envvar=True, help="Token of the Hugging Face Hub."),
 ]
-Local = Annotated[
-    bool, typer.Option("--local-files-only", help="Use cached Hub models; no network.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Local = Annotated[bool, Option("--local-files-only", help="Use cached Hub models; no network.")]
 Engine = Annotated[
-    str | None,
-    typer.Option(
-        "--engine",
-        help="ray: run on a Ray cluster, or on all CPUs of this machine; writes a directory.",
-    ),
+    str | None, Option("--engine", help="ray: a cluster, or this machine; writes a directory.")
 ]
 Address = Annotated[
     str | None,
-    typer.Option(
-        "--address",
-        envvar="RAY_ADDRESS",
-        show_envvar=True,
-        help="With --engine ray: host:port of the cluster, or auto; default: start one locally.",
-    ),
+    Option("--address", envvar="RAY_ADDRESS", show_envvar=True, help="Of the cluster, or auto."),
 ]
 
 
@@ -87,7 +55,7 @@ def parse_min_fidelity(text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
     try:
-        mean, least = (float(part) for part in text.split(","))
+        mean, least = map(float, text.split(","))
     except ValueError:
         mean = least = float("nan")
     if not (-1 <= mean <= 1 and -1 <= least <= 1):
@@ -95,18 +63,18 @@ def parse_min_fidelity(text: str | None) -> tuple[float, float] | None:
     return mean, least
 
 
-def on_ray(engine: str | None, only_ray: dict[str, object], only_local: dict[str, object]) -> bool:
+def on_ray(
+    engine: str | None, only_ray: Mapping[str, object], only_local: Mapping[str, object]
+) -> bool:
     """Return whether a command runs on Ray, after checking that its options fit.
 
-    :param only_ray: values of the options that need Ray, by name; None and False are not set.
+    :param only_ray: values of the options that require Ray, by name; None and False are not set.
     :param only_local: values of the options that Ray does not support.
     """
     if engine not in (None, "ray"):
         raise ValueError(f"unknown engine {engine!r}; allowed is ray")
-    wrong, message = (
-        (only_local, "cannot be combined with") if engine == "ray" else (only_ray, "requires")
-    )
+    wrong, verb = (only_local, "cannot be combined with") if engine else (only_ray, "requires")
     for name, value in wrong.items():
         if value not in (None, False):
-            raise ValueError(f"--{name.replace('_', '-')} {message} --engine ray")
-    return engine == "ray"
+            raise ValueError(f"--{name.replace('_', '-')} {verb} --engine ray")
+    return engine is not None

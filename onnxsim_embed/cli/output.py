@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,14 @@ WAYS = {
     "direct": "directly: the ONNX graph is built from the weights",
     "optimum": "through optimum: traced from PyTorch",
     "adopted": "adopted: the source's own ONNX file, verified and copied",
+}
+
+
+PHRASES = {  # of library errors whose option is not named like the argument
+    "header=False": "--no-header",
+    "pass one as column": "choose one with --column",
+    "pass column": "pass --column",
+    "onnxsim_embed.export.export_model": "onnxsim-embed export",
 }
 
 
@@ -113,3 +122,35 @@ def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = 
     print_table(header, rows)
     if note := token_ids_note(report):
         typer.echo(note)
+
+
+def name_options(message: str) -> str:
+    """Return a message of the library with its arguments (force=True) as options (--force)."""
+    from onnxsim_embed.cli import app
+
+    group = typer.main.get_command(app)
+    options = {
+        "k": "--top-k",
+        "write_graph": "-o DIRECTORY",
+        "precisions": "--precision",
+        "kind": "--format",
+    }
+    for command in getattr(group, "commands", {}).values():
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                options[parameter.name] = parameter.opts[0]
+
+    def replace(match: re.Match[str]) -> str:
+        option, value = options.get(match[1]), match[2]
+        if option is None or (value is None and "_" not in match[1]):
+            return match[0]
+        return option if value in (None, "True") else f"{option} {value}".replace("'", "")
+
+    message = re.sub(
+        r"(?<![\w./'\"-])([a-z]+(?:_[a-z]+)*)(?:=(\w+|'[^']*'|\.\.\.))?(?![\w/'\"=-])",
+        replace,
+        message,
+    )
+    for words, option in PHRASES.items():
+        message = message.replace(words, option)
+    return message

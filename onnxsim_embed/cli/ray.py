@@ -8,12 +8,13 @@ from typing import Any
 
 import typer
 
+from onnxsim_embed.cli.inputs import Inputs
 from onnxsim_embed.cli.output import counted, on_terminal
 
 NAMED_ROWS = 5  # rows with diagnostics that are printed; rejected.jsonl lists them all
 
 
-def encode_on_ray(source: str, directory: str, model: str, *, quiet: bool, **options: Any) -> None:  # noqa: ANN401
+def encode_on_ray(source: str, directory: str, inputs: Inputs, **options: Any) -> None:  # noqa: ANN401
     """Encode files on a cluster, and print the result.
 
     :param options: of `onnxsim_embed.ray.encode_files`.
@@ -31,14 +32,16 @@ def encode_on_ray(source: str, directory: str, model: str, *, quiet: bool, **opt
 
     started = time.perf_counter()
     result = encode_files(
-        source, directory, model, show_progress_bar=on_terminal() and not quiet, **options
-    )
+        source, directory, inputs.model, column=inputs.column, kind=inputs.kind,
+        precision=inputs.precision, actor_threads=inputs.threads, force=inputs.force,
+        show_progress_bar=inputs.show_progress_bar, **options,
+    )  # fmt: skip
     seconds = time.perf_counter() - started
     for remark in result.remarks[:NAMED_ROWS]:
         typer.echo(f"row {remark.id!r}: {remark.reason}", err=True)
     if (more := len(result.remarks) - NAMED_ROWS) > 0:
         typer.echo(f"and {counted(more, 'row')} more, in rejected.jsonl", err=True)
-    if quiet:
+    if inputs.quiet:
         return
     vectors, actors = result.vectors, result.actors
     skipped = sum(not remark.encoded for remark in result.remarks)

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer import Argument, Option
 
-from onnxsim_embed.cli import options
-from onnxsim_embed.cli.output import check_table, counted, on_terminal
-from onnxsim_embed.cli.texts import TextFile, load, print_report
+from onnxsim_embed.cli.inputs import Inputs, Texts, with_inputs
+from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.files.atomic import atomic_file
-from onnxsim_embed.files.texts import ReadReport
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,16 +22,14 @@ if TYPE_CHECKING:
     from onnxsim_embed.similarity.compare import TopK
 
 
+@with_inputs
 def search(
+    inputs: Inputs,
     query: list[str] | None = Argument(None, help="Query; each argument is a search of its own."),
     where: str = Option(
         "", "--in", help="Vectors, .npy or .parquet, or a file of texts to encode."
     ),
     texts: str | None = Option(None, help="Texts of the vectors, one per row, to print."),
-    column: options.Column = None,
-    delimiter: options.Delimiter = None,
-    no_header: options.NoHeader = False,
-    on_error: options.OnError = "fail",
     queries: str | None = Option(None, help="File of queries; - for standard input."),
     query_column: str | None = Option(None, help="Column of --queries."),
     k: int = Option(10, "--top-k", "-k", min=1, help="Results of each query."),
@@ -41,14 +37,10 @@ def search(
         None, "--threshold", "-t", min=-1, max=1, help="Minimum score."
     ),
     output: Path | None = Option(None, "--output", "-o", help="results.csv, .tsv or .jsonl."),
-    model: options.Model = options.DEFAULT_MODEL,
-    precision: options.Precision = "auto",
-    threads: options.Threads = None,
     truncate_dim: int | None = Option(None, help="Dimensions of truncated vectors."),
     any_model: bool = Option(
         False, "--any-model", help="Accept vectors of another model than --model."
     ),
-    force: options.Force = False,
     quiet: bool = Option(False, "--quiet", "-q", help="Print results only."),
 ) -> None:
     """Find the nearest rows of a query, exactly.
@@ -58,28 +50,31 @@ def search(
     if not where:
         raise ValueError("search requires --in: a file of vectors or of texts")
     if output is not None:
-        check_table(output, force, ".csv", ".tsv", ".jsonl")
-    source = TextFile(where, column, None, delimiter, no_header, on_error, quiet)
+        check_table(output, inputs.force, ".csv", ".tsv", ".jsonl")
+    source = inputs.open(where)
     asked = list(query or [])
     if queries is not None:
-        asked += replace(source, path=queries, column=query_column, report=ReadReport()).read()
+        asked += replace(inputs, column=query_column, kind=None).open(queries).read()
     if not asked:
         raise ValueError("search requires a query, or --queries FILE")
     from onnxsim_embed.files.vectors import holds_vectors
     from onnxsim_embed.similarity.index import VectorIndex
 
     if holds_vectors(where):
-        vectors, known = _read(where, texts, source)
-        embedder, truncate_dim = _load(where, model, precision, threads, truncate_dim, any_model)
+        vectors, known = _read(where, texts, inputs)
+        embedder, truncate_dim = _load(where, inputs, truncate_dim, any_model)
     else:
         if texts is not None:
             raise ValueError(f"--texts requires a file of vectors, and {where} holds texts")
-        known, embedder = source.read(), load(model, precision, threads)
-        vectors = _encode(embedder, known, truncate_dim, quiet)
+        known, embedder = source.read(), inputs.load()
+        vectors = embedder.encode_document(
+            known, show_progress_bar=inputs.show_progress_bar, truncate_dim=truncate_dim
+        )
+        inputs.print_encoded(embedder, embedder.last_report)
     dim = truncate_dim or embedder.embedding_dimension
     if vectors.shape[1] != dim:
         raise ValueError(
-            f"{where} holds vectors of dim {vectors.shape[1]}, and {model} computes dim {dim}; "
+            f"{where} holds vectors of dim {vectors.shape[1]}, and {inputs.model} computes dim {dim}; "
             "pass the --model (and --truncate-dim) of the vectors"
         )
     started = time.perf_counter()
@@ -90,33 +85,23 @@ def search(
     seconds = time.perf_counter() - started
     results = _results(asked, best, known, threshold, source)
     if output is None:
-        _print(asked, results, len(vectors), quiet)
+        _print(asked, results, len(vectors), inputs.quiet)
         return
     _write(results, output)
-    if not quiet:
+    if not inputs.quiet:
         typer.echo(
             f"Searched {counted(len(vectors), 'row')} for {counted(len(asked), 'query')} in "
             f"{seconds:.2f} s: {counted(len(results['row']), 'result')} -> {output}"
         )
 
 
-def _encode(
-    embedder: Embedder, texts: list[str], truncate_dim: int | None, quiet: bool
-) -> npt.NDArray[Any]:
-    bar = on_terminal() and not quiet
-    vectors = embedder.encode_document(texts, show_progress_bar=bar, truncate_dim=truncate_dim)
-    if not quiet:
-        print_report(embedder, embedder.last_report)
-    return vectors
-
-
 def _read(
-    where: str, texts: str | None, source: TextFile
+    where: str, texts: str | None, inputs: Inputs
 ) -> tuple[npt.NDArray[Any], list[str] | None]:
     """Return vectors and, if --texts names a file, their texts."""
     from onnxsim_embed.files.vectors import read_vectors
 
-    if source.column is not None and texts is None:
+    if inputs.column is not None and texts is None:
         raise ValueError("--column requires --texts FILE if --in holds vectors")
     vectors = read_vectors(where)
     if vectors.dtype.kind != "f":
@@ -126,16 +111,11 @@ def _read(
         )
     if not len(vectors):
         raise ValueError(f"{where} holds no vectors")
-    return vectors, None if texts is None else replace(source, path=texts).read(len(vectors))
+    return vectors, None if texts is None else inputs.open(texts).read(len(vectors))
 
 
 def _load(
-    where: str,
-    model: str,
-    precision: str,
-    threads: int | None,
-    truncate_dim: int | None,
-    any_model: bool,
+    where: str, inputs: Inputs, truncate_dim: int | None, any_model: bool
 ) -> tuple[Embedder, int | None]:
     """Load the model that encoded a file of vectors; return it and the dimensions of the vectors.
 
@@ -148,15 +128,14 @@ def _load(
 
     provenance = read_provenance(where)
     if provenance is None or any_model:
-        return load(model, precision, threads), truncate_dim
-    if precision == "auto" and provenance.precision == "fp32":
-        precision = "fp32"  # the precision of the vectors, not the fastest one
+        return inputs.load(), truncate_dim
+    same = inputs.precision == "auto" and provenance.precision == "fp32"  # not the fastest one
     truncate_dim = truncate_dim or provenance.truncate_dim
-    embedder = load(model, precision, threads)
+    embedder = inputs.load(precision="fp32" if same else None)
     options = EncodeOptions(truncate_dim=truncate_dim)
     if found := differences(provenance, provenance_of(embedder, options)):
         raise ValueError(
-            f"{where} holds vectors of another model than {model} ({', '.join(found)}): pass the --model "
+            f"{where} holds vectors of another model than {inputs.model} ({', '.join(found)}): pass the --model "
             f"of the vectors (see: onnxsim-embed info {where}), or --any-model to search nevertheless"
         )
     return embedder, truncate_dim
@@ -167,7 +146,7 @@ def _results(
     best: TopK,
     texts: list[str] | None,
     threshold: float | None,
-    source: TextFile,
+    source: Texts,
 ) -> dict[str, list[Any]]:
     """Return the columns of the results, query by query, in descending order of scores."""
     import numpy as np
@@ -221,7 +200,8 @@ def _write(results: dict[str, list[Any]], output: Path) -> None:
         write_rows(results, output)
         return
     results = results | {"score": [float(score) for score in results["score"]]}
-    with atomic_file(output) as work, work.open("w", encoding="utf-8", newline="\n") as stream:
-        for cells in zip(*results.values(), strict=True):
-            row = dict(zip(results, cells, strict=True))
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = [dict(zip(results, cells, strict=True)) for cells in zip(*results.values(), strict=True)]
+    with atomic_file(output) as work:
+        work.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +11,20 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.output import check_table, counted, on_terminal
+from onnxsim_embed.cli.inputs import Inputs, Texts, with_inputs
+from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.cli.ray import compare_on_ray
-from onnxsim_embed.cli.texts import TextFile, encode_texts, load
 from onnxsim_embed.files.atomic import check_output
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from onnxsim_embed.cli.graph_files import SimilarityJob
 
 
+@with_inputs
 def similarity(
+    inputs: Inputs,
     file: str = Argument(
         ..., help="Texts, or vectors: .npy, .parquet or a directory of encode --engine ray."
     ),
@@ -49,18 +51,8 @@ def similarity(
     max_memory: str | None = Option(
         None, help="Such as 4GB; default: three quarters of free memory."
     ),
-    column: options.Column = None,
-    model: options.Model = options.DEFAULT_MODEL,
-    precision: options.Precision = "auto",
-    threads: options.Threads = None,
-    file_format: options.Format = None,
-    delimiter: options.Delimiter = None,
-    no_header: options.NoHeader = False,
-    on_error: options.OnError = "fail",
     engine: options.Engine = None,
     address: options.Address = None,
-    force: options.Force = False,
-    quiet: options.Quiet = False,
 ) -> None:
     """Compare all texts (or vectors) of a file with each other, exactly.
 
@@ -69,10 +61,10 @@ def similarity(
     any size, and continues after an interruption.
     """
     targets = _targets(output or [], top_k, drop_duplicates, estimate)
-    local = {"pairs": pairs, "heatmap": heatmap, "show": show, "threads": threads}
+    local = {"pairs": pairs, "heatmap": heatmap, "show": show, "threads": inputs.threads}
     local |= {"drop_duplicates": drop_duplicates, "estimate": estimate}
     distributed = options.on_ray(engine, {}, local)
-    _check_targets(targets, pairs, heatmap, force, distributed)
+    _check_targets(targets, pairs, heatmap, inputs.force, distributed)
     from onnxsim_embed.similarity.memory import MemoryBudget
     from onnxsim_embed.system.units import parse_bytes
 
@@ -81,25 +73,25 @@ def similarity(
         compare_on_ray(
             file,
             targets["graph"],
-            quiet=quiet,
+            quiet=inputs.quiet,
             threshold=threshold if top_k is None else None,
             k=top_k,
             max_memory=memory,
             address=address,
-            force=force,
+            force=inputs.force,
         )
         return
     from onnxsim_embed.files.vectors import holds_vectors, read_vectors
 
     started = time.perf_counter()
-    source = TextFile(file, column, file_format, delimiter, no_header, on_error, quiet)
-    if holds_vectors(file, column):
-        texts, vectors = None, read_vectors(file, column)
+    source = inputs.open(file)
+    if holds_vectors(file, inputs.column):
+        texts, vectors = None, read_vectors(file, inputs.column)
     else:
         texts = source.read()
         if source.report.skipped and "graph" in targets:
             raise ValueError("-o DIRECTORY cannot number skipped rows: use --on-error blank")
-        vectors = encode_texts(load(model, precision, threads), texts, quiet)
+        vectors = inputs.encode(texts)
     job, dropped = _job(source, texts, vectors, drop_duplicates, memory)
     if estimate:
         what = f"Above {threshold}" if top_k is None else f"Top {top_k} of each row"
@@ -108,7 +100,7 @@ def similarity(
     done = [f"Compared {len(job.vectors):,} rows"]
     if drop_duplicates:
         done[0] += f" ({counted(dropped, 'duplicate')} dropped)"
-    done += _write(job, targets, threshold, top_k, force)
+    done += _write(job, targets, threshold, top_k, inputs.force)
     if pairs is not None:
         done.append(f"{job.write_pairs(pairs, threshold):,} pairs above {threshold} -> {pairs}")
     if heatmap is not None:
@@ -116,14 +108,14 @@ def similarity(
         done.append(f"heatmap -> {heatmap}")
     default = 10 if len(done) == 1 else 0
     lines = list(job.closest(default if show is None else show))
-    if not quiet:
+    if not inputs.quiet:
         typer.echo(", ".join(done) + f", in {time.perf_counter() - started:.2f} s.")
     for line in lines:
         typer.echo(line)
 
 
 def _job(
-    source: TextFile,
+    source: Texts,
     texts: list[str] | None,
     vectors: npt.NDArray[Any],
     drop_duplicates: bool,
@@ -136,13 +128,18 @@ def _job(
 
     kept, rows = None, len(vectors)
     if drop_duplicates:
-        kept = _first_of_equals(vectors if texts is None else texts)
+        first: dict[str | bytes, int] = {}
+        keys: Iterable[str | bytes] = map(bytes, vectors) if texts is None else texts
+        for number, key in enumerate(keys):
+            first.setdefault(key, number)
+        kept = np.array(list(first.values()), np.int64)
         vectors = vectors[kept]
     dropped = rows - len(vectors)
     if source.report.skipped and texts is not None:
         kept = np.array(source.rows)[slice(None) if kept is None else kept]
-        rows, texts = source.report.rows, source.by_row(texts)
-    bar = on_terminal() and not source.quiet
+        rows, known = source.report.rows, iter(texts)
+        texts = ["" if row in source.report.skipped else next(known) for row in range(rows)]
+    bar = source.inputs.show_progress_bar
     return SimilarityJob(vectors, texts, kept, rows, memory, bar), dropped
 
 
@@ -217,13 +214,3 @@ def _check_targets(
         from onnxsim_embed.plot import check_format
 
         check_format(heatmap)
-
-
-def _first_of_equals(rows: list[str] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the numbers of the rows without an equal one before them."""
-    import numpy as np
-
-    first: dict[str | bytes, int] = {}
-    for number, row in enumerate(rows):
-        first.setdefault(row if isinstance(row, str) else row.tobytes(), number)
-    return np.fromiter(first.values(), np.int64)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
+from onnxsim_embed.cli.inputs import read_texts
 from onnxsim_embed.cli.output import print_fidelity
-from onnxsim_embed.cli.texts import TextFile
 
 
 def verify(
@@ -29,11 +29,13 @@ def verify(
     from onnxsim_embed.errors import VerificationError
     from onnxsim_embed.export import verify_artifact
 
-    source = TextFile(str(texts), column, None, delimiter, no_header, on_error)
+    chosen = None
+    if texts is not None:
+        chosen = read_texts(texts, column, delimiter, no_header, on_error)
     report = verify_artifact(
         Artifact.open(directory),
         against=against,
-        texts=None if texts is None else source.read(),
+        texts=chosen,
         min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
     )
     print_fidelity(report)

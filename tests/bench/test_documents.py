@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lab.documents import MARKED, fill, pictures
-from lab.tables import number
+from lab.documents import MARKED, fill
 
 ROOT = Path(__file__).parent.parent.parent
 KNOWN = {"speed", "latency", "detail", "similarity", "similarity-growth", "refused", "install", "steady", "ahead",
@@ -31,22 +30,3 @@ def test_documents_have_blocks_that_are_made(name):
     assert set(found) <= KNOWN
     assert len(set(found)) == len(found)
     assert text.count("<!-- bench:") == text.count("<!-- /bench:") == len(found)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(1234.5, "1,234"), (152.2, "152"), (15.23, "15.2"), (4.465, "4.46"), (0.05, "0.0500"), (None, ""),
-     (99.96, "100"), (3, "3.00")],
-)  # fmt: skip
-def test_numbers_have_three_digits(value, text):
-    assert number(value) == text
-
-
-def test_pictures_are_linked_from_where_the_document_is(tmp_path):
-    results = tmp_path / "bench" / "results"
-    results.mkdir(parents=True)
-    (results / "speed.png").touch()
-    for name, link in (("README.md", "bench/results"), ("bench/README.md", "results")):
-        found = pictures(results, tmp_path / name)
-        assert list(found) == ["picture-speed"]
-        assert found["picture-speed"].endswith(f"({link}/speed.png)")

@@ -9,7 +9,6 @@ from lab.workers import (
     Crew,
     SystemRefusedError,
     Worker,
-    clean_environment,
 )
 
 SYSTEMS = """
@@ -103,13 +102,3 @@ def test_one_that_ends_is_left_out_and_the_others_go_on(crew):
     assert len(answers["a"]) == 2
     assert [worker.name for worker in crew.workers] == ["a"]
     assert crew.refused == {"b": "ended with code 7"}
-
-
-def test_the_environment_is_clean(monkeypatch):
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
-    monkeypatch.setenv("OPENBLAS_L2_SIZE", "1")
-    monkeypatch.setenv("KEPT", "1")
-    found = clean_environment(3)
-    assert not {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"} & set(found)
-    assert (found["KEPT"], found["OMP_NUM_THREADS"]) == ("1", "3")
-    assert found["RAYON_NUM_THREADS"] == "3"  # of tokenizers

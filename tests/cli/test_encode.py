@@ -120,25 +120,6 @@ def test_the_report_says_what_the_run_did(run, refuse, tmp_path, artifact, texts
     assert names(tmp_path) == ["report.json", "texts.csv", "v.npy", "v.npy.json"]
 
 
-@pytest.mark.parametrize(
-    ("data", "arguments"),
-    [
-        (b"a road\nthe sun\n", []),
-        (b'{"text": "a road"}\n{"text": "the sun"}\n', ["--format", "jsonl"]),
-    ],
-)
-def test_encode_reads_standard_input(run, tmp_path, artifact, monkeypatch, data, arguments):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    output = tmp_path / "v.npy"
-    assert run("encode", "-", "-m", artifact, "-o", output, *arguments)[0] == 0
-    expected = Embedder(artifact).encode(["a road", "the sun"])
-    np.testing.assert_array_equal(np.load(output), expected)
-
-
-def test_quiet_prints_nothing(run, tmp_path, artifact, texts_csv):
-    assert run("encode", texts_csv, "-q", "-m", artifact, "-o", tmp_path / "v.npy") == (0, "", "")
-
-
 def test_an_existing_output_is_replaced_only_by_force(run, refuse, tmp_path, artifact, texts_csv):
     output = tmp_path / "v.npy"
     output.write_text("mine")
@@ -242,10 +223,6 @@ def half_done(refuse, tmp_path, artifact):
     assert message.endswith("; 1 row kept: the same command continues\n")
     write_lines(broken, ['"a road"', '"the sun"'])
     return arguments
-
-
-def test_a_continued_run_can_be_quiet(run, half_done):
-    assert run(*half_done, "-q") == (0, "", "")
 
 
 def test_a_continued_run_reports_itself_and_replaces_its_report(run, tmp_path, half_done):

@@ -9,10 +9,6 @@ import pytest
 from onnxsim_embed import Embedder
 
 
-def precisions_printed(out):
-    return [line.split()[0] for line in out.split("\n") if line.startswith(("fp32", "int8"))]
-
-
 def test_export_prints_files_and_fidelity(run, tmp_path, checkpoint):
     target = tmp_path / "new"
     code, out, err = run("export", checkpoint, "-o", target)
@@ -81,15 +77,9 @@ def test_calibration_texts_come_from_a_file(run, refuse, tmp_path, checkpoint):
     assert (code, target.is_dir()) == (0, True), out
 
 
-def test_verify_compares_an_artifact_with_its_checkpoint(run, artifact, checkpoint):
-    code, out, err = run("verify", artifact, "--against", checkpoint)
-    assert (code, err) == (0, "")
-    assert precisions_printed(out) == ["fp32", "int8"]
-
-
 @pytest.mark.parametrize("option", ["--min-fidelity", "--bar"])
 def test_verify_exits_with_one_below_the_threshold(run, artifact, option):
     code, out, err = run("verify", artifact, option, "1,1")
-    assert (code, precisions_printed(out)) == (1, ["int8"])
+    assert (code, "\nint8 " in out) == (1, True)
     assert err.startswith("onnxsim-embed: int8 is not faithful to fp32")
     assert err.count("\n") == 1

@@ -59,13 +59,6 @@ def test_vectors_with_and_without_texts(run, tmp_path, vectors, drawn, ending):
     assert (drawn["scores"].shape, drawn["order"]) == ((4, 4), True)
 
 
-def test_a_limit_encodes_no_more(run, artifact, texts_csv, tmp_path, drawn):
-    code, out, _ = run("heatmap", texts_csv, "-o", tmp_path / "m.png", "-c", "text", "-m", artifact, "-n", 3)  # fmt: skip
-    assert code == 0
-    assert "Encoded 3 texts " in out
-    assert drawn["labels"] == TEXTS[:3]
-
-
 @pytest.mark.parametrize("kind", ["vectors", "texts"])
 def test_too_many_rows_name_the_limit(refuse, artifact, vectors, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(graph_files, "HEATMAP_ROWS", 5)

@@ -77,12 +77,6 @@ def test_eval_says_what_is_wrong_with_its_file(refuse, tmp_path, artifact, text,
     assert message in refuse("eval", path, "-m", artifact, code=code)
 
 
-def test_eval_of_a_missing_file_or_precision_is_refused(refuse, tmp_path, artifact):
-    assert "no file" in refuse("eval", tmp_path / "absent.csv", "-m", artifact, code=1)
-    pairs = write_pairs(tmp_path / "pairs.csv")
-    assert "int4" in refuse("eval", pairs, "-m", artifact, "--precision", "int4", code=2)
-
-
 # verify
 
 
@@ -115,15 +109,6 @@ def test_verify_against_another_checkpoint_fails(run, artifact, tmp_path, texts_
     assert list(table(out)) == ["fp32", "int8"]
 
 
-def test_verify_below_the_bar_fails_with_the_numbers(run, artifact, texts_file):
-    code, out, err = run("verify", artifact, "--texts", texts_file, "--bar", "0.9999999,0.9999999")
-    assert code == 1
-    assert err.startswith("onnxsim-embed: int8 is not faithful to fp32: mean cosine 0.9")
-    assert "0.9999999" in err
-    assert err.count("\n") == 1
-    assert list(table(out)) == ["int8"]
-
-
 @pytest.mark.parametrize("name", ["tokenizer.json", *(MODEL_FILES[p] for p in PRECISIONS)])
 def test_verify_of_a_damaged_file_fails_naming_it(refuse, artifact, tmp_path, name):
     copy = shutil.copytree(artifact, tmp_path / "copy")
@@ -131,11 +116,3 @@ def test_verify_of_a_damaged_file_fails_naming_it(refuse, artifact, tmp_path, na
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
     assert f"{copy / name} is damaged" in refuse("verify", copy, code=1)
-
-
-def test_verify_needs_an_artifact_and_two_texts(refuse, artifact, checkpoint, tmp_path):
-    assert "does not exist" in refuse("verify", tmp_path / "absent", code=1)
-    assert "not an exported model" in refuse("verify", checkpoint, code=1)
-    single = tmp_path / "single.txt"
-    single.write_text("one text\n", encoding="utf-8")
-    assert "at least 2 texts, got 1" in refuse("verify", artifact, "--texts", single, code=2)

@@ -78,13 +78,6 @@ def test_a_text_is_one_printable_line_of_a_terminal(run, artifact, tmp_path):
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_a_file_of_texts_is_encoded(search, expected):
-    code, out, _ = search(QUERY, "-k", 2, where="texts.jsonl")
-    assert code == 0
-    assert "Encoded 12 texts " in out
-    assert f"{expected.scores[0, 0]:.4f}  {expected.indices[0, 0]:>3}  " in out
-
-
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
 def test_many_queries_become_a_table(search, files, tmp_path, expected, ending):
     queries = tmp_path / "queries.csv"
@@ -144,12 +137,6 @@ def test_vectors_that_do_not_fit(refuse, artifact, tmp_path, array, message):
     assert re.search(message, line)
 
 
-def test_texts_must_be_as_many_as_vectors(refuse, files, tmp_path):
-    (tmp_path / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")
-    line = refuse("search", QUERY, "--in", files / "vectors.npy", "--texts", tmp_path / "texts.txt")
-    assert "holds 2 texts for 12 vectors" in line
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -168,16 +155,6 @@ def test_texts_must_be_as_many_as_vectors(refuse, files, tmp_path):
 def test_a_wrong_call_is_one_line(refuse, files, arguments, message):
     code = 1 if "there is no" in message else 2
     assert message in refuse("search", *(part.format(files) for part in arguments), code=code)
-
-
-def test_an_output_is_not_replaced_unasked(search, files, tmp_path):
-    output = tmp_path / "results.csv"
-    output.write_text("mine", encoding="utf-8")
-    code, _, err = search(QUERY, "-o", output)
-    assert code == 2
-    assert "--force" in err
-    assert output.read_text(encoding="utf-8") == "mine"
-    assert search(QUERY, "-o", output, "--force")[0] == 0
 
 
 # vectors that say what made them

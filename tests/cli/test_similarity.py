@@ -14,7 +14,6 @@ from scipy import sparse
 from support import TEXTS
 
 from onnxsim_embed import open_graph
-from onnxsim_embed.cli import similarity as command
 from onnxsim_embed.similarity import memory as budget
 from onnxsim_embed.similarity.compare import (
     closest_pairs,
@@ -170,15 +169,6 @@ def test_an_estimate_writes_nothing(run, tmp_path, vectors_npy, monkeypatch, out
     assert names(tmp_path) == ["vectors.npy"]
 
 
-@pytest.mark.parametrize("outputs", [[], ["-o", "n.csv"], ["-o", "graph"]])
-def test_the_best_of_each_row_are_estimated_too(run, tmp_path, vectors_npy, monkeypatch, outputs):
-    monkeypatch.chdir(tmp_path)
-    code, out, err = run("similarity", vectors_npy, "--estimate", "-k", 7, *outputs)
-    assert (code, err) == (0, "")
-    assert out.startswith(f"Top 7 of each row: {7 * len(VECTORS):,} scores, ")
-    assert names(tmp_path) == ["vectors.npy"]
-
-
 @pytest.mark.parametrize("output", [["-o", "m.npz"], ["--pairs", "p.csv"]])
 def test_what_does_not_fit_is_one_line(refuse, tmp_path, vectors_npy, monkeypatch, output):
     monkeypatch.chdir(tmp_path)
@@ -200,21 +190,8 @@ def test_more_neighbours_than_fit_are_one_line(refuse, run, tmp_path, vectors_np
     assert open_graph(tmp_path / "graph").nnz == 12_000
 
 
-def test_a_directory_takes_what_a_file_does_not(run, tmp_path, vectors_npy):
-    call = ["similarity", vectors_npy, "-t", -1, "--max-memory", "200 kB", "-o", tmp_path / "graph"]
-    code, out, err = run(*call, "--show", 2)
-    assert (code, err) == (0, "")
-    assert "14,400 scores above -1.0 in " in out
-    assert len(open_graph(tmp_path / "graph").parts) > 1
-
-
-def test_what_is_no_size_says_how_to_write_one(refuse, vectors_npy):
-    message = refuse("similarity", vectors_npy, "--max-memory=lots")
-    assert "expected a number with a unit" in message
-
-
 def test_no_memory_is_refused_before_any_text_is_encoded(refuse, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "TextFile", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr("onnxsim_embed.cli.inputs.Inputs.open", lambda *_: pytest.fail("it began"))
     message = refuse("similarity", tmp_path / "texts.csv", "--max-memory", "0")
     assert "--max-memory must be positive" in message
 
@@ -226,7 +203,7 @@ def test_no_memory_is_refused_before_any_text_is_encoded(refuse, tmp_path, monke
 def test_a_bar_is_for_terminals(run, tmp_path, vectors_npy, monkeypatch, output):
     call = ["similarity", vectors_npy, "-o", tmp_path / output, "--force"]
     assert run(*call)[2] == ""
-    monkeypatch.setattr(command, "on_terminal", lambda: True)
+    monkeypatch.setattr("onnxsim_embed.cli.inputs.on_terminal", lambda: True)
     _, out, err = run(*call)
     assert "Comparing: 100%" in err
     assert "Comparing" not in out
@@ -312,12 +289,3 @@ def test_duplicates_are_dropped_and_rows_keep_their_numbers(
     code, out, _ = run("similarity", texts_csv, "-m", artifact, *arguments)
     assert "Compared 11 rows (1 duplicate dropped)" in out
     assert not any(row["left_text"] == row["right_text"] for row in read_rows(tmp_path / "p.csv"))
-
-
-@pytest.mark.parametrize(
-    ("option", "name"), [("-o", "m.npz"), ("--pairs", "p.csv"), ("--heatmap", "h.png")]
-)
-def test_no_output_of_similarity_is_replaced_unasked(refuse, tmp_path, nine_npy, option, name):
-    (tmp_path / name).write_text("mine")
-    assert "--force" in refuse("similarity", nine_npy, option, tmp_path / name)
-    assert (tmp_path / name).read_text() == "mine"

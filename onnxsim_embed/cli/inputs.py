@@ -1,0 +1,169 @@
+"""Texts and vectors that commands read or compute."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from typer import Option
+
+from onnxsim_embed.cli import options
+from onnxsim_embed.cli.output import counted, name_options, on_terminal
+from onnxsim_embed.files.texts import ReadReport, iter_texts
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from onnxsim_embed.runtime.embedder import Embedder
+    from onnxsim_embed.runtime.pipeline import EncodeReport
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The options of commands that read texts and may encode them; `with_inputs` declares them."""
+
+    column: options.Column = None
+    model: options.Model = options.DEFAULT_MODEL
+    precision: Annotated[
+        str, Option("--precision", help="Weight precision: auto, fp32, int8 or fp16.")
+    ] = "auto"
+    threads: options.Threads = None
+    kind: Annotated[
+        str | None, Option("--format", help="csv, tsv, jsonl, parquet, txt; default: the suffix.")
+    ] = None
+    delimiter: options.Delimiter = None
+    no_header: options.NoHeader = False
+    on_error: options.OnError = "fail"
+    force: options.Force = False
+    quiet: options.Quiet = False
+
+    def open(self, file: str | Path) -> Texts:
+        """Return the texts of a file."""
+        return Texts(str(file), self)
+
+    @property
+    def show_progress_bar(self) -> bool:
+        """Whether to draw progress bars."""
+        return on_terminal() and not self.quiet
+
+    def load(self, device: str = "auto", precision: str | None = None) -> Embedder:
+        """Load the model."""
+        from onnxsim_embed.runtime.embedder import Embedder
+
+        return Embedder.from_pretrained(
+            self.model, precision=precision or self.precision, threads=self.threads, device=device
+        )
+
+    def encode(self, texts: list[str]) -> npt.NDArray[Any]:
+        """Encode texts, and print the report."""
+        embedder = self.load()
+        vectors = embedder.encode(texts, show_progress_bar=self.show_progress_bar)
+        self.print_encoded(embedder, embedder.last_report)
+        return vectors
+
+    def print_encoded(self, embedder: Embedder, report: EncodeReport) -> None:
+        """Print what was encoded, how fast, and the time of each stage."""
+        if self.quiet:
+            return
+        typer.echo(
+            f"Encoded {counted(report.texts, 'text')} ({report.distinct:,} distinct, "
+            f"{counted(report.tokens, 'token')}) in {report.seconds:.2f} s: "
+            f"{report.texts_per_second:,.0f} texts/s on {report.provider}, "
+            f"{counted(report.threads, 'thread')}, {embedder.precision}. Of that, tokenize "
+            f"{report.seconds_tokenize:.2f} s; summed over threads, run {report.seconds_run:.2f} s "
+            f"and pool {report.seconds_pool:.2f} s."
+        )
+        if report.truncated:
+            verb = "was" if report.truncated == 1 else "were"
+            longer = f"{counted(report.truncated, 'text')} longer than {embedder.max_seq_length}"
+            typer.echo(f"{longer} tokens {verb} truncated.")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a file."""
+
+    path: str
+    inputs: Inputs
+    report: ReadReport = field(default_factory=ReadReport)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the texts; the first is read now, so that a wrong file or column fails early."""
+        given = self.inputs
+        texts = iter_texts(
+            self.path, given.column, kind=given.kind, delimiter=given.delimiter,
+            header=not given.no_header, on_error=given.on_error, report=self.report,
+        )  # fmt: skip
+        first = list(islice(texts, 1))
+        if not given.quiet and self.report.column is not None:
+            typer.echo(f"Reading {self.path}: {self.report.describe()}.")
+        return chain(first, texts)
+
+    def read(self, rows: int | None = None) -> list[str]:
+        """Return all texts.
+
+        :param rows: the number of vectors that the texts belong to, if any.
+        """
+        texts = list(iter(self))
+        self.print_problems()
+        if rows is not None and len(texts) != rows:
+            raise ValueError(
+                f"{self.path} holds {counted(len(texts), 'text')} for {counted(rows, 'vector')}; "
+                "pass the file that was encoded"
+            )
+        return texts
+
+    def print_problems(self) -> None:
+        """Print rows without a text, and what may be a mistake, after reading."""
+        for message in self.report.problems():
+            warning = message in self.report.warnings
+            if warning or not self.inputs.quiet:
+                typer.echo(name_options(f"{self.path}: {message}."), err=warning)
+
+    @property
+    def rows(self) -> list[int]:
+        """The row of each text in the file, after reading."""
+        return [row for row in range(self.report.rows) if row not in self.report.skipped]
+
+    def vectors(self, texts: list[str], file: Path | None) -> npt.NDArray[Any]:
+        """Return the vectors of all texts, from a file or by encoding them."""
+        if file is None:
+            return self.inputs.encode(texts)
+        from onnxsim_embed.files.vectors import read_vectors
+
+        vectors = read_vectors(file)
+        if len(vectors) != len(texts):
+            raise ValueError(f"{file} holds {len(vectors):,} vectors for {len(texts):,} rows")
+        return vectors
+
+
+def with_inputs(command: Command) -> Command:
+    """Add the options of `Inputs` to a command, which gets them as its argument `inputs`."""
+    shared = inspect.signature(Inputs, eval_str=True).parameters
+    own = dict(inspect.signature(command, eval_str=True).parameters)
+    del own["inputs"]
+
+    @wraps(command)
+    def run(**values: Any) -> None:  # noqa: ANN401
+        command(inputs=Inputs(**{name: values.pop(name) for name in shared}), **values)
+
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in {**own, **shared}.values()]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run  # type: ignore[return-value]
+
+
+def read_texts(
+    file: str | Path, column: str | None, delimiter: str | None, no_header: bool, on_error: str
+) -> list[str]:
+    """Return the texts of a file, for commands that read other inputs besides."""
+    given = Inputs(column=column, delimiter=delimiter, no_header=no_header)
+    return Texts(str(file), replace(given, on_error=on_error)).read()
