@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.tokenization import check_iterable
 from onnxsim_embed.similarity.compare import score_pairs
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ def evaluate_sts(
     """
     from scipy.stats import pearsonr, spearmanr
 
+    check_iterable(left)
+    check_iterable(right)
     human = np.asarray(scores, np.float64)
     if not len(left) == len(right) == len(human):
         raise ValueError(

@@ -75,6 +75,12 @@ def test_pairs_that_have_no_correlation_are_refused(model, left, right, scores, 
         evaluate_sts(model, left, right, scores)
 
 
+@pytest.mark.parametrize("sides", [("abc", "abc"), (LEFT[:3], {"a", "b", "c"})])
+def test_only_ordered_iterables_are_pairs(model, sides):
+    with pytest.raises(TypeError, match="iterable"):
+        evaluate_sts(model, *sides, [1, 2, 3])
+
+
 @pytest.mark.parametrize("cosines", [[1, 1, 1], [0.5, 0.5, 0.5 + 1e-7]])
 def test_cosines_equal_up_to_rounding_have_no_correlation(cosines, caplog):
     result = evaluate_sts(Fixed(cosines), LEFT[:3], LEFT[:3], [1, 2, 3])

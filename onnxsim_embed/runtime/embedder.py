@@ -388,6 +388,7 @@ class Embedder:
 
         :returns: int64 arrays (tokens,), one per text.
         """
+        check_iterable(texts)
         tokens = self._pipeline.tokenizer(texts)
         return np.split(tokens.ids, tokens.offsets[1:-1]) if len(texts) else []
 

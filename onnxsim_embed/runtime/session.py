@@ -86,6 +86,7 @@ class Session:
     """
 
     def __init__(self, path: Path, device: Device = "auto", intra_op_threads: int = 1) -> None:
+        self._path = path
         providers = resolve_providers(device, onnxruntime.get_available_providers())
         if device == "openvino":
             providers[0] = (_name(providers[0]), openvino_options(intra_op_threads))
@@ -122,18 +123,24 @@ class Session:
         :param input_ids: int64 array (batch, tokens).
         :param attention_mask: int64 array (batch, tokens), or None if every token is real.
         :returns: hidden, float32 array (batch, tokens, hidden); a view, not always contiguous.
-        :raises ValueError: for a mask if the model has no such input.
+        :raises ArtifactError: if onnxruntime fails, as for token ids that the model does not have.
+        :raises ValueError: for padding if the model has no mask as input.
         """
+        feed = {"input_ids": input_ids}
         if self.sequence_major:
             if attention_mask is not None and not attention_mask.all():
                 raise ValueError("this model takes rows of equal length, without padding")
             feed = {"input_ids": np.ascontiguousarray(input_ids.T)}
-            hidden: npt.NDArray[np.float32] = self._session.run([self._output], feed)[0]
-            return hidden.transpose(1, 0, 2)
-        feed = {"input_ids": input_ids}
         if "attention_mask" in self._inputs:
             real = np.ones_like(input_ids) if attention_mask is None else attention_mask
             feed["attention_mask"] = real
         if "token_type_ids" in self._inputs:
             feed["token_type_ids"] = np.zeros_like(input_ids)
-        return np.asarray(self._session.run([self._output], feed)[0], np.float32)
+        try:
+            hidden: npt.NDArray[np.float32] = self._session.run([self._output], feed)[0]
+        except Exception as error:
+            largest = input_ids.max(initial=0)
+            raise ArtifactError(
+                f"onnxruntime cannot run {self._path} on token ids up to {largest}: {error}"
+            ) from error
+        return hidden.transpose(1, 0, 2) if self.sequence_major else np.asarray(hidden, np.float32)

@@ -76,10 +76,9 @@ def theirs(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def minilm(real_checkpoint, tmp_path_factory):
-    """The real MiniLM, fp32 alone: int8 takes a minute more."""
-    target = tmp_path_factory.mktemp("artifacts") / "minilm-fp32"
-    return Embedder(export_model(real_checkpoint, target, precisions=["fp32"]))
+def minilm(real_artifact):
+    """The real MiniLM."""
+    return Embedder(real_artifact, precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +211,7 @@ def frame(texts):
 )  # fmt: skip
 def test_other_containers_raise_and_name_what_to_pass(model, wrap):
     texts = wrap(["a road", "a bridge"])
-    for encode in (model.encode, model.encode_query, model.encode_document, model.encode_stream):
+    for encode in (model.encode, model.encode_query, model.encode_stream, model.token_ids):
         with pytest.raises(TypeError, match=rf"got {type(texts).__name__}: "):
             encode(texts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -109,6 +110,13 @@ def test_many_threads_may_run_one_session(artifact):
     with ThreadPoolExecutor(8) as workers:
         for hidden in workers.map(session.run, [IDS] * 40):
             np.testing.assert_array_equal(hidden, expected)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "encoder.onnx", "encoder_int8.onnx"])
+def test_a_token_id_beyond_the_embeddings_is_an_error_with_both_numbers(artifact, name):
+    size = json.loads((artifact / "config.json").read_text())["vocab_size"]
+    with pytest.raises(ArtifactError, match=rf"{name} on token ids up to {size}.*,{size - 1}\]"):
+        Session(artifact / "onnx" / name, "cpu").run(np.array([[size, 2]]))
 
 
 ENCODE = """
