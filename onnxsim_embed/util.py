@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from onnxsim_embed.runtime.options import OutputPrecision
 from onnxsim_embed.runtime.postprocess import quantize_vectors
-from onnxsim_embed.similarity import compare
-from onnxsim_embed.similarity.clustering import ScoreFunction, communities, score_chunks, top_pairs
+from onnxsim_embed.similarity import clustering, compare
+from onnxsim_embed.similarity.clustering import ScoreFunction, Vectors
 from onnxsim_embed.similarity.compare import cos_sim, score_all, score_pairs, unit_vectors
 from onnxsim_embed.similarity.selection import Float32, TopPairs, top_k_of_rows
 
@@ -109,7 +109,7 @@ def semantic_search(
         results = [compare.top_k(queries, corpus, k)]
     else:
         chunks = (query_chunk_size, corpus_chunk_size)
-        scored = score_chunks(queries, corpus, score_function, chunks)
+        scored = clustering.score_chunks(queries, corpus, score_function, chunks)
         results = [top_k_of_rows(scores, k) for _, scores in scored]
     return [
         [
@@ -147,8 +147,7 @@ def paraphrase_mining(
         "prompt_name": prompt_name,
         "prompt": prompt,
     }
-    options = {name: value for name, value in options.items() if value is not None}
-    vectors = model.encode(sentences, **options)
+    vectors = model.encode(sentences, **{n: v for n, v in options.items() if v is not None})
     return paraphrase_mining_embeddings(
         vectors, query_chunk_size, corpus_chunk_size, max_pairs, top_k, score_function
     )
@@ -195,10 +194,10 @@ def paraphrase_mining_embeddings(
     limit = DEFAULT_MAX_PAIRS if unlimited else max_pairs
     best = TopPairs(n, None)
     if top_k is None:
-        best.add(*top_pairs(rows, limit, None, score, chunks))
+        best.add(*clustering.top_pairs(rows, limit, None, score, chunks))
     if top_k is not None or (unlimited and n * (n - 1) // 2 > DEFAULT_MAX_PAIRS):
         k = min(DEFAULT_TOP_K if top_k is None else top_k, n - 1)
-        best.add(*top_pairs(rows, limit, k, score, chunks))
+        best.add(*clustering.top_pairs(rows, limit, k, score, chunks))
     columns = (array.tolist() for array in best.result())
     return [[value, left, right] for left, right, value in zip(*columns, strict=True)]
 
@@ -222,10 +221,10 @@ def community_detection(
     rows = _rows(embeddings)
     if len(rows) == 0:
         return []
-    return [group.tolist() for group in communities(rows, threshold, min_community_size)]
+    return [group.tolist() for group in clustering.communities(rows, threshold, min_community_size)]
 
 
-def _rows(vectors: Any) -> Any:  # noqa: ANN401
+def _rows(vectors: Vectors) -> Vectors:
     """Return vectors as something to slice by row: arrays and tensors unchanged, one vector as one row."""
     array = vectors if hasattr(vectors, "shape") else np.asarray(vectors)
     return array[None] if len(array.shape) == 1 and len(array) else array

@@ -19,7 +19,9 @@ from onnxsim_embed.similarity.unit_rows import UnitRows, unit_vectors
 CHUNK_ROWS = 4096  # compared by `deduplicate` at a time: at most 17 million scores, some 300 MB
 CHUNK_BYTES = 16 << 20  # of a chunk of scores: selection from it takes several times as much
 
-ScoreFunction: TypeAlias = Callable[[Any, Any], Any]
+Vectors: TypeAlias = Any  # arrays, tensors or lists, which a score function takes by slices
+Shape: TypeAlias = tuple[int, int]  # most rows and columns of one call of a score function
+ScoreFunction: TypeAlias = Callable[[Vectors, Vectors], Any]
 
 
 class Duplicates(NamedTuple):
@@ -170,12 +172,7 @@ def _rows_by_label(labels: npt.NDArray[Any]) -> list[Int64]:
 
 
 def score_chunks(
-    left: Any,  # noqa: ANN401
-    right: Any,  # noqa: ANN401
-    score: ScoreFunction,
-    chunks: tuple[int, int],
-    *,
-    upper: bool = False,
+    left: Vectors, right: Vectors, score: ScoreFunction, chunks: Shape, upper: bool = False
 ) -> Iterator[tuple[int, Scores]]:
     """Yield the first row and the scores of each chunk of rows, by any function of two chunks.
 
@@ -199,11 +196,7 @@ def score_chunks(
 
 
 def top_pairs(
-    rows: Any,  # noqa: ANN401
-    limit: int | None,
-    k: int | None,
-    score: ScoreFunction | None,
-    chunks: tuple[int, int],
+    rows: Vectors, limit: int | None, k: int | None, score: ScoreFunction | None, chunks: Shape
 ) -> Pairs:
     """Return the top pairs by a symmetric score, or by the exact cosine of unit rows.
 

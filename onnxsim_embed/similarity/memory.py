@@ -57,18 +57,7 @@ class Estimate(NamedTuple):
 
 
 class ResultTooLargeError(MemoryError):
-    """The result of a comparison exceeds the memory budget.
-
-    `reason` says what exceeds what; `advice` how to get the result nevertheless, in terms of arguments.
-    """
-
-    def __init__(self, reason: str, advice: str = ADVICE) -> None:
-        super().__init__(reason, advice)
-        self.reason = reason
-        self.advice = advice
-
-    def __str__(self) -> str:
-        return f"{self.reason}; {self.advice}"
+    """The result of a comparison exceeds the memory budget."""
 
 
 class MemoryBudget:
@@ -104,8 +93,7 @@ class MemoryBudget:
         if required > self.max_bytes - _loaded_bytes(left, right):
             raise ResultTooLargeError(
                 f"the top {k} of {left.rows:,} rows take {format_bytes(required)}, but max_memory is "
-                f"{format_bytes(self.max_bytes)}, vectors included",
-                "reduce k, or use write_graph, which writes results of any size to disk",
+                f"{format_bytes(self.max_bytes)}, vectors included; reduce k, or use write_graph"
             )
 
     def check_above(self, left: UnitRows, right: UnitRows, threshold: float) -> None:
@@ -118,7 +106,7 @@ class MemoryBudget:
         if (float(counts.mean()) - margin) * left.rows > max_entries:
             raise ResultTooLargeError(
                 f"the result above {threshold} would hold {estimate(left, right, threshold)}, but "
-                f"max_memory allows {_two_digits(max_entries)} scores"
+                f"max_memory allows {_two_digits(max_entries)} scores; {ADVICE}"
             )
 
 
@@ -134,8 +122,7 @@ def pair_counter(
         if remaining < 0:
             raise ResultTooLargeError(
                 f"more than {_two_digits(max_pairs)} pairs score above {threshold}, and the matrix does "
-                "not fit in max_memory",
-                advice,
+                f"not fit in max_memory; {advice}"
             )
 
     return count

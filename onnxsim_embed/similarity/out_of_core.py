@@ -87,11 +87,10 @@ class AllPairs:
         """Yield the first column and a comparison for each tile of some columns."""
         left = self.left.load(tile)
         start, stop = columns.start, columns.stop
+        tiles = list(self.right.tiles(start, stop)) or [slice(0, 0)]
         if self.left is self.right and start <= tile.start < stop:
-            tiles = [*self.right.tiles(start, tile.start), tile]
-            tiles += self.right.tiles(tile.stop, stop)
-        else:
-            tiles = list(self.right.tiles(start, stop)) or [slice(0, 0)]
+            before, after = (start, tile.start), (tile.stop, stop)
+            tiles = [*self.right.tiles(*before), tile, *self.right.tiles(*after)]
         for other in tiles:
             same = self.left is self.right and other == tile
             right = left if same else self.right.load(other)

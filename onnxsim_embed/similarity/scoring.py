@@ -14,7 +14,7 @@ import numpy as np
 from onnxsim_embed.similarity import selection
 from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer, int8_scoring_supported
 from onnxsim_embed.similarity.selection import Float32, Int64, KthBounds, RowPairs, Scores, TopK
-from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks, row_chunks
+from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks
 
 PAIRS = 256  # scored at once: two copies of 384-dimensional rows stay in a second-level cache
 
@@ -76,9 +76,9 @@ class TiledComparison:
         )
 
     def _chunks(self, rows: slice | None) -> list[slice]:
-        start, stop = (0, len(self.left)) if rows is None else (rows.start, rows.stop)
-        chunks = row_chunks(stop - start, self._height)
-        return [slice(chunk.start + start, chunk.stop + start) for chunk in chunks]
+        rows = rows or slice(0, len(self.left))
+        starts = range(rows.start, rows.stop, self._height)
+        return [slice(start, min(start + self._height, rows.stop)) for start in starts]
 
     def _choose_scorer(
         self, run: Callable[[TiledComparison], Iterator[object]], min_columns: int = 1
