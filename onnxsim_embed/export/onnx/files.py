@@ -31,6 +31,10 @@ def load_graph(path: Path, *, weights: bool = False) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
         if not model.graph.node:
             raise ValueError("it has no graph")
+        for node in (node for graph in subgraphs(model.graph) for node in graph.node):
+            names = (node.name, node.op_type, *node.input, *node.output)
+            if any(isinstance(name, bytes) for name in names):
+                raise ValueError("it has names that are not UTF-8")
     except Exception as error:  # protobuf's exceptions share no base class
         raise CheckpointError(f"{path} is not a readable ONNX file: {error}") from None
     if data_files(model, path) and weights:
