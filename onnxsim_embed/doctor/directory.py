@@ -173,8 +173,9 @@ def _special_tokens(d: Directory) -> dict[str, str]:
 
 
 def kind_of(module: dict[str, Any]) -> str:
-    """Return the class name of a module."""
-    return str(module.get("type")).rpartition(".")[2]
+    """Return the class name of a module of sentence-transformers, or the whole name of another's."""
+    name = str(module.get("type"))
+    return name.rpartition(".")[2] if name.startswith("sentence_transformers.") else name
 
 
 def token_text(token: Any) -> str | None:  # noqa: ANN401 - JSON

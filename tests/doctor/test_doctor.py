@@ -204,6 +204,14 @@ def test_modules_that_readers_lack(tmp_path, options, expected):
     assert {f for f in findings(model) if f[:2] in keys} == expected
 
 
+@pytest.mark.parametrize("name", ["my_code.Pooling", "sentence_transformers.models.LSTM"])
+def test_modules_that_only_sentence_transformers_knows(model, name):
+    modules = load(model / "modules.json")
+    write_json(model / "modules.json", [*modules, {"idx": 3, "path": "3_X", "type": name}])
+    assert findings(model) == each("modules.json", "type", ST, TEI, FASTEMBED, JS)
+    assert [f.change for f in diagnose(model)] == [None]
+
+
 def test_a_pooling_file_older_than_the_later_modes(model):
     later = ["pooling_mode_weightedmean_tokens", "pooling_mode_lasttoken", "include_prompt"]
     change(model / "1_Pooling/config.json", drop=later)
