@@ -346,18 +346,6 @@ def test_a_caller_cancelled_while_the_model_runs_affects_no_other(watched, alone
     assert_same(later, alone.encode("d"))
 
 
-def test_when_all_are_cancelled_the_model_is_not_called(watched):
-    async def main():
-        async with AsyncEmbedder(watched, max_wait=0.001) as model:
-            call = asyncio.create_task(model.encode("a"))
-            await passes(2)
-            call.cancel()
-            await asyncio.sleep(0.05)
-
-    run(main())
-    assert watched.calls == []
-
-
 def test_cancelling_the_task_of_a_batch_leaves_no_caller_waiting(watched, alone):
     async def main():
         async with AsyncEmbedder(watched, max_wait=0, max_texts=1) as model:
@@ -432,15 +420,6 @@ def test_a_second_open_loop_is_an_error(watched, alone):
 
     assert_same(run(main()), alone.encode("c"))
     assert watched.calls == [["a"], ["c"]]
-
-
-def test_two_loops_share_an_embedder(alone):
-    calls = [((text,), {}) for text in TEXTS]
-    with ThreadPoolExecutor(2) as loops:
-        both = [loops.submit(serve, alone, *calls, max_texts=3) for _ in range(2)]
-        for done in both:
-            for text, result in zip(TEXTS, done.result(), strict=True):
-                assert_same(result, alone.encode(text))
 
 
 def test_a_new_loop_follows_a_closed_one(watched, alone):

@@ -288,50 +288,23 @@ def with_prompts(artifact, prompts, default=None):
     return Embedder(Artifact(artifact, changed), precision="fp32")
 
 
-@pytest.fixture(scope="module")
-def prompted(artifact, tmp_path_factory):
-    """Embedder and reference for a set of prompts and a default prompt, made once each."""
-    made = {}
-
-    def make(name, default=None):
-        if (name, default) not in made:
-            checkpoint = write_checkpoint(
-                tmp_path_factory.mktemp("prompted") / "tiny", prompts=PROMPTS[name]
-            )
-            edit_json(checkpoint / "config_sentence_transformers.json", default_prompt_name=default)
-            ours = with_prompts(artifact, PROMPTS[name], default)
-            made[name, default] = ours, reference(checkpoint)
-        return made[name, default]
-
-    return make
-
-
-@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
 @pytest.mark.parametrize(
     ("name", "default"),
-    [("both", None), ("both", "document"), ("both", "query"), ("query alone", None),
-     ("query alone", "query"), ("others", "sts"), ("none", None)],
+    [("both", None), ("both", "document"), ("both", "query"), ("query alone", "query"),
+     ("others", "sts"), ("none", None)],
 )  # fmt: skip
-def test_prompts_apply_as_in_sentence_transformers(prompted, name, default, method):
-    ours, theirs = prompted(name, default)
-    expected = getattr(theirs, method)(TEXTS)
-    np.testing.assert_allclose(getattr(ours, method)(TEXTS), expected, atol=CLOSE)
-
-
-@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"prompt": "x "},
-        {"prompt": ""},
-        {"prompt_name": "query"},
-        {"prompt_name": "document", "prompt": "x "},
-    ],
-)
-def test_a_prompt_asked_for_wins(prompted, method, kwargs):
-    ours, theirs = prompted("both", "document")
-    expected = getattr(theirs, method)(TEXTS, **kwargs)
-    np.testing.assert_allclose(getattr(ours, method)(TEXTS, **kwargs), expected, atol=CLOSE)
+def test_prompts_apply_as_in_sentence_transformers(artifact, tmp_path, name, default):
+    checkpoint = write_checkpoint(tmp_path / "tiny", prompts=PROMPTS[name])
+    edit_json(checkpoint / "config_sentence_transformers.json", default_prompt_name=default)
+    ours, theirs = with_prompts(artifact, PROMPTS[name], default), reference(checkpoint)
+    calls = [{}, {"prompt": "x "}, {"prompt": ""}]
+    if name == "both":
+        calls += [{"prompt_name": "query"}, {"prompt_name": "document", "prompt": "x "}]
+    for method in ("encode", "encode_query", "encode_document"):
+        for arguments in calls:
+            expected = getattr(theirs, method)(TEXTS, **arguments)
+            vectors = getattr(ours, method)(TEXTS, **arguments)
+            np.testing.assert_allclose(vectors, expected, atol=CLOSE)
 
 
 @pytest.mark.parametrize("names", ["document passage corpus", "passage corpus", "corpus"])
