@@ -97,8 +97,9 @@ class Checkpoint:
             if version != self.format_version:
                 raise ValueError(f"format version {version}, expected {self.format_version}")
             for name, kind in self.progress.items():
-                value: Any = journal[name]
-                if type(value) is not kind or (kind is int and not 0 < value < 1 << 62):
+                value = journal[name]
+                valid = type(value) is kind
+                if not valid or (kind is int and not 0 < value < 1 << 62):
                     raise ValueError(f"{name}: {value!r:.60}")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TableError(

@@ -260,7 +260,7 @@ def test_a_driver_that_is_killed_while_encoding(artifact, model, tmp_path):
     check_vectors(target, model.encode(texts))
     code, _, err = Command(*call, "--max-seq-length", 20).end()
     assert (code, err.count("\n")) == (2, 1), err
-    assert "other settings (max_seq_length: 48, now 20)" in err
+    assert "max-seq-length: 48, now 20" in err
     assert stamps(target, "part-*.parquet") == now
 
 
