@@ -13,27 +13,25 @@ from typing import Any
 from onnxsim_embed.artifact.manifest import Artifact, is_artifact
 from onnxsim_embed.doctor.directory import (
     FASTEMBED,
+    INPUTS,
     JS,
+    JS_OUTPUTS,
     LEGACY_TYPES,
+    MAIN,
+    OTHERS,
     OURS,
+    OUTPUT,
     READERS,
+    ROOT,
     ST,
     TEI,
     TOKENIZERS,
     Directory,
     Finding,
-    kind_of,
-    token_text,
-)
-from onnxsim_embed.doctor.onnx_files import (
-    INPUTS,
-    JS_OUTPUTS,
-    MAIN,
-    OTHERS,
-    OUTPUT,
-    ROOT,
     OnnxFile,
+    kind_of,
     open_onnx_files,
+    token_text,
 )
 from onnxsim_embed.errors import ArtifactError
 

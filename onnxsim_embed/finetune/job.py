@@ -191,7 +191,6 @@ class Job:
         self.on_stage("Training." if newest is None else f"Resuming from {newest.name}.")
         summary = training.train(
             model,
-            split.train,
             dataset,
             validation[-1],
             settings,

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,6 @@ def mine(model: SentenceTransformer, pairs: TextPairs, number: int, progress: bo
 
 def train(
     model: SentenceTransformer,
-    pairs: TextPairs,
     dataset: Dataset,
     evaluator: SentenceEvaluator,
     settings: Settings,
@@ -119,17 +118,18 @@ def train(
 ) -> dict[str, Any]:
     """Train a model in place, from the newest checkpoint if there is one, to its best checkpoint.
 
-    :param dataset: the pairs, with mined hard negatives if there are any.
+    :param dataset: pairs in the columns of `to_dataset`, with mined hard negatives if there are any.
     :param evaluator: chooses the best checkpoint.
     :param checkpoints: directory for checkpoints.
     :returns: what report.json says of the training.
     :raises TrainingError: if a gradient is not finite.
     """
     columns = [name for name in dataset.column_names if name != "label"]
-    capacity = max_texts(model, longest_text(model, pairs))
+    scored = "label" in dataset.column_names
+    capacity = max_texts(model, dataset, columns)
     batch_size, accumulation = settings.batch_size, 1
     sampler: Any = BatchSamplers.NO_DUPLICATES
-    if pairs.scores is not None:
+    if scored:
         batch_size = max(2, min(batch_size, capacity // len(columns)))
         accumulation = math.ceil(settings.batch_size / batch_size)
         loss, name = CoSENTLoss(model), "CoSENTLoss"
@@ -157,7 +157,7 @@ def train(
     interval = min(epoch_steps, MAX_STEPS_BETWEEN_CHECKPOINTS)
     logging_steps = max(1, interval // 25)
     save_steps = max(1, interval // logging_steps) * logging_steps
-    metric = "eval_cosine_ndcg@10" if pairs.scores is None else "eval_spearman_cosine"
+    metric = "eval_spearman_cosine" if scored else "eval_cosine_ndcg@10"
     column_prompts = {column: prompts[column != columns[0]] for column in columns}
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
@@ -260,21 +260,15 @@ class ProgressBar(ProgressCallback):  # type: ignore[misc]
             self.training_bar.set_postfix(shown)
 
 
-def longest_text(model: SentenceTransformer, pairs: TextPairs) -> int:
-    """Return the number of tokens of the longest text, estimated from the longest by characters."""
-    columns = [c for c in (pairs.sources, pairs.targets, pairs.negatives) if c is not None]
-    longest = sorted((text for column in columns for text in column), key=len)[-64:]
-    ids = model.tokenizer(longest, truncation=True, max_length=model.max_seq_length)["input_ids"]
-    return max(map(len, ids))
-
-
-def max_texts(model: SentenceTransformer, tokens: int) -> int:
-    """Return how many texts of a number of tokens fit into one forward and backward pass.
+def max_texts(model: SentenceTransformer, dataset: Dataset, columns: Sequence[str]) -> int:
+    """Return how many texts fit into one forward and backward pass.
 
     For each token a BERT layer keeps about 34 values of its width, and for each head 4 of each other
-    token (scores, softmax, dropout and its mask).
+    token (scores, softmax, dropout and its mask). The longest text is among the longest by characters.
     """
-    config = model[0].auto_model.config
+    texts = sorted((text for column in columns for text in dataset[column]), key=len)[-64:]
+    ids = model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"]
+    tokens, config = max(map(len, ids)), model[0].auto_model.config
     per_token = 34 * config.hidden_size + 4 * config.num_attention_heads * tokens
     return max(1, ACTIVATION_BYTES // (4 * config.num_hidden_layers * per_token * tokens))
 

@@ -172,9 +172,9 @@ def test_hard_negatives_are_mined_once(checkpoint, tmp_path, monkeypatch, capfd)
     datasets = []
     train = training.train
 
-    def watched(model, pairs, dataset, *args, **kwargs):
+    def watched(model, dataset, *args, **kwargs):
         datasets.append(dataset.to_dict())
-        return train(model, pairs, dataset, *args, **kwargs) if len(datasets) > 1 else interrupt()
+        return train(model, dataset, *args, **kwargs) if len(datasets) > 1 else interrupt()
 
     monkeypatch.setattr(training, "train", watched)
     with pytest.raises(KeyboardInterrupt):
