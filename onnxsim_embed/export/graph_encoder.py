@@ -109,20 +109,17 @@ def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
 
 def _run(session: Any, names: list[str], ids: npt.NDArray[np.int64]) -> list[Float32]:  # noqa: ANN401
     """Return values of a graph for rows of equal length."""
-    inputs = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    inputs["input_ids"] = ids
-    values: list[Float32] = session.run(
-        names, {e.name: inputs[e.name] for e in session.get_inputs()}
-    )
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    inputs["token_type_ids"] = np.zeros_like(ids)
+    feed = {entry.name: inputs[entry.name] for entry in session.get_inputs()}
+    values: list[Float32] = session.run(names, feed)
     return values
 
 
 def compare_sentence_embedding(artifact: Artifact) -> list[str]:
     """Return how vectors differ from those that an adopted graph computes itself, if it does."""
-    session, name = (
-        start_session(str(artifact.open_file("fp32")), [CPU_PROVIDER]),
-        "sentence_embedding",
-    )
+    name = "sentence_embedding"
+    session = start_session(str(artifact.open_file("fp32")), [CPU_PROVIDER])
     if name not in {entry.name for entry in session.get_outputs()}:
         return []
     model = Embedder(artifact, precision="fp32", device="cpu")

@@ -234,7 +234,7 @@ def test_random_weights_of_base_shape_equal_transformers():
     from transformers import BertConfig, BertModel
 
     shape = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
-    layers = {"num_hidden_layers": 12, "vocab_size": 500, "max_position_embeddings": 512}
+    layers = {"num_hidden_layers": 6, "vocab_size": 500, "max_position_embeddings": 512}
     config = BertConfig(**bert_config(**shape, **layers))
     torch.manual_seed(6)
     reference = BertModel(config, add_pooling_layer=False).eval()
