@@ -148,7 +148,7 @@ def test_parts_of_a_graph_are_files_of_its_directory(tmp_path, path):
     index = json.loads((tmp_path / "graph/index.json").read_text())
     index["parts"][0]["file"] = path
     write_json(tmp_path / "graph/index.json", index)
-    with pytest.raises(OnnxsimEmbedError, match="not where it should be"):
+    with pytest.raises(OnnxsimEmbedError, match="shard 0"):
         open_graph(tmp_path / "graph")
 
 
@@ -162,7 +162,7 @@ LINKED = ["tokenizer.json", "onnx/model.onnx"]
 def test_a_link_out_of_an_artifact_is_refused(copy, tmp_path, name):
     (copy / name).rename(tmp_path / "outside")
     (copy / name).symlink_to(tmp_path / "outside")
-    with pytest.raises(OnnxsimEmbedError, match=r"link to .*outside"):
+    with pytest.raises(OnnxsimEmbedError, match="outside"):
         Embedder(copy, precision="fp32")
 
 
@@ -173,7 +173,7 @@ def test_a_link_out_of_a_checkpoint_is_refused(tmp_path, name):
     place = write_checkpoint(tmp_path / "c")
     (place / name).rename(tmp_path / "outside")
     (place / name).symlink_to(tmp_path / "outside")
-    with pytest.raises(OnnxsimEmbedError, match=r"link to .*outside"):
+    with pytest.raises(OnnxsimEmbedError, match="outside"):
         export_model(place, tmp_path / "artifact", precisions=["fp32"])
     assert not (tmp_path / "artifact").exists()
 
@@ -241,7 +241,7 @@ def test_a_part_larger_than_its_file_is_refused(tmp_path):
     part = graph.directory / graph.parts[0].file
     matrix = sparse.load_npz(part)
     sparse.save_npz(part, sparse.csr_array((matrix.data, matrix.indices, matrix.indptr), (9, HUGE)))
-    with pytest.raises(OnnxsimEmbedError, match="is not the part"):
+    with pytest.raises(OnnxsimEmbedError, match="is damaged"):
         open_graph(graph.directory).to_matrix()
 
 
@@ -271,9 +271,6 @@ def test_code_that_a_checkpoint_brings_is_not_imported(tmp_path, mark):
     config = json.loads((place / "config.json").read_text())
     maps = {"AutoModel": "modeling_evil.BertModel", "AutoConfig": "modeling_evil.BertModel"}
     write_json(place / "config.json", config | {"auto_map": maps, "trust_remote_code": True})
-    modules = json.loads((place / "modules.json").read_text())
-    modules[0]["type"] = "evil.Transformer"
-    write_json(place / "modules.json", modules)
     tokenizer = json.loads((place / "tokenizer_config.json").read_text())
     template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     write_json(place / "tokenizer_config.json", tokenizer | {"chat_template": template,
@@ -282,6 +279,11 @@ def test_code_that_a_checkpoint_brings_is_not_imported(tmp_path, mark):
     before = set(sys.modules)
     made = export_model(place, tmp_path / "artifact", precisions=["fp32"])
     assert Embedder(made, precision="fp32").encode("a road").shape == (32,)
+    modules = json.loads((place / "modules.json").read_text())
+    modules[0]["type"] = "evil.Transformer"
+    write_json(place / "modules.json", modules)
+    with pytest.raises(OnnxsimEmbedError, match=r"evil\.Transformer"):
+        export_model(place, tmp_path / "refused", precisions=["fp32"])
     diagnose(place)
     assert not mark.exists()
     assert not {name for name in set(sys.modules) - before if "evil" in name}
