@@ -80,7 +80,7 @@ def export(
         calibration=texts,
         min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
         force=force,
-        output=onnx_output,
+        onnx_output=onnx_output,
     )
     print_artifact(artifact.directory, artifact.manifest)
     typer.echo(f"Exported to {output} in {time.perf_counter() - started:.1f} s.")

@@ -69,7 +69,7 @@ def adopt(checkpoint: Checkpoint, target: Path, output: str | None = None) -> Gr
     if expected not in (None, hidden):
         raise CheckpointError(
             f"{path} computes hidden states of size {hidden}, config.json states {expected}; pass "
-            "output=NAME to choose another output, or the same one if it is right"
+            "onnx_output=NAME to choose another output, or the same one if it is right"
         )
     layers = config.get("num_hidden_layers", config.get("n_layers", 0))
     method = f"adopted: {path.relative_to(checkpoint.directory).as_posix()} of the source"

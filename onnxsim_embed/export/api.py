@@ -42,7 +42,7 @@ def export_model(
     min_fidelity: tuple[float, float] | None = None,
     skip_unfaithful: bool = False,
     force: bool = False,
-    output: str | None = None,
+    onnx_output: str | None = None,
     bar: tuple[float, float] | None = None,
 ) -> Artifact:
     """Export a checkpoint to an artifact directory and verify it against its reference.
@@ -70,7 +70,7 @@ def export_model(
     :param skip_unfaithful: omit int8 or fp16, with a warning, if it misses its threshold; otherwise
         the export fails.
     :param force: replace an existing artifact.
-    :param output: name of the hidden states among the outputs of adopted ONNX files; None to detect it.
+    :param onnx_output: name of the hidden states among the outputs of adopted ONNX files; None to detect it.
     :param bar: deprecated name of `min_fidelity`.
     :returns: the artifact.
     :raises CheckpointError: if the checkpoint cannot be read or its architecture not exported.
@@ -107,10 +107,12 @@ def export_model(
         max_seq_length=max_seq_length,
     )
     via = resolve_via(checkpoint, via)
-    if output is not None and via != "adopted":
-        raise ValueError("output names an output of adopted ONNX files; pass via='adopt' with it")
+    if onnx_output is not None and via != "adopted":
+        raise ValueError(
+            "onnx_output names an output of adopted ONNX files; pass via='adopt' with it"
+        )
     with atomic_directory(target) as work:
-        builder = Builder(checkpoint, work, via, matryoshka_dims, output)
+        builder = Builder(checkpoint, work, via, matryoshka_dims, onnx_output)
         report = builder.add_fp32(recipe)
         if report["problems"]:
             fail(report)

@@ -171,21 +171,23 @@ def test_several_hidden_states_are_listed_and_one_chosen_by_name(
     foreign, artifact, tmp_path, refuse
 ):
     edit(foreign, give_inner_states_too)
-    with pytest.raises(CheckpointError, match=r"found 2; .*embeddings\.norm.*encoded.*output=NAME"):
+    with pytest.raises(
+        CheckpointError, match=r"found 2; .*embeddings\.norm.*encoded.*onnx_output=NAME"
+    ):
         export_model(foreign, tmp_path / "a", precisions=FP32)
-    exported = export_model(foreign, tmp_path / "a", precisions=FP32, output="encoded")
+    exported = export_model(foreign, tmp_path / "a", precisions=FP32, onnx_output="encoded")
     expected = Embedder(artifact, precision="fp32").encode(TEXTS)
     assert np.abs(Embedder(exported).encode(TEXTS) - expected).max() < 1e-6
     options = ["--onnx-output", "nothing", "--precision", "fp32"]
-    assert "nothing" in refuse("export", foreign, "-o", tmp_path / "b", *options, code=1)
+    assert "--onnx-output NAME" in refuse("export", foreign, "-o", tmp_path / "b", *options, code=1)
     edit(
         foreign,
         lambda model: onnx_files.rename_value(model.graph, "embeddings.norm", "last_hidden_state"),
     )
-    again = export_model(foreign, tmp_path / "c", precisions=FP32, output="encoded")
+    again = export_model(foreign, tmp_path / "c", precisions=FP32, onnx_output="encoded")
     assert np.array_equal(Embedder(again).encode(TEXTS), Embedder(exported).encode(TEXTS))
     with pytest.raises(ValueError, match="adopt"):
-        export_model(artifact, tmp_path / "b", via="direct", output="encoded")
+        export_model(artifact, tmp_path / "b", via="direct", onnx_output="encoded")
 
 
 @pytest.mark.parametrize("name", ["logits", "last_hidden_state"])

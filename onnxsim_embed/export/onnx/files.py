@@ -162,7 +162,7 @@ def put_hidden_first(
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise CheckpointError(
             f"{source}: expected one output{f' {output}' if output else ''} of shape (batch, sequence, "
-            f"{hidden or 'hidden'}), found {len(chosen)}; its outputs are {listed}. Pass output=NAME to "
+            f"{hidden or 'hidden'}), found {len(chosen)}; its outputs are {listed}. Pass onnx_output=NAME to "
             "choose the hidden states"
         )
     (name,) = chosen
