@@ -25,16 +25,11 @@ ScoreFunction: TypeAlias = Callable[[Vectors, Vectors], Any]
 
 
 class Duplicates(NamedTuple):
-    """Result of `deduplicate`.
+    """Result of `deduplicate`."""
 
-    :param kept: int64 array, the rows that are kept, in order.
-    :param first: int64 array (n,), the kept row that each row is a duplicate of; for a kept row, itself.
-    :param scores: float32 array (n,), the cosine of each row with that kept row; 1 for kept rows.
-    """
-
-    kept: Int64
-    first: Int64
-    scores: Float32
+    kept: Int64  # the rows that are kept, in order
+    first: Int64  # (n,), the kept row that each row is a duplicate of; for a kept row, itself
+    scores: Float32  # (n,), the cosine of each row with that kept row; 1 for kept rows
 
     def groups(self) -> list[Int64]:
         """Return the groups of two or more rows, each in order: the kept row, then its duplicates."""

@@ -33,20 +33,13 @@ ADVICE = (
 
 
 class Estimate(NamedTuple):
-    """Estimated cost of `similarity_matrix`, or of the top-k of each row.
+    """Estimated cost of `similarity_matrix`, or of the top-k of each row."""
 
-    :param entries: scores above the threshold, the diagonal included, or k of each row.
-    :param result_bytes: bytes of the result, in memory and as a file.
-    :param peak_bytes: bytes at the peak, beyond the input.
-    :param seconds: on this machine, if nothing else runs.
-    :param exact: whether the number of entries is exact, not estimated.
-    """
-
-    entries: int
-    result_bytes: int
-    peak_bytes: int
-    seconds: float
-    exact: bool = False
+    entries: int  # scores above the threshold, the diagonal included, or k of each row
+    result_bytes: int  # in memory and as a file
+    peak_bytes: int  # beyond the input
+    seconds: float  # on this machine, if nothing else runs
+    exact: bool = False  # whether `entries` is exact, not estimated
 
     def __str__(self) -> str:
         entries = f"{self.entries:,}" if self.exact else f"about {_two_digits(self.entries)}"

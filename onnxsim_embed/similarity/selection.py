@@ -14,35 +14,26 @@ Scores = npt.NDArray[Any]
 
 
 class TopK(NamedTuple):
-    """Top-k of each query in descending order of score; ties by lower index.
+    """Top-k of each query in descending order of score; ties by lower index."""
 
-    :param scores: float32 array (queries, k).
-    :param indices: int64 array (queries, k), row numbers of the searched vectors.
-    """
-
-    scores: Float32
-    indices: Int64
+    scores: Float32  # (queries, k)
+    indices: Int64  # (queries, k), row numbers of the searched vectors
 
 
 class RowPairs(NamedTuple):
-    """Pairs of a chunk of rows, row by row, columns ascending; `counts` are those of each row."""
+    """Pairs of a chunk of rows, row by row, columns ascending."""
 
-    counts: Int64
+    counts: Int64  # (rows,), pairs of each row
     columns: Int64
     scores: Float32
 
 
 class Pairs(NamedTuple):
-    """Pairs of rows in descending order of score; ties by lower left, then right index.
+    """Pairs of rows in descending order of score; ties by lower left, then right index."""
 
-    :param left: int64 array (pairs,).
-    :param right: int64 array (pairs,); greater than `left` if one set was compared with itself.
-    :param scores: float32 array (pairs,).
-    """
-
-    left: Int64
-    right: Int64
-    scores: Float32
+    left: Int64  # (pairs,)
+    right: Int64  # (pairs,), greater than `left` if one set was compared with itself
+    scores: Float32  # (pairs,)
 
 
 def select_top_k(row: Int64, column: Int64, scores: Scores, rows: int, k: int) -> TopK:
