@@ -82,10 +82,10 @@ def ours(settings: Settings) -> tuple[dict[str, Task], Parts]:
 
 def ours_float32(settings: Settings) -> tuple[dict[str, Task], Parts]:
     """Return onnxsim-embed on a processor whose int8 products do not serve."""
-    blocks = import_module("onnxsim_embed.similarity.scoring")
+    blocks = import_module("onnxsim_embed.similarity.candidates")
     if not hasattr(blocks, "int8_scoring_supported"):
         raise AttributeError(
-            "onnxsim_embed.similarity.scoring no longer asks int8_scoring_supported: adapt the bench"
+            "onnxsim_embed.similarity.candidates no longer asks int8_scoring_supported: adapt the bench"
         )
     vars(blocks)["int8_scoring_supported"] = lambda width: False
     return ours(settings)

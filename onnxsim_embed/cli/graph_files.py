@@ -51,7 +51,7 @@ class SimilarityJob:
         matrix = compare.similarity_matrix(self.vectors, threshold, **self._options())
         if self.kept is not None:
             entries = matrix.tocoo()
-            row, column = (self._rows(index.astype(np.int64)) for index in entries.coords)
+            row, column = (self._rows(index).astype(index.dtype) for index in entries.coords)
             matrix = sparse.csr_array((entries.data, (row, column)), shape=(self.rows, self.rows))
         with atomic_file(path) as work, work.open("wb") as stream:
             sparse.save_npz(stream, matrix, compressed=False)
@@ -87,10 +87,7 @@ class SimilarityJob:
         return len(pairs.scores)
 
     def draw(self, path: Path) -> None:
-        """Draw all scores as a heatmap.
-
-        :raises ValueError: if there are too many rows.
-        """
+        """Draw all scores as a heatmap; raise ValueError if there are too many rows."""
         if len(self.vectors) > HEATMAP_ROWS:
             raise ValueError(
                 f"a heatmap takes at most {HEATMAP_ROWS:,} rows, got {len(self.vectors):,}; "
@@ -112,7 +109,7 @@ class SimilarityJob:
     def _options(self) -> dict[str, Any]:
         return {"max_memory": self.max_memory, "show_progress_bar": self.show_progress_bar}
 
-    def _rows(self, rows: Int64) -> Int64:
+    def _rows(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return rows if self.kept is None else self.kept[rows]
 
     def _name(self, row: int) -> str:

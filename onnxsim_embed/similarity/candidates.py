@@ -32,7 +32,7 @@ QUANTIZED_ROWS = 1024  # at once: 1.5 MB of 384-dimensional float32 stay in a se
 
 def rounding_bound(dim: int) -> float:
     """Return by how much two float32 computations of a cosine may differ (Higham, gamma_n, twice)."""
-    return dim * 2.0**-23 + 1e-7
+    return dim * 2.0**-23 + 1e-6
 
 
 class Float32Scorer:
@@ -150,7 +150,17 @@ def added_error(errors: Float32, other: float, dim: int) -> Float64:
 
 def int8_scoring_supported(dim: int) -> bool:
     """Return whether `Int8Scorer` is correct on this machine, where products must not saturate."""
-    return dim <= 1 << 15 and int8_supported()[0]
+    return dim <= 1 << 15 and int8_supported()[0] and onnxruntime_installed()
+
+
+@cache
+def onnxruntime_installed() -> bool:
+    """Return whether onnxruntime, which multiplies in int8, can be imported."""
+    try:
+        import onnxsim_embed.system.onnx_session  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def int8_matmul(

@@ -44,10 +44,10 @@ def deduplicate(vectors: npt.ArrayLike, threshold: float = 0.95) -> Duplicates:
     is similar to a dropped row only. Memory is bounded even if thousands of rows are similar.
 
     :param vectors: (n, dim), of any norm. Zero rows score 0 with every row, including each other.
-    :param threshold: from -1 to 1; at 1 nothing is above it and every row is kept.
+    :param threshold: from -1 to 1; at 1 rows of score 1 are duplicates: equal ones.
     :raises ValueError: as `similarity_matrix`.
     """
-    check_threshold(threshold)
+    threshold = _below_one(threshold)
     unit = unit_vectors(vectors)
     first = np.arange(len(unit))
     scores = np.ones(len(unit), np.float32)
@@ -73,6 +73,12 @@ def deduplicate(vectors: npt.ArrayLike, threshold: float = 0.95) -> Duplicates:
     return Duplicates(kept, first, scores)
 
 
+def _below_one(threshold: float) -> float:
+    """Check a threshold, and let 1 include the scores that are 1, above which there is none."""
+    check_threshold(threshold)
+    return min(float(threshold), float(np.nextafter(np.float32(1), np.float32(0))))
+
+
 def _units(unit: Float32) -> UnitRows:
     return UnitRows(unit, normalized=True)
 
@@ -87,8 +93,7 @@ def communities(vectors: npt.ArrayLike, threshold: float = 0.75, min_size: int =
     Memory grows with the number of scores that reach the threshold.
 
     :param vectors: (n, dim), of any norm.
-    :param threshold: above -1, at most 1. Cosines are float32: at 1 the last bit decides whether even
-        equal rows are together.
+    :param threshold: above -1, at most 1.
     :param min_size: minimum number of rows of a community, at least 1.
     :returns: int64 arrays of rows, largest first, of equal size in the order they were formed. Each
         begins with its central row; the others follow in descending order of cosine with it.
@@ -127,11 +132,11 @@ def components(vectors: npt.ArrayLike, threshold: float = 0.75) -> Int64:
     grows with the number of scores above the threshold.
 
     :param vectors: (n, dim), of any norm.
-    :param threshold: pairs strictly above it are connected; from -1 to 1.
+    :param threshold: pairs strictly above it are connected, at 1 those of score 1; from -1 to 1.
     :returns: int64 array (n,), the component of each row, numbered from 0 by their first rows.
     :raises ValueError: as `similarity_matrix`.
     """
-    check_threshold(threshold)
+    threshold = _below_one(threshold)
     matrix = Comparison(vectors).above(threshold)
     _, labels = csgraph.connected_components(matrix, directed=False)
     _, first, position = np.unique(labels, return_index=True, return_inverse=True)
@@ -169,10 +174,7 @@ def _rows_by_label(labels: npt.NDArray[Any]) -> list[Int64]:
 def score_chunks(
     left: Vectors, right: Vectors, score: ScoreFunction, chunks: Shape, upper: bool = False
 ) -> Iterator[tuple[int, Scores]]:
-    """Yield the first row and the scores of each chunk of rows, by any function of two chunks.
-
-    With `upper` (of one set), columns before the chunk's first row are omitted.
-    """
+    """Yield each chunk's first row and scores; `upper` omits columns before the row (of one set)."""
     if min(chunks) < 1:
         raise ValueError(f"chunk sizes must be positive, got {chunks}")
     height = max(1, min(chunks[0], CHUNK_BYTES // (4 * max(1, len(right)))))
@@ -212,7 +214,9 @@ def top_pairs(
     else:
         slack = rounding_bound(rows.shape[1]) if score is None else 0.0
         tiles = (size, size) if score is None else chunks
-        for start, scores in score_chunks(rows, rows, score or _dot, tiles, upper=True):
+        for start, scores in score_chunks(
+            rows, rows, score or (lambda a, b: a @ b.T), tiles, upper=True
+        ):
             above = scores > best.bound - slack
             square = above[:, : len(scores)]
             square &= np.triu(np.ones(square.shape, np.bool_), 1)
@@ -221,7 +225,3 @@ def top_pairs(
             row, column = row + start, column + start
             best.add(row, column, values if score else exact_scores(rows, rows, row, column))
     return best.result()
-
-
-def _dot(a: Scores, b: Scores) -> Scores:
-    return np.asarray(a @ b.T)

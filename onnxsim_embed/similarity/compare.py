@@ -8,6 +8,7 @@ from scipy import sparse
 
 from onnxsim_embed.similarity.memory import Estimate, MemoryBudget, Progress, estimate, pair_counter
 from onnxsim_embed.similarity.out_of_core import AllPairs
+from onnxsim_embed.similarity.scoring import dense_scores, exact_scores
 from onnxsim_embed.similarity.selection import Float32, Pairs, TopK, TopPairs
 from onnxsim_embed.similarity.sparse import build_matrix, symmetric_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows, check_dims, unit_vectors
@@ -29,7 +30,7 @@ def cos_sim(a: npt.ArrayLike, b: npt.ArrayLike) -> Float32:
     """
     left, right = (unit_vectors(np.atleast_2d(np.asarray(x))) for x in (a, b))
     check_dims(left.shape[1], right.shape[1])
-    return np.clip(left @ right.T, np.float32(-1), np.float32(1))
+    return dense_scores(left, right)
 
 
 def similarity_matrix(
@@ -201,12 +202,14 @@ def score_pairs(a: npt.ArrayLike, b: npt.ArrayLike, measure: str) -> Float32:
 
     :returns: float32 array (n,).
     """
-    left, right = (np.atleast_2d(np.asarray(x, np.float32)) for x in (a, b))
+    left, right = (np.atleast_2d(np.asarray(x)) for x in (a, b))
     if left.shape != right.shape:
         raise ValueError(f"pairwise scores need equal shapes, got {left.shape} and {right.shape}")
     if measure == "cosine":
-        left, right = unit_vectors(left), unit_vectors(right)
-    if measure in ("cosine", "dot"):
+        rows = np.arange(len(left))
+        return exact_scores(unit_vectors(left), unit_vectors(right), rows, rows)
+    left, right = left.astype(np.float32), right.astype(np.float32)
+    if measure == "dot":
         return np.asarray(np.einsum("ij,ij->i", left, right))
     return np.asarray(-np.linalg.norm(left - right, _distance_order(measure), axis=1), np.float32)
 

@@ -63,6 +63,7 @@ class VectorIndex:
         # Asked once: the answers are read from the system's files, which takes as long as a search.
         self._threads = available_cpus()
         self._max_code = 127 if int8_supported()[0] else MAX_CODE_16_BIT
+        self._many = MANY_QUERIES if candidates.onnxruntime_installed() else 0
         self._rows = candidates.QuantizedRows(
             self.vectors.shape,
             lambda chunk: unit_vectors(self.vectors[chunk], first_row=chunk.start),
@@ -92,7 +93,7 @@ class VectorIndex:
         """
         array, unit = self._check_queries(queries)
         check_k(k, len(self))
-        if len(unit) >= MANY_QUERIES:
+        if len(unit) >= self._many:
             return top_k(array, self.vectors, k)
         groups = [self._top_k(unit[group], k) for group in row_chunks(len(unit), QUERIES)]
         empty = TopK(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64))
@@ -108,7 +109,7 @@ class VectorIndex:
         """
         check_threshold(threshold)
         array, unit = self._check_queries(queries)
-        if len(unit) >= MANY_QUERIES:
+        if len(unit) >= self._many:
             return similarity_matrix(array, threshold, other=self.vectors)
         groups = row_chunks(len(unit), QUERIES)
         return build_matrix((self._above(unit[group], threshold) for group in groups), len(self))

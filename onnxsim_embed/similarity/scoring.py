@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from onnxsim_embed.similarity import selection
-from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer, int8_scoring_supported
+from onnxsim_embed.similarity import candidates, selection
+from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer
 from onnxsim_embed.similarity.selection import Float32, Int64, KthBounds, RowPairs, Scores, TopK
 from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks
 
@@ -27,6 +27,7 @@ def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> 
     scores = np.empty(len(rows), np.float32)
     shape = (min(PAIRS, len(rows)), left.shape[1])
     a, b = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    lowest = 1 - candidates.rounding_bound(left.shape[1])
     for first in range(0, len(rows), PAIRS):
         out = scores[first : first + PAIRS]
         x, y = a[: len(out)], b[: len(out)]
@@ -34,8 +35,22 @@ def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> 
         right.take(columns[first : first + PAIRS], axis=0, out=y, mode="clip")
         # A row times a column, pair by pair: BLAS's dot product, which depends on nothing else.
         np.matmul(x[:, None, :], y[:, :, None], out=out[:, None, None])
-    # Rounding may leave the range of a cosine.
+        near = np.flatnonzero(out > lowest)
+        out[near[(x[near] == y[near]).all(axis=1)]] = 1  # whatever the rounding, as is the clipping
     return np.clip(scores, np.float32(-1), np.float32(1), out=scores)
+
+
+def dense_scores(left: Float32, right: Float32) -> Float32:
+    """Return the scores of all pairs, in the range of a cosine, and 1 for equal rows."""
+    scores = np.clip(left @ right.T, np.float32(-1), np.float32(1))
+    near = scores > 1 - candidates.rounding_bound(left.shape[1])
+    rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+    if len(rows):
+        both = np.concatenate([left[rows], right[columns]]) + np.float32(0)  # no negative zeros
+        _, equal = np.unique(both.view(f"V{both[0].nbytes}")[:, 0], return_inverse=True)
+        first, second = np.nonzero(equal[: len(rows), None] == equal[len(rows) :])
+        scores[rows[first], columns[second]] = 1
+    return scores
 
 
 class TiledComparison:
@@ -94,7 +109,7 @@ class TiledComparison:
         if (
             rows * columns < TRIAL_PAIRS
             or rows < TRIAL_CHUNKS * MIN_CHUNK_ROWS
-            or not int8_scoring_supported(self.left.shape[1])
+            or not candidates.int8_scoring_supported(self.left.shape[1])
         ):
             return False
         left = self.left[rows // 2 : rows // 2 + MIN_CHUNK_ROWS]
@@ -128,7 +143,9 @@ class TiledComparison:
         pairs = [(np.zeros(0, np.int16), np.zeros(0, np.int64), np.zeros(0, np.float32))]
         for tile in self._column_tiles(scorer, chunk.start if upper else 0):
             row, column = selection.positions(scorer.scores(chunk, tile) > bounds)
-            order = _stable_order(column, tile.stop - tile.start)
+            # numpy sorts 16-bit integers by their digits, ten times faster than others.
+            narrow = column.astype(np.uint16) if tile.stop - tile.start <= 1 << 16 else column
+            order = np.argsort(narrow, kind="stable")
             row, column = row[order], column[order] + tile.start
             if upper:
                 greater = column > row + chunk.start
@@ -149,7 +166,7 @@ class TiledComparison:
             # The approximate scores above which lie all that may be among the top-k.
             return scorer.lower_bounds(chunk, scorer.exact_lower_bounds(chunk, bounds.kth))
 
-        candidates = []
+        parts = []
         for tile in self._column_tiles(scorer, 0):
             scores = scorer.scores(chunk, tile)
             if skip_self:
@@ -158,15 +175,9 @@ class TiledComparison:
                 scores[own[mine], own[mine] + chunk.start - tile.start] = lowest
             maxima = bounds.add(scores)
             row, column = bounds.positions_above(scores, maxima, lower_bounds())
-            candidates.append((row, column + tile.start, scores[row, column]))
-        row, column, scores = (np.concatenate(arrays) for arrays in zip(*candidates, strict=True))
+            parts.append((row, column + tile.start, scores[row, column]))
+        row, column, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         above = scores > lower_bounds()[row, 0]
         row, column = row[above], column[above]
         exact = exact_scores(self.left, self.right, row + chunk.start, column)
         return selection.select_top_k(row, column, exact, height, k)
-
-
-def _stable_order(values: Int64, stop: int) -> Int64:
-    # numpy sorts 16-bit integers by their digits, ten times faster than others.
-    narrow = values.astype(np.uint16) if stop <= 1 << 16 else values
-    return np.argsort(narrow, kind="stable")

@@ -36,6 +36,7 @@ def test_the_matrix_has_rows_of_the_input(job, rows, tmp_path):
     expected = np.zeros((len(TEXTS), len(TEXTS)), np.float32)
     expected[np.ix_(rows, rows)] = similarity_matrix(VECTORS[rows], 0.1).toarray()
     assert (matrix.shape, matrix.dtype, matrix.nnz) == (expected.shape, np.float32, count)
+    assert matrix.indices.dtype == matrix.indptr.dtype == np.int32
     np.testing.assert_array_equal(matrix.toarray(), expected)
 
 

@@ -96,12 +96,27 @@ def test_a_second_set_gives_a_rectangle(rows, threshold):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nothing_is_above_one(seed):
-    vectors = np.repeat(random_vectors(seed=seed), 3, axis=0)
-    assert similarity_matrix(vectors, 1).nnz == 0
-    assert similarity_matrix(vectors, 1, other=vectors).nnz == 0
-    assert len(similar_pairs(vectors, 1).scores) == 0
+def test_equal_rows_score_exactly_one_and_nothing_is_above(seed):
+    vectors = np.repeat(random_vectors(dim=384, seed=seed), 3, axis=0)
+    vectors[9:12] = 0
+    rows = np.flatnonzero(vectors.any(axis=1))
+    twins = np.array([row // 3 == rows // 3 for row in rows]).nonzero()
+    pairs = similar_pairs(vectors, 0.99)
+    assert len(pairs.scores) == 3 * 82
+    for scores in (
+        pairs.scores,
+        cos_sim(vectors, vectors)[rows][:, rows][twins],
+        score_pairs(vectors[rows], vectors[rows], "cosine"),
+        top_k(vectors[rows], vectors, 3).scores,
+        neighbours(vectors[rows], 2).scores,
+        onnxsim_embed.VectorIndex(vectors).search(vectors[rows], 3).scores,
+        similarity_matrix(vectors, 0.99, other=vectors).data,
+    ):
+        assert (scores == 1).all()
+    assert not cos_sim(vectors, vectors)[9:12].any()
+    assert similarity_matrix(vectors, 1).nnz == len(similar_pairs(vectors, 1).scores) == 0
     assert np.abs(cos_sim(vectors, -vectors)).max() <= 1
+    assert np.abs(score_pairs(vectors, -vectors, "cosine")).max() <= 1
 
 
 def test_the_diagonal_is_one_except_for_zero_rows_and_omitted_on_request():
@@ -244,6 +259,8 @@ def test_norms_of_any_size_give_the_same_scores(scale, dtype):
     scaled = vectors.astype(dtype)
     scaled[::2] *= dtype(scale)
     np.testing.assert_allclose(cos_sim(scaled, scaled), dense(vectors), atol=NEAR)
+    scores = score_pairs(scaled, vectors[::-1], "cosine")
+    np.testing.assert_allclose(scores, dense(vectors, vectors[::-1]).diagonal(), atol=NEAR)
     assert_above(similarity_matrix(scaled, 0.4), dense(vectors), 0.4)
 
 

@@ -158,6 +158,15 @@ def test_an_empty_set_has_nothing_to_choose_from():
         index.above(random_vectors(1), 1.5)
 
 
+def test_without_onnxruntime_everything_is_float32(monkeypatch):
+    monkeypatch.setattr(candidates, "onnxruntime_installed", lambda: False)
+    monkeypatch.setattr(candidates, "int8_matmul", lambda *_: pytest.fail("int8"))
+    vectors = random_vectors(7000, 16)  # enough for a trial of both scorers
+    check(vectors[:3], vectors, 5)
+    assert similarity_matrix(vectors, 0.95).nnz >= 7000
+    assert VectorIndex(vectors).above(vectors[:3], 0.9).shape == (3, 7000)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 def test_a_forked_child_searches():
     code = """
