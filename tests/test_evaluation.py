@@ -70,7 +70,7 @@ def test_neither_the_scale_of_scores_nor_the_order_of_sides_matters(model):
         ([], [], [], "two different"),
     ],
 )
-def test_pairs_that_have_no_correlation_are_refused(model, left, right, scores, message):
+def test_invalid_pairs_are_errors(model, left, right, scores, message):
     with pytest.raises(ValueError, match=message):
         evaluate_sts(model, left, right, scores)
 

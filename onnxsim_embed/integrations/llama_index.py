@@ -49,8 +49,8 @@ class OnnxsimEmbedding(BaseEmbedding):
         documents = [Document(text="feeder roads"), Document(text="cold chain for vaccines")]
         model = OnnxsimEmbedding(model_name="all-MiniLM-L6-v2")
         index = VectorStoreIndex.from_documents(documents, embed_model=model)
-        found = index.as_retriever(similarity_top_k=1).retrieve("immunisation")
-        print(found[0].text)
+        results = index.as_retriever(similarity_top_k=1).retrieve("immunisation")
+        print(results[0].text)
     """
 
     model_config = ConfigDict(extra="forbid")  # an unknown argument is an error

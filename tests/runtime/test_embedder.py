@@ -217,7 +217,7 @@ def test_other_containers_raise_and_name_what_to_pass(model, wrap):
 
 
 @pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document", "encode_stream"])
-def test_an_unknown_argument_is_refused(model, method):
+def test_an_unknown_argument_is_a_type_error(model, method):
     with pytest.raises(TypeError, match="unexpected keyword argument 'convert_to_tensors'"):
         getattr(model, method)(["a"], convert_to_tensors=True)
 
