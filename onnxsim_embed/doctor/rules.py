@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ from onnxsim_embed.errors import ArtifactError
 
 ALL = (ST, FASTEMBED, TEI, JS)
 KNOWN_MODULES = {"Transformer", "Pooling", "Dense", "Normalize"}
+# Wheels that write the same directory.
+WHEELS = (
+    "onnxruntime",
+    *(f"onnxruntime-{kind}" for kind in ("gpu", "directml", "openvino", "qnn", "rocm")),
+)
 NO_FILE = "does not load: no such file"
 EXPORT = "export the model: onnxsim-embed export {d.path} -o NEW_DIRECTORY"
 POOLING = f"{EXPORT} --pooling MODE, with the mode that the model was trained with"
@@ -100,10 +105,11 @@ def _set_length(d: Directory, table: dict[str, Any] | None) -> dict[str, Any]:
 
 def _onnxruntime_wheels() -> str:
     """Return the installed wheels of onnxruntime, if there are several."""
-    names = {str(d.metadata["Name"]).lower().replace("_", "-") for d in distributions()}
-    wheels = [
-        n for n in sorted(names) if re.fullmatch("onnxruntime(-(?!extensions|tools)[a-z-]+)?", n)
-    ]
+    wheels = []
+    for wheel in WHEELS:
+        with suppress(PackageNotFoundError):
+            version(wheel)
+            wheels.append(wheel)
     return ", ".join(wheels) if len(wheels) > 1 else ""
 
 
