@@ -70,6 +70,7 @@ def encode(
             "dtype": dtype != "float32",
             "ranges": ranges,
             "report": report,
+            **inputs.reading,
         },
     ):
         encode_on_ray(

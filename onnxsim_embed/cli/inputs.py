@@ -50,6 +50,12 @@ class Inputs:
         return Texts(str(file), self)
 
     @property
+    def reading(self) -> dict[str, object]:
+        """The options of reading that Ray does not support, by name."""
+        on_error = self.on_error if self.on_error != "fail" else None
+        return {"delimiter": self.delimiter, "no_header": self.no_header, "on_error": on_error}
+
+    @property
     def show_progress_bar(self) -> bool:
         """Whether to draw progress bars."""
         return on_terminal() and not self.quiet

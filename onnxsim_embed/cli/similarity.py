@@ -63,7 +63,7 @@ def similarity(
     targets = _targets(output or [], top_k, drop_duplicates, estimate)
     local = {"pairs": pairs, "heatmap": heatmap, "show": show, "threads": inputs.threads}
     local |= {"drop_duplicates": drop_duplicates, "estimate": estimate}
-    distributed = options.on_ray(engine, {}, local)
+    distributed = options.on_ray(engine, {}, local | inputs.reading)
     _check_targets(targets, pairs, heatmap, inputs.force, distributed)
     from onnxsim_embed.similarity.memory import MemoryBudget
     from onnxsim_embed.system.units import parse_bytes
