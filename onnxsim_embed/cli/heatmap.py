@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 from typer import Argument, Option
 
-from onnxsim_embed.cli.inputs import Inputs, with_inputs
+from onnxsim_embed.cli.inputs import Inputs, read_components, with_inputs
 from onnxsim_embed.cli.output import counted
 from onnxsim_embed.files.atomic import check_output
 
@@ -28,7 +28,7 @@ def heatmap(
     With at most 16 rows, cells show their values; beyond 60, only some rows are labelled.
     """
     from onnxsim_embed.cli.graph_files import HEATMAP_ROWS
-    from onnxsim_embed.files.vectors import holds_vectors, read_vectors
+    from onnxsim_embed.files.vectors import holds_vectors
     from onnxsim_embed.plot import check_format
     from onnxsim_embed.plot import heatmap as draw
     from onnxsim_embed.similarity.compare import cos_sim
@@ -37,7 +37,7 @@ def heatmap(
     check_format(output)
     labels = vectors = None
     if holds_vectors(file):
-        vectors = read_vectors(file)
+        vectors = read_components(file)
         rows = len(vectors)
         if texts is not None:
             labels = inputs.open(texts).read(rows)

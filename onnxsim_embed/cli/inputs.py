@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import numpy as np
 import typer
 from typer import Option
 
@@ -143,9 +144,7 @@ class Texts:
         """Return the vectors of all texts, from a file or by encoding them."""
         if file is None:
             return self.inputs.encode(texts)
-        from onnxsim_embed.files.vectors import read_vectors
-
-        vectors = read_vectors(file)
+        vectors = read_components(file)
         if len(vectors) != len(texts):
             raise ValueError(f"{file} holds {len(vectors):,} vectors for {len(texts):,} rows")
         return vectors
@@ -165,6 +164,22 @@ def with_inputs(command: Command) -> Command:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run  # type: ignore[return-value]
+
+
+def read_components(file: str | Path, column: str | None = None) -> npt.NDArray[Any]:
+    """Read vectors to be compared.
+
+    :raises ValueError: for bytes, which `encode --dtype` writes: quantized or packed, not components.
+    """
+    from onnxsim_embed.files.vectors import read_vectors
+
+    vectors = read_vectors(file, column)
+    if vectors.dtype in (np.int8, np.uint8):
+        raise ValueError(
+            f"{file} holds {vectors.dtype} vectors, quantized or packed bits, whose cosines are not those of "
+            "the texts: encode with --dtype float16 or float32"
+        )
+    return vectors
 
 
 def read_texts(

@@ -11,7 +11,7 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Inputs, Texts, with_inputs
+from onnxsim_embed.cli.inputs import Inputs, Texts, read_components, with_inputs
 from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.cli.ray import compare_on_ray
 from onnxsim_embed.files.atomic import check_output
@@ -81,12 +81,12 @@ def similarity(
             force=inputs.force,
         )
         return
-    from onnxsim_embed.files.vectors import holds_vectors, read_vectors
+    from onnxsim_embed.files.vectors import holds_vectors
 
     started = time.perf_counter()
     source = inputs.open(file)
     if holds_vectors(file, inputs.column):
-        texts, vectors = None, read_vectors(file, inputs.column)
+        texts, vectors = None, read_components(file, inputs.column)
     else:
         texts = source.read()
         if source.report.skipped and "graph" in targets:

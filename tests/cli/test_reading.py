@@ -80,3 +80,23 @@ def test_a_header_that_looks_like_a_text_is_a_warning(command, tmp_path):
     assert (code, "hello world" in err, "--no-header" in err) == (0, True, True)
     assert command("encode", "a.csv", "-q", "--no-header", "--force") == (0, "", "")
     assert np.load("v.npy").shape == (2, 32)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "similarity v.npy -o m.npz",
+        "heatmap v.npy -o m.png",
+        "dedupe t.txt --vectors v.npy -o m.txt",
+        "cluster t.txt --vectors v.npy -o m.csv",
+    ],
+)
+def test_quantized_vectors_are_not_compared_as_components(
+    refuse, tmp_path, monkeypatch, command, dtype
+):
+    monkeypatch.chdir(tmp_path)
+    np.save("v.npy", np.arange(8, dtype=dtype).reshape(2, 4))
+    (tmp_path / "t.txt").write_text("a road\na river\n")
+    assert f"{dtype} vectors" in refuse(*command.split())
+    assert not list(tmp_path.glob("m.*"))
