@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from onnxsim_embed.cli import options
 from onnxsim_embed.cli.inputs import Inputs, with_inputs
 from onnxsim_embed.cli.output import counted
 from onnxsim_embed.cli.ray import encode_on_ray
-from onnxsim_embed.files.atomic import atomic_file, check_output
+from onnxsim_embed.files.atomic import check_output, write_json
 
 if TYPE_CHECKING:
     from onnxsim_embed.runtime.embedder import Embedder
@@ -168,5 +167,4 @@ def _write_report(result: EncodeResult, embedder: Embedder, path: Path) -> None:
         "rows": result.rows,
         "rows_found": result.rows_found,
     }
-    with atomic_file(path) as work:
-        work.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    write_json(path, table)

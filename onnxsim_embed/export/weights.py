@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.files.atomic import json_bytes
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
@@ -62,7 +63,7 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: object) -> None:
     """Write a value as JSON, in the form of every JSON file of an artifact."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_bytes(json_bytes(value))
 
 
 def has_weights(directory: Path) -> bool:
