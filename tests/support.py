@@ -309,14 +309,14 @@ def run_usage(documented: object, artifact: object) -> str:
 
 def tiny_bert(hidden_act: str = "gelu", change=None, **config):
     """The tiny encoder of `bert_tensors`; `change` may edit its tensors, name by name."""
-    from onnxsim_embed.export.bert import load_bert
+    from onnxsim_embed.export.encoder import load_encoder
 
     config = bert_config(hidden_act=hidden_act, **config)
     tensors = bert_tensors(config)
     for name, value in tensors.items():
         if change:
             change(name, value)
-    return load_bert(config, tensors)
+    return load_encoder(config, tensors)
 
 
 def random_token_ids(seed: int, texts: int, longest: int = 45) -> list[np.ndarray]:

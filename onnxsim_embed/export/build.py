@@ -29,18 +29,18 @@ from onnxsim_embed.artifact.manifest import (
 from onnxsim_embed.artifact.recipes import Recipe
 from onnxsim_embed.errors import VerificationError
 from onnxsim_embed.export.adopt import adopt
-from onnxsim_embed.export.bert import Bert, load_bert
 from onnxsim_embed.export.card import write_card
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.configs import write_configs
+from onnxsim_embed.export.encoder import Encoder, load_encoder
 from onnxsim_embed.export.graph_encoder import GraphEncoder, compare_sentence_embedding
-from onnxsim_embed.export.onnx.bert_graph import build_encoder
 from onnxsim_embed.export.onnx.builder import operator_counts, share_constants
+from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.onnx.fp16 import METHOD as FP16_METHOD
 from onnxsim_embed.export.onnx.fp16 import write_fp16
 from onnxsim_embed.export.onnx.trace import trace
-from onnxsim_embed.export.quantization.bert import METHOD, quantize_static
 from onnxsim_embed.export.quantization.calibration import calibration_texts, collect_activations
+from onnxsim_embed.export.quantization.encoder import METHOD, quantize_static
 from onnxsim_embed.export.quantization.ranges import ERROR_BUDGET
 from onnxsim_embed.export.verify import Report, verify_derived, verify_fp32
 from onnxsim_embed.export.weights import Tensors
@@ -62,40 +62,40 @@ SHARED_FACTS = (
 class DirectEncoder:
     """BERT, built from its weights."""
 
-    bert: Bert
+    encoder: Encoder
     via: str = "direct"
 
     @property
     def hidden(self) -> int:
         """Dim of the hidden states."""
-        return self.bert.hidden
+        return self.encoder.hidden
 
     @property
     def layers(self) -> int:
         """Number of layers."""
-        return len(self.bert.layers)
+        return len(self.encoder.layers)
 
     def write_fp32(self, work: Path) -> PrecisionEntry:
         """Write the fp32 files."""
-        return _write_bert(self.bert, "fp32", "float32 throughout", work)
+        return _write_encoder(self.encoder, "fp32", "float32 throughout", work)
 
     def prepare_int8(
         self, work: Path, token_ids: Sequence[npt.NDArray[np.int64]]
     ) -> Callable[[float], PrecisionEntry]:
         """Run the calibration texts; return a function from an error budget to the int8 files."""
-        activations = collect_activations(self.bert, token_ids)
+        activations = collect_activations(self.encoder, token_ids)
 
         def write(budget: float) -> PrecisionEntry:
-            quantized = quantize_static(self.bert, activations, budget)
-            entry = _write_bert(quantized.bert, "int8", METHOD, work)
+            quantized = quantize_static(self.encoder, activations, budget)
+            entry = _write_encoder(quantized.encoder, "int8", METHOD, work)
             return replace(entry, layers=quantized.layers)
 
         return write
 
 
-def _write_bert(bert: Bert, precision: str, method: str, work: Path) -> PrecisionEntry:
+def _write_encoder(encoder: Encoder, precision: str, method: str, work: Path) -> PrecisionEntry:
     """Write the portable file, and beside it the run-path graph that refers to its weights."""
-    portable, run = build_encoder(bert, "portable"), build_encoder(bert, "run")
+    portable, run = build_encoder(encoder, "portable"), build_encoder(encoder, "run")
     for model in (portable, run):
         onnx.checker.check_model(model)
     file, encoder = MODEL_FILES[precision], ENCODER_FILES[precision]
@@ -122,7 +122,7 @@ class Builder:
         self.encoder: DirectEncoder | GraphEncoder
         if via == "direct":
             self.tensors = checkpoint.tensors()
-            self.encoder = DirectEncoder(load_bert(checkpoint.config, self.tensors))
+            self.encoder = DirectEncoder(load_encoder(checkpoint.config, self.tensors))
         elif via == "adopted":
             self.encoder = adopt(checkpoint, work / MODEL_FILES["fp32"], output)
         else:

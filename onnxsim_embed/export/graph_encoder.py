@@ -17,8 +17,8 @@ from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.fidelity import FIDELITY_THRESHOLDS, bundled_texts, row_cosines
 from onnxsim_embed.export.onnx.builder import operator_counts
 from onnxsim_embed.export.onnx.files import load_graph, save_graph
-from onnxsim_embed.export.quantization.bert import METHOD
 from onnxsim_embed.export.quantization.calibration import Activations, TokenIds, observe
+from onnxsim_embed.export.quantization.encoder import METHOD
 from onnxsim_embed.export.quantization.onnx import find_linears, quantize_graph
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.session import Session

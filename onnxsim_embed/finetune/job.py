@@ -19,8 +19,8 @@ from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, check_target, list_files
 from onnxsim_embed.errors import CheckpointError, VerificationError
 from onnxsim_embed.export.api import export_model, resolve_via
-from onnxsim_embed.export.bert import load_bert
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
+from onnxsim_embed.export.encoder import load_encoder
 from onnxsim_embed.export.fidelity import compare_vectors
 from onnxsim_embed.export.quantization.calibration import calibration_texts
 from onnxsim_embed.export.weights import read_optional_json
@@ -246,7 +246,7 @@ def open_base_model(model: str | Path) -> Checkpoint:
             f"{directory} holds ONNX files without PyTorch weights, so it cannot be trained"
         )
     if via == "direct":
-        load_bert(checkpoint.config, checkpoint.tensors())
+        load_encoder(checkpoint.config, checkpoint.tensors())
     return checkpoint
 
 

@@ -218,8 +218,8 @@ def test_an_unfaithful_int8_is_skipped_once_and_the_reason_kept(tiny, monkeypatc
 
     def corrupt(bert, seen, budget):
         made = quantize(bert, seen, budget)
-        norm = replace(made.bert.norm, bias=made.bert.norm.bias + np.float32(3))
-        return replace(made, bert=replace(made.bert, norm=norm))
+        norm = replace(made.encoder.norm, bias=made.encoder.norm.bias + np.float32(3))
+        return replace(made, encoder=replace(made.encoder, norm=norm))
 
     monkeypatch.setattr(build, "quantize_static", corrupt)
     monkeypatch.setattr(

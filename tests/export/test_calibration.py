@@ -5,7 +5,7 @@ import pytest
 from support import random_token_ids, run_onnx, tiny_bert
 
 from onnxsim_embed.export.fidelity import bundled_texts
-from onnxsim_embed.export.onnx.bert_graph import build_encoder
+from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.quantization import calibration
 from onnxsim_embed.export.quantization.calibration import (
     MIN_TEXTS,

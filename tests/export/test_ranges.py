@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxsim_embed.export.bert import ACTIVATIONS, Linear
+from onnxsim_embed.export.encoder import ACTIVATIONS, Linear
 from onnxsim_embed.export.quantization.calibration import Activations
 from onnxsim_embed.export.quantization.ranges import (
     CHANNEL_STEP,

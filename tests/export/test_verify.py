@@ -12,8 +12,8 @@ from support import TEXTS, bert_config, bert_tensors, change_json, write_checkpo
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.errors import VerificationError
 from onnxsim_embed.export import export_model
-from onnxsim_embed.export.bert import ACTIVATIONS
 from onnxsim_embed.export.checkpoint import open_checkpoint
+from onnxsim_embed.export.encoder import ACTIVATIONS
 from onnxsim_embed.export.fidelity import token_ids_note
 from onnxsim_embed.export.reference import numpy_reference, reference_vectors, torch_reference
 from onnxsim_embed.export.tokenizer import TokenizerFiles

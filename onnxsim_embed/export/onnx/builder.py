@@ -14,7 +14,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from onnxsim_embed.export.bert import AnyLinear, InputQuantization, Int8Table, Linear, StaticLinear
+from onnxsim_embed.export.encoder import (
+    AnyLinear,
+    InputQuantization,
+    Int8Table,
+    Linear,
+    StaticLinear,
+)
 
 MICROSOFT = "com.microsoft"  # onnxruntime's own operators
 OPSET = 17  # the first with LayerNormalization; every reader in use understands it

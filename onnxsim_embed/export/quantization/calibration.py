@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.export.bert import Bert
+from onnxsim_embed.export.encoder import Encoder
 from onnxsim_embed.export.fidelity import bundled_texts
-from onnxsim_embed.export.onnx.bert_graph import build_encoder
+from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.runtime.batching import plan_batches
 from onnxsim_embed.runtime.tokenization import check_texts
 from onnxsim_embed.system.hardware import CPU_PROVIDER, available_cpus
@@ -64,12 +64,12 @@ def input_names(layer: int) -> tuple[str, str, str, str]:
     return first, f"{name}.context", f"{name}.attention_norm", f"{name}.up"
 
 
-def collect_activations(bert: Bert, token_ids: TokenIds) -> dict[str, Activations]:
+def collect_activations(encoder: Encoder, token_ids: TokenIds) -> dict[str, Activations]:
     """Run the float32 encoder over texts, and record the inputs of its linears by `input_names`."""
-    names = [name for layer in range(len(bert.layers)) for name in input_names(layer)]
-    model = build_encoder(bert, "run", expose=names).SerializeToString()
+    names = [name for layer in range(len(encoder.layers)) for name in input_names(layer)]
+    model = build_encoder(encoder, "run", expose=names).SerializeToString()
     session = start_session(model, [CPU_PROVIDER], available_cpus())
-    dim = len(bert.layers) * (3 * bert.hidden + bert.layers[0].up.weight.shape[1])
+    dim = len(encoder.layers) * (3 * encoder.hidden + encoder.layers[0].up.weight.shape[1])
     return observe(lambda ids: session.run(names, {"input_ids": ids}), names, dim, token_ids)
 
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.linalg import cholesky
 from scipy.linalg.lapack import dtrtri
 
-from onnxsim_embed.export.bert import Int8Table
+from onnxsim_embed.export.encoder import Int8Table
 
 Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]

@@ -1,6 +1,6 @@
 """Any float32 ONNX encoder -> int8 with static ranges, linear by linear.
 
-For graphs that we did not build: the choices of bert.py, made without knowing what lies between the
+For graphs that we did not build: the choices of encoder.py, made without knowing what lies between the
 linears. Smoothing becomes a Mul before the quantizer, and outlier channels are split on the input
 itself. With a range [low, R], a channel x that exceeds R gets split channels x - k (R - low), each of
 which leaves `low` exactly where the one before saturates at R; the bias takes back what they contribute
@@ -18,12 +18,12 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsim_embed.export.bert import Linear, StaticLinear
+from onnxsim_embed.export.encoder import Linear, StaticLinear
 from onnxsim_embed.export.onnx.builder import MICROSOFT, GraphBuilder
 from onnxsim_embed.export.onnx.files import subgraphs
 from onnxsim_embed.export.quantization import ranges
-from onnxsim_embed.export.quantization.bert import describe_fit, quantize_linears
 from onnxsim_embed.export.quantization.calibration import Activations
+from onnxsim_embed.export.quantization.encoder import describe_fit, quantize_linears
 from onnxsim_embed.export.quantization.gptq import quantize_table
 from onnxsim_embed.system.hardware import available_cpus
 from onnxsim_embed.system.threads import single_blas_thread
@@ -106,7 +106,7 @@ def quantize_graph(
         fit: ranges.Fit = smoothing if smoothing.error <= split.error else split
         return fit, quantize_linears(linears, fit, seen[name].rows) if fit.error <= budget else ()
 
-    # See bert.py for why BLAS gets one thread.
+    # See encoder.py for why BLAS gets one thread.
     with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
         fits = dict(zip(groups, workers.map(quantize, groups), strict=True))
     b, tables = GraphBuilder(separator="::"), _matrices(model)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.export.bert import Linear
+from onnxsim_embed.export.encoder import Linear
 from onnxsim_embed.export.quantization.calibration import Activations
 from onnxsim_embed.export.quantization.gptq import quantize_gptq, quantize_nearest
 from onnxsim_embed.runtime.pooling import gelu

@@ -84,7 +84,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Bert:
+class Encoder:
     """A BERT encoder; token type 0 is added to the positions (positions, hidden)."""
 
     heads: int
@@ -102,7 +102,7 @@ class Bert:
         return self.heads * self.head_width
 
 
-def load_bert(config: Mapping[str, Any], tensors: Tensors) -> Bert:
+def load_encoder(config: Mapping[str, Any], tensors: Tensors) -> Encoder:
     """Build the encoder of `model_type: bert` from config.json and tensors in PyTorch's layout.
 
     :raises CheckpointError: naming the key or tensor that is missing, misshapen or unsupported.
@@ -162,7 +162,7 @@ def load_bert(config: Mapping[str, Any], tensors: Tensors) -> Bert:
     types = take(
         "embeddings.token_type_embeddings.weight", _positive(config, "type_vocab_size"), hidden
     )
-    return Bert(
+    return Encoder(
         heads=heads,
         head_width=width,
         epsilon=float(config.get("layer_norm_eps", 1e-12)),

@@ -15,12 +15,12 @@ from support import (
     write_checkpoint,
 )
 
-from onnxsim_embed.export.bert import ACTIVATIONS, load_bert
 from onnxsim_embed.export.checkpoint import open_checkpoint
-from onnxsim_embed.export.onnx.bert_graph import build_encoder
+from onnxsim_embed.export.encoder import ACTIVATIONS, load_encoder
 from onnxsim_embed.export.onnx.builder import operator_counts
-from onnxsim_embed.export.quantization.bert import quantize_static
+from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.quantization.calibration import collect_activations
+from onnxsim_embed.export.quantization.encoder import quantize_static
 from onnxsim_embed.runtime.pooling import Head, PoolingMode
 
 TOLERANCE = 2e-5  # max absolute difference of a hidden state from PyTorch's
@@ -47,7 +47,7 @@ ATTENTION = {
 
 
 def quantized(bert):
-    return quantize_static(bert, collect_activations(bert, random_token_ids(0, 60))).bert
+    return quantize_static(bert, collect_activations(bert, random_token_ids(0, 60))).encoder
 
 
 @pytest.fixture(scope="module")
@@ -215,14 +215,14 @@ def test_large_scores_survive_the_mask(tmp_path):
         if ".attention.self.query." in name or ".attention.self.key." in name:
             tensors[name] *= 6
     reference = pretrained(write_checkpoint(tmp_path / "c", tensors=tensors))
-    model, ids = build_encoder(load_bert(bert_config(), tensors)), random_ids(8, 20)
+    model, ids = build_encoder(load_encoder(bert_config(), tensors)), random_ids(8, 20)
     assert difference(model, reference, ids, masks(*ids.shape)) < 1e-3
 
 
 @pytest.mark.real
 def test_minilm_equals_transformers(real_checkpoint):
     checkpoint = open_checkpoint(real_checkpoint)
-    model = build_encoder(load_bert(checkpoint.config, checkpoint.tensors()))
+    model = build_encoder(load_encoder(checkpoint.config, checkpoint.tensors()))
     ids = np.random.default_rng(5).integers(1000, 30522, (8, 60))
     assert difference(model, pretrained(real_checkpoint), ids, masks(*ids.shape)) < TOLERANCE
 
@@ -243,7 +243,7 @@ def test_random_weights_of_base_shape_equal_transformers():
             if parameter.ndim == 1:  # zeros and ones would hide mistakes
                 parameter += 0.02 * torch.randn_like(parameter)
     tensors = {name: value.detach().numpy() for name, value in reference.named_parameters()}
-    model = build_encoder(load_bert(config.to_dict(), tensors))
+    model = build_encoder(load_encoder(config.to_dict(), tensors))
     ids = np.random.default_rng(6).integers(0, 500, (4, 40))
     mask = masks(*ids.shape)
     hidden, expected = states(model, reference, ids, mask)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.export.bert import Bert, InputQuantization, Layer, Linear, StaticLinear
+from onnxsim_embed.export.encoder import Encoder, InputQuantization, Layer, Linear, StaticLinear
 from onnxsim_embed.export.quantization import ranges
 from onnxsim_embed.export.quantization.calibration import Activations, input_names
 from onnxsim_embed.export.quantization.gptq import quantize_gptq, quantize_table
@@ -37,40 +37,44 @@ METHOD = "static: int8 weights per output channel, one fixed uint8 range for eac
 class Quantized:
     """An int8 encoder, and what was chosen for each layer."""
 
-    bert: Bert
+    encoder: Encoder
     layers: tuple[dict[str, Any], ...]
 
 
 def quantize_static(
-    bert: Bert, seen: Mapping[str, Activations], budget: float = ERROR_BUDGET
+    encoder: Encoder, seen: Mapping[str, Activations], budget: float = ERROR_BUDGET
 ) -> Quantized:
     """Quantize every linear layer and the word embeddings.
 
-    :param bert: the float32 encoder.
+    :param encoder: the float32 encoder.
     :param seen: its activations over the calibration texts, from `collect_activations`.
     :param budget: relative squared output error above which a linear stays float32.
     """
-    if not isinstance(bert.words, np.ndarray):
+    if not isinstance(encoder.words, np.ndarray):
         raise TypeError("the encoder is quantized already")
-    activation = ranges.activation_function(bert.activation)
+    activation = ranges.activation_function(encoder.activation)
 
     def quantize(number: int) -> tuple[Layer, Float32, dict[str, Any]]:
         inputs = [seen[name] for name in input_names(number)]
-        return _quantize_layer(bert.layers[number], inputs, activation, budget)
+        return _quantize_layer(encoder.layers[number], inputs, activation, budget)
 
     # Layers in parallel, each with one BLAS thread: BLAS threads that share processors with anything
     # else wait for each other (a factorization here took 5 s on two threads, 0.15 s on one).
     with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
-        layers, shifts, choices = zip(*workers.map(quantize, range(len(bert.layers))), strict=True)
+        layers, shifts, choices = zip(
+            *workers.map(quantize, range(len(encoder.layers))), strict=True
+        )
     # The norm before a layer makes its shift; nothing follows the last.
     shifts += (np.float32(0),)
     norms = [
         replace(norm, bias=norm.bias + shift)
-        for norm, shift in zip([bert.norm, *(layer.norm for layer in layers)], shifts, strict=True)
+        for norm, shift in zip(
+            [encoder.norm, *(layer.norm for layer in layers)], shifts, strict=True
+        )
     ]
     layers = tuple(replace(layer, norm=norm) for layer, norm in zip(layers, norms[1:], strict=True))
-    words = quantize_table(bert.words)
-    return Quantized(replace(bert, words=words, norm=norms[0], layers=layers), choices)
+    words = quantize_table(encoder.words)
+    return Quantized(replace(encoder, words=words, norm=norms[0], layers=layers), choices)
 
 
 def _quantize_layer(

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from support import cosines, random_token_ids, run_onnx, tiny_bert
 
-from onnxsim_embed.export.bert import ACTIVATIONS, Int8Table, Linear, StaticLinear
-from onnxsim_embed.export.onnx.bert_graph import build_encoder
-from onnxsim_embed.export.quantization import bert as quantization
+from onnxsim_embed.export.encoder import ACTIVATIONS, Int8Table, Linear, StaticLinear
+from onnxsim_embed.export.onnx.encoder_graph import build_encoder
+from onnxsim_embed.export.quantization import encoder as quantization
 from onnxsim_embed.export.quantization import ranges
-from onnxsim_embed.export.quantization.bert import LINEARS, quantize_static
 from onnxsim_embed.export.quantization.calibration import collect_activations, input_names
+from onnxsim_embed.export.quantization.encoder import LINEARS, quantize_static
 from onnxsim_embed.export.quantization.ranges import (
     CHANNEL_STEP,
     ERROR_BUDGET,
@@ -111,20 +111,20 @@ def report_errors(monkeypatch, *groups: str, error: float = 0.5):
 
 
 def test_every_linear_and_the_words_become_int8(quantized):
-    for layer in quantized.bert.layers:
+    for layer in quantized.encoder.layers:
         for linear in (getattr(layer, name) for name in LINEARS):
             assert isinstance(linear, StaticLinear)
             assert (linear.weight.dtype, linear.scales.dtype) == (np.int8, np.float32)
             assert linear.bias.dtype == np.float32
             assert linear.weight.min() >= -127
         assert layer.query.input is layer.key.input is layer.value.input
-    assert isinstance(quantized.bert.words, Int8Table)
+    assert isinstance(quantized.encoder.words, Int8Table)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_it_stays_close_to_the_float_encoder(activation):
     bert = tiny_bert(activation)
-    assert fidelity(bert, quantize_static(bert, observe(bert)).bert) > 0.995
+    assert fidelity(bert, quantize_static(bert, observe(bert)).encoder) > 0.995
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 1.0])
@@ -145,7 +145,7 @@ def test_shift_and_smoothing_leave_the_float_function_as_it_was(monkeypatch, exp
         lambda weight, _: (np.rint(weight / fine), np.full(weight.shape[1], fine, np.float32)),
     )
     monkeypatch.setattr(quantization, "quantize_table", lambda table: table)
-    back = dequantized(quantize_static(bert, seen).bert)
+    back = dequantized(quantize_static(bert, seen).encoder)
     before = [bert.norm, *(layer.attention_norm for layer in bert.layers), bert.layers[0].norm]
     after = [back.norm, *(layer.attention_norm for layer in back.layers), back.layers[0].norm]
     for old, new in zip(before, after, strict=True):
@@ -161,17 +161,17 @@ def test_split_channels_add_up_and_their_padding_computes_nothing(activation):
     int8 = quantize_static(bert, observe(bert))
     splits = [choice["down"]["copies"] for choice in int8.layers]
     assert max(splits) > 0
-    for layer, split in zip(int8.bert.layers, splits, strict=True):
+    for layer, split in zip(int8.encoder.layers, splits, strict=True):
         added = layer.up.weight.shape[1] - 96
         assert (added % CHANNEL_STEP, added >= split) == (0, True)
         assert len(layer.down.weight) == 96 + added
         assert not layer.down.weight[96 + split :].any()
         assert not layer.up.weight[:, 96 + split :].any()
-    assert fidelity(bert, int8.bert) > 0.99
+    assert fidelity(bert, int8.encoder) > 0.99
 
 
 def test_ranges_cover_what_was_seen(quantized, seen):
-    for number, layer in enumerate(quantized.bert.layers):
+    for number, layer in enumerate(quantized.encoder.layers):
         _, context, _, up = (seen[name] for name in input_names(number))
         output, down = layer.output.input, layer.down.input
         low = -int(output.zero_point) * output.scale
@@ -188,9 +188,9 @@ def test_a_budget_of_zero_keeps_every_linear(bert, seen, monkeypatch):
     monkeypatch.setattr(quantization, "quantize_table", lambda table: table)
     result = quantize_static(bert, seen, budget=0)
     assert all(group["kept"] == "float32" for layer in result.layers for group in layer.values())
-    for layer in result.bert.layers:
+    for layer in result.encoder.layers:
         assert all(isinstance(getattr(layer, name), Linear) for name in LINEARS)
-    assert np.abs(hidden(result.bert) - hidden(bert)).max() < 1e-5
+    assert np.abs(hidden(result.encoder) - hidden(bert)).max() < 1e-5
 
 
 @pytest.mark.parametrize("kept", [*((group,) for group in GROUPS), ("up", "down"), GROUPS[:2]])
@@ -200,12 +200,12 @@ def test_linears_above_the_budget_stay_float32_and_shifts_are_undone(monkeypatch
     seen = observe(bert)
     report_errors(monkeypatch, *kept, error=error)
     result = quantize_static(bert, seen)
-    for layer, choices in zip(result.bert.layers, result.layers, strict=True):
+    for layer, choices in zip(result.encoder.layers, result.layers, strict=True):
         for group in GROUPS:
             kind = Linear if group in kept else StaticLinear
             assert all(isinstance(getattr(layer, name), kind) for name in group.split(", "))
             assert choices[group].get("kept") == ("float32" if group in kept else None)
-    assert fidelity(bert, result.bert) > 0.99
+    assert fidelity(bert, result.encoder) > 0.99
 
 
 # What is recorded, and determinism
@@ -228,7 +228,7 @@ def test_any_number_of_threads_gives_the_same_bytes_and_leaves_the_arguments_unc
     bert, rows = tiny_bert(), {name: part.rows.copy() for name, part in seen.items()}
     again = quantize_static(bert, seen)
     assert again.layers == quantized.layers
-    first, second = (build_encoder(result.bert) for result in (quantized, again))
+    first, second = (build_encoder(result.encoder) for result in (quantized, again))
     assert first.SerializeToString() == second.SerializeToString()
     assert build_encoder(bert).SerializeToString() == build_encoder(tiny_bert()).SerializeToString()
     assert all(np.array_equal(seen[name].rows, rows[name]) for name in seen)
@@ -236,4 +236,4 @@ def test_any_number_of_threads_gives_the_same_bytes_and_leaves_the_arguments_unc
 
 def test_a_quantized_encoder_is_not_quantized_again(quantized, seen):
     with pytest.raises(TypeError, match="quantized already"):
-        quantize_static(quantized.bert, seen)
+        quantize_static(quantized.encoder, seen)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnxsim_embed.export.bert import Bert, Layer, Norm, StaticLinear
+from onnxsim_embed.export.encoder import Encoder, Layer, Norm, StaticLinear
 from onnxsim_embed.export.onnx.builder import MICROSOFT, GraphBuilder
 
 Layout = Literal["portable", "run"]
@@ -29,7 +29,7 @@ MASKED_SCORE = np.float32(-10000.0)
 
 
 def build_encoder(
-    bert: Bert, layout: Layout = "portable", expose: Sequence[str] = ()
+    encoder: Encoder, layout: Layout = "portable", expose: Sequence[str] = ()
 ) -> onnx.ModelProto:
     """Build the encoder.
 
@@ -38,30 +38,30 @@ def build_encoder(
     """
     b = GraphBuilder()
     portable = layout == "portable"
-    x = _embeddings(b, bert, portable)
+    x = _embeddings(b, encoder, portable)
     mask = _additive_mask(b) if portable else None
-    for number, layer in enumerate(bert.layers):
-        x = _layer(b, bert, layer, x, mask, f"layer{number}")
+    for number, layer in enumerate(encoder.layers):
+        x = _layer(b, encoder, layer, x, mask, f"layer{number}")
     output = "last_hidden_state" if portable else "hidden"
     b.nodes[-1].output[0] = output
     axes = ["batch", "sequence"] if portable else ["sequence", "batch"]
     inputs = ["input_ids", "attention_mask"] if portable else ["input_ids"]
     return b.model(
         [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in inputs],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [*axes, bert.hidden])]
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [*axes, encoder.hidden])]
         + [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in expose],
     )
 
 
-def _embeddings(b: GraphBuilder, bert: Bert, portable: bool) -> str:
-    words = b.embedding(bert.words, "words", "embeddings.", "embeddings.words")
+def _embeddings(b: GraphBuilder, encoder: Encoder, portable: bool) -> str:
+    words = b.embedding(encoder.words, "words", "embeddings.", "embeddings.words")
     axis = 1 if portable else 0
     length = b.op("Shape", "input_ids", name="sequence_length", start=axis, end=axis + 1)
     zero = b.constant("zero", np.array([0], np.int64))
-    table = b.constant("positions", bert.positions if portable else bert.positions[:, None])
+    table = b.constant("positions", encoder.positions if portable else encoder.positions[:, None])
     positions = b.op("Slice", table, zero, length, zero, name="embeddings.positions")
     total = b.op("Add", words, positions, name="embeddings.sum")
-    return _norm(b, bert, bert.norm, total, "embeddings.norm")
+    return _norm(b, encoder, encoder.norm, total, "embeddings.norm")
 
 
 def _additive_mask(b: GraphBuilder) -> str:
@@ -72,25 +72,27 @@ def _additive_mask(b: GraphBuilder) -> str:
     return b.op("Unsqueeze", scores, axes, name="mask")
 
 
-def _layer(b: GraphBuilder, bert: Bert, layer: Layer, x: str, mask: str | None, name: str) -> str:
+def _layer(
+    b: GraphBuilder, encoder: Encoder, layer: Layer, x: str, mask: str | None, name: str
+) -> str:
     attend = _attention_strided if mask is None else partial(_attention_masked, mask=mask)
-    context = attend(b, _heads(b, bert, layer, x, name), name)
-    flat = b.constant("hidden.shape", np.array([0, 0, bert.hidden], np.int64))
+    context = attend(b, _heads(b, encoder, layer, x, name), name)
+    flat = b.constant("hidden.shape", np.array([0, 0, encoder.hidden], np.int64))
     context = b.op("Reshape", context, flat, name=f"{name}.context")
     attended = b.linear(layer.output, context, f"{name}.output")
     x = b.op("Add", x, attended, name=f"{name}.attended")
-    x = _norm(b, bert, layer.attention_norm, x, f"{name}.attention_norm")
+    x = _norm(b, encoder, layer.attention_norm, x, f"{name}.attention_norm")
     up = b.linear(layer.up, x, f"{name}.up")
     fused = isinstance(layer.down, StaticLinear)
-    inner = _activation(b, bert.activation, up, f"{name}.activation", fused)
+    inner = _activation(b, encoder.activation, up, f"{name}.activation", fused)
     down = b.linear(layer.down, inner, f"{name}.down")
     total = b.op("Add", x, down, name=f"{name}.sum")
-    return _norm(b, bert, layer.norm, total, f"{name}.norm")
+    return _norm(b, encoder, layer.norm, total, f"{name}.norm")
 
 
-def _heads(b: GraphBuilder, bert: Bert, layer: Layer, x: str, name: str) -> list[str]:
+def _heads(b: GraphBuilder, encoder: Encoder, layer: Layer, x: str, name: str) -> list[str]:
     """Project to query, key and value, each (., ., heads, head width)."""
-    shape = b.constant("heads.shape", np.array([0, 0, bert.heads, bert.head_width], np.int64))
+    shape = b.constant("heads.shape", np.array([0, 0, encoder.heads, encoder.head_width], np.int64))
     linears = {"query": layer.query, "key": layer.key, "value": layer.value}
     return [
         b.op("Reshape", b.linear(linear, x, f"{name}.{key}"), shape, name=f"{name}.{key}.heads")
@@ -123,10 +125,10 @@ def _attention_strided(b: GraphBuilder, heads: Sequence[str], name: str) -> str:
     return b.op("Transpose", context, name=f"{name}.context.joined", perm=[2, 0, 1, 3])
 
 
-def _norm(b: GraphBuilder, bert: Bert, norm: Norm, x: str, name: str) -> str:
+def _norm(b: GraphBuilder, encoder: Encoder, norm: Norm, x: str, name: str) -> str:
     # Not onnxruntime's SkipLayerNormalization: Add and LayerNormalization measured faster.
     weight, bias = b.constant(f"{name}.weight", norm.weight), b.constant(f"{name}.bias", norm.bias)
-    return b.op("LayerNormalization", x, weight, bias, name=name, axis=-1, epsilon=bert.epsilon)
+    return b.op("LayerNormalization", x, weight, bias, name=name, axis=-1, epsilon=encoder.epsilon)
 
 
 def _activation(b: GraphBuilder, activation: str, x: str, name: str, fused: bool) -> str:
