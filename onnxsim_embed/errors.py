@@ -1,5 +1,8 @@
 """The exceptions of this package; wrong arguments raise ValueError and TypeError."""
 
+import sys
+from pathlib import Path
+
 
 class OnnxsimEmbedError(Exception):
     """Base of every error that is about the job rather than about an argument."""
@@ -34,6 +37,31 @@ class MissingExtraError(OnnxsimEmbedError, ImportError):
 
     def __init__(self, purpose: str, extra: str, package: str) -> None:
         super().__init__(
-            f"{purpose} needs the package {package!r}, which is not installed: "
-            f"pip install 'onnxsim-embed[{extra}]'"
+            f"{purpose} needs the package {package!r}, which is not installed: {_install(extra)}"
         )
+
+
+def _install(extra: str) -> str:
+    """Return the pip command for an extra, from where this package was installed."""
+    import json
+    import shutil
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    try:
+        record = json.loads(distribution("onnxsim-embed").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:  # run from a clone
+        record = {"url": Path(__file__).parents[1].as_uri(), "dir_info": {}}
+    url, target = record.get("url", ""), f"onnxsim-embed[{extra}]"
+    if "dir_info" in record:
+        editable = "-e " if record["dir_info"].get("editable") else ""
+        requirement = f"{editable}'{url2pathname(urlsplit(url).path)}[{extra}]'"
+    elif "vcs_info" in record:
+        vcs = record["vcs_info"]
+        requirement = f"'{target} @ {vcs['vcs']}+{url}@{vcs['commit_id']}'"
+    else:
+        requirement = f"'{target} @ {url}'" if url else f"'{target}'"
+    pip = shutil.which("pip")
+    here = pip is not None and Path(pip).parent == Path(sys.executable).parent
+    return f"{'pip' if here else f'{sys.executable} -m pip'} install {requirement}"

@@ -49,8 +49,7 @@ def heatmap(
     :raises MissingExtraError: if matplotlib is not installed.
     :raises ValueError: if the shapes do not match or the picture format is unknown.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("drawing a heatmap", "plot", "matplotlib")
+    require_matplotlib()
     # The object interface: no pyplot, no global state, no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -126,8 +125,15 @@ def _fonts() -> list[str]:
     return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]
 
 
+def require_matplotlib() -> None:
+    """Raise MissingExtraError if matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("drawing a heatmap", "plot", "matplotlib")
+
+
 def check_format(path: Path) -> str:
     """Return the picture format of a file's extension; raise ValueError if it is unknown."""
+    require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     file_format = path.suffix.lstrip(".").lower() or "png"

@@ -418,7 +418,7 @@ def test_a_model_that_misses_its_known_answers_fails(checkpoint, tmp_path, monke
 
 def test_a_missing_extra_names_the_pip_command(monkeypatch):
     monkeypatch.setattr("onnxsim_embed.export.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'onnxsim-embed\[export\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[export\]'"):
         from onnxsim_embed.export import export_model  # noqa: F401
 
 
@@ -426,7 +426,7 @@ def test_a_missing_extra_names_the_pip_command(monkeypatch):
 def test_another_architecture_needs_optimum(tmp_path, via, monkeypatch):
     monkeypatch.setitem(sys.modules, "optimum", None)
     directory = write_checkpoint(tmp_path / "c", config=bert_config(model_type="mpnet"))
-    with pytest.raises(MissingExtraError, match=r"'mpnet'.*onnxsim-embed\[optimum\]"):
+    with pytest.raises(MissingExtraError, match=r"'mpnet'.*\[optimum\]"):
         export_model(directory, tmp_path / "a", precisions=FP32, via=via)
     assert names(tmp_path) == ["c"]
 

@@ -143,7 +143,7 @@ def test_one_connection_serves_all_files_of_a_bucket(bucket):
 
 def test_without_pyarrow_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'onnxsim-embed\[parquet\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[parquet\]'"):
         find_files("a.csv")
 
 

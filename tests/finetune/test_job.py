@@ -373,7 +373,7 @@ def test_a_missing_package_names_the_extra(package, tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == package else find(name, *a)
     )
-    with pytest.raises(MissingExtraError, match=rf"{package}.*onnxsim-embed\[finetune\]"):
+    with pytest.raises(MissingExtraError, match=rf"{package}.*\[finetune\]"):
         finetune(PAIRS, tmp_path / "out")
 
 

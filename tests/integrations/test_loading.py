@@ -90,4 +90,4 @@ def test_without_its_library_one_line_names_the_extra(monkeypatch, module, libra
         importlib.import_module(ours)
     extra = module.replace("_", "-")
     assert f"needs the package '{package}', which is not installed" in str(caught.value)
-    assert str(caught.value).endswith(f"pip install 'onnxsim-embed[{extra}]'")
+    assert str(caught.value).endswith(f"[{extra}]'")
