@@ -84,8 +84,6 @@ def make_evaluators(
 ) -> Evaluators:
     """Return the evaluators of pairs; the last one has the main metric.
 
-    Texts that differ only in case and whitespace are one target.
-
     :param others: pairs whose targets are searched too, and whose pairings are relevant as well.
     :param max_targets: more targets of `others` than this are sampled.
     :param prompts: of sources and of targets.
@@ -97,10 +95,7 @@ def make_evaluators(
     if queries:
         targets = _distinct(target for part in (pairs, *others) for target in part.targets)
         rest = [key for key in targets if key not in corpus]
-        if (room := max(0, max_targets - len(corpus))) < len(rest):
-            chosen = np.random.default_rng(seed).choice(len(rest), room, replace=False)
-            rest = [rest[i] for i in sorted(chosen.tolist())]
-        corpus |= {key: targets[key] for key in rest}
+        corpus |= {key: targets[key] for key in sample(rest, max_targets - len(corpus), seed)}
         # At rank 10 ties go to the lowest id: not to the evaluated targets.
         ids = {key: f"{len(corpus) - row:09d}" for row, key in enumerate(corpus)}
         relevant: dict[str, set[str]] = {key: set() for key in queries}
@@ -108,26 +103,25 @@ def make_evaluators(
             for source, target in zip(part.sources, part.targets, strict=True):
                 if (key := normalize(source)) in relevant and normalize(target) in ids:
                     relevant[key].add(ids[normalize(target)])
-        evaluators.append(
-            RetrievalEvaluator(
-                queries,
-                {ids[key]: target for key, target in corpus.items()},
-                relevant,
-                accuracy_at_k=[1],
-                precision_recall_at_k=[1],
-                map_at_k=[1],
-                write_csv=False,
-                score_functions={"cosine": cos_sim},
-                query_prompt=prompts[0],
-                corpus_prompt=prompts[1],
-            )
-        )
+        documents = {ids[key]: target for key, target in corpus.items()}
+        options: dict[str, Any] = {"query_prompt": prompts[0], "corpus_prompt": prompts[1]}
+        options |= {f"{metric}_at_k": [1] for metric in ("accuracy", "precision_recall", "map")}
+        options |= {"score_functions": {"cosine": cos_sim}, "write_csv": False}
+        evaluators.append(RetrievalEvaluator(queries, documents, relevant, **options))
     if pairs.scores is not None:
         columns = (list(pairs.sources), list(pairs.targets), list(pairs.scores))
         evaluators.append(
             EmbeddingSimilarityEvaluator(*columns, main_similarity="cosine", write_csv=False)
         )
     return evaluators
+
+
+def sample(texts: list[str], size: int, seed: int) -> list[str]:
+    """Return at most `size` texts, sampled at random, in their order."""
+    if len(texts) <= max(0, size):
+        return texts
+    chosen = np.random.default_rng(seed).choice(len(texts), max(0, size), replace=False)
+    return [texts[i] for i in sorted(chosen.tolist())]
 
 
 def evaluate(model: SentenceTransformer | Embedder, evaluators: Evaluators) -> Evaluation:
@@ -159,7 +153,7 @@ def finite(metric: float) -> float:
 
 
 def _distinct(texts: Iterable[str]) -> dict[str, str]:
-    """Return the first text of each normalized form."""
+    """Return the first text of each form that differs by more than case and whitespace."""
     distinct: dict[str, str] = {}
     for text in texts:
         distinct.setdefault(normalize(text), text)

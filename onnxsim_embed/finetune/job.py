@@ -7,13 +7,12 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import load_from_disk
-from sentence_transformers import SentenceTransformer
 
 from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, check_target, list_files
@@ -27,7 +26,7 @@ from onnxsim_embed.export.weights import read_optional_json
 from onnxsim_embed.files import checkpoint as checkpoints
 from onnxsim_embed.files.atomic import atomic_directory, write_json
 from onnxsim_embed.finetune import training
-from onnxsim_embed.finetune.evaluation import evaluate, make_evaluators
+from onnxsim_embed.finetune.evaluation import evaluate, make_evaluators, sample
 from onnxsim_embed.finetune.pairs import TextPairs, clean_pairs
 from onnxsim_embed.finetune.report import add_to_card, draw_losses, held_out_report
 from onnxsim_embed.finetune.settings import Settings
@@ -45,14 +44,7 @@ MAX_VALIDATION_TARGETS = 1000
 CALIBRATION_TEXTS = 512
 
 # What trained weights depend on, apart from pairs, settings and the model.
-PACKAGES = (
-    "onnxsim-embed",
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "accelerate",
-    "datasets",
-)
+PACKAGES = ("onnxsim-embed", "torch", "transformers", "sentence-transformers", "accelerate", "datasets")  # fmt: skip
 
 
 class UnfinishedRun(checkpoints.Checkpoint):
@@ -95,6 +87,7 @@ class Job:
         prompts = {} if pairs.scores is not None else self.base.prompts
         document = next((prompts[name] for name in DOCUMENT_PROMPTS if name in prompts), "")
         self.prompts = prompts.get("query", ""), document
+        self.load = partial(training.load_model, prompts=self.base.prompts)
         self.directory = self.unfinished.directory
         self.trained = self.directory / "model" / output.absolute().name
         self.report: dict[str, Any] = {
@@ -106,13 +99,15 @@ class Job:
     def run(self) -> tuple[Artifact, dict[str, Any]]:
         """Run the job, or continue it where it stopped."""
         files = list_files(self.base.directory)
-        fingerprint = {
-            "settings": asdict(self.settings),
-            "pairs": _digest([asdict(part) for part in self.split[:2]]),
-            "evaluation": _digest(asdict(self.split.held_out)),
-            "model": _digest({name: entry.sha256 for name, entry in files.items()}),
-            "versions": self.versions,
+        digests = {
+            "pairs": [asdict(part) for part in self.split[:2]],
+            "evaluation": asdict(self.split.held_out),
+            "model": {name: entry.sha256 for name, entry in files.items()},
         }
+        fingerprint: dict[str, Any] = {"settings": asdict(self.settings), "versions": self.versions}
+        for name, value in digests.items():
+            text = json.dumps(value, sort_keys=True)
+            fingerprint[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
         with self.unfinished:
             if self.unfinished.resume(fingerprint, self.force) is None:
                 self.unfinished.record()
@@ -123,13 +118,11 @@ class Job:
 
     def run_stages(self) -> None:
         """Evaluate, train unless an earlier run has finished that, evaluate again, export and report."""
-        train, validation, held_out = self.split
-        others = [train, validation]
-        evaluators = make_evaluators(
-            held_out, others, MAX_TARGETS, self.settings.seed, self.prompts
-        )
+        *others, held_out = self.split
+        seed = self.settings.seed
+        evaluators = make_evaluators(held_out, others, MAX_TARGETS, seed, self.prompts)
         evaluations, fidelity = {}, {}
-        with training.quiet_and_seeded(self.settings.seed):
+        with training.quiet_and_seeded(seed):
             self.on_stage("Evaluating the base model.")
             evaluations["before"] = evaluate(self.load(self.base.directory), evaluators)
             summary = read_optional_json(self.directory / "trained.json") or self.train()
@@ -156,10 +149,6 @@ class Job:
             manifest = replace(artifact.manifest, files=list_files(work))
             (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
-    def load(self, directory: Path) -> SentenceTransformer:
-        """Load a checkpoint with the prompts of the base model."""
-        return training.load_model(directory, self.base.prompts)
-
     def train(self) -> dict[str, Any]:
         """Train the base model and save its best checkpoint; return what report.json says of it."""
         settings, split = self.settings, self.split
@@ -175,29 +164,20 @@ class Job:
                 self.on_stage("Mining hard negatives.")
                 dataset = training.mine(model, split.train, settings.hard_negatives, self.progress)
                 if not len(dataset):
-                    raise ValueError(
-                        f"no pair has {settings.hard_negatives} hard negatives among "
-                        f"{len(split.train)} pairs; set hard_negatives lower"
+                    number = (
+                        f"{settings.hard_negatives} hard negatives among {len(split.train)} pairs"
                     )
+                    raise ValueError(f"no pair has {number}; set hard_negatives lower")
                 dataset.save_to_disk(f"{mined}.partial")
                 Path(f"{mined}.partial").rename(mined)
             dataset = load_from_disk(str(mined))
-            if skipped := len(split.train) - len(dataset):
-                self.on_stage(
-                    f"{skipped:,} pairs skipped: fewer hard negatives were found for them."
-                )
+            if n := len(split.train) - len(dataset):
+                self.on_stage(f"{n:,} pairs skipped: fewer hard negatives were found for them.")
         checkpoints = self.directory / "checkpoints"
         newest = training.newest_checkpoint(checkpoints)
         self.on_stage("Training." if newest is None else f"Resuming from {newest.name}.")
-        summary = training.train(
-            model,
-            dataset,
-            validation[-1],
-            settings,
-            checkpoints,
-            prompts=self.prompts,
-            progress=self.progress,
-        )
+        options: dict[str, Any] = {"prompts": self.prompts, "progress": self.progress}
+        summary = training.train(model, dataset, validation[-1], settings, checkpoints, **options)
         shutil.rmtree(self.trained.parent, ignore_errors=True)
         model.save(str(self.trained), create_model_card=False)
         summary["log"]["validation"].insert(0, [0.0, start])
@@ -208,20 +188,14 @@ class Job:
     def export(self, target: Path) -> Artifact:
         """Export the trained checkpoint, calibrated on training texts and on the bundled ones."""
         train = self.split.train
-        texts = [self.prompts[0] + text for text in train.sources]
-        texts += [self.prompts[1] + text for text in train.targets]
-        texts = list(dict.fromkeys(texts))
-        if len(texts) > CALIBRATION_TEXTS:
-            rng = np.random.default_rng(self.settings.seed)
-            rows = rng.choice(len(texts), CALIBRATION_TEXTS, replace=False)
-            texts = [texts[i] for i in sorted(rows.tolist())]
+        columns = zip(self.prompts, (train.sources, train.targets), strict=True)
+        distinct = dict.fromkeys(prompt + text for prompt, texts in columns for text in texts)
+        texts = sample(list(distinct), CALIBRATION_TEXTS, self.settings.seed)
+        # Narrow texts alone do not show the ranges that other texts have.
+        calibration = [*texts, *calibration_texts()]
         try:
             return export_model(
-                self.trained,
-                target,
-                precisions=("fp32", "int8"),
-                # Narrow texts alone do not show the ranges that other texts have.
-                calibration=[*texts, *calibration_texts()],
+                self.trained, target, precisions=("fp32", "int8"), calibration=calibration
             )
         except VerificationError as error:
             raise VerificationError(
@@ -248,11 +222,6 @@ def open_base_model(model: str | Path) -> Checkpoint:
     if via == "direct":
         load_encoder(checkpoint.config, checkpoint.tensors())
     return checkpoint
-
-
-def _digest(value: object) -> str:
-    """Return a short digest of a value that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _describe(pairs: dict[str, int]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.rows import open_rows
@@ -24,8 +26,6 @@ COLUMNS = {
 
 # Fewer distinct pairs cannot be split into training, validation and evaluation.
 MIN_PAIRS = 10
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,9 @@ class TextPairs:
 
     def rows(self, rows: Sequence[int]) -> TextPairs:
         """Return the pairs of some rows."""
-
-        def take(column: Sequence[T]) -> list[T]:
-            return [column[row] for row in rows]
-
-        return TextPairs(
-            take(self.sources),
-            take(self.targets),
-            None if self.negatives is None else take(self.negatives),
-            None if self.scores is None else take(self.scores),
-        )
+        columns = (self.sources, self.targets, self.negatives, self.scores)
+        taken: Any = [c if c is None else [c[row] for row in rows] for c in columns]
+        return TextPairs(*taken)
 
 
 def read_pairs(
@@ -97,36 +90,37 @@ def read_pairs(
     if on_error not in ("fail", "skip"):
         raise ValueError(f"on_error must be 'fail' or 'skip', got {on_error!r}")
     arguments = (source_column, target_column, negative_column, score_column)
-    values: dict[str, list[Any]] = {}
+    values: defaultdict[str, list[Any]] = defaultdict(list)
     skipped: list[int] = []
     with open_rows(path, delimiter=delimiter) as table:
         columns = _choose_columns(path, table.names, dict(zip(COLUMNS, arguments, strict=True)))
         table.columns = list(columns.values())
         for number, row in enumerate(table.rows):
-            for use, column in columns.items():
-                cell = row.values.get(column)
-                value = _number(cell) if use == "score_column" else _text(cell)
-                if value is None and on_error == "fail":
-                    expected = (
-                        "a finite number" if use == "score_column" else "a text that is not empty"
-                    )
-                    raise TableError(
-                        f"{path}: row {number} (line {row.line}) holds {cell!r:.60} in column {column!r}, "
-                        f"expected {expected}; {row.error or 'fix or drop the row'}, or pass on_error='skip'"
-                    )
-                values.setdefault(use, []).append(value)
-            if None in [column[-1] for column in values.values()]:
+            cells = {use: _cell(use, row.values.get(column)) for use, column in columns.items()}
+            invalid = [use for use, cell in cells.items() if cell is None]
+            if invalid and on_error == "fail":
+                column = columns[invalid[0]]
+                expected = (
+                    "finite number" if invalid == ["score_column"] else "text that is not empty"
+                )
+                raise TableError(
+                    f"{path}: row {number} (line {row.line}) holds {row.values.get(column)!r:.60} in column "
+                    f"{column!r}, expected a {expected}; {row.error or 'fix or drop the row'}, or pass "
+                    "on_error='skip'"
+                )
+            if invalid:
                 skipped.append(number)
-                for column_values in values.values():
-                    column_values.pop()
+                continue
+            for use, cell in cells.items():
+                values[use].append(cell)
     if skipped:
         shown = ", ".join(map(str, skipped[:10])) + (", ..." if len(skipped) > 10 else "")
         logger.warning("%s: %d rows without a pair are skipped: %s", path, len(skipped), shown)
     if not values:
         raise TableError(f"{path} holds no pairs")
-    negatives = values.get("negative_column")
-    if negatives and negative_column is None and None not in map(_number, negatives):
-        name = columns["negative_column"]
+    name = columns.get("negative_column")
+    scores = [_cell("score_column", text) for text in values.get("negative_column", ())]
+    if name and negative_column is None and None not in scores:
         raise ValueError(
             f"{path}: column {name!r} holds numbers instead of hard negatives; if they are scores, set "
             f"score_column to {name!r}, else remove the column"
@@ -197,13 +191,11 @@ def normalize(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _text(cell: object) -> str | None:
-    return cell if isinstance(cell, str) and cell.strip() else None
-
-
-def _number(cell: Any) -> float | None:  # noqa: ANN401
-    try:
-        number = math.nan if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+def _cell(use: str, cell: Any) -> str | float | None:  # noqa: ANN401
+    """Return a cell's text, or its number if it is a score; None if it holds none."""
+    if use != "score_column":
+        return cell if isinstance(cell, str) and cell.strip() else None
+    with suppress(TypeError, ValueError):
+        if not isinstance(cell, bool) and math.isfinite(number := float(cell)):
+            return number
+    return None

@@ -45,7 +45,7 @@ class RightTargets:
         texts = self.ids[1:, rows].ravel()
         right = [np.isin(texts, list(self._right[source])) for source in self.ids[0, rows].tolist()]
         mask = np.array(right)
-        mask[np.arange(len(rows)), np.arange(len(rows))] = False
+        np.fill_diagonal(mask, False)
         return torch.from_numpy(mask)
 
 

@@ -28,15 +28,15 @@ METRICS = {
     "ndcg_at_10": "NDCG@10",
     "spearman": "Spearman",
 }
+COSINES = ("mean_cosine", "min_cosine")
 
 
 def held_out_report(
     targets: int, evaluations: Mapping[str, Evaluation], fidelity: Mapping[str, Fidelity]
 ) -> dict[str, Any]:
-    """Return what report.json says of the held-out pairs.
+    """Return what report.json says of the held-out pairs; evaluations are by the keys of MODELS.
 
     :param targets: number of targets searched.
-    :param evaluations: by the keys of MODELS.
     :param fidelity: to the fine-tuned PyTorch model on the evaluated texts, by precision.
     """
     before, after = evaluations["before"].first_hits, evaluations["after"].first_hits
@@ -44,16 +44,10 @@ def held_out_report(
     for name in filter(evaluations.__contains__, MODELS):
         metrics = evaluations[name].metrics
         models[name] = {k: None if v is None else round(v, 4) for k, v in metrics.items()}
-        if name in fidelity:
-            models[name]["mean_cosine"] = round(fidelity[name].mean_cosine, 6)
-            models[name]["min_cosine"] = round(fidelity[name].min_cosine, 6)
-    return {
-        "queries": len(after),
-        "targets": targets,
-        "models": models,
-        "gained": int((after & ~before).sum()),
-        "lost": int((before & ~after).sum()),
-    }
+        for cosine in COSINES if name in fidelity else ():
+            models[name][cosine] = round(getattr(fidelity[name], cosine), 6)
+    changes = {"gained": int((after & ~before).sum()), "lost": int((before & ~after).sum())}
+    return {"queries": len(after), "targets": targets, "models": models, **changes}
 
 
 def report_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -63,9 +57,8 @@ def report_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     header = ["held out", *(METRICS[name] for name in metrics), "cosine to PyTorch: mean", "min"]
     rows = []
     for name, values in models.items():
-        cosines = ["mean_cosine", "min_cosine"]
         cells = [f"{values[key]:.4f}" for key in metrics]
-        cells += [f"{values[key]:.5f}" if key in values else "" for key in cosines]
+        cells += [f"{values[key]:.5f}" if key in values else "" for key in COSINES]
         rows.append([MODELS[name], *cells])
     return header, rows
 

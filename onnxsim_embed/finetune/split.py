@@ -37,11 +37,9 @@ def split_pairs(
     :returns: the split, and the number of pairs skipped for their held-out source.
     :raises ValueError: if there is no such split, with the next step.
     """
-    rows = list(range(len(pairs)))
-    if held_out is not None:
-        excluded = set(map(normalize, held_out.sources))
-        rows = [row for row in rows if normalize(pairs.sources[row]) not in excluded]
-    usable = pairs.rows(rows)
+    excluded = set(map(normalize, () if held_out is None else held_out.sources))
+    sources = map(normalize, pairs.sources)
+    usable = pairs.rows([row for row, text in enumerate(sources) if text not in excluded])
     skipped = len(pairs) - len(usable)
     if len(usable) < MIN_PAIRS:
         raise ValueError(
@@ -49,18 +47,25 @@ def split_pairs(
             "source with an evaluation pair"
         )
     size = max(1, min(MAX_EVALUATED, round(len(usable) * share / 2)))
-    sizes = {"validation": size} | ({} if held_out is not None else {"held_out": size})
-    parts = _assign(_groups(usable, held_out is None), sizes, seed)
-    for name in sizes:
-        if not parts[name]:
+    room = {"validation": size} | ({"held_out": size} if held_out is None else {})
+    parts: dict[str, list[int]] = {"train": [], **{name: [] for name in room}}
+    groups = _groups(usable, held_out is None)
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    # Whole groups, in random order, go to the first part with room, else to training.
+    for group in np.random.default_rng(seed).permutation(len(members)):
+        rows = members[group].tolist()
+        fits = (name for name, size in room.items() if len(parts[name]) + len(rows) <= size)
+        parts[next(fits, "train")] += rows
+    for name, rows in parts.items():
+        if not rows and name != "train":
             raise ValueError(
                 f"no pairs are left for the {name} part: nearly all of the {len(usable)} are connected "
                 "through repeated texts, so that a split would evaluate on texts that were trained on"
                 + ("; pass other pairs as evaluation" if held_out is None else "")
             )
-    if held_out is None:
-        held_out = usable.rows(parts["held_out"])
-    return Split(usable.rows(parts["train"]), usable.rows(parts["validation"]), held_out), skipped
+    train, validation, *rest = (usable.rows(sorted(rows)) for rows in parts.values())
+    return Split(train, validation, rest[0] if held_out is None else held_out), skipped
 
 
 def _groups(pairs: TextPairs, targets_too: bool) -> npt.NDArray[np.int32]:
@@ -77,20 +82,3 @@ def _groups(pairs: TextPairs, targets_too: bool) -> npt.NDArray[np.int32]:
     right = number(pairs.targets) if targets_too else left
     edges = coo_array((np.ones(len(left), np.int8), (left, right)), (len(numbers), len(numbers)))
     return np.asarray(connected_components(edges, directed=False)[1][left], np.int32)
-
-
-def _assign(
-    groups: npt.NDArray[np.int32], sizes: dict[str, int], seed: int
-) -> dict[str, list[int]]:
-    """Assign whole groups, in random order, to the first part with room; the rest is for training."""
-    order = np.argsort(groups, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-    room = dict(sizes)
-    parts: dict[str, list[int]] = {"train": [], "validation": [], "held_out": []}
-    for group in np.random.default_rng(seed).permutation(len(members)):
-        rows = members[group]
-        name = next((name for name, left in room.items() if left >= len(rows)), "train")
-        if name != "train":
-            room[name] -= len(rows)
-        parts[name] += rows.tolist()
-    return {name: sorted(rows) for name, rows in parts.items()}

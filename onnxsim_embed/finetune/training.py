@@ -67,10 +67,7 @@ MAX_MINED_SCORE = 0.95
 
 
 def load_model(directory: Path, prompts: Mapping[str, str]) -> SentenceTransformer:
-    """Load a checkpoint for training.
-
-    :param prompts: the model's prompts, which replace those of the checkpoint.
-    """
+    """Load a checkpoint for training; `prompts` replace its own."""
     model = SentenceTransformer(str(directory), local_files_only=True)
     model.prompts = dict(prompts)
     # Else the card of each checkpoint asks the Hub for its base model, and samples examples.
@@ -81,29 +78,19 @@ def load_model(directory: Path, prompts: Mapping[str, str]) -> SentenceTransform
 
 def to_dataset(pairs: TextPairs) -> Dataset:
     """Return pairs as a dataset; the order of its columns says what they are."""
-    columns = {
-        "source": pairs.sources,
-        "target": pairs.targets,
-        "negative": pairs.negatives,
-        "label": pairs.scores,
-    }
+    columns = {"source": pairs.sources, "target": pairs.targets}
+    columns |= {"negative": pairs.negatives, "label": pairs.scores}  # type: ignore[dict-item]
     return Dataset.from_dict({k: list(v) for k, v in columns.items() if v is not None})
 
 
 def mine(model: SentenceTransformer, pairs: TextPairs, number: int, progress: bool) -> Dataset:
-    """Return the pairs with the targets of other pairs that the model confuses most with their own.
+    """Return the pairs with hard negatives: targets that the model confuses most with their own.
 
     :param number: hard negatives for each pair; pairs with fewer are skipped.
     """
+    options = {"max_score": MAX_MINED_SCORE, "output_format": "n-tuple", "verbose": False}
     with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
-        return mine_hard_negatives(
-            to_dataset(pairs),
-            model,
-            num_negatives=number,
-            max_score=MAX_MINED_SCORE,
-            output_format="n-tuple",
-            verbose=False,
-        )
+        return mine_hard_negatives(to_dataset(pairs), model, num_negatives=number, **options)
 
 
 def train(
@@ -116,11 +103,10 @@ def train(
     prompts: tuple[str, str],
     progress: bool,
 ) -> dict[str, Any]:
-    """Train a model in place, from the newest checkpoint if there is one, to its best checkpoint.
+    """Train a model in place, from the newest of `checkpoints` if there is one, to the best.
 
     :param dataset: pairs in the columns of `to_dataset`, with mined hard negatives if there are any.
     :param evaluator: chooses the best checkpoint.
-    :param checkpoints: directory for checkpoints.
     :returns: what report.json says of the training.
     :raises TrainingError: if a gradient is not finite.
     """
@@ -216,14 +202,12 @@ def newest_checkpoint(directory: Path) -> Path | None:
 
     The trainer writes trainer_state.json last; after a kill it may be missing or cut short.
     """
-    complete = []
+    complete = {}
     for path in directory.glob("checkpoint-*"):
-        try:
+        with contextlib.suppress(OSError, ValueError):
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            complete.append((int(path.name.rpartition("-")[2]), path))
-        except (OSError, ValueError):
-            continue
-    return max(complete)[1] if complete else None
+            complete[int(path.name.rpartition("-")[2])] = path
+    return complete[max(complete)] if complete else None
 
 
 class FiniteGradients(TrainerCallback):  # type: ignore[misc]
@@ -233,9 +217,9 @@ class FiniteGradients(TrainerCallback):  # type: ignore[misc]
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: object,
+        *_: object,
         model: torch.nn.Module,
-        **_: object,
+        **__: object,
     ) -> None:
         """Check the gradients; after clipping, one NaN is in all of them."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -276,26 +260,20 @@ def max_texts(model: SentenceTransformer, dataset: Dataset, columns: Sequence[st
 @contextlib.contextmanager
 def quiet_and_seeded(seed: int) -> Iterator[None]:
     """Seed every generator, silence libraries and use this process's CPUs; restore all at the end."""
-    # numpy's legacy generator too: the trainer draws from it.
-    states, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()  # noqa: NPY002
-    verbosity = transformers_logging.get_verbosity()
-    bars = [
-        (transformers_logging.is_progress_bar_enabled(), transformers_logging.enable_progress_bar),
-        (not are_progress_bars_disabled(), enable_progress_bars),
-    ]
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
-    torch.set_num_threads(available_cpus())
-    try:
-        with torch.random.fork_rng(devices=[]):
-            set_seed(seed)
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_num_threads(threads)
-        transformers_logging.set_verbosity(verbosity)
-        for enabled, enable in bars:
-            if enabled:
-                enable()
+    with contextlib.ExitStack() as restored:
+        restored.callback(random.setstate, random.getstate())
+        # numpy's legacy generator too: the trainer draws from it.
+        restored.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
+        restored.callback(torch.set_num_threads, torch.get_num_threads())
+        restored.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
+        if transformers_logging.is_progress_bar_enabled():
+            restored.callback(transformers_logging.enable_progress_bar)
+        if not are_progress_bars_disabled():
+            restored.callback(enable_progress_bars)
+        restored.enter_context(torch.random.fork_rng(devices=[]))
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        disable_progress_bars()
+        torch.set_num_threads(available_cpus())
+        set_seed(seed)
+        yield
