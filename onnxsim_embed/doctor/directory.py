@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,13 +15,10 @@ from onnxsim_embed.export.checkpoint import AFTER_PADDING, LONGEST_SEQUENCE, TRA
 from onnxsim_embed.export.modules import LEGACY_POOLING
 from onnxsim_embed.export.tokenizer import SPECIAL_TOKENS
 
-ST = "sentence-transformers"
-FASTEMBED = "fastembed"
-TEI = "text-embeddings-inference"
-JS = "transformers.js"
-OURS = "onnxsim-embed"
-TOKENIZERS = "tokenizers"  # programs that read tokenizer.json with this library, as it is
-READERS = (ST, FASTEMBED, TEI, JS, TOKENIZERS, OURS)
+# "tokenizers": programs that read tokenizer.json with this library, as it is.
+ST, FASTEMBED, TEI, JS, TOKENIZERS, OURS = READERS = (
+    "sentence-transformers", "fastembed", "text-embeddings-inference", "transformers.js", "tokenizers", "onnxsim-embed",
+)  # fmt: skip
 
 LEGACY_TYPES = "sentence_transformers.models."
 # Keys that every version wrote until 5.3; the later ones count as false where they are missing.
@@ -31,9 +28,6 @@ FIRST_POOLING_KEYS = ("word_embedding_dimension", "pooling_mode_cls_token", "poo
 MAIN = "onnx/model.onnx"
 ROOT = "model.onnx"
 OTHERS = tuple(f"onnx/model_{kind}.onnx" for kind in ("fp16", "quantized", "int8", "uint8"))
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-OUTPUT = "last_hidden_state"
-JS_OUTPUTS = (OUTPUT, "logits", "token_embeddings")
 
 # The largest tokenizer.json in use (250,000 words of many languages) have 17 MB.
 MAX_JSON = 100 << 20
@@ -86,10 +80,10 @@ class Directory:
         self.pooling_config = self.table(self.pooling)
         self.pooling_modes = _pooling_modes(self.pooling_config)
         self.legacy_pooling = _legacy_pooling(self)
-        needed = {*FIRST_POOLING_KEYS, *(k for k, v in self.legacy_pooling.items() if v is True)}
         self.missing_pooling_keys = [
-            key for key in self.legacy_pooling if key in needed and key not in self.pooling_config
-        ]
+            key for key, value in self.legacy_pooling.items()
+            if (key in FIRST_POOLING_KEYS or value is True) and key not in self.pooling_config
+        ]  # fmt: skip
         # The file that states max_seq_length, whether it exists or not.
         self.transformer = next(filter(self.has, TRANSFORMER_CONFIGS), TRANSFORMER_CONFIGS[0])
         self.max_seq_length = self.table(self.transformer).get("max_seq_length")
@@ -126,13 +120,16 @@ def _modules_of_subdirectories(path: Path) -> list[dict[str, Any]]:
     Without a manifest that needs a Normalize directory: empty ones get lost in copies.
     """
     matches = [re.fullmatch(r"(\d+)_(Pooling|Dense|Normalize)", p.name) for p in path.iterdir()]
-    kinds = {int(m[1]): m[2] for m in matches if m and (path / m[0]).is_dir()}
-    normalized = "Normalize" in kinds.values()
-    expected = Artifact.open(path).manifest.normalize if is_artifact(path) else True
-    numbers = sorted(kinds)
-    if normalized != expected or "Pooling" not in kinds.values() or numbers[-1] != len(kinds):
+    numbered = sorted((int(m[1]), m[0], m[2]) for m in matches if m and (path / m[0]).is_dir())
+    paths = [("", "Transformer"), *((name, kind) for _, name, kind in numbered)]
+    kinds = {kind for _, kind in paths}
+    normalize = Artifact.open(path).manifest.normalize if is_artifact(path) else True
+    if (
+        ("Normalize" in kinds) != normalize
+        or "Pooling" not in kinds
+        or numbered[-1][0] != len(numbered)
+    ):
         return []
-    paths = [("", "Transformer"), *((f"{i}_{kinds[i]}", kinds[i]) for i in numbers)]
     return [
         {"idx": i, "name": str(i), "path": path, "type": LEGACY_TYPES + kind}
         for i, (path, kind) in enumerate(paths)
@@ -217,43 +214,36 @@ def check_inside(directory: Path, name: str) -> None:
         raise ValueError(f"it leads out of the directory, to {(directory / name).resolve()}")
 
 
-@dataclass(frozen=True)
 class OnnxFile:
     """Types of an ONNX file's inputs and outputs, or the error that loading it raises."""
 
-    name: str
-    path: Path
-    inputs: dict[str, str] = field(default_factory=dict)
-    outputs: dict[str, str] = field(default_factory=dict)
-    first_output: str = ""
-    first_axes: int = 3
-    error: str = ""
+    def __init__(self, path: Path, name: str) -> None:
+        from onnxsim_embed.system.hardware import CPU_PROVIDER
+        from onnxsim_embed.system.onnx_session import onnxruntime
+
+        self.path, self.name, self.error = path, name, ""
+        self.inputs: dict[str, str] = {}
+        self.outputs: dict[str, str] = {}
+        self.first_output, self.first_axes = "", 3
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        # The fallback prints, and tries the same provider again.
+        settings = {"providers": [CPU_PROVIDER], "enable_fallback": 0}
+        try:
+            check_inside(path, name)
+            session = onnxruntime.InferenceSession(str(path / name), options, **settings)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self.error = f"{lines[0]:.200}"
+            return
+        self.inputs = {entry.name: entry.type for entry in session.get_inputs()}
+        self.outputs = {entry.name: entry.type for entry in session.get_outputs()}
+        first = session.get_outputs()[0]
+        self.first_output, self.first_axes = first.name, len(first.shape)
 
 
 def open_onnx_files(directory: Directory) -> list[OnnxFile]:
     """Load the ONNX files of a directory, without running them."""
     main = MAIN if directory.has(MAIN) else ROOT
-    return [_open(directory.path, name) for name in (main, *OTHERS) if directory.has(name)]
-
-
-def _open(path: Path, name: str) -> OnnxFile:
-    from onnxsim_embed.system.hardware import CPU_PROVIDER
-    from onnxsim_embed.system.onnx_session import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    try:
-        check_inside(path, name)
-        session = onnxruntime.InferenceSession(
-            str(path / name),
-            options,
-            providers=[CPU_PROVIDER],
-            enable_fallback=0,  # which prints and tries the same provider again
-        )
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return OnnxFile(name, path, error=f"{lines[0]:.200}")
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    types = [{entry.name: entry.type for entry in entries} for entries in (inputs, outputs)]
-    return OnnxFile(name, path, types[0], types[1], outputs[0].name, len(outputs[0].shape))
+    return [OnnxFile(directory.path, name) for name in (main, *OTHERS) if directory.has(name)]

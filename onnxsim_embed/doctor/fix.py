@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, FileEntry, is_artifact, sha256
 from onnxsim_embed.doctor.directory import Finding, check_inside, read_json
@@ -25,23 +25,27 @@ def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
         manifest.
     """
     directory = Path(directory)
-    names = list(dict.fromkeys(f.file for f in findings if f.change is not None))
-    if not names:
+    changes = defaultdict(list)
+    for finding in findings:
+        if finding.change is not None:
+            changes[finding.file].append(finding.change)
+    if not (names := list(changes)):
         return []
     contents = {}
     for name in names:
         try:
-            check_inside(directory, name)
             check_inside(directory, str(Path(name).parent))
-            contents[name] = _changed(directory, name, findings)
-            json_bytes(contents[name])  # a JSON file may hold what UTF-8 cannot: lone surrogates
+            check_inside(directory, name)
+            content = read_json(directory, name, object) if (directory / name).is_file() else None
+            for change in changes[name]:
+                content = change(content)
+            json_bytes(content)  # a JSON file may hold what UTF-8 cannot: lone surrogates
+            contents[name] = content
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{directory / name} is not written: {error}") from None
     if not is_artifact(directory):
         for name, content in contents.items():
-            write_json(
-                directory / name, content
-            )  # the target of a link in its place stays unchanged
+            write_json(directory / name, content)  # the target of a link in its place stays
         return names
     artifact = Artifact.open(directory)
     manifest = artifact.manifest
@@ -58,16 +62,6 @@ def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
         manifest = replace(manifest, files=dict(sorted(files.items())))
         (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return names
-
-
-def _changed(directory: Path, name: str, findings: Sequence[Finding]) -> Any:  # noqa: ANN401
-    content = None
-    if (directory / name).is_file():
-        content = read_json(directory, name, object)
-    for finding in findings:
-        if finding.file == name and finding.change is not None:
-            content = finding.change(content)
-    return content
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +13,11 @@ from typing import Any
 from onnxsim_embed.artifact.manifest import Artifact, is_artifact
 from onnxsim_embed.doctor.directory import (
     FASTEMBED,
-    INPUTS,
     JS,
-    JS_OUTPUTS,
     LEGACY_TYPES,
     MAIN,
     OTHERS,
     OURS,
-    OUTPUT,
     READERS,
     ROOT,
     ST,
@@ -32,16 +29,16 @@ from onnxsim_embed.doctor.directory import (
     kind_of,
     open_onnx_files,
     token_text,
-)
+)  # fmt: skip
 from onnxsim_embed.errors import ArtifactError
 
 ALL = (ST, FASTEMBED, TEI, JS)
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+OUTPUT = "last_hidden_state"
+JS_OUTPUTS = (OUTPUT, "logits", "token_embeddings")
 KNOWN_MODULES = {"Transformer", "Pooling", "Dense", "Normalize"}
 # Wheels that write the same directory.
-WHEELS = (
-    "onnxruntime",
-    *(f"onnxruntime-{kind}" for kind in ("gpu", "directml", "openvino", "qnn", "rocm")),
-)
+WHEELS = [f"onnxruntime{kind}" for kind in ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm")]
 NO_FILE = "does not load: no such file"
 EXPORT = "export the model: onnxsim-embed export {d.path} -o NEW_DIRECTORY"
 POOLING = f"{EXPORT} --pooling MODE, with the mode that the model was trained with"
@@ -233,23 +230,19 @@ def diagnose(directory: str | Path, readers: Sequence[str] = READERS) -> list[Fi
     subject = Directory(Path(directory))
     if unknown := [name for name in readers if name not in READERS]:
         raise ValueError(f"unknown reader {unknown[0]!r}; allowed: {', '.join(READERS)}")
-    findings = [finding for rule in RULES for finding in rule.apply(subject)]
+    findings = []
+    if is_artifact(subject.path):
+        artifact = Artifact.open(subject.path)
+        for name in artifact.manifest.files:
+            try:
+                artifact.file(name)
+            except ArtifactError as error:
+                effect = f"does not load: {error}"
+                findings.append(Finding(name, None, (OURS,), effect, "export the model again"))
+    findings += subject.damaged
     damaged = {finding.file for finding in subject.damaged}
-    findings = [finding for finding in findings if finding.file not in damaged]
-    findings = [*_integrity(subject.path), *subject.damaged, *findings]
+    found = (finding for rule in RULES for finding in rule.apply(subject))
+    findings += [finding for finding in found if finding.file not in damaged]
     for file in open_onnx_files(subject):
         findings += [finding for rule in ONNX_RULES for finding in rule.apply(file)]
     return [finding for finding in findings if {*readers} & {*finding.readers}]
-
-
-def _integrity(path: Path) -> Iterator[Finding]:
-    """Yield the files that do not match an artifact's manifest."""
-    if not is_artifact(path):
-        return
-    artifact = Artifact.open(path)
-    for name in artifact.manifest.files:
-        try:
-            artifact.file(name)
-        except ArtifactError as error:
-            effect = f"does not load: {error}"
-            yield Finding(name, None, (OURS,), effect, "export the model again")
