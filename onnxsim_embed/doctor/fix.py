@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,22 +24,13 @@ def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
         manifest.
     """
     directory = Path(directory)
-    changes = defaultdict(list)
-    for finding in findings:
-        if finding.change is not None:
-            changes[finding.file].append(finding.change)
-    if not (names := list(changes)):
+    names = list(dict.fromkeys(f.file for f in findings if f.change is not None))
+    if not names:
         return []
     contents = {}
     for name in names:
         try:
-            check_inside(directory, str(Path(name).parent))
-            check_inside(directory, name)
-            content = read_json(directory, name, object) if (directory / name).is_file() else None
-            for change in changes[name]:
-                content = change(content)
-            json_bytes(content)  # a JSON file may hold what UTF-8 cannot: lone surrogates
-            contents[name] = content
+            contents[name] = _changed(directory, name, findings)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{directory / name} is not written: {error}") from None
     if not is_artifact(directory):
@@ -62,6 +52,17 @@ def repair(directory: str | Path, findings: Sequence[Finding]) -> list[str]:
         manifest = replace(manifest, files=dict(sorted(files.items())))
         (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return names
+
+
+def _changed(directory: Path, name: str, findings: Sequence[Finding]) -> object:
+    check_inside(directory, name)
+    check_inside(directory, str(Path(name).parent))
+    content = read_json(directory, name, object) if (directory / name).is_file() else None
+    for finding in findings:
+        if finding.file == name and finding.change is not None:
+            content = finding.change(content)
+    json_bytes(content)  # a JSON file may hold what UTF-8 cannot: lone surrogates
+    return content
 
 
 def _link_or_copy(source: str, target: str) -> None:
