@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import typer
 from typer import Argument, Option
 
-from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Inputs, with_inputs
-from onnxsim_embed.cli.output import check_table
+from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
+from onnxsim_embed.cli.output import check_table, counted
 
 
 @with_inputs
 def cluster(
-    inputs: Inputs,
+    inputs: VectorInputs,
     file: str = Argument(..., help="csv, tsv, jsonl, parquet or txt (also .gz); - for stdin."),
     output: Path = Option(
         ..., "--output", "-o", help="clusters.csv or .tsv: row, cluster, rank, text."
@@ -28,7 +28,6 @@ def cluster(
         "communities", help="communities (around a central row) or components (chains)."
     ),
     show: int = Option(5, min=0, help="Number of the largest clusters to print."),
-    vectors: options.Vectors = None,
 ) -> None:
     """Find clusters of similar rows.
 
@@ -46,22 +45,24 @@ def cluster(
     started = time.perf_counter()
     source = inputs.open(file)
     texts = source.read()
-    rows = source.rows
+    names = source.names
     find = communities if method == "communities" else component_groups
-    groups = find(source.vectors(texts, vectors), threshold, min_size)
+    groups = find(source.vectors(texts, inputs.vectors), threshold, min_size)
     members = [row for group in groups for row in group]
-    columns = {
-        "row": [rows[row] for row in members],
+    columns: dict[str, Any] = {
+        "row": [names[row] for row in members],
         "cluster": [number for number, group in enumerate(groups) for _ in group],
         "rank": [rank for group in groups for rank in range(1, len(group) + 1)],
-        "text": [texts[row] for row in members],
     }
+    if not inputs.no_text:
+        columns["text"] = [texts[row] for row in members]
     write_rows(columns, output)
     if not inputs.quiet:
         typer.echo(
-            f"Found {len(groups):,} clusters of {len(members):,} of {len(texts):,} rows -> {output}, "
+            f"Found {counted(len(groups), 'cluster')} of {len(members):,} of "
+            f"{counted(len(texts), 'row')} -> {output}, "
             f"in {time.perf_counter() - started:.2f} s."
         )
         for group in groups[:show]:
             text = shorten(texts[group[0]])
-            typer.echo(f"{len(group):>7,} rows  {rows[group[0]]}: {text}")
+            typer.echo(f"{counted(len(group), 'row'):>12}  {names[group[0]]}: {text}")

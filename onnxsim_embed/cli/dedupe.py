@@ -9,15 +9,14 @@ from typing import Any
 import typer
 from typer import Argument, Option
 
-from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Inputs, with_inputs
+from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
 from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.files.atomic import atomic_file
 
 
 @with_inputs
 def dedupe(
-    inputs: Inputs,
+    inputs: VectorInputs,
     file: str = Argument(..., help="csv, tsv, jsonl, parquet or txt (also .gz)."),
     output: Path = Option(
         ..., "--output", "-o", help="Rows kept: .csv, .tsv, .jsonl, .parquet or .txt."
@@ -26,7 +25,6 @@ def dedupe(
         0.95, "--threshold", "-t", min=-1, max=1, help="Drop rows with a score above it."
     ),
     groups: Path | None = Option(None, help="groups.csv or .tsv: row, kept, score, text."),
-    vectors: options.Vectors = None,
 ) -> None:
     """Remove near-duplicate rows of a file, keeping the first of each group."""
     check_table(output, inputs.force, ".csv", ".tsv", ".jsonl", ".parquet", ".txt")
@@ -47,19 +45,20 @@ def dedupe(
         file, inputs.kind, output.suffix[1:], len(texts), delimiter=inputs.delimiter,
         header=not inputs.no_header, skipped=source.report.skipped,
     )  # fmt: skip
-    result = deduplicate(source.vectors(texts, vectors), threshold)
+    result = deduplicate(source.vectors(texts, inputs.vectors), threshold)
     with atomic_file(output) as work:
         write(work, result.kept)
-    message = f"Kept {len(result.kept):,} of {len(texts):,} rows -> {output}"
+    message = f"Kept {len(result.kept):,} of {counted(len(texts), 'row')} -> {output}"
     if groups is not None:
-        members, rows = result.groups(), source.rows
+        members, names = result.groups(), source.names
         chosen = [row for group in members for row in group]
         columns: dict[str, Any] = {
-            "row": [rows[row] for row in chosen],
-            "kept": [rows[result.first[row]] for row in chosen],
+            "row": [names[row] for row in chosen],
+            "kept": [names[result.first[row]] for row in chosen],
             "score": digits(result.scores[[int(row) for row in chosen]]),
-            "text": [texts[row] for row in chosen],
         }
+        if not inputs.no_text:
+            columns["text"] = [texts[row] for row in chosen]
         write_rows(columns, groups)
         message += f", {counted(len(members), 'group')} -> {groups}"
     if not inputs.quiet:

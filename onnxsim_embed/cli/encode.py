@@ -32,10 +32,6 @@ def encode(
     output: str = Option(
         ..., "--output", "-o", help="vectors.npy or .parquet; a directory with --engine ray."
     ),
-    device: str = Option("auto", help="auto, cpu, cuda, cuda:N or openvino."),
-    max_seq_length: int | None = Option(
-        None, help="Maximum tokens of a text; default: the model's."
-    ),
     prompt_name: str | None = Option(None, help="A prompt of the model, e.g. query."),
     dtype: str = Option(
         "float32", help="Output: float32, float16, int8, uint8, binary or ubinary."
@@ -48,9 +44,6 @@ def encode(
     report: Path | None = Option(None, help="Write counts and the time of each stage, .json."),
     engine: options.Engine = None,
     address: options.Address = None,
-    id_column: str | None = Option(
-        None, help="With --engine ray: ids of rows; default: row numbers."
-    ),
     strict: bool = Option(
         False, "--strict", help="With --engine ray: fail at a row without a usable text."
     ),
@@ -63,22 +56,16 @@ def encode(
     """
     if options.on_ray(
         engine,
-        {"id_column": id_column, "strict": strict},
-        {
-            "device": device not in ("auto", "cpu"),
-            "dtype": dtype != "float32",
-            "ranges": ranges,
-            "report": report,
-            **inputs.reading,
-        },
+        {"strict": strict},
+        {"dtype": dtype != "float32", "ranges": ranges, "report": report, **inputs.local},
     ):
         encode_on_ray(
             file,
             output,
             inputs,
-            id_column=id_column,
+            id_column=inputs.id_column,
             prompt_name=prompt_name,
-            max_seq_length=max_seq_length,
+            max_seq_length=inputs.max_seq_length,
             normalize_embeddings=normalize,
             truncate_dim=truncate_dim,
             on_error="raise" if strict else "skip",
@@ -91,15 +78,15 @@ def encode(
 
     target = Path(output)
     EmbeddingCheckpoint(target).check_target(inputs.force)
+    if inputs.id_column and target.suffix != ".parquet":
+        raise ValueError(f"--id-column requires -o VECTORS.parquet: {target} cannot hold ids")
     if report is not None:
         _check_report(report, target, inputs.force)
     check_format(dtype, ranges is not None)
     limits = None if ranges is None else read_vectors(ranges)
     source = inputs.open(file)
     texts = iter(source)
-    embedder = inputs.load(device)
-    if max_seq_length is not None:
-        embedder.max_seq_length = max_seq_length
+    embedder = inputs.load()
     with _resumable(inputs.force, inputs.quiet) as on_rows:
         result = encode_to_file(
             embedder,
@@ -111,6 +98,7 @@ def encode(
             ranges=limits,
             normalize_embeddings=normalize,
             truncate_dim=truncate_dim,
+            ids=source.report.ids if inputs.id_column else None,
             force=inputs.force,
             on_rows=on_rows,
         )

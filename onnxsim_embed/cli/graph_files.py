@@ -1,9 +1,11 @@
-"""Files of similarities: matrix, neighbours, pairs, heatmap. Rows keep the numbers of the input."""
+"""Files of similarities: matrix, neighbours, pairs, heatmap. Rows keep the names of the input."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,73 +20,83 @@ from onnxsim_embed.similarity import compare
 from onnxsim_embed.similarity.graph import SimilarityGraph
 from onnxsim_embed.similarity.graph_writer import write_graph
 from onnxsim_embed.similarity.memory import Estimate
-from onnxsim_embed.similarity.selection import Float32, Int64
+from onnxsim_embed.similarity.selection import Float32, Int64, Pairs
 
 # A heatmap is dense: 2,000 rows are 16 MB of scores and already finer than a screen.
 HEATMAP_ROWS = 2000
 
 
-@dataclass(frozen=True)
+@dataclass
 class SimilarityJob:
-    """The vectors to compare, and their texts if known.
+    """The vectors to compare; scores that several outputs need are computed once.
 
     :param vectors: (n, dim).
-    :param texts: texts of all rows of the input.
+    :param names: id or row number of each vector.
+    :param texts: text of each vector, if known.
+    :param threshold: scores above it are in matrix and pairs.
     :param kept: int64 array (n,), the row of each vector in the input; None for all rows.
     :param rows: rows of the input.
+    :param with_texts: whether tables hold the texts.
     :param max_memory: maximum bytes to use; None for three quarters of the available memory.
     """
 
     vectors: npt.NDArray[Any]
+    names: Sequence[Any]
     texts: list[str] | None
-    kept: Int64 | None
-    rows: int
+    threshold: float
+    kept: Int64 | None = None
+    rows: int = 0
+    with_texts: bool = True
     max_memory: int | None = None
     show_progress_bar: bool = False
 
-    def estimate(self, threshold: float, k: int | None) -> Estimate:
-        """Estimate the matrix above a threshold, or the top-k of each row, from a sample."""
-        return compare.estimate_similarity(self.vectors, threshold, k=k)
+    def estimate(self, k: int | None) -> Estimate:
+        """Estimate the matrix above the threshold, or the top-k of each row, from a sample."""
+        return compare.estimate_similarity(self.vectors, self.threshold, k=k)
 
-    def write_matrix(self, path: Path, threshold: float) -> int:
+    @cached_property
+    def matrix(self) -> sparse.csr_array:
+        """The scores above the threshold (n, n)."""
+        return compare.similarity_matrix(self.vectors, self.threshold, **self._options())
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """Each pair above the threshold, in descending order of score."""
+        if "matrix" in vars(self):
+            return compare.sorted_pairs(sparse.triu(self.matrix, 1, "csr"))
+        return compare.similar_pairs(self.vectors, self.threshold, **self._options())
+
+    def write_matrix(self, path: Path) -> int:
         """Write the sparse matrix (rows x rows of the input) as .npz; return its number of entries."""
-        matrix = compare.similarity_matrix(self.vectors, threshold, **self._options())
+        matrix = self.matrix
         if self.kept is not None:
             entries = matrix.tocoo()
-            row, column = (self._rows(index).astype(index.dtype) for index in entries.coords)
+            row, column = (self.kept[index].astype(index.dtype) for index in entries.coords)
             matrix = sparse.csr_array((entries.data, (row, column)), shape=(self.rows, self.rows))
         with atomic_file(path) as work, work.open("wb") as stream:
             sparse.save_npz(stream, matrix, compressed=False)
         return int(matrix.nnz)
 
-    def write_graph(
-        self, path: Path, threshold: float, k: int | None, force: bool
-    ) -> SimilarityGraph:
+    def write_graph(self, path: Path, k: int | None, force: bool) -> SimilarityGraph:
         """Write a similarity graph: the top-k of each row, or without k all scores above a threshold."""
-        limits: dict[str, Any] = {"threshold": threshold} if k is None else {"k": k}
+        limits: dict[str, Any] = {"threshold": self.threshold} if k is None else {"k": k}
         return write_graph(self.vectors, path, **limits, force=force, **self._options())
 
     def write_neighbours(self, path: Path, k: int) -> None:
         """Write row, rank, neighbour and score of the k nearest neighbours of each row."""
         top = compare.neighbours(self.vectors, k, **self._options())
-        columns: dict[str, Any] = {
-            "row": np.repeat(self._rows(np.arange(len(self.vectors))), k),
-            "rank": np.tile(np.arange(1, k + 1), len(self.vectors)),
-            "neighbour": self._rows(top.indices.ravel()),
-            "score": digits(top.scores.ravel()),
-        }
-        write_rows(self._with_texts(columns, "row", "neighbour"), path)
+        rows = {"row": np.repeat(np.arange(len(self.vectors)), k), "neighbour": top.indices.ravel()}
+        rank = np.tile(np.arange(1, k + 1), len(self.vectors))
+        names = self._names(rows)
+        columns = {"row": names["row"], "rank": rank, "neighbour": names["neighbour"]}
+        write_rows(columns | {"score": digits(top.scores.ravel())} | self._texts(rows), path)
 
-    def write_pairs(self, path: Path, threshold: float) -> int:
-        """Write left, right and score of each pair above a threshold; return their number."""
-        pairs = compare.similar_pairs(self.vectors, threshold, **self._options())
-        columns: dict[str, Any] = {
-            "left": self._rows(pairs.left),
-            "right": self._rows(pairs.right),
-            "score": digits(pairs.scores),
-        }
-        write_rows(self._with_texts(columns, "left", "right"), path)
-        return len(pairs.scores)
+    def write_pairs(self, path: Path) -> int:
+        """Write left, right and score of each pair above the threshold; return their number."""
+        rows = {"left": self.pairs.left, "right": self.pairs.right}
+        scores = {"score": digits(self.pairs.scores)}
+        write_rows(self._names(rows) | scores | self._texts(rows), path)
+        return len(self.pairs.scores)
 
     def draw(self, path: Path) -> None:
         """Draw all scores as a heatmap; raise ValueError if there are too many rows."""
@@ -93,33 +105,34 @@ class SimilarityJob:
                 f"a heatmap takes at most {HEATMAP_ROWS:,} rows, got {len(self.vectors):,}; "
                 "draw a part of them"
             )
-        rows = self._rows(np.arange(len(self.vectors)))
-        labels = None if self.texts is None else [self.texts[row] for row in rows]
+        labels = list(map(str, self.names)) if self.texts is None else self.texts
         heatmap(compare.cos_sim(self.vectors, self.vectors), path, labels=labels)
 
     def closest(self, count: int) -> Iterator[str]:
         """Yield a line for each of the `count` closest pairs."""
         if not count:
             return
-        pairs = compare.closest_pairs(self.vectors, count, max_memory=self.max_memory)
-        for left, right, score in zip(*pairs, strict=True):
-            a, b = (self._name(int(self._rows(row))) for row in (left, right))
-            yield f"{score:.4f}  {a}  ~  {b}"
+        pairs = self.pairs if "pairs" in vars(self) else None
+        if pairs is None or len(pairs.scores) < count:
+            pairs = compare.closest_pairs(self.vectors, count, max_memory=self.max_memory)
+        for left, right, score in islice(zip(*pairs, strict=True), count):
+            yield f"{score:.4f}  {self._describe(left)}  ~  {self._describe(right)}"
 
     def _options(self) -> dict[str, Any]:
         return {"max_memory": self.max_memory, "show_progress_bar": self.show_progress_bar}
 
-    def _rows(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return rows if self.kept is None else self.kept[rows]
+    def _names(self, rows: dict[str, Int64]) -> dict[str, Any]:
+        return {title: [self.names[row] for row in column] for title, column in rows.items()}
 
-    def _name(self, row: int) -> str:
-        return f"row {row}" if self.texts is None else f"{row}: {shorten(self.texts[row])}"
+    def _texts(self, rows: dict[str, Int64]) -> dict[str, Any]:
+        if self.texts is None or not self.with_texts:
+            return {}
+        texts = self.texts
+        return {f"{title}_text": [texts[row] for row in column] for title, column in rows.items()}
 
-    def _with_texts(self, columns: dict[str, Any], left: str, right: str) -> dict[str, Any]:
-        if self.texts is not None:
-            for name in (left, right):
-                columns[f"{name}_text"] = [self.texts[row] for row in columns[name]]
-        return columns
+    def _describe(self, row: int) -> str:
+        name = self.names[row]
+        return f"row {name}" if self.texts is None else f"{name}: {shorten(self.texts[row])}"
 
 
 def digits(scores: Float32) -> list[str]:

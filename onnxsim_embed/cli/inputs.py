@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import typer
-from typer import Option
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import counted, name_options, on_terminal
@@ -32,14 +31,13 @@ class Inputs:
     """The options of commands that read texts and may encode them; `with_inputs` declares them."""
 
     column: options.Column = None
+    id_column: options.IdColumn = None
     model: options.Model = options.DEFAULT_MODEL
-    precision: Annotated[
-        str, Option("--precision", help="Weight precision: auto, fp32, int8 or fp16.")
-    ] = "auto"
+    precision: options.Precision = "auto"
+    device: options.Device = "auto"
+    max_seq_length: options.MaxSeqLength = None
     threads: options.Threads = None
-    kind: Annotated[
-        str | None, Option("--format", help="csv, tsv, jsonl, parquet, txt; default: the suffix.")
-    ] = None
+    kind: options.Format = None
     delimiter: options.Delimiter = None
     no_header: options.NoHeader = False
     on_error: options.OnError = "fail"
@@ -51,23 +49,33 @@ class Inputs:
         return Texts(str(file), self)
 
     @property
-    def reading(self) -> dict[str, object]:
-        """The options of reading that Ray does not support, by name."""
-        on_error = self.on_error if self.on_error != "fail" else None
-        return {"delimiter": self.delimiter, "no_header": self.no_header, "on_error": on_error}
+    def local(self) -> dict[str, object]:
+        """The options that Ray does not support, by name."""
+        return {
+            "delimiter": self.delimiter,
+            "no_header": self.no_header,
+            "on_error": self.on_error != "fail",
+            "device": self.device not in ("auto", "cpu"),
+        }
 
     @property
     def show_progress_bar(self) -> bool:
         """Whether to draw progress bars."""
         return on_terminal() and not self.quiet
 
-    def load(self, device: str = "auto", precision: str | None = None) -> Embedder:
+    def load(self, precision: str | None = None) -> Embedder:
         """Load the model."""
         from onnxsim_embed.runtime.embedder import Embedder
 
-        return Embedder.from_pretrained(
-            self.model, precision=precision or self.precision, threads=self.threads, device=device
+        embedder = Embedder.from_pretrained(
+            self.model,
+            precision=precision or self.precision,
+            threads=self.threads,
+            device=self.device,
         )
+        if self.max_seq_length is not None:
+            embedder.max_seq_length = self.max_seq_length
+        return embedder
 
     def encode(self, texts: list[str]) -> npt.NDArray[Any]:
         """Encode texts, and print the report."""
@@ -94,6 +102,58 @@ class Inputs:
             typer.echo(f"{longer} tokens {verb} truncated.")
 
 
+class Rows(NamedTuple):
+    """Rows of a file: their vectors, their texts if known, and what names each in outputs."""
+
+    vectors: npt.NDArray[Any]
+    texts: list[str] | None
+    names: Sequence[Any]
+    source: Texts
+
+
+@dataclass(frozen=True)
+class VectorInputs(Inputs):
+    """The options of commands that compare the rows of a file."""
+
+    vectors: options.Vectors = None
+    no_text: options.NoText = False
+
+    def swapped(self, file: str, texts: str | None) -> tuple[VectorInputs, str]:
+        """Return the options and the file for `VECTORS --texts FILE`, as FILE --vectors VECTORS."""
+        from onnxsim_embed.files.vectors import holds_vectors
+
+        if texts is None:
+            return self, file
+        if not holds_vectors(file):
+            raise ValueError(f"--texts requires a file of vectors, and {file} holds texts")
+        return replace(self, vectors=file), texts
+
+    def read(
+        self,
+        file: str,
+        limit: int | None = None,
+        encode: Callable[[list[str]], npt.NDArray[Any]] | None = None,
+    ) -> Rows:
+        """Read a file of vectors, or texts and their vectors: those of --vectors, or encoded now.
+
+        :param limit: number of the first rows to read.
+        :param encode: encodes texts; None for `encode`.
+        """
+        from onnxsim_embed.files.vectors import holds_vectors, read_ids
+
+        source = self.open(file)
+        if self.vectors is None and holds_vectors(file, self.column):
+            vectors = read_components(file, self.column)[:limit]
+            ids = read_ids(file, self.id_column)
+            return Rows(vectors, None, ids or range(len(vectors)), source)
+        texts = source.read(limit)
+        if self.vectors is None:
+            return Rows((encode or self.encode)(texts), texts, source.names, source)
+        vectors = source.vectors(texts, self.vectors, limit)
+        ids = None if self.id_column else read_ids(self.vectors)
+        return Rows(vectors, texts, ids or source.names, source)
+
+
 @dataclass(frozen=True)
 class Texts:
     """The texts of a file."""
@@ -106,26 +166,18 @@ class Texts:
         """Iterate over the texts; the first is read now, so that a wrong file or column fails early."""
         given = self.inputs
         texts = iter_texts(
-            self.path, given.column, kind=given.kind, delimiter=given.delimiter,
-            header=not given.no_header, on_error=given.on_error, report=self.report,
+            self.path, given.column, kind=given.kind, delimiter=given.delimiter, header=not given.no_header,
+            on_error=given.on_error, id_column=given.id_column, report=self.report,
         )  # fmt: skip
         first = list(islice(texts, 1))
         if not given.quiet and self.report.column is not None:
             typer.echo(f"Reading {self.path}: {self.report.describe()}.")
         return chain(first, texts)
 
-    def read(self, rows: int | None = None) -> list[str]:
-        """Return all texts.
-
-        :param rows: the number of vectors that the texts belong to, if any.
-        """
-        texts = list(iter(self))
+    def read(self, limit: int | None = None) -> list[str]:
+        """Return all texts, or the first."""
+        texts = list(islice(iter(self), limit))
         self.print_problems()
-        if rows is not None and len(texts) != rows:
-            raise ValueError(
-                f"{self.path} holds {counted(len(texts), 'text')} for {counted(rows, 'vector')}; "
-                "pass the file that was encoded"
-            )
         return texts
 
     def print_problems(self) -> None:
@@ -140,25 +192,35 @@ class Texts:
         """The row of each text in the file, after reading."""
         return [row for row in range(self.report.rows) if row not in self.report.skipped]
 
-    def vectors(self, texts: list[str], file: Path | None) -> npt.NDArray[Any]:
+    @property
+    def names(self) -> list[Any]:
+        """The id, or without --id-column the row, of each text in the file, after reading."""
+        return self.report.ids if self.inputs.id_column else self.rows
+
+    def vectors(
+        self, texts: list[str], file: str | None, limit: int | None = None
+    ) -> npt.NDArray[Any]:
         """Return the vectors of all texts, from a file or by encoding them."""
         if file is None:
             return self.inputs.encode(texts)
-        vectors = read_components(file)
+        vectors = read_components(file)[:limit]
         if len(vectors) != len(texts):
-            raise ValueError(f"{file} holds {len(vectors):,} vectors for {len(texts):,} rows")
+            raise ValueError(
+                f"{file} holds {counted(len(vectors), 'vector')} for {counted(len(texts), 'row')} "
+                f"of {self.path}; pass the file that was encoded"
+            )
         return vectors
 
 
 def with_inputs(command: Command) -> Command:
     """Add the options of `Inputs` to a command, which gets them as its argument `inputs`."""
-    shared = inspect.signature(Inputs, eval_str=True).parameters
     own = dict(inspect.signature(command, eval_str=True).parameters)
-    del own["inputs"]
+    kind = own.pop("inputs").annotation
+    shared = inspect.signature(kind, eval_str=True).parameters
 
     @wraps(command)
     def run(**values: Any) -> None:  # noqa: ANN401
-        command(inputs=Inputs(**{name: values.pop(name) for name in shared}), **values)
+        command(inputs=kind(**{name: values.pop(name) for name in shared}), **values)
 
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in {**own, **shared}.values()]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 from typer import Option
@@ -12,17 +11,36 @@ DEFAULT_MODEL = "all-MiniLM-L6-v2"
 Model = Annotated[
     str, Option("--model", "-m", help="Recipe name, artifact, checkpoint directory or Hub id.")
 ]
+Precision = Annotated[
+    str, Option("--precision", help="Weight precision: auto, fp32, int8 or fp16.")
+]
 Threads = Annotated[
     int | None, Option("--threads", min=1, help="Default: all CPUs of this process.")
 ]
+Device = Annotated[str, Option("--device", help="auto, cpu, cuda, cuda:N or openvino.")]
+MaxSeqLength = Annotated[
+    int | None,
+    Option("--max-seq-length", help="Maximum tokens of a text; default: the model's."),
+]
+Format = Annotated[
+    str | None, Option("--format", help="csv, tsv, jsonl, parquet, txt; default: the suffix.")
+]
 Column = Annotated[str | None, Option("--column", "-c", help="Column of the texts.")]
+IdColumn = Annotated[
+    str | None, Option("--id-column", help="Ids that name rows in outputs; default: row numbers.")
+]
 Delimiter = Annotated[str | None, Option("--delimiter", help="Of csv and tsv; default: detected.")]
 NoHeader = Annotated[bool, Option("--no-header", help="Columns have no names: 0, 1, ...")]
 OnError = Annotated[str, Option("--on-error", help="Rows without a text: fail, skip or blank.")]
 Force = Annotated[bool, Option("--force", help="Replace existing outputs.")]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors only.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print errors and results only.")]
 Vectors = Annotated[
-    Path | None, Option("--vectors", help="Vectors of the rows, .npy or .parquet, if encoded.")
+    str | None, Option("--vectors", help="Vectors of the rows, .npy or .parquet, if encoded.")
+]
+OldTexts = Annotated[str | None, Option("--texts", hidden=True)]  # before: VECTORS --texts FILE
+NoText = Annotated[bool, Option("--no-text", help="Leave the texts out of tables.")]
+Threshold = Annotated[
+    float, Option("--threshold", "-t", min=-1, max=1, help="Keep scores above it.")
 ]
 MinFidelity = Annotated[
     str | None,

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import typer
 from typer import Argument, Option
 
-from onnxsim_embed.cli.inputs import Inputs, Texts, with_inputs
+from onnxsim_embed.cli import options
+from onnxsim_embed.cli.inputs import Rows, VectorInputs, with_inputs
 from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.files.atomic import atomic_file
 
@@ -24,24 +26,23 @@ if TYPE_CHECKING:
 
 @with_inputs
 def search(
-    inputs: Inputs,
+    inputs: VectorInputs,
     query: list[str] | None = Argument(None, help="Query; each argument is a search of its own."),
     where: str = Option(
-        "", "--in", help="Vectors, .npy or .parquet, or a file of texts to encode."
+        "", "--in", help="File of texts to encode (or with --vectors), or of vectors."
     ),
-    texts: str | None = Option(None, help="Texts of the vectors, one per row, to print."),
+    texts: options.OldTexts = None,
     queries: str | None = Option(None, help="File of queries; - for standard input."),
     query_column: str | None = Option(None, help="Column of --queries."),
     k: int = Option(10, "--top-k", "-k", min=1, help="Results of each query."),
     threshold: float | None = Option(
-        None, "--threshold", "-t", min=-1, max=1, help="Minimum score."
+        None, "--threshold", "-t", min=-1, max=1, help="Results score above it."
     ),
     output: Path | None = Option(None, "--output", "-o", help="results.csv, .tsv or .jsonl."),
     truncate_dim: int | None = Option(None, help="Dimensions of truncated vectors."),
     any_model: bool = Option(
         False, "--any-model", help="Accept vectors of another model than --model."
     ),
-    quiet: bool = Option(False, "--quiet", "-q", help="Print results only."),
 ) -> None:
     """Find the nearest rows of a query, exactly.
 
@@ -51,30 +52,30 @@ def search(
         raise ValueError("search requires --in: a file of vectors or of texts")
     if output is not None:
         check_table(output, inputs.force, ".csv", ".tsv", ".jsonl")
-    source = inputs.open(where)
-    asked = list(query or [])
-    if queries is not None:
-        asked += replace(inputs, column=query_column, kind=None).open(queries).read()
-    if not asked:
-        raise ValueError("search requires a query, or --queries FILE")
     from onnxsim_embed.files.vectors import holds_vectors
     from onnxsim_embed.similarity.index import VectorIndex
 
-    if holds_vectors(where):
-        vectors, known = _read(where, texts, inputs)
-        embedder, truncate_dim = _load(where, inputs, truncate_dim, any_model)
-    else:
-        if texts is not None:
-            raise ValueError(f"--texts requires a file of vectors, and {where} holds texts")
-        known, embedder = source.read(), inputs.load()
-        vectors = embedder.encode_document(
-            known, show_progress_bar=inputs.show_progress_bar, truncate_dim=truncate_dim
-        )
+    inputs, where = inputs.swapped(where, texts)
+    asked = _read_queries(query or [], queries, query_column, inputs)
+    stored = inputs.vectors or (where if holds_vectors(where) else None)
+    if stored == where and inputs.column is not None:
+        raise ValueError("--column requires --in FILE --vectors VECTORS if the vectors are stored")
+    embedder, truncate_dim = _load(stored, inputs, truncate_dim, any_model)
+
+    def encode(texts: list[str]) -> npt.NDArray[Any]:
+        show = inputs.show_progress_bar
+        vectors = embedder.encode_document(texts, show_progress_bar=show, truncate_dim=truncate_dim)
         inputs.print_encoded(embedder, embedder.last_report)
+        return vectors
+
+    rows = inputs.read(where, encode=encode)
+    vectors = rows.vectors
+    if not len(vectors):
+        raise ValueError(f"{stored} holds no vectors")
     dim = truncate_dim or embedder.embedding_dimension
     if vectors.shape[1] != dim:
         raise ValueError(
-            f"{where} holds vectors of dim {vectors.shape[1]}, and {inputs.model} computes dim {dim}; "
+            f"{stored} holds vectors of dim {vectors.shape[1]}, and {inputs.model} computes dim {dim}; "
             "pass the --model (and --truncate-dim) of the vectors"
         )
     started = time.perf_counter()
@@ -83,7 +84,7 @@ def search(
         embedder.encode_query(asked, truncate_dim=truncate_dim), min(k, len(vectors))
     )
     seconds = time.perf_counter() - started
-    results = _results(asked, best, known, threshold, source)
+    results = _results(asked, best, rows, threshold, inputs.no_text)
     if output is None:
         _print(asked, results, len(vectors), inputs.quiet)
         return
@@ -95,29 +96,22 @@ def search(
         )
 
 
-def _read(
-    where: str, texts: str | None, inputs: Inputs
-) -> tuple[npt.NDArray[Any], list[str] | None]:
-    """Return vectors and, if --texts names a file, their texts."""
-    from onnxsim_embed.files.vectors import read_vectors
-
-    if inputs.column is not None and texts is None:
-        raise ValueError("--column requires --texts FILE if --in holds vectors")
-    vectors = read_vectors(where)
-    if vectors.dtype.kind != "f":
-        raise ValueError(
-            f"{where} holds {vectors.dtype} vectors, which are not comparable with a query; search "
-            "requires float32 or float16: encode without --dtype"
-        )
-    if not len(vectors):
-        raise ValueError(f"{where} holds no vectors")
-    return vectors, None if texts is None else inputs.open(texts).read(len(vectors))
+def _read_queries(
+    given: list[str], file: str | None, column: str | None, inputs: VectorInputs
+) -> list[str]:
+    """Return the queries of the command line, then those of --queries."""
+    asked = list(given)
+    if file is not None:
+        asked += replace(inputs, column=column, id_column=None, kind=None).open(file).read()
+    if not asked:
+        raise ValueError("search requires a query, or --queries FILE")
+    return asked
 
 
 def _load(
-    where: str, inputs: Inputs, truncate_dim: int | None, any_model: bool
+    where: str | None, inputs: VectorInputs, truncate_dim: int | None, any_model: bool
 ) -> tuple[Embedder, int | None]:
-    """Load the model that encoded a file of vectors; return it and the dimensions of the vectors.
+    """Load the model that encoded a file of vectors, if any; return it and their dimensions.
 
     :raises ValueError: if another model encoded them.
     """
@@ -126,14 +120,14 @@ def _load(
     from onnxsim_embed.runtime.options import EncodeOptions
     from onnxsim_embed.runtime.provenance import provenance_of
 
-    provenance = read_provenance(where)
+    provenance = None if where is None else read_provenance(where)
     if provenance is None or any_model:
         return inputs.load(), truncate_dim
     same = inputs.precision == "auto" and provenance.precision == "fp32"  # not the fastest one
     truncate_dim = truncate_dim or provenance.truncate_dim
     embedder = inputs.load(precision="fp32" if same else None)
-    options = EncodeOptions(truncate_dim=truncate_dim)
-    if found := differences(provenance, provenance_of(embedder, options)):
+    encoding = EncodeOptions(truncate_dim=truncate_dim)
+    if found := differences(provenance, provenance_of(embedder, encoding)):
         raise ValueError(
             f"{where} holds vectors of another model than {inputs.model} ({', '.join(found)}): pass the --model "
             f"of the vectors (see: onnxsim-embed info {where}), or --any-model to search nevertheless"
@@ -142,34 +136,23 @@ def _load(
 
 
 def _results(
-    queries: list[str],
-    best: TopK,
-    texts: list[str] | None,
-    threshold: float | None,
-    source: Texts,
+    queries: list[str], best: TopK, found: Rows, threshold: float | None, no_text: bool
 ) -> dict[str, list[Any]]:
     """Return the columns of the results, query by query, in descending order of scores."""
-    import numpy as np
-
     from onnxsim_embed.cli.graph_files import digits
-    from onnxsim_embed.files.uris import is_directory
-    from onnxsim_embed.files.vector_directory import open_vectors
 
     kept = best.scores > np.float32(-np.inf if threshold is None else threshold)
     number, rank = np.nonzero(kept)
-    rows: list[Any] = best.indices[kept].tolist()
+    rows = best.indices[kept].tolist()
     results: dict[str, list[Any]] = {
         "query": number.tolist(),
         "rank": (rank + 1).tolist(),
-        "row": rows,
+        "row": [found.names[row] for row in rows],
         "score": digits(best.scores[kept]),
         "query_text": [queries[at] for at in number],
     }
-    if texts is not None:
-        results["text"] = [texts[row] for row in rows]
-    ids = open_vectors(source.path).ids() if is_directory(source.path) else source.rows
-    if ids:
-        results["row"] = [ids[row] for row in rows]
+    if found.texts is not None and not no_text:
+        results["text"] = [found.texts[row] for row in rows]
     return results
 
 

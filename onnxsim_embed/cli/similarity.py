@@ -5,35 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Inputs, Texts, read_components, with_inputs
+from onnxsim_embed.cli.inputs import Rows, VectorInputs, with_inputs
 from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.cli.ray import compare_on_ray
 from onnxsim_embed.files.atomic import check_output
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from onnxsim_embed.cli.graph_files import SimilarityJob
 
 
 @with_inputs
 def similarity(
-    inputs: Inputs,
+    inputs: VectorInputs,
     file: str = Argument(
         ..., help="Texts, or vectors: .npy, .parquet or a directory of encode --engine ray."
     ),
     output: list[Path] | None = Option(
         None, "--output", "-o", help="matrix.npz, neighbours.csv or DIRECTORY; see above."
     ),
-    threshold: float = Option(
-        0.5, "--threshold", "-t", min=-1, max=1, help="Keep scores above it."
-    ),
+    threshold: options.Threshold = 0.5,
     top_k: int | None = Option(
         None, "--top-k", "-k", min=1, help="Number of nearest neighbours of each row."
     ),
@@ -58,12 +55,14 @@ def similarity(
 
     Outputs, of which -o may name several: matrix.npz holds the scores above --threshold as a sparse
     matrix; neighbours.csv the --top-k nearest rows of each row; a DIRECTORY either of them in shards, of
-    any size, and continues after an interruption.
+    any size, and continues after an interruption. Tables name rows by --id-column, else by row numbers
+    from 0, which count the rows of the matrix too.
     """
     targets = _targets(output or [], top_k, drop_duplicates, estimate)
-    local = {"pairs": pairs, "heatmap": heatmap, "show": show, "threads": inputs.threads}
-    local |= {"drop_duplicates": drop_duplicates, "estimate": estimate}
-    distributed = options.on_ray(engine, {}, local | inputs.reading)
+    local = inputs.local | {"pairs": pairs, "heatmap": heatmap, "show": show}
+    local |= {"threads": inputs.threads, "id_column": inputs.id_column}
+    local |= {"drop_duplicates": drop_duplicates, "estimate": estimate, "vectors": inputs.vectors}
+    distributed = options.on_ray(engine, {}, local)
     _check_targets(targets, pairs, heatmap, inputs.force, distributed)
     from onnxsim_embed.similarity.memory import MemoryBudget
     from onnxsim_embed.system.units import parse_bytes
@@ -81,28 +80,22 @@ def similarity(
             force=inputs.force,
         )
         return
-    from onnxsim_embed.files.vectors import holds_vectors
-
     started = time.perf_counter()
-    source = inputs.open(file)
-    if holds_vectors(file, inputs.column):
-        texts, vectors = None, read_components(file, inputs.column)
-    else:
-        texts = source.read()
-        if source.report.skipped and "graph" in targets:
-            raise ValueError("-o DIRECTORY cannot number skipped rows: use --on-error blank")
-        vectors = inputs.encode(texts)
-    job, dropped = _job(source, texts, vectors, drop_duplicates, memory)
+    rows = inputs.read(file)
+    if rows.source.report.skipped and "graph" in targets:
+        raise ValueError("-o DIRECTORY cannot number skipped rows: use --on-error blank")
+    job = _job(rows, inputs, threshold, drop_duplicates, memory)
     if estimate:
         what = f"Above {threshold}" if top_k is None else f"Top {top_k} of each row"
-        typer.echo(f"{what}: {job.estimate(threshold, top_k)}.")
+        typer.echo(f"{what}: {job.estimate(top_k)}.")
         return
-    done = [f"Compared {len(job.vectors):,} rows"]
+    done = [f"Compared {counted(len(job.vectors), 'row')}"]
     if drop_duplicates:
+        dropped = len(rows.vectors) - len(job.vectors)
         done[0] += f" ({counted(dropped, 'duplicate')} dropped)"
-    done += _write(job, targets, threshold, top_k, inputs.force)
+    done += _write(job, targets, top_k, inputs.force)
     if pairs is not None:
-        done.append(f"{job.write_pairs(pairs, threshold):,} pairs above {threshold} -> {pairs}")
+        done.append(f"{counted(job.write_pairs(pairs), 'pair')} above {threshold} -> {pairs}")
     if heatmap is not None:
         job.draw(heatmap)
         done.append(f"heatmap -> {heatmap}")
@@ -115,48 +108,46 @@ def similarity(
 
 
 def _job(
-    source: Texts,
-    texts: list[str] | None,
-    vectors: npt.NDArray[Any],
-    drop_duplicates: bool,
-    memory: int | None,
-) -> tuple[SimilarityJob, int]:
-    """Return what is compared, with rows numbered as in the file, and the number of duplicates."""
-    import numpy as np
-
+    rows: Rows, inputs: VectorInputs, threshold: float, drop_duplicates: bool, memory: int | None
+) -> SimilarityJob:
+    """Return what is compared; `kept` are its rows in the input if some are missing."""
     from onnxsim_embed.cli.graph_files import SimilarityJob
 
-    kept, rows = None, len(vectors)
+    vectors, texts, names, source = rows
+    kept = np.array(source.rows) if source.report.skipped else None
+    total = len(vectors) + len(source.report.skipped)
     if drop_duplicates:
         first: dict[str | bytes, int] = {}
         keys: Iterable[str | bytes] = map(bytes, vectors) if texts is None else texts
         for number, key in enumerate(keys):
             first.setdefault(key, number)
-        kept = np.array(list(first.values()), np.int64)
-        vectors = vectors[kept]
-    dropped = rows - len(vectors)
-    if source.report.skipped and texts is not None:
-        kept = np.array(source.rows)[slice(None) if kept is None else kept]
-        rows, known = source.report.rows, iter(texts)
-        texts = ["" if row in source.report.skipped else next(known) for row in range(rows)]
-    bar = source.inputs.show_progress_bar
-    return SimilarityJob(vectors, texts, kept, rows, memory, bar), dropped
+        chosen = np.array(list(first.values()), np.int64)
+        kept = chosen if kept is None else kept[chosen]
+        vectors, names = vectors[chosen], [names[row] for row in chosen]
+        texts = None if texts is None else [texts[row] for row in chosen]
+    return SimilarityJob(
+        vectors, names, texts, threshold, kept, total,
+        not inputs.no_text, memory, inputs.show_progress_bar,
+    )  # fmt: skip
 
 
 def _write(
-    job: SimilarityJob, targets: dict[str, Path], threshold: float, top_k: int | None, force: bool
+    job: SimilarityJob, targets: dict[str, Path], top_k: int | None, force: bool
 ) -> list[str]:
     """Write the targets of -o; return what was written, in words."""
     done = []
     if path := targets.get("graph"):
-        graph = job.write_graph(path, threshold, top_k, force)
-        what = f"scores above {threshold}" if top_k is None else f"scores, top {top_k} of each row"
-        done.append(f"{graph.nnz:,} {what} in {counted(len(graph.parts), 'shard')} -> {path}")
+        graph = job.write_graph(path, top_k, force)
+        what = f" above {job.threshold}" if top_k is None else f", top {top_k} of each row"
+        done.append(
+            f"{counted(graph.nnz, 'score')}{what} in {counted(len(graph.parts), 'shard')} -> {path}"
+        )
     if path := targets.get("matrix"):
-        done.append(f"{job.write_matrix(path, threshold):,} scores above {threshold} -> {path}")
+        scores = counted(job.write_matrix(path), "score")
+        done.append(f"{scores} above {job.threshold} -> {path}")
     if (path := targets.get("neighbours")) and top_k is not None:
         job.write_neighbours(path, top_k)
-        done.append(f"{top_k} neighbours of each row -> {path}")
+        done.append(f"{counted(top_k, 'neighbour')} of each row -> {path}")
     return done
 
 

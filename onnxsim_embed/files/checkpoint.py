@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -247,7 +247,9 @@ class EmbeddingCheckpoint(Checkpoint):
         self.record(rows=rows, texts=texts)
         self.rows, self.texts = rows, texts
 
-    def finish(self, provenance: Provenance | None = None) -> None:
+    def finish(
+        self, provenance: Provenance | None = None, ids: Sequence[Any] | None = None
+    ) -> None:
         """Turn the rows into the file, which replaces one that exists; if it fails, the run stays."""
         finished = self.directory / ROWS
         with write_errors(self.target):
@@ -258,7 +260,7 @@ class EmbeddingCheckpoint(Checkpoint):
                 vectors = np.load(finished, mmap_mode="r")
                 finished = self.directory / "rows.parquet"
                 with durable_file(finished) as stream:
-                    write_parquet(vectors, stream, provenance)
+                    write_parquet(vectors, stream, provenance, ids)
             # The sidecar first: beside an older file, its digest shows that it describes another.
             write_sidecar(self.target, finished, provenance)
             self.publish(finished)

@@ -32,6 +32,7 @@ class ReadReport:
     reason: str = ""  # why that column
     delimiter: str = ""  # of csv and tsv
     rows: int = 0  # of the file so far
+    ids: list[Any] = field(default_factory=list)  # of each text so far, with an id column
     empty: list[int] = field(default_factory=list)  # rows with an empty text, from 0
     skipped: dict[int, str] = field(default_factory=dict)  # rows without a text, and why
     blanked: dict[int, str] = field(default_factory=dict)  # the same, read as an empty text
@@ -70,6 +71,7 @@ def iter_texts(
     delimiter: str | None = None,
     header: bool = True,
     on_error: str = "fail",
+    id_column: str | None = None,
     report: ReadReport | None = None,
     source: IO[bytes] | None = None,
 ) -> Iterator[str]:
@@ -87,6 +89,7 @@ def iter_texts(
     :param header: whether csv and tsv begin with column names; else the columns are "0", "1", ...
     :param on_error: "fail" raises at the first row without a text, "skip" skips such rows, "blank"
         yields an empty text for them.
+    :param id_column: column of ids, which are put into the report.
     :param report: filled with what was decided and found; None: warnings are logged.
     :param source: stream to read; `path` is then its name only. parquet needs to seek.
     :raises FileNotFoundError: if the file does not exist.
@@ -97,7 +100,7 @@ def iter_texts(
         raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
     log, report = report is None, report if report is not None else ReadReport()
     with open_rows(path, kind, delimiter=delimiter, header=header, source=source) as rows:
-        for value, row in _values(path, column, rows, report):
+        for value, row in _values(path, column, rows, report, id_column):
             number, report.rows = report.rows, report.rows + 1
             if isinstance(value, str):
                 text = value
@@ -113,6 +116,8 @@ def iter_texts(
                 report.blanked[number], text = problem, ""
             if not text.strip():
                 report.empty.append(number)
+            if id_column is not None:
+                report.ids.append(_id(path, number, row, id_column))
             yield text
     for message in report.problems() if log else ():
         logger.warning("%s: %s", path, message)
@@ -165,11 +170,18 @@ def read_scored_pairs(path: str | Path) -> tuple[list[str], list[str], list[floa
 
 
 def _values(
-    path: str | Path, column: str | None, rows: Rows, report: ReadReport
+    path: str | Path,
+    column: str | None,
+    rows: Rows,
+    report: ReadReport,
+    id_column: str | None = None,
 ) -> Iterator[tuple[Any, Row]]:
     """Yield the value of the text column of each row, and the row."""
     name, row = _choose_column(path, column, rows, report), None
-    rows.columns = None if name is None else [name]
+    if id_column is not None and id_column not in rows.names:
+        known = ", ".join(rows.names) or "none"
+        raise ValueError(f"{path} has no column {id_column!r}; it has: {known}")
+    rows.columns = [c for c in (name, id_column) if c is not None] or None
     for number, row in enumerate(rows.rows):
         if report.reason == "the only column" and len(row.values) > 1:
             names = (
@@ -208,6 +220,14 @@ def _choose_column(
         if report.column is None:
             raise ValueError(f"{path} has several columns, pass one as column: {', '.join(names)}")
     return report.column
+
+
+def _id(path: str | Path, number: int, row: Row, column: str) -> str | int:
+    """Return the id of a row; raise TableError if it has none."""
+    value = row.values.get(column)
+    if value is None or value == "" or not isinstance(value, (str, int)):
+        raise TableError(f"{_place(path, number, row)} has no id: {column!r} is {value!r:.60}")
+    return value
 
 
 def _place(path: str | Path, number: int, row: Row) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,20 +70,33 @@ def write_vectors(
 
 
 def write_parquet(
-    vectors: npt.NDArray[Any], stream: IO[bytes], provenance: Provenance | None = None
+    vectors: npt.NDArray[Any],
+    stream: IO[bytes],
+    provenance: Provenance | None = None,
+    ids: Sequence[Any] | None = None,
 ) -> None:
-    """Write vectors, which may be memory-mapped, as parquet; see `write_vectors`."""
+    """Write vectors, which may be memory-mapped, as parquet; see `write_vectors`.
+
+    :param ids: written to the column `id`: int, or str if not all are.
+    """
     import pyarrow
     from pyarrow import parquet
 
     list_type = pyarrow.list_(pyarrow.from_numpy_dtype(vectors.dtype), vectors.shape[1])
     metadata = provenance and {METADATA_KEY: json.dumps(provenance.to_table())}
-    schema = pyarrow.schema([("vector", list_type)], metadata=metadata)
+    fields = [("vector", list_type)]
+    if ids is not None:
+        numbers = all(type(value) is int for value in ids)
+        names = pyarrow.array(ids if numbers else map(str, ids), "int64" if numbers else "string")
+        fields.insert(0, ("id", names.type))
+    schema = pyarrow.schema(fields, metadata=metadata)
     with parquet.ParquetWriter(stream, schema) as writer:
         for start in range(0, len(vectors), GROUP_ROWS):
             flat = np.ascontiguousarray(vectors[start : start + GROUP_ROWS]).ravel()
-            column = pyarrow.FixedSizeListArray.from_arrays(flat, type=list_type)
-            writer.write_table(pyarrow.table([column], schema=schema))
+            columns = [pyarrow.FixedSizeListArray.from_arrays(flat, type=list_type)]
+            if ids is not None:
+                columns.insert(0, names.slice(start, GROUP_ROWS))
+            writer.write_table(pyarrow.table(columns, schema=schema))
 
 
 def npy_header(rows: int, dim: int, dtype: np.dtype[Any]) -> bytes:
@@ -133,6 +147,27 @@ def read_vectors(path: str | Path, column: str | None = None) -> npt.NDArray[Any
             f"{path} holds {vectors.dtype} of shape {vectors.shape}, not vectors of shape (n, dim)"
         )
     return vectors
+
+
+def read_ids(path: str | Path, column: str | None = None) -> list[Any] | None:
+    """Return the ids of vectors: a column of .parquet, or those of a directory of shards.
+
+    :param column: its name; None for `id`, if there is one.
+    :returns: an id for each vector, or None if they have none.
+    :raises ValueError: if the column does not exist.
+    """
+    if is_directory(path):
+        return open_vectors(path).ids()
+    names: list[str] = []
+    if Path(path).suffix == ".parquet":
+        with open_parquet(path) as table:
+            names, name = table.schema_arrow.names, column or "id"
+            if name in names:
+                return list(table.read([name]).column(0).to_pylist())
+    if column is not None:
+        known = ", ".join(names) or "none"
+        raise ValueError(f"{path} has no column {column!r}; it has: {known}")
+    return None
 
 
 def read_provenance(path: str | Path) -> Provenance | None:

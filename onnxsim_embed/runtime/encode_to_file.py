@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -54,6 +54,7 @@ def encode_to_file(
     ranges: npt.ArrayLike | None = None,
     normalize_embeddings: bool | None = None,
     truncate_dim: int | None = None,
+    ids: Sequence[Any] | None = None,
     force: bool = False,
     on_rows: Callable[[int], None] | None = None,
 ) -> EncodeResult:
@@ -71,6 +72,8 @@ def encode_to_file(
     :param path: vectors.npy or vectors.parquet (column `vector`).
     :param ranges: float32 array (2, dim), minimum and maximum of each dimension in a representative set;
         required for int8 and uint8.
+    :param ids: id of each text, int or str, written to the column `id` of a .parquet file; they are read
+        after the last text, so that a list may grow with the texts.
     :param force: start over, and replace a file that exists.
     :param on_rows: called with the number of finished rows, once at the start and after each batch. For
         the other arguments see `Embedder.encode`.
@@ -91,6 +94,8 @@ def encode_to_file(
     checkpoint.check_target(force)
     check_format(precision, ranges is not None)
     check_iterable(texts)
+    if ids is not None and checkpoint.target.suffix != ".parquet":
+        raise ValueError(f"{path} cannot hold ids: pass a .parquet file")
     options = EncodeOptions(
         prompt=embedder.prompt_text(prompt_name, prompt),
         batch_size=batch_size,
@@ -123,7 +128,9 @@ def encode_to_file(
         finally:
             if isinstance(batches, Generator):
                 batches.close()  # cancels waiting batches
-        checkpoint.finish(provenance_of(embedder, options))
+        if ids is not None and len(ids) != checkpoint.rows:
+            raise ValueError(f"got {len(ids):,} ids for {count_rows(checkpoint.rows)}")
+        checkpoint.finish(provenance_of(embedder, options), ids)
     return EncodeResult(
         checkpoint.target, checkpoint.rows, empty.shape[1], empty.dtype, finished, report
     )

@@ -15,7 +15,7 @@ from onnxsim_embed.similarity.unit_rows import UnitRows, check_dims, unit_vector
 
 __all__ = [
     "Pairs", "TopK", "check_threshold", "closest_pairs", "cos_sim", "estimate_similarity", "neighbours",
-    "score_all", "score_pairs", "similar_pairs", "similarity_matrix", "top_k", "unit_vectors",
+    "score_all", "score_pairs", "similar_pairs", "similarity_matrix", "sorted_pairs", "top_k", "unit_vectors",
 ]  # fmt: skip
 
 TILE_BYTES = 8 << 20  # of scores per thread: products at full speed, read again from the caches
@@ -89,9 +89,13 @@ def similar_pairs(
     """
     check_threshold(threshold)
     comparison = Comparison(vectors, other, max_memory, block_bytes)
-    pairs = comparison.above(threshold, entries=2, show=show_progress_bar)
+    return sorted_pairs(comparison.above(threshold, entries=2, show=show_progress_bar))
+
+
+def sorted_pairs(pairs: sparse.csr_array) -> Pairs:
+    """Return the entries of a matrix as pairs in descending order of score, ties by row and column."""
     rows = np.repeat(np.arange(pairs.shape[0]), np.diff(pairs.indptr))
-    order = np.argsort(-pairs.data, kind="stable")  # the pairs are sorted by row
+    order = np.argsort(-pairs.data, kind="stable")
     return Pairs(rows[order], pairs.indices[order].astype(np.int64), pairs.data[order])
 
 

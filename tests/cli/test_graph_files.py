@@ -9,18 +9,25 @@ import pytest
 from scipy import sparse
 
 from onnxsim_embed.cli.graph_files import HEATMAP_ROWS, SimilarityJob
-from onnxsim_embed.similarity import neighbours, similar_pairs, similarity_matrix
+from onnxsim_embed.similarity import compare, neighbours, similar_pairs, similarity_matrix
 from onnxsim_embed.similarity.memory import ResultTooLargeError
 
 TEXTS = ["a road", "the river, wide", "a road", 'the "old" bank\nby the sea', "", "the sun " * 30]
 VECTORS = np.random.default_rng(0).standard_normal((len(TEXTS), 4)).astype(np.float32)
 VECTORS[2] = VECTORS[0]
 KEPT = np.array([0, 1, 3, 4, 5])
-ALL = SimilarityJob(VECTORS, TEXTS, None, len(TEXTS))
-DISTINCT = SimilarityJob(VECTORS[KEPT], TEXTS, KEPT, len(TEXTS))
+
+
+def job_of(kept=None, threshold=0.1, **options):
+    rows = np.arange(len(TEXTS)) if kept is None else kept
+    texts = [TEXTS[row] for row in rows]
+    return SimilarityJob(VECTORS[rows], rows, texts, threshold, kept, len(TEXTS), **options)
+
 
 each_job = pytest.mark.parametrize(
-    ("job", "rows"), [(ALL, np.arange(len(TEXTS))), (DISTINCT, KEPT)], ids=["all", "distinct"]
+    ("job", "rows"),
+    [(job_of(), np.arange(len(TEXTS))), (job_of(KEPT), KEPT)],
+    ids=["all", "distinct"],
 )
 
 
@@ -31,7 +38,7 @@ def read_rows(path):
 
 @each_job
 def test_the_matrix_has_rows_of_the_input(job, rows, tmp_path):
-    count = job.write_matrix(tmp_path / "m.npz", 0.1)
+    count = job.write_matrix(tmp_path / "m.npz")
     matrix = sparse.load_npz(tmp_path / "m.npz")
     expected = np.zeros((len(TEXTS), len(TEXTS)), np.float32)
     expected[np.ix_(rows, rows)] = similarity_matrix(VECTORS[rows], 0.1).toarray()
@@ -55,10 +62,17 @@ def test_neighbours_are_those_of_the_function(job, rows, tmp_path):
         assert line["neighbour_text"] == TEXTS[int(line["neighbour"])]
 
 
-@each_job
-def test_pairs_are_those_of_the_function(job, rows, tmp_path):
-    count = job.write_pairs(tmp_path / "p.csv", -0.5)
-    pairs = similar_pairs(VECTORS[rows], -0.5)
+@pytest.mark.parametrize("earlier", [[], ["matrix"]], ids=["alone", "after the matrix"])
+@pytest.mark.parametrize("threshold", [-0.5, 0.3])
+def test_pairs_are_those_of_the_function_whatever_was_computed_before(
+    tmp_path, monkeypatch, earlier, threshold
+):
+    rows, job = KEPT, job_of(KEPT, threshold)
+    for name in earlier:
+        getattr(job, name)
+    monkeypatch.setattr(compare, "similarity_matrix", None)  # the scores are computed once
+    count = job.write_pairs(tmp_path / "p.csv")
+    pairs = similar_pairs(VECTORS[rows], threshold)
     table = read_rows(tmp_path / "p.csv")
     assert count == len(table) == len(pairs.scores)
     assert [int(line["left"]) for line in table] == rows[pairs.left].tolist()
@@ -68,53 +82,60 @@ def test_pairs_are_those_of_the_function(job, rows, tmp_path):
 
 
 def test_without_texts_there_are_no_text_columns(tmp_path):
-    job = SimilarityJob(VECTORS, None, None, len(VECTORS))
-    job.write_pairs(tmp_path / "p.csv", 0)
-    job.write_neighbours(tmp_path / "n.csv", 1)
-    assert list(read_rows(tmp_path / "p.csv")[0]) == ["left", "right", "score"]
-    assert list(read_rows(tmp_path / "n.csv")[0]) == ["row", "rank", "neighbour", "score"]
-    assert list(job.closest(1)) == ["1.0000  row 0  ~  row 2"]
+    plain = SimilarityJob(VECTORS, range(len(VECTORS)), None, 0)
+    for job in (plain, job_of(with_texts=False)):
+        job.write_pairs(tmp_path / "p.csv")
+        job.write_neighbours(tmp_path / "n.csv", 1)
+        assert list(read_rows(tmp_path / "p.csv")[0]) == ["left", "right", "score"]
+        assert list(read_rows(tmp_path / "n.csv")[0]) == ["row", "rank", "neighbour", "score"]
+    assert list(plain.closest(1)) == ["1.0000  row 0  ~  row 2"]
 
 
 def test_no_pairs_give_a_header_only(tmp_path):
-    assert ALL.write_pairs(tmp_path / "p.csv", 1) == 0
+    assert job_of(threshold=1).write_pairs(tmp_path / "p.csv") == 0
     text = (tmp_path / "p.csv").read_text(encoding="utf-8")
     assert text == "left,right,score,left_text,right_text\n"
 
 
 def test_closest_pairs_are_lines_of_score_rows_and_shortened_texts():
-    first, *rest = ALL.closest(4)
+    job = job_of()
+    first, *rest = job.closest(4)
     assert first == "1.0000  0: a road  ~  2: a road"
     assert len(rest) == 3
-    lines = "\n".join(ALL.closest(100))
+    lines = "\n".join(job.closest(100))
     assert '3: the "old" bank by the sea' in lines
-    assert "\n" not in next(DISTINCT.closest(1))
+    assert "\n" not in next(job_of(KEPT).closest(1))
     assert "5: " + ("the sun " * 30)[:59] + "…" in lines
-    assert list(ALL.closest(0)) == []
+    assert list(job.closest(0)) == []
+    before = list(job.closest(5))
+    assert len(job.pairs.scores) >= 5
+    assert list(job.closest(5)) == before  # from the pairs
 
 
 def test_a_text_cannot_control_the_terminal():
-    job = SimilarityJob(VECTORS, ["\x1b[2Jroad\x07", *TEXTS[1:]], None, len(TEXTS))
+    job = job_of()
+    job.texts = ["\x1b[2Jroad\x07", *TEXTS[1:]]
     assert all(line.isprintable() for line in job.closest(100))
 
 
 def test_a_heatmap_is_drawn_of_the_kept_rows(tmp_path):
-    DISTINCT.draw(tmp_path / "map.png")
+    job_of(KEPT).draw(tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
     vectors = np.ones((HEATMAP_ROWS + 1, 2), np.float32)
     with pytest.raises(ValueError, match="at most 2,000 rows, got 2,001"):
-        SimilarityJob(vectors, None, None, len(vectors)).draw(tmp_path / "large.png")
+        SimilarityJob(vectors, range(len(vectors)), None, 0.5).draw(tmp_path / "large.png")
     assert not (tmp_path / "large.png").exists()
 
 
 @pytest.mark.parametrize("write", ["write_matrix", "write_neighbours", "write_pairs"])
 def test_a_failed_write_leaves_nothing_and_advises_options(tmp_path, write):
-    vectors = VECTORS.copy()
-    vectors[1, 1] = np.nan
+    call = [tmp_path / "out.csv"] + [1] * (write == "write_neighbours")
+    job = job_of()
+    job.vectors = np.array(VECTORS)
+    job.vectors[1, 1] = np.nan
     with pytest.raises(ValueError, match="row 1"):
-        getattr(SimilarityJob(vectors, TEXTS, None, len(TEXTS)), write)(tmp_path / "out.csv", 1)
-    vectors, limit = np.ones((200, 4), np.float32), 1 if write == "write_neighbours" else 0.5
-    job = SimilarityJob(vectors, None, None, 200, max_memory=100)
+        getattr(job, write)(*call)
+    job = SimilarityJob(np.ones((200, 4), np.float32), range(200), None, 0.5, max_memory=100)
     with pytest.raises(ResultTooLargeError, match="write_graph"):
-        getattr(job, write)(tmp_path / "out.csv", limit)
+        getattr(job, write)(*call)
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -51,12 +52,16 @@ def test_vectors_with_and_without_texts(run, tmp_path, vectors, drawn, ending):
     output = tmp_path / f"map.{ending}"
     assert run("heatmap", vectors, "-o", output, "-q") == (0, "", "")
     assert output.stat().st_size > 1000
-    assert drawn["labels"] is None
+    assert drawn["labels"] == [str(row) for row in range(9)]
     (tmp_path / "t.txt").write_text("".join(f"text {row}\n" for row in range(9)), encoding="utf-8")
-    code, _, _ = run("heatmap", vectors, "-o", output, "--texts", tmp_path / "t.txt", "-n", 4, "--force", "--order")  # fmt: skip
-    assert code == 0
-    assert drawn["labels"] == [f"text {row}" for row in range(4)]
-    assert (drawn["scores"].shape, drawn["order"]) == ((4, 4), True)
+    options = ["-o", output, "-n", 4, "--force", "--order"]
+    for joined in (
+        [tmp_path / "t.txt", "--vectors", vectors],
+        [vectors, "--texts", tmp_path / "t.txt"],
+    ):
+        assert run("heatmap", *joined, *options)[0] == 0
+        assert drawn["labels"] == [f"text {row}" for row in range(4)]
+        assert (drawn["scores"].shape, drawn["order"]) == ((4, 4), True)
 
 
 @pytest.mark.parametrize("kind", ["vectors", "texts"])
@@ -71,10 +76,10 @@ def test_too_many_rows_name_the_limit(refuse, artifact, vectors, tmp_path, monke
     assert not (tmp_path / "m.png").exists()
 
 
-def test_what_cannot_be_drawn_is_one_line(refuse, vectors, tmp_path):
+def test_what_cannot_be_drawn_is_one_line(refuse, vectors, tmp_path, monkeypatch):
     texts, output = tmp_path / "t.txt", tmp_path / "m.png"
     texts.write_text("one\ntwo\n", encoding="utf-8")
-    assert "holds 2 texts for 9 vectors" in refuse("heatmap", vectors, "-o", output, "--texts", texts)  # fmt: skip
+    assert "holds 9 vectors for 2 rows of" in refuse("heatmap", vectors, "-o", output, "--texts", texts)  # fmt: skip
     assert "--texts requires a file of vectors" in refuse(
         "heatmap", texts, "-o", output, "--texts", texts
     )
@@ -82,6 +87,10 @@ def test_what_cannot_be_drawn_is_one_line(refuse, vectors, tmp_path):
     assert "there is no file" in refuse("heatmap", tmp_path / "none.csv", "-o", output, code=1)
     np.save(tmp_path / "empty.npy", np.zeros((0, 4)))
     assert "holds no rows" in refuse("heatmap", tmp_path / "empty.npy", "-o", output)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        assert "[plot]'" in refuse("heatmap", tmp_path / "none.csv", "-o", output, code=1)
+        assert "[plot]'" in refuse("similarity", "none.csv", "--heatmap", output, code=1)
     output.write_bytes(b"mine")
     assert "--force" in refuse("heatmap", vectors, "-o", output)
     assert output.read_bytes() == b"mine"

@@ -7,6 +7,8 @@ import csv
 import numpy as np
 import pytest
 
+from onnxsim_embed.files.vectors import read_ids
+
 BAD = '{"text": "a road"}\n{"text": null}\n{"text": "the sun"}\n{"text": "a road"}\n'
 COMMANDS = {
     "encode": ("-o", "v.npy"),
@@ -61,6 +63,55 @@ def test_skipped_rows_keep_their_numbers(command, tmp_path):
     assert rows("g.csv", "row", "kept") == [(0, 0), (3, 0)]
     assert rows("c.csv", "row", "cluster") == [(0, 0), (3, 0), (2, 1)]
     assert command("similarity", "a.jsonl", "--on-error", "skip", "-o", "graph")[0] == 2
+
+
+def ids(name, *columns):
+    with open(name, encoding="utf-8", newline="") as stream:
+        return [tuple(row[column] for column in columns) for row in csv.DictReader(stream)]
+
+
+JOINED = ("a.jsonl", "--id-column", "id", "--vectors")
+
+
+@pytest.mark.parametrize("vectors", [("v.parquet",), (*JOINED, "v.parquet"), (*JOINED, "v.npy")])
+def test_ids_name_rows_in_every_output(command, tmp_path, vectors):
+    lines = [f'{{"id": "p{row}", {line[1:]}' for row, line in enumerate(BAD.splitlines())]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    skip = ("--on-error", "skip", "--force")
+    for output in ("v.npy", "v.parquet"):
+        chosen = ("--id-column", "id") * (output == "v.parquet")
+        assert command("encode", "a.jsonl", "-o", output, *chosen, *skip)[0] == 0
+    assert read_ids("v.parquet") == ["p0", "p2", "p3"]
+    joined = (*vectors, *skip)
+    call = ("similarity", *joined, "-t", "0.99", "-o", "n.csv", "-k", 1, "--show", 1, "--no-text")
+    assert "p0" in command(*call)[1]
+    assert ids("p.csv", "left", "right") == [("p0", "p3")]
+    assert ids("n.csv", "row", "neighbour")[::2] == [("p0", "p3"), ("p3", "p0")]
+    assert "left_text" not in (tmp_path / "p.csv").read_text()
+    assert command("search", *joined, "-k", 1, "-o", "s.csv")[0] == 0
+    assert ids("s.csv", "row") == [("p0",)]
+    if len(vectors) > 1:
+        assert command("dedupe", *joined)[0] == 0
+        assert ids("g.csv", "row", "kept") == [("p0", "p0"), ("p3", "p0")]
+        assert command("cluster", *joined, "-t", "0.99", "--no-text")[0] == 0
+        assert ids("c.csv", "row", "cluster") == [("p0", "0"), ("p3", "0"), ("p2", "1")]
+        assert "text" not in (tmp_path / "c.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("-o", "v.npy", "--id-column", "id"), 2, "VECTORS.parquet"),
+        (("-o", "v.parquet", "--id-column", "key"), 2, "no column 'key'; it has: id, text"),
+        (("-o", "v.parquet", "--id-column", "id"), 1, "row 1 has no id"),
+    ],
+)
+def test_ids_that_cannot_be_are_one_line(
+    refuse, artifact, tmp_path, monkeypatch, arguments, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("id,text\n1,a road\n,the sun\n")
+    assert message in refuse("encode", "a.csv", "-m", artifact, *arguments, code=code)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

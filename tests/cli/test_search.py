@@ -124,7 +124,7 @@ def test_cut_vectors(run, artifact, files, tmp_path):
     ("array", "message"),
     [
         (np.ones((3, 5), np.float32), "of dim 5, and .* computes dim 32; pass the --model"),
-        (np.ones((3, 32), np.int8), "holds int8 vectors, .* encode without --dtype"),
+        (np.ones((3, 32), np.int8), "holds int8 vectors, .* --dtype float16 or float32"),
         (np.ones((0, 32), np.float32), "holds no vectors"),
         (np.full((3, 32), np.nan, np.float32), "NaN or infinity, first in row 0"),
         (np.ones(32, np.float32), "not vectors of shape"),
@@ -143,7 +143,7 @@ def test_vectors_that_do_not_fit(refuse, artifact, tmp_path, array, message):
         ((QUERY,), "search requires --in"),
         (("--in", "{}/vectors.npy"), "search requires a query, or --queries FILE"),
         ((QUERY, "--in", "{}/none.npy"), "there is no file"),
-        ((QUERY, "--in", "{}/vectors.npy", "-c", "text"), "--column requires --texts"),
+        ((QUERY, "--in", "{}/vectors.npy", "-c", "text"), "--column requires --in FILE --vectors"),
         (
             (QUERY, "--in", "{}/texts.jsonl", "--texts", "{}/texts.jsonl"),
             "--texts requires a file of vectors",
