@@ -67,6 +67,7 @@ class Manifest:
     :param verification: the report of `verify`, by precision; one that is not among `precisions` was
         skipped for the reasons in its "problems".
     :param via: how the fp32 file was made: "direct", "optimum" or "adopted".
+    :param include_prompt: whether the tokens of a prompt are pooled; false for Instructor models.
     :param matryoshka_dims: dimensions to which the model was trained to have embeddings truncated.
     """
 
@@ -93,6 +94,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     via: str = "direct"
     matryoshka_dims: tuple[int, ...] = ()
+    include_prompt: bool = True
 
     def to_json(self) -> str:
         """Return the manifest as JSON with sorted keys; equal inputs give equal text."""

@@ -65,7 +65,10 @@ def _unavailable(artifact: Artifact, precision: str) -> str:
     if problems := manifest.verification.get(precision, {}).get("problems"):
         return f"{message}: the export skipped it because {'; '.join(problems)}"
     if precision not in MODEL_FILES:
-        return f"{message}; allowed are auto, {', '.join(MODEL_FILES)}"
+        return (
+            f"{message}; allowed are auto, {', '.join(MODEL_FILES)} (the dtype of embeddings is an "
+            "argument of encode: float32, float16, int8, uint8, binary, ubinary)"
+        )
     return (
         f"{message}; export the model again with precisions={[*manifest.precisions, precision]} "
         "and force=True"

@@ -54,7 +54,7 @@ KEPT_SHARES = (0.0, 0.25, 0.5)
 # Facts of a checkpoint that the manifest repeats.
 SHARED_FACTS = (
     "name", "source", "revision", "architecture", "max_seq_length", "dense", "normalize", "prompts",
-    "default_prompt_name", "similarity_fn_name",
+    "default_prompt_name", "similarity_fn_name", "include_prompt",
 )  # fmt: skip
 
 

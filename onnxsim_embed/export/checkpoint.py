@@ -69,6 +69,7 @@ class Checkpoint:
     default_prompt_name: str | None
     similarity_fn_name: str
     overridden: bool  # whether modules.json is missing or states another pooling
+    include_prompt: bool = True  # whether the tokens of a prompt are pooled
 
     @property
     def architecture(self) -> str:
@@ -145,6 +146,7 @@ def open_checkpoint(
         default_prompt_name=main_config.get("default_prompt_name"),
         similarity_fn_name=str(main_config.get("similarity_fn_name") or "cosine"),
         overridden=(modes, normalize) != (modules.pooling, modules.normalize),
+        include_prompt=modules.include_prompt,
     )
 
 

@@ -49,7 +49,8 @@ def write_configs(checkpoint: Checkpoint, hidden: int, work: Path) -> int:
     )
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     modes = {key: mode in checkpoint.pooling for key, mode in LEGACY_POOLING.items()}
-    table: dict[str, Any] = {"word_embedding_dimension": hidden, **modes, "include_prompt": True}
+    table: dict[str, Any] = {"word_embedding_dimension": hidden, **modes}
+    table["include_prompt"] = checkpoint.include_prompt
     if checkpoint.pooling != tuple(m for m in LEGACY_POOLING.values() if m in checkpoint.pooling):
         # The booleans imply another order; sentence-transformers 5.4 and later read this key.
         table["pooling_mode"] = [mode.value for mode in checkpoint.pooling]

@@ -34,6 +34,7 @@ class Modules:
     pooling: tuple[PoolingMode, ...] = ()
     dense: tuple[str, ...] = ()
     normalize: bool = False
+    include_prompt: bool = True  # whether the tokens of a prompt are pooled
 
 
 def read_modules(directory: Path) -> Modules:
@@ -57,7 +58,10 @@ def read_modules(directory: Path) -> Modules:
         if kind == "Transformer":
             modules.transformer = folder
         elif kind == "Pooling" and not (modules.pooling or modules.dense or modules.normalize):
-            modules.pooling = _read_pooling(directory / folder / "config.json")
+            config_path = directory / folder / "config.json"
+            config = read_json(config_path)
+            modules.pooling = _read_pooling(config_path, config)
+            modules.include_prompt = config.get("include_prompt") is not False
         elif kind == "Dense" and not modules.normalize:
             modules.dense += (folder,)
         elif kind == "Normalize":
@@ -85,10 +89,7 @@ def _module_kind(path: Path, number: int, name: str) -> str:
     return kind
 
 
-def _read_pooling(path: Path) -> tuple[PoolingMode, ...]:
-    config = read_json(path)
-    if config.get("include_prompt") is False:
-        raise CheckpointError(f"{path}: include_prompt false (pooling without the prompt) is not supported")  # fmt: skip
+def _read_pooling(path: Path, config: dict[str, Any]) -> tuple[PoolingMode, ...]:
     if "pooling_mode" not in config:
         return tuple(mode for key, mode in LEGACY_POOLING.items() if config.get(key))
     names = config["pooling_mode"]

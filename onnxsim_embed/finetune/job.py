@@ -31,7 +31,8 @@ from onnxsim_embed.finetune.pairs import TextPairs, clean_pairs
 from onnxsim_embed.finetune.report import add_to_card, draw_losses, held_out_report
 from onnxsim_embed.finetune.settings import Settings
 from onnxsim_embed.finetune.split import split_pairs
-from onnxsim_embed.runtime.embedder import DOCUMENT_PROMPTS, Embedder
+from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.prompts import DOCUMENT_PROMPTS
 
 WEIGHTS = "model.safetensors"
 REPORT = "report.json"

@@ -5,38 +5,40 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import (
-    EncodeArguments,
     EncodeOptions,
     OutputPrecision,
     check_positive,
 )
 from onnxsim_embed.runtime.postprocess import check_truncation, finish_vectors
+from onnxsim_embed.runtime.prompts import Prompted
 from onnxsim_embed.runtime.tokenization import as_list, check_texts
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 @dataclass(eq=False)
 class _Request:
-    """A caller's texts with the prompt prepended, the options of their embeddings, and the result."""
+    """A caller's texts, the options of their embeddings, and the result.
+
+    :param prompt: string that the model is to prepend; empty where it is prepended already, so that
+        texts of several prompts share a model call.
+    """
 
     texts: list[str]
+    prompt: str
     options: EncodeOptions
     result: asyncio.Future[npt.NDArray[Any]]
 
 
-class AsyncEmbedder:
+class AsyncEmbedder(Prompted):
     """An Embedder for web services: never blocks the event loop, and batches concurrent callers.
 
     Texts of several callers run through the model together, whatever their prompts and output dtypes.
@@ -84,6 +86,16 @@ class AsyncEmbedder:
         self._binding = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reset()
+
+    @property
+    def prompts(self) -> Mapping[str, str]:  # type: ignore[override]  # the model's, which may change
+        """The prompts of the model."""
+        return self.embedder.prompts
+
+    @property
+    def default_prompt_name(self) -> str | None:  # type: ignore[override]
+        """Name of the prompt that `encode` prepends by default."""
+        return self.embedder.default_prompt_name
 
     def _reset(self) -> None:
         """Start without requests: at first, and in a new loop after one was closed."""
@@ -136,7 +148,7 @@ class AsyncEmbedder:
             normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
         )
-        prefix = self.embedder.prompt_text(prompt_name, prompt)
+        prefix = self.prompt_text(prompt_name, prompt)
         dim = self.embedder.embedding_dimension
         check_truncation(truncate_dim, dim)
         texts = as_list(inputs)
@@ -144,33 +156,10 @@ class AsyncEmbedder:
         # Invalid ranges show on zeros, before they meet other requests. One row alone has no range.
         result = finish_vectors(np.zeros((min(len(texts), 2), dim), np.float32), options)
         if texts:
-            texts = [prefix + text for text in texts]
-            result = await self._answer(_Request(texts, options, loop.create_future()))
+            if self.embedder.artifact.manifest.include_prompt:
+                texts, prefix = [prefix + text for text in texts], ""
+            result = await self._answer(_Request(texts, prefix, options, loop.create_future()))
         return result[0] if isinstance(inputs, str) else result
-
-    async def encode_query(
-        self,
-        inputs: str | Iterable[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        **arguments: Unpack[EncodeArguments],
-    ) -> npt.NDArray[Any]:
-        """Encode search queries: `encode` with the prompt of `Embedder.encode_query`."""
-        if prompt_name is None and prompt is None:
-            prompt = self.embedder.query_prompt()
-        return await self.encode(inputs, prompt_name, prompt, **arguments)
-
-    async def encode_document(
-        self,
-        inputs: str | Iterable[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        **arguments: Unpack[EncodeArguments],
-    ) -> npt.NDArray[Any]:
-        """Encode documents: `encode` with the prompt of `Embedder.encode_document`."""
-        if prompt_name is None and prompt is None:
-            prompt = self.embedder.document_prompt()
-        return await self.encode(inputs, prompt_name, prompt, **arguments)
 
     async def aclose(self) -> None:
         """Reject new calls, and return when all earlier ones are answered."""
@@ -224,7 +213,7 @@ class AsyncEmbedder:
         texts = 0
         for request, count in list(self._waiting.items()):
             texts += count
-            if batch and texts > self._max_texts:
+            if batch and (texts > self._max_texts or request.prompt != batch[0].prompt):
                 break
             batch.append(request)
             del self._waiting[request]
@@ -257,7 +246,8 @@ class AsyncEmbedder:
         try:
             texts = [text for request in batch for text in request.texts]
             # A single text without a list is a little faster.
-            vectors = self.embedder.encode(texts if len(texts) > 1 else texts[0], prompt="")
+            single = texts[0] if len(texts) == 1 else texts
+            vectors = self.embedder.encode(single, prompt=batch[0].prompt)
             vectors = np.atleast_2d(vectors)
             if len(batch) == 1:
                 return [finish_vectors(vectors, batch[0].options)]

@@ -2,63 +2,65 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.artifact.precision import choose_precision
+from onnxsim_embed.artifact.manifest import Artifact, is_artifact
 from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.runtime.loading import load_model
 from onnxsim_embed.runtime.options import (
     RANGED,
     EncodeArguments,
     EncodeOptions,
+    LoadArguments,
     OutputPrecision,
     OutputValue,
     check_positive,
 )
-from onnxsim_embed.runtime.pipeline import EncodeReport, Pipeline
-from onnxsim_embed.runtime.pooling import load_head
-from onnxsim_embed.runtime.postprocess import make_output, quantize_vectors
-from onnxsim_embed.runtime.session import Session, first_provider
-from onnxsim_embed.runtime.tokenization import Tokenizer, as_list, check_iterable
-from onnxsim_embed.system.hardware import CPU_PROVIDER, available_cpus
+from onnxsim_embed.runtime.pipeline import EncodeReport
+from onnxsim_embed.runtime.postprocess import Output, as_tensors, make_output, quantize_vectors
+from onnxsim_embed.runtime.prompts import Prompted
+from onnxsim_embed.runtime.tokenization import as_list, check_iterable
 from onnxsim_embed.system.onnx_session import Device
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-logger = logging.getLogger(__name__)
 
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")
-
-
-class Embedder:
+class Embedder(Prompted):
     """A sentence-embedding model on ONNX Runtime.
 
     Any number of threads may share one Embedder. It pickles as its artifact's directory and settings.
-    Use `from_pretrained` to create one from a name.
 
-    :param artifact: an artifact directory, or an opened artifact.
+    A checkpoint is exported on first use into the user's cache directory (`ONNXSIM_EMBED_CACHE`
+    overrides it), with a log message, and loaded from there afterwards. A Hub id that is in the local
+    cache is loaded without the network; pass `revision` for another version of it.
+
+    :param artifact: recipe name, artifact directory, checkpoint directory or Hub id, for example
+        "all-MiniLM-L6-v2", "./my-model", "BAAI/bge-base-en-v1.5"; or an opened artifact.
     :param precision: weight precision: "fp32", "int8" (CPU), "fp16" (GPU), or "auto" for the fastest
-        accurate one on this machine.
+        accurate one on this machine. The dtype of embeddings is an argument of `encode`.
     :param device: "auto" (CUDA if onnxruntime offers it, otherwise the CPU), "cpu", "cuda",
         "cuda:N", "openvino" or onnxruntime's own list of providers.
     :param threads: number of batches run concurrently; None for the number of available processors.
-    :raises ArtifactError: if the directory is not an artifact or one of its files is damaged.
+    :param pooling: pooling mode of a checkpoint that specifies none.
+    :param revision: revision of a Hub id.
+    :param token: access token for the Hub; None for that of the logged-in user, False for none.
+    :param local_files_only: whether to load a Hub id from the local cache only.
+    :raises CheckpointError: if the model cannot be located or exported.
+    :raises ArtifactError: if an artifact is damaged.
+    :raises MissingExtraError: if the export needs a package that is not installed.
     :raises ValueError: if the precision or device is not available.
 
     Usage::
 
-        model = Embedder.from_pretrained("all-MiniLM-L6-v2")
+        model = Embedder("all-MiniLM-L6-v2")
         vectors = model.encode(["a text", "another"])      # float32 (2, 384)
     """
 
@@ -69,98 +71,39 @@ class Embedder:
         precision: str = "auto",
         device: Device = "auto",
         threads: int | None = None,
-    ) -> None:
-        check_positive("threads", threads)
-        if not isinstance(artifact, Artifact):
-            artifact = Artifact.open(Path(artifact))
-        self.artifact = artifact
-        self.prompts = dict(artifact.manifest.prompts)
-        self.default_prompt_name = artifact.manifest.default_prompt_name
-        self.head = load_head(artifact)
-        self._device = device
-        threads = available_cpus() if threads is None else int(threads)
-        for tried in (device, "cpu"):
-            provider = first_provider(tried)
-            self.precision = choose_precision(artifact, precision, provider)
-            self._pipeline = self._make_pipeline(tried, provider, threads)
-            if device != "auto" or self.provider == provider:
-                break
-            logger.warning("using the CPU: %s could not be started", provider)
-
-    def _make_pipeline(self, device: Device, provider: str, threads: int) -> Pipeline:
-        manifest = self.artifact.manifest
-
-        def checked_file() -> Path:
-            encoder = manifest.precisions[self.precision].encoder
-            file = self.artifact.open_file(self.precision)  # holds the weights of the encoder too
-            return self.artifact.file(encoder) if provider == CPU_PROVIDER and encoder else file
-
-        with ThreadPoolExecutor(1) as checker:  # computes digests while the tokenizer loads
-            file = checker.submit(checked_file)
-            tokenizer = Tokenizer(
-                self.artifact.file("tokenizer.json"),
-                manifest.max_seq_length,
-                manifest.do_lower_case,
-                manifest.pad_token_id,
-            )
-        return Pipeline(tokenizer, partial(Session, file.result(), device), threads)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        make = partial(
-            type(self), precision=self.precision, device=self._device, threads=self.threads
-        )
-        names = ("prompts", "default_prompt_name", "max_seq_length")
-        return make, (self.artifact,), (None, {name: getattr(self, name) for name in names})
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        precision: str = "auto",
-        device: Device = "auto",
-        threads: int | None = None,
         pooling: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
-    ) -> Embedder:
-        """Load a model by recipe name, artifact directory, checkpoint directory or Hub id.
-
-        A checkpoint is exported on first use into the user's cache directory (`ONNXSIM_EMBED_CACHE`
-        overrides it), with a log message, and loaded from there afterwards. A Hub id that is in the
-        local cache is loaded without the network; pass `revision` for another version of it.
-
-        :param name_or_path: for example "all-MiniLM-L6-v2", "./my-model", "BAAI/bge-base-en-v1.5".
-        :param precision: "auto", "fp32", "int8" or "fp16".
-        :param device: "auto", "cpu", "cuda", "cuda:N", "openvino" or a list of providers.
-        :param threads: number of batches run concurrently; None for that of available processors.
-        :param pooling: pooling mode of a checkpoint that specifies none.
-        :param revision: revision of a Hub id.
-        :param token: access token for the Hub; None for that of the logged-in user, False for none.
-        :param local_files_only: whether to load a Hub id from the local cache only.
-        :raises CheckpointError: if the model cannot be located or exported.
-        :raises ArtifactError: if an artifact is damaged.
-        :raises MissingExtraError: if the export needs a package that is not installed.
-        """
-        from onnxsim_embed.artifact.cache import is_cached, locate_artifact
-
-        locate = partial(
-            locate_artifact,
-            name_or_path,
+    ) -> None:
+        check_positive("threads", threads)
+        self._device = device
+        self.artifact, self.head, self.precision, self._pipeline = load_model(
+            artifact,
+            precision,
+            device,
+            threads,
             pooling=pooling,
             revision=revision,
             token=token,
             local_files_only=local_files_only,
         )
-        load = partial(cls, precision=precision, device=device, threads=threads)
-        artifact = locate()
-        try:
-            return load(artifact)
-        except ArtifactError:
-            if not is_cached(artifact):
-                raise
-            return load(locate(rebuild=True))
+        self.prompts = dict(self.artifact.manifest.prompts)
+        self.default_prompt_name = self.artifact.manifest.default_prompt_name
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, **arguments: Unpack[LoadArguments]
+    ) -> Embedder:
+        """Return `Embedder(name_or_path, ...)`, with its arguments."""
+        return cls(name_or_path, **arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        artifact = replace(self.artifact, directory=self.artifact.directory.absolute())
+        settings = {"precision": self.precision, "device": self._device, "threads": self.threads}
+        names = ("prompts", "default_prompt_name", "max_seq_length")
+        state = {name: getattr(self, name) for name in names}
+        return _load_pickled, (type(self), artifact, settings), (None, state)
 
     @property
     def embedding_dimension(self) -> int:
@@ -234,8 +177,11 @@ class Embedder:
         ranges: npt.ArrayLike | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
         sentences: str | Iterable[str] | None = None,
-    ) -> npt.NDArray[Any]:
+    ) -> Any:  # noqa: ANN401 - an array, unless the arguments say otherwise
         """Return the embeddings of texts.
 
         The embedding of a text depends neither on the other texts nor on batches and threads (on a
@@ -249,18 +195,29 @@ class Embedder:
         :param show_progress_bar: whether to show a progress bar on standard error.
         :param output_value: "sentence_embedding", or "token_embeddings" for the hidden states of each
             text's tokens.
-        :param precision: dtype of the result: float32, float16, int8, uint8, binary or ubinary.
+        :param precision: dtype of the result: float32, float16, int8, uint8, binary or ubinary. Not
+            that of the weights, which is fixed when the model is loaded.
         :param ranges: float32 array (2, dim), minimum and maximum of each dimension, for int8 and
             uint8; None computes them from the result itself.
         :param normalize_embeddings: True scales embeddings to unit L2 norm. None and False leave them
             as the model's own modules return them (many end in a normalization layer).
         :param truncate_dim: truncate embeddings to this dimension, before `normalize_embeddings`.
+        :param convert_to_numpy: False returns a list of PyTorch tensors, one a text.
+        :param convert_to_tensor: True returns one PyTorch tensor in place of an array.
+        :param device: None, or the device of the model, which is fixed when it is loaded.
         :param sentences: former name of `inputs`.
         :returns: array (n, dim), or (dim,) for one text; float32 unless `precision` differs. With
             "token_embeddings" a list of n float32 arrays (tokens, hidden), or one such array.
         :raises TypeError: if the input is not a text or an iterable of texts, naming the row.
-        :raises ValueError: for an unknown prompt, an invalid precision, range or dimension.
+        :raises ValueError: for an unknown prompt, an invalid precision, range, dimension or device.
+        :raises ImportError: if tensors are requested without PyTorch.
         """
+        own_device = "cpu" if self._pipeline.session.runs_on_cpu else "cuda"
+        if device is not None and str(device) not in (own_device, str(self._device)):
+            raise ValueError(
+                f"this model was loaded on {self.provider}, got device={str(device)!r}; load it with "
+                f"Embedder(..., device={str(device)!r}), or leave device out here"
+            )
         texts = sentences if inputs is None else inputs
         if texts is None or (inputs is not None and sentences is not None):
             raise TypeError(
@@ -276,8 +233,11 @@ class Embedder:
             normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
         )
-        result: npt.NDArray[Any] = self.encode_with(options, texts, bool(show_progress_bar))
-        return result
+        result = self.encode_with(options, texts, bool(show_progress_bar))
+        if convert_to_numpy and not convert_to_tensor:
+            return result
+        tensors = as_tensors(result)
+        return tensors if convert_to_tensor or isinstance(texts, str) else list(tensors)
 
     def encode_with(
         self, options: EncodeOptions, texts: str | Iterable[str], show_progress_bar: bool = False
@@ -286,8 +246,7 @@ class Embedder:
         single, rows = isinstance(texts, str), as_list(texts)
         own_ranges = options.precision in RANGED and options.ranges is None
         computed = replace(options, precision="float32") if own_ranges else options
-        output = make_output(self.head, self.embedding_dimension, computed)
-        prefix = self.prompt_text(options.prompt_name, options.prompt)
+        prefix, output = self._prefix_and_output(computed)
         if single and not own_ranges:
             return self._pipeline.run_one(rows[0], prefix, output)
         result = np.empty((len(rows), *output.shape), output.dtype)
@@ -302,34 +261,6 @@ class Embedder:
         if single:
             return result[0]
         return list(result) if options.output_value == "token_embeddings" else result
-
-    def encode_query(
-        self,
-        inputs: str | Iterable[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int | None = None,
-        show_progress_bar: bool | None = None,
-        **arguments: Unpack[EncodeArguments],
-    ) -> npt.NDArray[Any]:
-        """Encode search queries: `encode` with the model's "query" prompt, if it has one."""
-        if prompt_name is None and prompt is None:
-            prompt = self.query_prompt()
-        return self.encode(inputs, prompt_name, prompt, batch_size, show_progress_bar, **arguments)
-
-    def encode_document(
-        self,
-        inputs: str | Iterable[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int | None = None,
-        show_progress_bar: bool | None = None,
-        **arguments: Unpack[EncodeArguments],
-    ) -> npt.NDArray[Any]:
-        """Encode documents: `encode` with the model's "document", "passage" or "corpus" prompt."""
-        if prompt_name is None and prompt is None:
-            prompt = self.document_prompt()
-        return self.encode(inputs, prompt_name, prompt, batch_size, show_progress_bar, **arguments)
 
     def encode_stream(
         self,
@@ -375,13 +306,19 @@ class Embedder:
         check_iterable(texts)
         return self._pipeline.stream(
             texts,
-            self.prompt_text(options.prompt_name, options.prompt),
-            make_output(self.head, self.embedding_dimension, options),
+            *self._prefix_and_output(options),
             batch_size=options.batch_size,
             progress=show_progress_bar,
             progress_start=progress_start,
             report=report,
         )
+
+    def _prefix_and_output(self, options: EncodeOptions) -> tuple[str, Output]:
+        """Return the string to prepend to each text, and the stage after the encoder."""
+        prefix = self.prompt_text(options.prompt_name, options.prompt)
+        pooled = self.artifact.manifest.include_prompt or not prefix
+        skip = 0 if pooled else self._pipeline.tokenizer.prompt_tokens(prefix)
+        return prefix, make_output(self.head, self.embedding_dimension, options, skip)
 
     def token_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
         """Return each text's token ids as the model sees them: truncated, with special tokens.
@@ -416,25 +353,12 @@ class Embedder:
 
         return score_pairs(left, right, self.artifact.manifest.similarity_fn_name)
 
-    def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
-        """Return the string that `encode` prepends to each text.
 
-        :raises ValueError: if the model has no prompt of that name, listing its prompts.
-        """
-        if prompt is not None:
-            return prompt
-        name = prompt_name if prompt_name is not None else self.default_prompt_name
-        if name is None:
-            return ""
-        if name not in self.prompts:
-            known = sorted(self.prompts) or "none"
-            raise ValueError(f"prompt_name {name!r} is not among the model's prompts: {known}")
-        return self.prompts[name]
-
-    def query_prompt(self) -> str:
-        """Return the string that `encode_query` prepends: the "query" prompt, or an empty one."""
-        return self.prompts.get("query", "")
-
-    def document_prompt(self) -> str:
-        """Return the string that `encode_document` prepends: the first document prompt, or an empty one."""
-        return next((self.prompts[name] for name in DOCUMENT_PROMPTS if name in self.prompts), "")
+def _load_pickled(kind: type[Embedder], artifact: Artifact, settings: dict[str, Any]) -> Embedder:
+    """Load the model of a pickle, which holds the path of its artifact, not the weights."""
+    if not is_artifact(artifact.directory):
+        raise ArtifactError(
+            f"a pickled Embedder holds the path of its model, {artifact.directory}, where there is "
+            "none now: load the model from where it is, and pickle it again"
+        )
+    return kind(artifact, **settings)

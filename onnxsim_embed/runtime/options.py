@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from onnxsim_embed.artifact.manifest import MODEL_FILES
+
+if TYPE_CHECKING:
+    from onnxsim_embed.system.onnx_session import Device  # imports onnxruntime
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
 OutputPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
@@ -23,6 +28,29 @@ class EncodeArguments(TypedDict, total=False):
     ranges: npt.ArrayLike | None
     normalize_embeddings: bool | None
     truncate_dim: int | None
+
+
+class ResultArguments(EncodeArguments, total=False):
+    """Further arguments of the encode methods of `Embedder` that return one result."""
+
+    batch_size: int | None
+    show_progress_bar: bool | None
+    output_value: OutputValue
+    convert_to_numpy: bool
+    convert_to_tensor: bool
+    device: str | None
+
+
+class LoadArguments(TypedDict, total=False):
+    """Keyword-only arguments of `Embedder`."""
+
+    precision: str
+    device: Device
+    threads: int | None
+    pooling: str | None
+    revision: str | None
+    token: str | bool | None
+    local_files_only: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +82,12 @@ class EncodeOptions:
         for name, allowed in (("output_value", OutputValue), ("precision", OutputPrecision)):
             value, known = getattr(self, name), get_args(allowed)
             if value not in known:
-                raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+                message = f"{name} {value!r} is not one of {', '.join(known)}"
+                if name == "precision" and value in MODEL_FILES:
+                    message += (
+                        f"; {value} is a weight precision: Embedder(..., precision={value!r})"
+                    )
+                raise ValueError(message)
         if self.ranges is not None:
             if self.precision not in RANGED:
                 raise ValueError(

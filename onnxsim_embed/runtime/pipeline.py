@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,13 @@ import numpy.typing as npt
 
 from onnxsim_embed.runtime.batching import PADDED_TOKEN_BUDGET, TOKEN_BUDGET, plan_batches
 from onnxsim_embed.runtime.postprocess import Mask, Output
-from onnxsim_embed.runtime.session import Session
+from onnxsim_embed.runtime.session import LoneSession, Session
 from onnxsim_embed.runtime.tokenization import Tokenizer, Tokens
 from onnxsim_embed.system.progress import progress_bar
 
 # Texts tokenized together, ahead of inference. Large enough to group equal lengths well, small enough
 # that the ids of two windows stay within a few tens of megabytes.
 WINDOW_TEXTS = 4096
-
-# A lone batch (a single text, for example) that takes longer than this on one thread is run by a
-# second session with several intra-op threads. Measured on two cores: below 3 ms starting and joining
-# threads at every operator costs more than it saves, above it saves up to 45 %. That session holds
-# the weights a second time, so it is created only after repeated lone batches.
-LONE_SECONDS = 0.003
-LONE_CALLS = 3
-LONE_THREADS = 4
 
 
 @dataclass
@@ -79,8 +72,8 @@ class _Window:
 
     :param results: array (n, ...), filled at first occurrences.
     :param first: row of each text's first occurrence, int64 (n,), or None without repeated texts.
-    :param batches: functions that run one batch each and return its number of texts, or their futures
-        if threads run them.
+    :param batches: functions that run one batch each and return its number of tokens, or their
+        futures if threads run them.
     """
 
     output: Output
@@ -115,10 +108,7 @@ class Pipeline:
         """Start without workers: at first, and in a forked child, which has none of its parent's threads."""
         self._lock = threading.Lock()
         self._workers: ThreadPoolExecutor | None = None
-        self._lone_lock = threading.Lock()
-        self._lone_session: Session | None = None
-        self._lone_calls = 0
-        self._token_seconds = float("inf")  # the minimum that a token of a lone batch took
+        self._lone = LoneSession(self.session, self._make_session, self.threads)
 
     @property
     def last_report(self) -> EncodeReport:
@@ -146,6 +136,8 @@ class Pipeline:
 
         If the source or one of its texts raises, the results of the texts before are yielded first.
 
+        :param progress: whether to show a bar of tokens: the longest texts run first, so that one of
+            texts would be wrong about the time left.
         :param progress_start: number of texts that the progress bar counts as done before.
         :param report: filled with the figures of the call.
         """
@@ -156,32 +148,24 @@ class Pipeline:
         with ExitStack() as stack:
             stack.callback(self._finish_report, report, started)
             stack.callback(lambda: [window.cancel() for window in waiting])
-            update: Callable[[int], object] = lambda rows: None  # noqa: E731
-            if progress:
-                total = len(texts) if isinstance(texts, Sequence) else None
-                bar = progress_bar(
-                    desc="Encoding",
-                    unit=" texts",
-                    total=total,
-                    initial=progress_start,
-                    smoothing=0.1,
-                )
-                update = stack.enter_context(bar).update
+            bar = stack.enter_context(_Bar(texts, progress_start)) if progress else None
             failure: Exception | None = None
             while failure is None:
                 window, failure = _read_window(source)
                 if window:
                     try:
                         waiting.append(self._start(window, prefix, output, batch_size, report))
+                        if bar is not None:
+                            bar.expect(report)
                     except Exception as error:
                         failure = error
                 if not window:
                     break
                 if len(waiting) > 1:  # tokenization runs one window ahead of inference
-                    yield self._finish(waiting[0], update)
+                    yield self._finish(waiting[0], bar)
                     waiting.popleft()  # only now: an interruption cancels its batches
             while waiting:
-                yield self._finish(waiting[0], update)
+                yield self._finish(waiting[0], bar)
                 waiting.popleft()
             if failure is not None:
                 raise failure
@@ -192,7 +176,7 @@ class Pipeline:
         tokens = self.tokenizer([prefix + text if prefix else text])
         ids, mask = self._inputs(tokens, np.zeros(1, np.int64))
         tokenized = time.perf_counter()
-        hidden = self._run_lone(ids, mask)
+        hidden = self._lone.run(ids, mask)
         ran = time.perf_counter()
         result = output.finish(hidden, mask)[0]
         report = EncodeReport(1, 1, len(tokens.ids), int(tokens.truncated[0]))
@@ -205,9 +189,10 @@ class Pipeline:
     @contextmanager
     def settings(self, *, threads: int, token_budget: int) -> Iterator[None]:
         """Run with other threads and batches inside the block; not while other threads encode."""
-        names = ("threads", "token_budget", "_workers", "_lone_session")
-        before = {name: getattr(self, name) for name in names}
-        vars(self).update(dict(zip(names, (threads, token_budget, None, None), strict=True)))
+        lone = LoneSession(self.session, self._make_session, threads)
+        inside = {"threads": threads, "token_budget": token_budget, "_workers": None, "_lone": lone}
+        before = {name: getattr(self, name) for name in inside}
+        vars(self).update(inside)
         try:
             yield
         finally:
@@ -229,15 +214,29 @@ class Pipeline:
             texts = [prefix + text if isinstance(text, str) else text for text in texts]
         tokens = self.tokenizer(texts, report.texts)
         first, rows = _first_occurrences(texts)
-        counts = tokens.counts if first is None else tokens.counts[rows]
         results = np.empty((len(texts), *output.shape), output.dtype)
         window = _Window(output, report, results, first)
         report.texts += len(texts)
         report.distinct += len(rows)
-        report.tokens += int(counts.sum())
+        report.tokens += int(tokens.counts[rows].sum())
         report.truncated += int(tokens.truncated.sum())
         report.seconds_tokenize += time.perf_counter() - started
+        self._submit(window, tokens, rows, batch_size)
+        return window
+
+    def run_tokens(self, tokens: Tokens, output: Output) -> npt.NDArray[Any]:
+        """Return the results of texts that are tokenized already: rows as in `stream`."""
+        results = np.empty((len(tokens.truncated), *output.shape), output.dtype)
+        window = _Window(output, EncodeReport(), results, None)
+        self._submit(window, tokens, np.arange(len(results)), None)
+        return self._finish(window)
+
+    def _submit(
+        self, window: _Window, tokens: Tokens, rows: npt.NDArray[np.int64], batch_size: int | None
+    ) -> None:
+        """Plan the batches of some rows of a window and hand them to the threads."""
         padded = not self.session.runs_on_cpu
+        counts = tokens.counts[rows]
         plan = plan_batches(counts, self.token_budget, batch_size, padded=padded)
         batches = [rows[batch] for batch in plan]
         lone = len(batches) == 1
@@ -247,35 +246,34 @@ class Pipeline:
             futures: list[Future[int]] = [submit(run) for run in window.batches]
             window.batches = [future.result for future in futures]
             window.cancel = lambda: [future.cancel() for future in futures]
-        return window
 
-    def _finish(self, window: _Window, update: Callable[[int], object]) -> npt.NDArray[Any]:
+    def _finish(self, window: _Window, bar: _Bar | None = None) -> npt.NDArray[Any]:
         """Return the results of a window after waiting for its batches, or running them here."""
-        done = 0
         for run in window.batches:
-            rows = run()
-            done += rows
-            update(rows)
+            tokens = run()
+            if bar is not None:
+                bar.update(tokens)
         if window.first is not None:
             repeated = np.flatnonzero(window.first != np.arange(len(window.first)))
             window.results[repeated] = window.results[window.first[repeated]]
-            update(len(window.first) - done)
+        if bar is not None:
+            bar.finish(len(window.results))
         return window.results
 
     def _run_batch(
         self, tokens: Tokens, rows: npt.NDArray[np.int64], window: _Window, lone: bool
     ) -> int:
-        """Run one batch, write its results into the window, return its number of texts."""
+        """Run one batch, write its results into the window, return its number of tokens."""
         started = time.perf_counter()
         ids, mask = self._inputs(tokens, rows)
-        hidden = self._run_lone(ids, mask) if lone else self.session.run(ids, mask)
+        hidden = self._lone.run(ids, mask) if lone else self.session.run(ids, mask)
         ran = time.perf_counter()
         window.results[rows] = window.output.finish(hidden, mask)
         pooled = time.perf_counter()
         with self._lock:
             window.report.seconds_run += ran - started
             window.report.seconds_pool += pooled - ran
-        return len(rows)
+        return int(ids.size if mask is None else mask.sum())
 
     def _inputs(
         self, tokens: Tokens, rows: npt.NDArray[np.int64]
@@ -283,27 +281,6 @@ class Pipeline:
         if self.session.runs_on_cpu:
             return tokens.stack(rows), None
         return tokens.pad(rows, self.tokenizer.pad_token_id)
-
-    def _run_lone(self, ids: npt.NDArray[np.int64], mask: Mask) -> npt.NDArray[np.float32]:
-        """Run the only batch of a call, on several threads if it is long enough."""
-        if self.threads == 1 or not self.session.runs_on_cpu:
-            return self.session.run(ids, mask)
-        # Only one at a time: several lone batches at once occupy the processors as they are.
-        long = ids.size * self._token_seconds > LONE_SECONDS
-        if long and self._lone_lock.acquire(blocking=False):
-            try:
-                self._lone_calls += 1
-                if self._lone_session is None and self._lone_calls > LONE_CALLS:
-                    self._lone_session = self._make_session(min(self.threads, LONE_THREADS))
-                if self._lone_session is not None:
-                    return self._lone_session.run(ids, mask)
-            finally:
-                self._lone_lock.release()
-        started = time.perf_counter()
-        hidden = self.session.run(ids, mask)
-        seconds = (time.perf_counter() - started) / max(1, ids.size)
-        self._token_seconds = min(self._token_seconds, seconds)
-        return hidden
 
     def _pool(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -346,3 +323,32 @@ def _read_window(source: Iterator[str]) -> tuple[list[str], Exception | None]:
     except Exception as error:
         return window, error
     return window, None
+
+
+class _Bar:
+    """A progress bar of tokens; the total is estimated from the texts that are tokenized."""
+
+    def __init__(self, texts: Iterable[str], start: int) -> None:
+        self._bar = progress_bar(desc="Encoding", unit=" tokens", unit_scale=True, smoothing=0.1)
+        self._texts = length_hint(texts)
+        self._done = start
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def expect(self, report: EncodeReport) -> None:
+        """Estimate the total number of tokens, after some texts were tokenized."""
+        if self._texts:
+            self._bar.total = round(report.tokens * max(1.0, self._texts / report.texts))
+
+    def update(self, tokens: int) -> None:
+        """Count the tokens of a batch."""
+        self._bar.update(tokens)
+
+    def finish(self, texts: int) -> None:
+        """Count the texts of a window."""
+        self._done += texts
+        self._bar.set_postfix_str(f"{self._done:,} texts")

@@ -43,7 +43,10 @@ class PoolingMode(str, Enum):
 
 
 def pool(
-    hidden: Float32, attention_mask: npt.NDArray[np.int64] | None, modes: Sequence[PoolingMode]
+    hidden: Float32,
+    attention_mask: npt.NDArray[np.int64] | None,
+    modes: Sequence[PoolingMode],
+    skip: int = 0,
 ) -> Float32:
     """Pool token vectors; several modes are concatenated, as in sentence-transformers.
 
@@ -51,19 +54,21 @@ def pool(
     :param attention_mask: int64 array (batch, tokens), 1 for real tokens, with padding on either
         side; None if all are real. A row without real tokens yields zeros.
     :param modes: at least one mode.
+    :param skip: number of real tokens at the beginning that are not pooled: those of a prompt. The
+        weights of "weightedmean" count them all the same, as in sentence-transformers.
     :returns: float32 array (batch, hidden * modes).
     """
     if attention_mask is not None:
         rows = zip(hidden, attention_mask.astype(np.bool_), strict=True)
-        pooled = [pool(states[None, real], None, modes) for states, real in rows]
+        pooled = [pool(states[None, real], None, modes, skip) for states, real in rows]
         empty = np.zeros((0, hidden.shape[2] * len(modes)), np.float32)
         return np.concatenate([empty, *pooled])
-    if hidden.shape[1] == 0:
+    if hidden.shape[1] <= skip:
         return np.zeros((len(hidden), hidden.shape[2] * len(modes)), np.float32)
-    return np.concatenate([_pool_one(hidden, mode) for mode in modes], axis=1)
+    return np.concatenate([_pool_one(hidden[:, skip:], mode, skip) for mode in modes], axis=1)
 
 
-def _pool_one(hidden: Float32, mode: PoolingMode) -> Float32:
+def _pool_one(hidden: Float32, mode: PoolingMode, skipped: int) -> Float32:
     tokens = hidden.shape[1]
     if mode is PoolingMode.CLS:
         return hidden[:, 0]
@@ -72,7 +77,7 @@ def _pool_one(hidden: Float32, mode: PoolingMode) -> Float32:
     if mode is PoolingMode.MAX:
         return np.asarray(hidden.max(axis=1))
     if mode is PoolingMode.WEIGHTED_MEAN:
-        weights = np.arange(1, tokens + 1, dtype=np.float32)
+        weights = np.arange(1, tokens + 1, dtype=np.float32) + np.float32(skipped)
         return np.asarray((hidden * weights[:, None]).sum(axis=1) / weights.sum(dtype=np.float32))
     divisor = tokens if mode is PoolingMode.MEAN else np.sqrt(tokens)
     return np.asarray(hidden.sum(axis=1) / np.float32(divisor))
@@ -118,10 +123,10 @@ class Head:
     normalizes: bool = True
 
     def __call__(
-        self, hidden: Float32, attention_mask: npt.NDArray[np.int64] | None = None
+        self, hidden: Float32, attention_mask: npt.NDArray[np.int64] | None = None, skip: int = 0
     ) -> Float32:
-        """Map hidden, float32 (batch, tokens, hidden), to embeddings, float32 (batch, dim)."""
-        vectors = pool(hidden, attention_mask, self.modes)
+        """Map hidden, float32 (batch, tokens, hidden), to embeddings, float32 (batch, dim); see `pool`."""
+        vectors = pool(hidden, attention_mask, self.modes, skip)
         for layer in self.dense:
             vectors = layer(vectors)
         return normalize(vectors) if self.normalizes else vectors

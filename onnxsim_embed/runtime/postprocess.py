@@ -27,11 +27,12 @@ class Output(NamedTuple):
     dtype: npt.DTypeLike
 
 
-def make_output(head: Head, dim: int, options: EncodeOptions) -> Output:
+def make_output(head: Head, dim: int, options: EncodeOptions, skip: int = 0) -> Output:
     """Return the output stage of a model for some options.
 
     :param head: the model's own pooling.
     :param dim: dimension of its vectors.
+    :param skip: number of tokens at the beginning of each text that are not pooled.
     :raises ValueError: for dimensions that the model does not have, or missing ranges.
     """
     kept = check_truncation(options.truncate_dim, dim)
@@ -45,7 +46,7 @@ def make_output(head: Head, dim: int, options: EncodeOptions) -> Output:
     # Quantizing no rows yields the shape and dtype of a row, and checks the ranges.
     sample = quantize_vectors(np.zeros((0, kept), np.float32), options.precision, options.ranges)
     return Output(
-        lambda hidden, mask: finish_vectors(head(hidden, mask), options),
+        lambda hidden, mask: finish_vectors(head(hidden, mask, skip), options),
         sample.shape[1:],
         sample.dtype,
     )
@@ -105,6 +106,23 @@ def quantize_vectors(
     steps = (high - low) / 255
     scaled = np.clip(np.floor((vectors - low) / np.where(steps > 0, steps, 1)), 0, 255)
     return scaled.astype(np.uint8) if precision == "uint8" else (scaled - 128).astype(np.int8)
+
+
+def as_tensors(result: Any) -> Any:  # noqa: ANN401 - an array or a list of arrays
+    """Return an array as a PyTorch tensor that shares its memory, or a list of arrays as tensors.
+
+    :raises ImportError: if PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ImportError(
+            "PyTorch tensors were requested, and PyTorch is not installed: pip install torch, or use "
+            "the numpy arrays that encode returns by default"
+        ) from None
+    if isinstance(result, list):
+        return [torch.from_numpy(row) for row in result]
+    return torch.from_numpy(result)
 
 
 def _token_vectors(hidden: Float32, mask: Mask) -> npt.NDArray[Any]:

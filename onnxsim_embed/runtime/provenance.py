@@ -81,6 +81,7 @@ def _head_digests(manifest: Manifest) -> list[Any]:
         manifest.pooling,
         manifest.normalize,
         manifest.do_lower_case,
+        *([] if manifest.include_prompt else ["the prompt is not pooled"]),
     ]
 
 

@@ -180,6 +180,14 @@ class Tokenizer:
         truncated = np.fromiter((bool(e.overflowing) for e in encodings), np.bool_, len(encodings))
         return Tokens(ids, offsets, truncated)
 
+    def prompt_tokens(self, prompt: str) -> int:
+        """Return the number of tokens at the beginning of each text that are the prompt's.
+
+        As in sentence-transformers: those of the prompt alone, without the special token at its end.
+        """
+        encoding = self._encode([prompt], [prompt], 0)[0]
+        return len(encoding) - sum(encoding.special_tokens_mask[-1:])
+
     def _encode_prefixes(self, texts: Sequence[str], first_row: int) -> list[Encoding]:
         """Encode a prefix of each text that is long enough to fill the model.
 

@@ -13,7 +13,7 @@ def progress_bar(**options: Any) -> Any:  # noqa: ANN401 - tqdm is untyped
 
 @cache
 def _bar_class() -> Any:  # noqa: ANN401
-    from tqdm import tqdm
+    from tqdm.auto import tqdm  # one bar in a notebook
 
     class Bar(tqdm):  # type: ignore[misc]  # tqdm is untyped
         def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> bool:

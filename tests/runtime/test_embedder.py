@@ -21,6 +21,7 @@ from support import TEXTS, write_checkpoint
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.export import export_model
+from onnxsim_embed.runtime import pipeline
 
 CLOSE = 1e-5
 MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "cls+mean")
@@ -270,58 +271,6 @@ def test_last_report_is_the_threads_own(model):
     assert model.last_report.texts == 3
 
 
-# prompts
-
-
-PROMPTS = {
-    "both": {"query": "a dog ", "document": "the cat "},
-    "query alone": {"query": "a dog "},
-    "others": {"sts": "as it is ", "query": "", "document": ""},
-    "none": {},
-}
-
-
-def with_prompts(artifact, prompts, default=None):
-    """The tiny model with other prompts."""
-    manifest = Artifact.open(artifact).manifest
-    changed = replace(manifest, prompts=prompts, default_prompt_name=default)
-    return Embedder(Artifact(artifact, changed), precision="fp32")
-
-
-@pytest.mark.parametrize(
-    ("name", "default"),
-    [("both", None), ("both", "document"), ("both", "query"), ("query alone", "query"),
-     ("others", "sts"), ("none", None)],
-)  # fmt: skip
-def test_prompts_apply_as_in_sentence_transformers(artifact, tmp_path, name, default):
-    checkpoint = write_checkpoint(tmp_path / "tiny", prompts=PROMPTS[name])
-    edit_json(checkpoint / "config_sentence_transformers.json", default_prompt_name=default)
-    ours, theirs = with_prompts(artifact, PROMPTS[name], default), reference(checkpoint)
-    calls = [{}, {"prompt": "x "}, {"prompt": ""}]
-    if name == "both":
-        calls += [{"prompt_name": "query"}, {"prompt_name": "document", "prompt": "x "}]
-    for method in ("encode", "encode_query", "encode_document"):
-        for arguments in calls:
-            expected = getattr(theirs, method)(TEXTS, **arguments)
-            vectors = getattr(ours, method)(TEXTS, **arguments)
-            np.testing.assert_allclose(vectors, expected, atol=CLOSE)
-
-
-@pytest.mark.parametrize("names", ["document passage corpus", "passage corpus", "corpus"])
-def test_documents_take_the_first_prompt_that_is_there(artifact, names):
-    first, *others = names.split()
-    prompts = {name: f"{name} " for name in others} | {first: "the cat ", "query": "a dog "}
-    model = with_prompts(artifact, prompts)
-    expected = model.encode(TEXTS, prompt="the cat ")
-    np.testing.assert_array_equal(model.encode_document(TEXTS), expected)
-
-
-@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document", "encode_stream"])
-def test_an_unknown_prompt_lists_the_known_ones(model, method):
-    with pytest.raises(ValueError, match=r"prompt_name 'pasage' is not among .*\['query'\]"):
-        getattr(model, method)(["a"], prompt_name="pasage")
-
-
 # dtypes, dimensions and lengths
 
 
@@ -435,7 +384,7 @@ class Keyboard(io.StringIO):
     pressed = False
 
     def write(self, text):
-        if not self.pressed and re.search(r" ([1-9]\d{0,2}|[1-3]\d{3})/4000", text):
+        if not self.pressed and re.search(r" [1-9]\d?%", text):
             self.pressed = True
             raise KeyboardInterrupt
         return super().write(text)
@@ -484,13 +433,51 @@ def test_the_report_counts_texts_and_tokens(artifact):
     assert report.tokens_per_second == pytest.approx(report.tokens / report.seconds)
 
 
-def test_progress_is_shown_on_request_only(model, capsys):
-    model.encode(TEXTS)
-    assert capsys.readouterr() == ("", "")
+class Bar:
+    """A progress bar that notes what it is told."""
+
+    def __init__(self, **options):
+        self.unit, self.total, self.totals, self.steps, self.text = (
+            options["unit"],
+            None,
+            [],
+            [],
+            "",
+        )
+
+    def update(self, tokens):
+        self.totals.append(self.total)
+        self.steps.append(tokens)
+
+    def set_postfix_str(self, text):
+        self.text = text
+
+    def close(self):
+        pass
+
+
+def test_progress_counts_tokens_and_says_how_many_there_will_be(model, monkeypatch):
+    bars = []
+    monkeypatch.setattr(pipeline, "progress_bar", lambda **o: bars.append(Bar(**o)) or bars[-1])
+    monkeypatch.setattr(pipeline, "WINDOW_TEXTS", 60)
+    texts = [f"{number} road " + "water " * (number % 20) for number in range(300)]
+    sources = (texts, np.array(texts), iter(texts), (text for text in texts))
+    for source, known in zip(sources, (True, True, True, False), strict=True):
+        list(model.encode_stream(source, show_progress_bar=True, progress_start=1000))
+        bar, tokens = bars.pop(), model.last_report.tokens
+        assert (sum(bar.steps), bar.unit, bar.text) == (tokens, " tokens", "1,300 texts")
+        assert bar.totals[0] == (pytest.approx(tokens, rel=0.05) if known else None)
+        assert bar.totals[-1] == (tokens if known else None)
+    model.encode(texts)
+    assert bars == []
+
+
+def test_progress_is_shown_on_standard_error(model, capsys):
     model.encode(TEXTS, show_progress_bar=True)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert f"{len(TEXTS)}/{len(TEXTS)}" in captured.err
+    assert f"{model.last_report.tokens}/{model.last_report.tokens}" in captured.err
+    assert f"{len(TEXTS)} texts" in captured.err
 
 
 def test_properties(model, artifact):

@@ -15,7 +15,7 @@ import pytest
 from support import TEXTS
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.runtime import pipeline
+from onnxsim_embed.runtime import pipeline, session
 from onnxsim_embed.runtime.session import Session
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -37,7 +37,7 @@ def created_sessions(monkeypatch):
             made.append(intra_op_threads)
             super().__init__(path, device, intra_op_threads)
 
-    monkeypatch.setattr("onnxsim_embed.runtime.embedder.Session", Noting)
+    monkeypatch.setattr("onnxsim_embed.runtime.loading.Session", Noting)
     return made
 
 
@@ -46,7 +46,7 @@ def created_sessions(monkeypatch):
 
 def test_short_texts_never_pay_for_a_second_session(artifact, monkeypatch):
     made = created_sessions(monkeypatch)
-    monkeypatch.setattr(pipeline, "LONE_SECONDS", 60.0)
+    monkeypatch.setattr(session, "LONE_SECONDS", 60.0)
     model = Embedder(artifact, threads=2)
     for text in TEXTS:
         model.encode(text)
@@ -55,20 +55,20 @@ def test_short_texts_never_pay_for_a_second_session(artifact, monkeypatch):
 
 def test_long_texts_one_at_a_time_get_a_session_of_several_threads_once(artifact, monkeypatch):
     made = created_sessions(monkeypatch)
-    monkeypatch.setattr(pipeline, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr(session, "LONE_SECONDS", 0.0)
     model = Embedder(artifact, threads=16)
-    for _ in range(3 * pipeline.LONE_CALLS):
+    for _ in range(3 * session.LONE_CALLS):
         model.encode("water road")
-    assert made == [1, pipeline.LONE_THREADS]
+    assert made == [1, session.LONE_THREADS]
 
 
 @pytest.mark.parametrize("threads", [1, None])
 def test_one_thread_needs_no_second_session(artifact, monkeypatch, threads):
     made = created_sessions(monkeypatch)
-    monkeypatch.setattr(pipeline, "LONE_SECONDS", 0.0)
-    monkeypatch.setattr("onnxsim_embed.runtime.embedder.available_cpus", lambda: 1)
+    monkeypatch.setattr(session, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr("onnxsim_embed.runtime.loading.available_cpus", lambda: 1)
     model = Embedder(artifact, threads=threads)
-    for _ in range(3 * pipeline.LONE_CALLS):
+    for _ in range(3 * session.LONE_CALLS):
         model.encode("water road")
     assert made == [1]
 
@@ -76,12 +76,12 @@ def test_one_thread_needs_no_second_session(artifact, monkeypatch, threads):
 def assert_the_same_from_either_session(directory, precision, monkeypatch):
     model = Embedder(directory, precision=precision, threads=2)
     expected = model.encode(LENGTHS)
-    monkeypatch.setattr(pipeline, "LONE_SECONDS", 0.0)
-    monkeypatch.setattr(pipeline, "LONE_CALLS", 0)
+    monkeypatch.setattr(session, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr(session, "LONE_CALLS", 0)
     model.encode("x")
     for text, vector in zip(LENGTHS, expected, strict=True):
         np.testing.assert_array_equal(model.encode(text), vector)
-    assert model._pipeline._lone_session is not None
+    assert model._pipeline._lone.second is not None
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -99,7 +99,7 @@ def test_a_vector_of_minilm_is_the_same_from_either_session(real_artifact, monke
 
 
 def test_several_threads_with_lone_and_many_texts_at_once(artifact, monkeypatch):
-    monkeypatch.setattr(pipeline, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr(session, "LONE_SECONDS", 0.0)
     model = Embedder(artifact, threads=2)
     expected = model.encode(TEXTS)
 
@@ -119,8 +119,8 @@ def test_a_forked_child_encodes(artifact):
     code = """
 import os, sys
 from onnxsim_embed import Embedder
-from onnxsim_embed.runtime import pipeline
-pipeline.LONE_SECONDS, pipeline.LONE_CALLS = 0.0, 0
+from onnxsim_embed.runtime import pipeline, session
+session.LONE_SECONDS, session.LONE_CALLS = 0.0, 0
 model = Embedder(sys.argv[1], threads=2)
 texts = [f"water {'road ' * n}" for n in range(40)]
 expected, one = model.encode(texts), [model.encode("a road") for _ in range(3)][-1]

@@ -1,0 +1,86 @@
+"""From a name to a running model: its artifact, precision, provider, tokenizer and session."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from onnxsim_embed.artifact.manifest import Artifact
+from onnxsim_embed.artifact.precision import choose_precision
+from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.runtime.pipeline import Pipeline
+from onnxsim_embed.runtime.pooling import Head, load_head
+from onnxsim_embed.runtime.session import Session, first_provider
+from onnxsim_embed.runtime.tokenization import Tokenizer
+from onnxsim_embed.system.hardware import CPU_PROVIDER, available_cpus
+from onnxsim_embed.system.onnx_session import Device
+
+logger = logging.getLogger(__name__)
+
+
+class LoadedModel(NamedTuple):
+    """An artifact, the modules after its encoder, the weight precision, and the rest running."""
+
+    artifact: Artifact
+    head: Head
+    precision: str
+    pipeline: Pipeline
+
+
+def load_model(
+    model: Artifact | str | Path,
+    precision: str,
+    device: Device,
+    threads: int | None,
+    **source: Any,  # noqa: ANN401 - arguments of `locate_artifact`
+) -> LoadedModel:
+    """Load a model; for arguments and errors see `Embedder`. A damaged one in the cache is exported again."""
+    if isinstance(model, Artifact):
+        return _load(model, precision, device, threads)
+    from onnxsim_embed.artifact.cache import is_cached, locate_artifact
+
+    artifact = locate_artifact(model, **source)
+    try:
+        return _load(artifact, precision, device, threads)
+    except ArtifactError:
+        if not is_cached(artifact):
+            raise
+        artifact = locate_artifact(model, **source, rebuild=True)
+        return _load(artifact, precision, device, threads)
+
+
+def _load(artifact: Artifact, precision: str, device: Device, threads: int | None) -> LoadedModel:
+    """Load an artifact on a device, or on the CPU if the device is "auto" and CUDA does not start."""
+    head = load_head(artifact)
+    threads = available_cpus() if threads is None else int(threads)
+    for tried in (device, "cpu"):
+        provider = first_provider(tried)
+        chosen = choose_precision(artifact, precision, provider)
+        pipeline = _make_pipeline(artifact, chosen, tried, threads)
+        if device != "auto" or pipeline.session.provider == provider:
+            break
+        logger.warning("using the CPU: %s could not be started", provider)
+    return LoadedModel(artifact, head, chosen, pipeline)
+
+
+def _make_pipeline(artifact: Artifact, precision: str, device: Device, threads: int) -> Pipeline:
+    manifest = artifact.manifest
+
+    def checked_file() -> Path:
+        encoder = manifest.precisions[precision].encoder
+        file = artifact.open_file(precision)  # holds the weights of the encoder too
+        on_cpu = first_provider(device) == CPU_PROVIDER
+        return artifact.file(encoder) if on_cpu and encoder else file
+
+    with ThreadPoolExecutor(1) as checker:  # computes digests while the tokenizer loads
+        file = checker.submit(checked_file)
+        tokenizer = Tokenizer(
+            artifact.file("tokenizer.json"),
+            manifest.max_seq_length,
+            manifest.do_lower_case,
+            manifest.pad_token_id,
+        )
+    return Pipeline(tokenizer, partial(Session, file.result(), device), threads)
