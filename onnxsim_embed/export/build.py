@@ -98,11 +98,11 @@ def _write_encoder(encoder: Encoder, precision: str, method: str, work: Path) ->
     portable, run = build_encoder(encoder, "portable"), build_encoder(encoder, "run")
     for model in (portable, run):
         onnx.checker.check_model(model)
-    file, encoder = MODEL_FILES[precision], ENCODER_FILES[precision]
+    file, run_file = MODEL_FILES[precision], ENCODER_FILES[precision]
     onnx.save(portable, work / file)
     share_constants(run, work / file)
-    onnx.save(run, work / encoder)
-    return PrecisionEntry(file, encoder, method, operator_counts(portable))
+    onnx.save(run, work / run_file)
+    return PrecisionEntry(file, run_file, method, operator_counts(portable))
 
 
 class Builder:

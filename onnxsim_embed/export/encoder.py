@@ -1,26 +1,32 @@
-"""Weights of a BERT encoder, checked, transposed and folded for an ONNX graph.
+"""Weights of an encoder of the BERT family, checked, transposed and folded for an ONNX graph.
 
 Folding does not change the result beyond rounding: 1/sqrt(head dim) moves into the query, the key's
 bias is dropped (it adds the same to every score of a row, which softmax ignores), the value's bias
 moves through the attention (its weights sum to one) into the output's bias, and the embedding of
-token type 0 moves into the positions (sentence models use no other type).
+token type 0 moves into the positions (sentence models use no other type). `architectures.py` says
+where the weights of each architecture are.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.export.architectures import ACTIVATIONS, ARCHITECTURES, Architecture
+
+logger = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 Tensors = Mapping[str, Float32]
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+# Of MPNet's relative positions: transformers does not read them from config.json.
+BUCKETS, MAX_DISTANCE = 32, 128
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A BERT encoder; token type 0 is added to the positions (positions, hidden)."""
+    """An encoder; token type 0 is added to the positions (positions, embedding dim).
+
+    :param skipped: token that positions skip, counting from behind its id; None for 0, 1, 2, ...
+    :param relative_bias: what all layers add to their attention scores, (heads, 2 n - 1) for n tokens at
+        most: column n - 1 + key position - query position.
+    :param projection: from the embeddings to the hidden states.
+    """
 
     heads: int
     head_width: int
@@ -93,7 +105,10 @@ class Encoder:
     activation: str
     words: Float32 | Int8Table
     positions: Float32
+    skipped: int | None
     norm: Norm
+    projection: Linear | None
+    relative_bias: Float32 | None
     layers: tuple[Layer, ...]
 
     @property
@@ -102,89 +117,151 @@ class Encoder:
         return self.heads * self.head_width
 
 
-def load_encoder(config: Mapping[str, Any], tensors: Tensors) -> Encoder:
-    """Build the encoder of `model_type: bert` from config.json and tensors in PyTorch's layout.
+@dataclass
+class _Reader:
+    """Reads sizes from config.json and tensors of the shapes that they imply."""
 
-    :raises CheckpointError: naming the key or tensor that is missing, misshapen or unsupported.
-    """
-    _check_config(config)
-    hidden, inner, heads = (
-        _positive(config, k) for k in ("hidden_size", "intermediate_size", "num_attention_heads")
-    )
-    if hidden % heads:
-        raise CheckpointError(
-            f"config.json: hidden_size {hidden} is not a multiple of num_attention_heads {heads}"
-        )
-    width = hidden // heads
+    config: Mapping[str, Any]
+    tensors: Tensors
+    architecture: Architecture
+    used: set[str] = field(default_factory=set)
 
-    def take(name: str, *shape: int) -> Float32:
-        if name not in tensors:
+    def size(self, key: str) -> int:
+        key = self.architecture.keys.get(key, key)
+        value = self.config.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"config.json: {key} must be a positive integer, got {value!r}")
+        return value
+
+    def take(self, name: str, *shape: int) -> Float32:
+        if name not in self.tensors:
+            kind = self.config["model_type"]
             raise CheckpointError(
-                f"the weights lack tensor {name!r}; is this a complete {config['model_type']} model?"
+                f"the weights lack tensor {name!r}; is this a complete {kind} model?"
             )
-        value = tensors[name]
+        value = self.tensors[name]
         if value.shape != shape:
             raise CheckpointError(
                 f"tensor {name!r} has shape {value.shape}, config.json implies {shape}"
             )
+        self.used.add(name)
         return value
 
-    def norm(name: str) -> Norm:
-        return Norm(take(f"{name}.weight", hidden), take(f"{name}.bias", hidden))
+    def norm(self, name: str, dim: int) -> Norm:
+        return Norm(self.take(f"{name}.weight", dim), self.take(f"{name}.bias", dim))
 
-    def linear(name: str, outputs: int, inputs: int) -> tuple[Float32, Float32]:
-        weight = np.ascontiguousarray(take(f"{name}.weight", outputs, inputs).T)
-        return weight, take(f"{name}.bias", outputs)
+    def linear(self, name: str, outputs: int, inputs: int) -> tuple[Float32, Float32]:
+        weight = np.ascontiguousarray(self.take(f"{name}.weight", outputs, inputs).T)
+        return weight, self.take(f"{name}.bias", outputs)
 
-    layers = []
-    for number in range(_positive(config, "num_hidden_layers")):
-        prefix = f"encoder.layer.{number}"
-        attention = f"{prefix}.attention"
-        query, query_bias = linear(f"{attention}.self.query", hidden, hidden)
-        key, _ = linear(f"{attention}.self.key", hidden, hidden)
-        value, value_bias = linear(f"{attention}.self.value", hidden, hidden)
-        output, output_bias = linear(f"{attention}.output.dense", hidden, hidden)
-        shift = value_bias.astype(np.float64) @ output.astype(np.float64)
-        scale = np.float32(1 / np.sqrt(width))
-        layers.append(
-            Layer(
-                query=Linear(query * scale, query_bias * scale),
-                key=Linear(key, None),
-                value=Linear(value, None),
-                output=Linear(output, (output_bias + shift).astype(np.float32)),
-                attention_norm=norm(f"{attention}.output.LayerNorm"),
-                up=Linear(*linear(f"{prefix}.intermediate.dense", inner, hidden)),
-                down=Linear(*linear(f"{prefix}.output.dense", hidden, inner)),
-                norm=norm(f"{prefix}.output.LayerNorm"),
-            )
+
+def load_encoder(config: Mapping[str, Any], tensors: Tensors) -> Encoder:
+    """Build an encoder from config.json and tensors in PyTorch's layout, of a supported `model_type`.
+
+    :raises CheckpointError: naming the key or tensor that is missing, misshapen or unsupported.
+    """
+    architecture = _check_config(config)
+    reader = _Reader(config, tensors, architecture)
+    hidden, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
+    if hidden % heads:
+        key = architecture.keys.get("hidden_size", "hidden_size")
+        raise CheckpointError(
+            f"config.json: {key} {hidden} is not a multiple of the number of attention heads, {heads}"
         )
-    positions = _positive(config, "max_position_embeddings")
-    types = take(
-        "embeddings.token_type_embeddings.weight", _positive(config, "type_vocab_size"), hidden
-    )
-    return Encoder(
+    width = hidden if architecture.projection is None else reader.size("embedding_size")
+    count, skipped = reader.size("max_position_embeddings"), architecture.skipped(config)
+    positions = reader.take("embeddings.position_embeddings.weight", count, width)
+    if architecture.token_types:
+        shape = reader.size("type_vocab_size"), width
+        types = reader.take("embeddings.token_type_embeddings.weight", *shape)
+        positions = positions + types[0]
+    projection = relative = None
+    if architecture.projection is not None and width != hidden:
+        projection = Linear(*reader.linear(architecture.projection, hidden, width))
+    if architecture.relative_bias is not None:
+        buckets = reader.take(f"{architecture.relative_bias}.weight", BUCKETS, heads)
+        relative = relative_bias(buckets, count - 1 - (-1 if skipped is None else skipped))
+    words = reader.take("embeddings.word_embeddings.weight", reader.size("vocab_size"), width)
+    encoder = Encoder(
         heads=heads,
-        head_width=width,
-        epsilon=float(config.get("layer_norm_eps", 1e-12)),
-        activation=str(config.get("hidden_act", "gelu")),
-        words=take("embeddings.word_embeddings.weight", _positive(config, "vocab_size"), hidden),
-        positions=take("embeddings.position_embeddings.weight", positions, hidden) + types[0],
-        norm=norm("embeddings.LayerNorm"),
-        layers=tuple(layers),
+        head_width=hidden // heads,
+        epsilon=_epsilon(config, architecture),
+        activation=str(config.get(architecture.keys.get("hidden_act", "hidden_act"), "gelu")),
+        words=words,
+        positions=positions,
+        skipped=skipped,
+        norm=reader.norm("embeddings.LayerNorm", width),
+        projection=projection,
+        relative_bias=relative,
+        layers=tuple(
+            _load_layer(reader, number, hidden, heads)
+            for number in range(reader.size("num_hidden_layers"))
+        ),
+    )
+    own = ("embeddings", architecture.layer_prefix.partition(".")[0] + ".")
+    if unused := sorted(name for name in tensors.keys() - reader.used if name.startswith(own)):
+        logger.warning(
+            "%d tensors of the encoder are not used, %r first: does config.json belong to them?",
+            len(unused),
+            unused[0],
+        )
+    return encoder
+
+
+def _load_layer(reader: _Reader, number: int, hidden: int, heads: int) -> Layer:
+    architecture, inner = reader.architecture, reader.size("intermediate_size")
+    prefix = f"{architecture.layer_prefix}{number}."
+    names = {key: prefix + name for key, name in architecture.layer.items()}
+    query, query_bias = reader.linear(names["query"], hidden, hidden)
+    key, _ = reader.linear(names["key"], hidden, hidden)
+    value, value_bias = reader.linear(names["value"], hidden, hidden)
+    output, output_bias = reader.linear(names["output"], hidden, hidden)
+    shift = value_bias.astype(np.float64) @ output.astype(np.float64)
+    scale = np.float32(1 / np.sqrt(hidden // heads))
+    return Layer(
+        query=Linear(query * scale, query_bias * scale),
+        key=Linear(key, None),
+        value=Linear(value, None),
+        output=Linear(output, (output_bias + shift).astype(np.float32)),
+        attention_norm=reader.norm(names["attention_norm"], hidden),
+        up=Linear(*reader.linear(names["up"], inner, hidden)),
+        down=Linear(*reader.linear(names["down"], hidden, inner)),
+        norm=reader.norm(names["norm"], hidden),
     )
 
 
-def _positive(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"config.json: {key} must be a positive integer, got {value!r}")
-    return value
+def relative_bias(buckets: Float32, tokens: int) -> Float32:
+    """Return the bias (heads, 2 tokens - 1) of each relative position, from that of its bucket.
+
+    T5's buckets (arXiv:1910.10683): half of them for keys behind the query; of a half, half for single
+    distances, the rest for ranges that grow with the logarithm.
+    """
+    relative = np.arange(1 - tokens, tokens)
+    half, single = BUCKETS // 2, BUCKETS // 4
+    distance = np.abs(relative)
+    logs = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(single))
+    steps = logs / np.float32(np.log(MAX_DISTANCE / single)) * np.float32(half - single)
+    bucket = np.where(
+        distance < single, distance, np.minimum(single + steps.astype(np.int64), half - 1)
+    )
+    return np.ascontiguousarray(buckets[bucket + half * (relative > 0)].T)
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
+def _epsilon(config: Mapping[str, Any], architecture: Architecture) -> float:
+    key = architecture.epsilon_key
+    epsilon = 1e-12 if key is None else config.get(key, 1e-12)
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise CheckpointError(
+            f"config.json: {key} must be a small positive number, got {epsilon!r}"
+        )
+    return float(epsilon)
+
+
+def _check_config(config: Mapping[str, Any]) -> Architecture:
+    architecture = ARCHITECTURES.get(str(config.get("model_type")), ARCHITECTURES["bert"])
     allowed: dict[str, tuple[object, tuple[object, ...]]] = {
-        "model_type": (None, ("bert",)),
-        "hidden_act": ("gelu", ACTIVATIONS),
+        "model_type": (None, tuple(ARCHITECTURES)),
+        architecture.keys.get("hidden_act", "hidden_act"): ("gelu", ACTIVATIONS),
         "position_embedding_type": ("absolute", ("absolute",)),
         "is_decoder": (False, (False, None)),
         "add_cross_attention": (False, (False, None)),
@@ -195,8 +272,4 @@ def _check_config(config: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"config.json: {key} {value!r} cannot be built directly; supported: {names}"
             )
-    epsilon = config.get("layer_norm_eps", 1e-12)
-    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-        raise CheckpointError(
-            f"config.json: layer_norm_eps must be a small positive number, got {epsilon!r}"
-        )
+    return architecture

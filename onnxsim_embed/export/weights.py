@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.export.architectures import ARCHITECTURES
 from onnxsim_embed.files.atomic import json_bytes
 
 Tensors = dict[str, npt.NDArray[np.float32]]
@@ -23,7 +24,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
-
+PREFIXES = tuple(dict.fromkeys(entry.prefix for entry in ARCHITECTURES.values()))
 LFS_HEADER = b"version https://git-lfs"
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -105,7 +106,7 @@ def read_tensors(directory: Path) -> Tensors:
 
 
 def _plain_name(name: str) -> str:
-    for prefix in ("0.auto_model.", "auto_model.", "model.", "bert."):
+    for prefix in ("0.auto_model.", "auto_model.", "model.", *PREFIXES):
         name = name.removeprefix(prefix)
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
 

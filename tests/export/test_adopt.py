@@ -182,7 +182,7 @@ def test_several_hidden_states_are_listed_and_one_chosen_by_name(
     assert "--onnx-output NAME" in refuse("export", foreign, "-o", tmp_path / "b", *options, code=1)
     edit(
         foreign,
-        lambda model: onnx_files.rename_value(model.graph, "embeddings.norm", "last_hidden_state"),
+        lambda model: onnx_files.rename_value(model.graph, "embeddings", "last_hidden_state"),
     )
     again = export_model(foreign, tmp_path / "c", precisions=FP32, onnx_output="encoded")
     assert np.array_equal(Embedder(again).encode(TEXTS), Embedder(exported).encode(TEXTS))

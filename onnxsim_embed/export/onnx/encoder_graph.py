@@ -1,4 +1,4 @@
-"""BERT encoder -> ONNX graph, fp32 and int8, in two layouts that share their weights.
+"""Encoder -> ONNX graph, fp32 and int8, in two layouts that share their weights.
 
 *portable*: input_ids and attention_mask, int64 (batch, sequence); last_hidden_state, float32 (batch,
 sequence, hidden). What every reader takes.
@@ -11,14 +11,13 @@ linears left them (onnxruntime's FusedMatMul takes the transposition as a stride
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnxsim_embed.export.encoder import Encoder, Layer, Norm, StaticLinear
+from onnxsim_embed.export.encoder import Encoder, Float32, Layer, Norm, StaticLinear
 from onnxsim_embed.export.onnx.builder import MICROSOFT, GraphBuilder
 
 Layout = Literal["portable", "run"]
@@ -38,10 +37,14 @@ def build_encoder(
     """
     b = GraphBuilder()
     portable = layout == "portable"
-    x = _embeddings(b, encoder, portable)
-    mask = _additive_mask(b) if portable else None
+    axis = int(portable)
+    length = b.op("Shape", "input_ids", name="sequence_length", start=axis, end=axis + 1)
+    x = _embeddings(b, encoder, length, axis)
+    added = _relative_bias(b, encoder.relative_bias, length)
+    if portable:
+        added = _additive_mask(b, added)
     for number, layer in enumerate(encoder.layers):
-        x = _layer(b, encoder, layer, x, mask, f"layer{number}")
+        x = _layer(b, encoder, layer, x, added, portable, f"layer{number}")
     output = "last_hidden_state" if portable else "hidden"
     b.nodes[-1].output[0] = output
     axes = ["batch", "sequence"] if portable else ["sequence", "batch"]
@@ -53,30 +56,75 @@ def build_encoder(
     )
 
 
-def _embeddings(b: GraphBuilder, encoder: Encoder, portable: bool) -> str:
+def _embeddings(b: GraphBuilder, encoder: Encoder, length: str, axis: int) -> str:
     words = b.embedding(encoder.words, "words", "embeddings.", "embeddings.words")
-    axis = 1 if portable else 0
-    length = b.op("Shape", "input_ids", name="sequence_length", start=axis, end=axis + 1)
-    zero = b.constant("zero", np.array([0], np.int64))
-    table = b.constant("positions", encoder.positions if portable else encoder.positions[:, None])
-    positions = b.op("Slice", table, zero, length, zero, name="embeddings.positions")
+    if encoder.skipped is None:
+        zero = b.constant("zero", np.array([0], np.int64))
+        table = b.constant("positions", encoder.positions if axis else encoder.positions[:, None])
+        positions = b.op("Slice", table, zero, length, zero, name="embeddings.positions")
+    else:
+        table, ids = (
+            b.constant("positions", encoder.positions),
+            _counted_positions(b, encoder, axis),
+        )
+        positions = b.op("Gather", table, ids, name="embeddings.positions")
     total = b.op("Add", words, positions, name="embeddings.sum")
-    return _norm(b, encoder, encoder.norm, total, "embeddings.norm")
+    if encoder.projection is None:
+        return _norm(b, encoder, encoder.norm, total, "embeddings")
+    normed = _norm(b, encoder, encoder.norm, total, "embeddings.norm")
+    return b.linear(encoder.projection, normed, "embeddings")
 
 
-def _additive_mask(b: GraphBuilder) -> str:
+def _counted_positions(b: GraphBuilder, encoder: Encoder, axis: int) -> str:
+    # Even without padding: a text may contain the padding token.
+    skipped = b.constant("skipped", np.int64(encoder.skipped or 0))
+    found = b.op("Equal", "input_ids", skipped, name="positions.skipped")
+    kept = b.op("Not", found, name="positions.kept")
+    ones = b.op("Cast", kept, name="positions.ones", to=TensorProto.INT64)
+    count = b.op("CumSum", ones, b.constant("axis", np.int64(axis)), name="positions.count")
+    count = b.op("Mul", count, ones, name="positions.counted")
+    return b.op("Add", count, skipped, name="positions.ids")
+
+
+def _relative_bias(b: GraphBuilder, bias: Float32 | None, length: str) -> str | None:
+    """Return the bias (heads, sequence, sequence) of an encoder that has one.
+
+    onnxruntime computes that of all lengths when it loads the file, where it would be megabytes.
+    """
+    if bias is None:
+        return None
+    tokens = (bias.shape[1] + 1) // 2
+    keys = b.constant("relative.keys", np.arange(tokens - 1, 2 * tokens - 1)[None])
+    queries = b.constant("relative.queries", np.arange(tokens)[:, None])
+    columns = b.op("Sub", keys, queries, name="relative.columns")
+    table = b.constant("relative.bias", bias)
+    longest = b.op("Gather", table, columns, name="relative.longest", axis=1)
+    ends = b.op("Concat", length, length, name="relative.ends", axis=0)
+    zeros = b.constant("relative.zeros", np.array([0, 0], np.int64))
+    axes = b.constant("relative.axes", np.array([1, 2], np.int64))
+    return b.op("Slice", longest, zeros, ends, axes, name="relative")
+
+
+def _additive_mask(b: GraphBuilder, bias: str | None) -> str:
     real = b.op("Cast", "attention_mask", name="mask.real", to=TensorProto.FLOAT)
     padded = b.op("Sub", b.constant("one", np.float32(1)), real, name="mask.padded")
     scores = b.op("Mul", padded, b.constant("masked_score", MASKED_SCORE), name="mask.scores")
     axes = b.constant("mask.axes", np.array([1, 2], np.int64))
-    return b.op("Unsqueeze", scores, axes, name="mask")
+    mask = b.op("Unsqueeze", scores, axes, name="mask")
+    return mask if bias is None else b.op("Add", mask, bias, name="mask.biased")
 
 
 def _layer(
-    b: GraphBuilder, encoder: Encoder, layer: Layer, x: str, mask: str | None, name: str
+    b: GraphBuilder,
+    encoder: Encoder,
+    layer: Layer,
+    x: str,
+    added: str | None,
+    portable: bool,
+    name: str,
 ) -> str:
-    attend = _attention_strided if mask is None else partial(_attention_masked, mask=mask)
-    context = attend(b, _heads(b, encoder, layer, x, name), name)
+    attend = _attention_portable if portable else _attention_strided
+    context = attend(b, _heads(b, encoder, layer, x, name), name, added)
     flat = b.constant("hidden.shape", np.array([0, 0, encoder.hidden], np.int64))
     context = b.op("Reshape", context, flat, name=f"{name}.context")
     attended = b.linear(layer.output, context, f"{name}.output")
@@ -100,29 +148,34 @@ def _heads(b: GraphBuilder, encoder: Encoder, layer: Layer, x: str, name: str) -
     ]
 
 
-def _attention_masked(b: GraphBuilder, heads: Sequence[str], name: str, mask: str) -> str:
+def _attention_portable(b: GraphBuilder, heads: Sequence[str], name: str, added: str | None) -> str:
     orders = ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3])
     query, key, value = (
         b.op("Transpose", head, name=f"{head}.split", perm=order)
         for head, order in zip(heads, orders, strict=True)
     )
     scores = b.op("MatMul", query, key, name=f"{name}.scores")
-    scores = b.op("Add", scores, mask, name=f"{name}.scores.masked")
-    weights = b.op("Softmax", scores, name=f"{name}.weights", axis=-1)
+    weights = _softmax(b, scores, name, added)
     context = b.op("MatMul", weights, value, name=f"{name}.context.split")
     return b.op("Transpose", context, name=f"{name}.context.joined", perm=[0, 2, 1, 3])
 
 
-def _attention_strided(b: GraphBuilder, heads: Sequence[str], name: str) -> str:
+def _attention_strided(b: GraphBuilder, heads: Sequence[str], name: str, added: str | None) -> str:
     query, key, value = heads  # each (sequence, batch, heads, head width)
     fused: dict[str, Any] = {"domain": MICROSOFT, "alpha": 1.0, "transBatchB": 1}
     # transBatch: leading axes (batch, heads) come from axes 1 and 2, the matrix rows from axis 0.
     scores = b.op(
         "FusedMatMul", query, key, name=f"{name}.scores", transBatchA=1, transB=1, **fused
     )
-    weights = b.op("Softmax", scores, name=f"{name}.weights", axis=-1)
+    weights = _softmax(b, scores, name, added)
     context = b.op("FusedMatMul", weights, value, name=f"{name}.context.split", **fused)
     return b.op("Transpose", context, name=f"{name}.context.joined", perm=[2, 0, 1, 3])
+
+
+def _softmax(b: GraphBuilder, scores: str, name: str, added: str | None) -> str:
+    if added is not None:
+        scores = b.op("Add", scores, added, name=f"{name}.scores.sum")
+    return b.op("Softmax", scores, name=f"{name}.weights", axis=-1)
 
 
 def _norm(b: GraphBuilder, encoder: Encoder, norm: Norm, x: str, name: str) -> str:

@@ -59,7 +59,7 @@ def check_calibration(texts: Sequence[str]) -> None:
 
 def input_names(layer: int) -> tuple[str, str, str, str]:
     """Return the inputs of query, key and value, of output, of up, and of the activation before down."""
-    first = "embeddings.norm" if layer == 0 else f"layer{layer - 1}.norm"
+    first = "embeddings" if layer == 0 else f"layer{layer - 1}.norm"
     name = f"layer{layer}"
     return first, f"{name}.context", f"{name}.attention_norm", f"{name}.up"
 

@@ -64,17 +64,17 @@ def quantize_static(
         layers, shifts, choices = zip(
             *workers.map(quantize, range(len(encoder.layers))), strict=True
         )
-    # The norm before a layer makes its shift; nothing follows the last.
+    # What makes a layer's input makes its shift; nothing follows the last.
+    first = "norm" if encoder.projection is None else "projection"
+    sources = [getattr(encoder, first), *(layer.norm for layer in layers)]
     shifts += (np.float32(0),)
-    norms = [
-        replace(norm, bias=norm.bias + shift)
-        for norm, shift in zip(
-            [encoder.norm, *(layer.norm for layer in layers)], shifts, strict=True
-        )
-    ]
-    layers = tuple(replace(layer, norm=norm) for layer, norm in zip(layers, norms[1:], strict=True))
-    words = quantize_table(encoder.words)
-    return Quantized(replace(encoder, words=words, norm=norms[0], layers=layers), choices)
+    source, *norms = (
+        replace(source, bias=source.bias + shift)
+        for source, shift in zip(sources, shifts, strict=True)
+    )
+    layers = tuple(replace(layer, norm=norm) for layer, norm in zip(layers, norms, strict=True))
+    changes = {first: source, "words": quantize_table(encoder.words), "layers": layers}
+    return Quantized(replace(encoder, **changes), choices)
 
 
 def _quantize_layer(

@@ -1,0 +1,112 @@
+"""Architectures that are built directly from their weights: one entry each, of transformers' names.
+
+All are post-norm encoders as BERT (arXiv:1810.04805); an entry states what differs. From it come
+the names that `weights.py` strips, the loader in `encoder.py`, the graph in `onnx/encoder_graph.py`
+and the reference in `numpy_encoder.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+
+BERT_LAYER = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm": "output.LayerNorm",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What distinguishes an encoder from BERT, which has the defaults.
+
+    :param prefix: begins the names of the tensors in a model with a head.
+    :param layer_prefix: begins the names of a layer's tensors, before its number.
+    :param layer: names of a layer's linears and norms.
+    :param keys: keys of config.json by BERT's, where they have other names.
+    :param epsilon_key: key of the norms' epsilon; None if it is always 1e-12.
+    :param token_types: whether there is an embedding of token types.
+    :param skipped_id: token that positions skip, counting from behind its id, where config.json has
+        no `pad_token_id`; None if positions are 0, 1, 2, ...
+    :param fixed_skipped_id: whether `pad_token_id` does not change it.
+    :param relative_bias: name of the embedding of relative positions that all layers add to their
+        attention scores (MPNet, arXiv:2004.09297), or None.
+    :param projection: name of the linear from `embedding_size` to the hidden size, which exists where
+        the two differ; None if the architecture has none.
+    """
+
+    prefix: str = "bert."
+    layer_prefix: str = "encoder.layer."
+    layer: Mapping[str, str] = field(default_factory=lambda: BERT_LAYER)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    epsilon_key: str | None = "layer_norm_eps"
+    token_types: bool = True
+    skipped_id: int | None = None
+    fixed_skipped_id: bool = False
+    relative_bias: str | None = None
+    projection: str | None = None
+
+    def skipped(self, config: Mapping[str, Any]) -> int | None:
+        """Return the token that positions skip, or None."""
+        if self.skipped_id is None or self.fixed_skipped_id:
+            return self.skipped_id
+        own = config.get("pad_token_id")
+        return self.skipped_id if own is None else int(own)
+
+
+BERT = Architecture()
+ROBERTA = replace(BERT, prefix="roberta.", skipped_id=1)
+ARCHITECTURES = {
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+    "camembert": ROBERTA,
+    "electra": replace(BERT, prefix="electra.", projection="embeddings_project"),
+    "distilbert": Architecture(
+        prefix="distilbert.",
+        layer_prefix="transformer.layer.",
+        layer={
+            "query": "attention.q_lin",
+            "key": "attention.k_lin",
+            "value": "attention.v_lin",
+            "output": "attention.out_lin",
+            "attention_norm": "sa_layer_norm",
+            "up": "ffn.lin1",
+            "down": "ffn.lin2",
+            "norm": "output_layer_norm",
+        },
+        keys={
+            "hidden_size": "dim",
+            "intermediate_size": "hidden_dim",
+            "num_attention_heads": "n_heads",
+            "num_hidden_layers": "n_layers",
+            "hidden_act": "activation",
+        },
+        epsilon_key=None,
+        token_types=False,
+    ),
+    "mpnet": Architecture(
+        prefix="mpnet.",
+        layer=BERT_LAYER
+        | {
+            "query": "attention.attn.q",
+            "key": "attention.attn.k",
+            "value": "attention.attn.v",
+            "output": "attention.attn.o",
+            "attention_norm": "attention.LayerNorm",
+        },
+        token_types=False,
+        skipped_id=1,
+        fixed_skipped_id=True,
+        relative_bias="encoder.relative_attention_bias",
+    ),
+}
