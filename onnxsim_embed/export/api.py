@@ -12,6 +12,7 @@ from onnxsim_embed.artifact.manifest import MODEL_FILES, PRECISIONS, Artifact, c
 from onnxsim_embed.artifact.recipes import Recipe
 from onnxsim_embed.errors import CheckpointError, MissingExtraError
 from onnxsim_embed.export.adopt import find_onnx
+from onnxsim_embed.export.architectures import ARCHITECTURES
 from onnxsim_embed.export.build import Builder, fail
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.onnx.trace import has_optimum
@@ -52,10 +53,10 @@ def export_model(
     :param model: recipe name, checkpoint directory or Hub id; or a directory of ONNX files.
     :param target: directory to write.
     :param precisions: "fp32", "int8", "fp16" (for GPUs); fp32 is always written.
-    :param via: "direct" (built from the weights; model_type bert), "optimum" (traced; every
-        architecture that optimum supports), "adopt" (the directory's own ONNX files, checked and
-        copied), or "auto": adopt if there are ONNX files and no weights, else direct for bert and
-        optimum for other architectures.
+    :param via: "direct" (built from the weights; see `export/architectures.py`), "optimum" (traced;
+        every architecture that optimum supports), "adopt" (the directory's own ONNX files, checked
+        and copied), or "auto": adopt if there are ONNX files and no weights, else direct for those
+        architectures and optimum for others.
     :param pooling: pooling mode that overrides the checkpoint's; required if it states none.
     :param prompts: prompts by name, added to those of the checkpoint or replacing them.
     :param max_seq_length: maximum number of tokens of a text; None for the checkpoint's.
@@ -145,13 +146,13 @@ def resolve_via(checkpoint: Checkpoint, via: str = "auto") -> str:
         if find_onnx(checkpoint) and not has_weights(checkpoint.transformer):
             via = "adopt"
         else:
-            via = "direct" if kind == "bert" or not isinstance(kind, str) else "optimum"
+            via = "direct" if kind in ARCHITECTURES or not isinstance(kind, str) else "optimum"
     if via == "adopt":
         return "adopted"
-    if via == "direct" and kind != "bert":
+    if via == "direct" and kind not in ARCHITECTURES:
         raise CheckpointError(
-            f"architecture {kind!r} cannot be exported with via='direct', which is for 'bert' (MiniLM, "
-            "BERT, BGE, E5, GTE v1); use via='optimum'"
+            f"architecture {kind!r} cannot be exported with via='direct', which is for "
+            f"{', '.join(ARCHITECTURES)}; use via='optimum'"
         )
     if via == "optimum" and not has_optimum():
         raise MissingExtraError(f"exporting architecture {kind!r}", "optimum", "optimum-onnx")

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from onnxsim_embed.errors import CheckpointError
+
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 BERT_LAYER = {
@@ -59,8 +61,17 @@ class Architecture:
         """Return the token that positions skip, or None."""
         if self.skipped_id is None or self.fixed_skipped_id:
             return self.skipped_id
-        own = config.get("pad_token_id")
-        return self.skipped_id if own is None else int(own)
+        return pad_token_id(config, self.skipped_id)
+
+
+def pad_token_id(config: Mapping[str, Any], default: int) -> int:
+    """Return the `pad_token_id` of config.json, or a default if it has none."""
+    value = config.get("pad_token_id")
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise CheckpointError(f"config.json: pad_token_id must be a token id, got {value!r}")
+    return value
 
 
 BERT = Architecture()

@@ -29,8 +29,9 @@ from onnxsim_embed.artifact.manifest import (
 from onnxsim_embed.artifact.recipes import Recipe
 from onnxsim_embed.errors import VerificationError
 from onnxsim_embed.export.adopt import adopt
+from onnxsim_embed.export.architectures import pad_token_id
 from onnxsim_embed.export.card import write_card
-from onnxsim_embed.export.checkpoint import Checkpoint
+from onnxsim_embed.export.checkpoint import AFTER_PADDING, Checkpoint
 from onnxsim_embed.export.configs import write_configs
 from onnxsim_embed.export.encoder import Encoder, load_encoder
 from onnxsim_embed.export.graph_encoder import GraphEncoder, compare_sentence_embedding
@@ -140,7 +141,9 @@ class Builder:
             layers=self.encoder.layers,
             dim=dim,
             do_lower_case=False,  # tokenizer.json does it
-            pad_token_id=int(checkpoint.config.get("pad_token_id") or 0),
+            pad_token_id=pad_token_id(
+                checkpoint.config, int(checkpoint.architecture in AFTER_PADDING)
+            ),
             pooling=tuple(mode.value for mode in checkpoint.pooling),
             precisions={},
             tools={name: version(name) for name in tools} | {"onnxsim-embed": __version__},

@@ -10,6 +10,7 @@ from typing import Any
 from onnxsim_embed.artifact.manifest import outside
 from onnxsim_embed.artifact.recipes import Recipe
 from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.export.architectures import ARCHITECTURES
 from onnxsim_embed.export.modules import read_modules
 from onnxsim_embed.export.weights import Tensors, read_json, read_optional_json, read_tensors
 from onnxsim_embed.runtime.pooling import PoolingMode
@@ -232,6 +233,10 @@ def position_count(config: Mapping[str, Any]) -> int | None:
     for key in ("max_position_embeddings", "n_positions"):
         count = config.get(key)
         if isinstance(count, int) and count > 2:
-            after = config.get("model_type") in AFTER_PADDING
-            return count - (int(config.get("pad_token_id") or 0) + 1 if after else 0)
+            kind = str(config.get("model_type"))
+            if kind not in AFTER_PADDING:
+                return count
+            # As for RoBERTa, also where the architecture is traced.
+            skipped = ARCHITECTURES.get(kind, ARCHITECTURES["roberta"]).skipped(config)
+            return count - 1 - int(skipped or 0)
     return None

@@ -17,7 +17,9 @@ from onnxsim_embed.artifact.recipes import Recipe, find_recipe
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.export import fidelity
 from onnxsim_embed.export import reference as references
+from onnxsim_embed.export.architectures import ARCHITECTURES
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
+from onnxsim_embed.export.numpy_encoder import numpy_reference
 from onnxsim_embed.export.weights import has_weights
 from onnxsim_embed.runtime.batching import TOKEN_BUDGET
 from onnxsim_embed.runtime.embedder import Embedder
@@ -93,9 +95,10 @@ def verify_artifact(
         checkpoint = open_checkpoint(
             directory, pooling=pooling, recipe=known, max_seq_length=manifest.max_seq_length
         )
-        if checkpoint.architecture != "bert" and not references.has_torch():
+        direct = checkpoint.architecture in ARCHITECTURES
+        if not direct and not references.has_torch():
             raise MissingExtraError("verifying against PyTorch", "optimum", "torch")
-        tensors = checkpoint.tensors() if checkpoint.architecture == "bert" else {}
+        tensors = checkpoint.tensors() if direct else {}
         recipe = find_recipe(manifest.source)
         report["fp32"] = verify_fp32(artifact, checkpoint, tensors, recipe, texts)
     for precision in artifact.manifest.precisions:
@@ -114,7 +117,7 @@ def verify_fp32(
     """Compare token ids and fp32 vectors with those of the checkpoint, and with published results.
 
     The references are loaded from the checkpoint alone: transformers' tokenizer, and
-    sentence-transformers' vectors, else PyTorch's or numpy's BERT with this package's pooling. Without
+    sentence-transformers' vectors, else PyTorch's or numpy's hidden states with this package's pooling. Without
     weights, as of an adopted ONNX file, the file is compared with itself in padded batches.
     """
     model = Embedder(artifact, precision="fp32", device="cpu")
@@ -129,7 +132,7 @@ def verify_fp32(
         name = PADDED
         reference = padded_vectors(Session(artifact.open_file("fp32"), "cpu"), model, ids)
     elif not references.has_torch():
-        name, hidden = "numpy BERT", references.numpy_reference(checkpoint.config, tensors)
+        name, hidden = "numpy", numpy_reference(checkpoint.config, tensors)
         reference = references.reference_vectors(hidden, model.head, ids)
     else:
         name, whole = "PyTorch", None

@@ -15,7 +15,8 @@ from onnxsim_embed.export import export_model
 from onnxsim_embed.export.checkpoint import open_checkpoint
 from onnxsim_embed.export.encoder import ACTIVATIONS
 from onnxsim_embed.export.fidelity import token_ids_note
-from onnxsim_embed.export.reference import numpy_reference, reference_vectors, torch_reference
+from onnxsim_embed.export.numpy_encoder import numpy_reference
+from onnxsim_embed.export.reference import reference_vectors, torch_reference
 from onnxsim_embed.export.tokenizer import TokenizerFiles
 from onnxsim_embed.export.verify import verify_derived, verify_fp32
 
