@@ -73,9 +73,8 @@ def list_cached() -> list[CachedModel]:
             last_used = path.stat().st_mtime
         except (ArtifactError, OSError):
             continue
-        version = manifest.tools.get("onnxsim-embed", "")
-        entry = (manifest.name, manifest.source, version, path, sum(files), last_used)
-        models.append(CachedModel(*entry))
+        entry = (manifest.name, manifest.source, manifest.tools.get("onnxsim-embed", ""), path)
+        models.append(CachedModel(*entry, sum(files), last_used))
     return sorted(models, key=lambda model: (-model.last_used, model.path))
 
 
@@ -131,19 +130,16 @@ def locate_artifact(
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
         return cache_directory() / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', stem)}-{digest}"
 
+    def accept(copy: Path) -> bool:
+        return is_complete(copy) or is_artifact(target_of(copy))
+
     checkpoint, recipe = locate_checkpoint(
-        name_or_path,
-        revision,
-        token=token,
-        local_files_only=local_files_only,
-        accept=lambda copy: is_complete(copy) or is_artifact(target_of(copy)),
+        name_or_path, revision, token=token, local_files_only=local_files_only, accept=accept
     )
     if is_artifact(checkpoint):  # the user's own, or published on the Hub
         if pooling is not None:
-            raise ValueError(
-                f"pooling={pooling!r} cannot apply: {name_or_path} is an exported model, whose "
-                "pooling is fixed"
-            )
+            reason = f"{name_or_path} is an exported model, whose pooling is fixed"
+            raise ValueError(f"pooling={pooling!r} cannot apply: {reason}")
         return Artifact.open(checkpoint)
     target = target_of(checkpoint)
     if not rebuild and (artifact := _open_cached(target)) is not None:

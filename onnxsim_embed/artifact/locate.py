@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, is_artifact
 from onnxsim_embed.artifact.recipes import Recipe, find_recipe, recipes
@@ -76,22 +77,17 @@ def _fetch(
     from huggingface_hub import constants, snapshot_download
 
     token, local_files_only = access
-    patterns = list(HUB_PATTERNS)
     cached: Path | None = None
+    options = {"allow_patterns": list(HUB_PATTERNS), "local_files_only": True}
     with suppress(Exception):  # not cached, or incomplete according to the Hub's own client
-        cached = Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=patterns, local_files_only=True
-            )
-        )
+        cached = Path(snapshot_download(name, revision=revision, **options))
     offline = local_files_only or bool(constants.HF_HUB_OFFLINE)
     if cached is not None and (offline or accept(cached)):
         return cached
     try:
         if offline:
-            raise FileNotFoundError(
-                "not in the local cache, and local_files_only or HF_HUB_OFFLINE forbids the network"
-            )
+            reason = "local_files_only or HF_HUB_OFFLINE forbids the network"
+            raise FileNotFoundError(f"not in the local cache, and {reason}")
         return _download(name, revision, token)
     except Exception as error:  # requests, hub and OS errors share no base class
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
@@ -109,13 +105,13 @@ def _fetch(
 def _download(name: str, revision: str | None, token: str | bool | None) -> Path:
     from huggingface_hub import model_info, snapshot_download
 
+    access: dict[str, Any] = {"revision": revision, "token": token}
+
     def snapshot(*patterns: str) -> Path:
-        return Path(
-            snapshot_download(name, revision=revision, token=token, allow_patterns=list(patterns))
-        )
+        return Path(snapshot_download(name, allow_patterns=list(patterns), **access))
 
     # The download itself has no overall timeout; this call detects a silent network.
-    model_info(name, revision=revision, timeout=HUB_TIMEOUT, token=token)
+    model_info(name, timeout=HUB_TIMEOUT, **access)
     directory = snapshot(*HUB_PATTERNS)
     if is_artifact(directory):
         return snapshot(MANIFEST, *Artifact.open(directory).manifest.files)

@@ -156,11 +156,11 @@ class Artifact:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            if not directory.exists():
-                raise ArtifactError(f"{directory} does not exist") from None
             raise ArtifactError(
                 f"{directory} is not an exported model: it holds no {MANIFEST}; export it with "
                 "onnxsim_embed.export.export_model, or load it with Embedder.from_pretrained"
+                if directory.exists()
+                else f"{directory} does not exist"
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(f"cannot read {path}: {error}") from error
@@ -177,17 +177,16 @@ class Artifact:
         path = self.directory / name
         if (real := outside(path, self.directory)) is not None:
             raise ArtifactError(f"{path} links to {real}, outside the artifact")
-        problem = ""
         try:
             if (size := path.stat().st_size) != entry.size:
                 problem = f"damaged: {size:,} bytes instead of {entry.size:,}"
             elif sha256(path) != entry.sha256:
                 problem = "damaged: its sha256 differs from the manifest"
+            else:
+                return path
         except OSError as error:
             problem = f"missing: {error.strerror}"
-        if problem:
-            raise ArtifactError(f"{path} is {problem}; export the model again")
-        return path
+        raise ArtifactError(f"{path} is {problem}; export the model again")
 
     def open_file(self, precision: str) -> Path:
         """Return the portable file of a precision after checking it and its external data."""
@@ -217,13 +216,11 @@ def is_artifact(directory: Path) -> bool:
 
 def sha256(path: Path) -> str:
     """Return the file's sha256 in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        if hasattr(hashlib, "file_digest"):
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-        digest = hashlib.sha256()
         while block := stream.read(1 << 20):
             digest.update(block)
-        return digest.hexdigest()
+    return digest.hexdigest()
 
 
 def list_files(directory: Path) -> dict[str, FileEntry]:
@@ -239,9 +236,8 @@ def check_target(target: Path, force: bool) -> None:
     """Raise FileExistsError if the target is not empty, unless it is an artifact and `force` is set."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if not target.is_dir() or not is_artifact(target):
+    if not is_artifact(target):
         raise FileExistsError(f"{target} exists and is not an artifact; choose another directory")
     if not force:
-        raise FileExistsError(
-            f"{target} exists; replace it with force=True, or choose another directory"
-        )
+        advice = "replace it with force=True, or choose another directory"
+        raise FileExistsError(f"{target} exists; {advice}")

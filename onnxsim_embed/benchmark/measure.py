@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from psutil import cpu_percent
 
 from onnxsim_embed.artifact.cache import cache_directory, locate_artifact
 from onnxsim_embed.artifact.locate import locate_checkpoint
@@ -79,14 +80,6 @@ def find_checkpoint(model: str, artifact: Artifact) -> Path | None:
     return None
 
 
-def int8_kernels(flags: frozenset[str]) -> str:
-    """Return optimum's name for the int8 instructions of this machine."""
-    if platform.machine().lower() in ("arm64", "aarch64"):
-        return "arm64"
-    kernels = {"avx512_vnni": "avx512_vnni", "avx512f": "avx512"}
-    return next((kernel for flag, kernel in kernels.items() if flag in flags), "avx2")
-
-
 def system_settings(
     artifact: Artifact, checkpoint: Path | None, work: Path, threads: int
 ) -> dict[str, Any]:
@@ -95,6 +88,8 @@ def system_settings(
     calibration.mkdir(parents=True, exist_ok=True)
     texts = files("onnxsim_embed").joinpath("data/calibration.jsonl").read_bytes()
     (calibration / "train.jsonl").write_bytes(texts)
+    kernels = {"avx512_vnni": "avx512_vnni", "avx512f": "avx512"}  # optimum's names
+    kernel = next((name for flag, name in kernels.items() if flag in cpu_flags()), "avx2")
     manifest = artifact.manifest
     return {
         "artifact": str(artifact.directory),
@@ -105,7 +100,7 @@ def system_settings(
         "pooling": list(manifest.pooling) if not manifest.dense else ["with dense layers"],
         "dim": manifest.dim,
         "max_seq_length": manifest.max_seq_length,
-        "int8_kernels": int8_kernels(cpu_flags()),
+        "int8_kernels": "arm64" if platform.machine().lower() in ("arm64", "aarch64") else kernel,
     }
 
 
@@ -134,20 +129,6 @@ def fidelity(vectors: Any, reference: Any) -> dict[str, float]:  # noqa: ANN401 
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     cosines = np.minimum(np.einsum("ij,ij->i", left, right) / norms, 1)
     return {"mean_cosine": float(cosines.mean()), "min_cosine": float(cosines.min())}
-
-
-def busy_share() -> float:
-    """Return the share of the processors at work during a second; 0 without /proc."""
-    ticks = []
-    for pause in (0, 1):
-        time.sleep(pause)
-        try:
-            fields = Path("/proc/stat").read_text(encoding="utf-8").split()[1:9]
-        except OSError:
-            return 0.0
-        ticks.append([sum(map(int, fields)), int(fields[3]) + int(fields[4])])
-    total, idle = np.subtract(ticks[1], ticks[0])
-    return float(1 - idle / max(1, total))
 
 
 def run(
@@ -182,7 +163,7 @@ def run(
     request = {"texts": list(texts), "pairs": [*left, *right], "sizes": sizes}
     for number in range(rounds):
         deadline = time.monotonic() + patience
-        while (busy := busy_share()) > MAX_BUSY and time.monotonic() < deadline:
+        while (busy := cpu_percent(1) / 100) > MAX_BUSY and time.monotonic() < deadline:
             pass
         if busy > MAX_BUSY:
             say(f"the machine is {busy:.0%} busy with other work: figures are uncertain")
@@ -224,10 +205,8 @@ def _figures(name: str, answers: list[dict[str, Any]], lead: list[float]) -> dic
     """Return the figures of a system: medians over rounds, and percentiles over calls."""
     seconds = [answer["seconds"] for answer in answers]
     ratios = np.divide(seconds, lead)
-    calls = {
-        size: np.array([answer["calls"][size] for answer in answers])
-        for size in answers[0]["calls"]
-    }
+    sizes = answers[0]["calls"]
+    calls = {size: np.array([answer["calls"][size] for answer in answers]) for size in sizes}
     return {
         "title": PEERS[name][0] if name in PEERS else f"onnxsim-embed {name.removeprefix('ours-')}",
         "versions": answers[0]["versions"],

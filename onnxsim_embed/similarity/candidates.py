@@ -23,9 +23,8 @@ from onnxsim_embed.similarity.selection import Float32, Float64, Scores
 from onnxsim_embed.system.hardware import CPU_PROVIDER, int8_supported
 from onnxsim_embed.system.threads import map_chunks, row_chunks
 
-OUTLIER_SHARE = (
-    0.01  # of the columns, which one int8 step for all does not suit; compared in float32
-)
+# Of the columns, which one int8 step for all does not suit: they are compared in float32.
+OUTLIER_SHARE = 0.01
 INT8_COLUMNS = 1024  # of a product: 4 MB of scores for 1,024 rows; fewer cost more work per tile
 QUANTIZED_ROWS = 1024  # at once: 1.5 MB of 384-dimensional float32 stay in a second-level cache
 

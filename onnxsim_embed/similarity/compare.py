@@ -195,10 +195,9 @@ def score_all(a: npt.ArrayLike, b: npt.ArrayLike, measure: str) -> Float32:
     check_dims(left.shape[1], right.shape[1])
     if measure == "dot":
         return left @ right.T
-    from scipy.spatial.distance import cdist
+    from scipy.spatial.distance import cdist  # in float64
 
-    wide = left.astype(np.float64), right.astype(np.float64)
-    return np.asarray(-cdist(*wide, "minkowski", p=_distance_order(measure)), np.float32)
+    return np.asarray(-cdist(left, right, "minkowski", p=_distance_order(measure)), np.float32)
 
 
 def score_pairs(a: npt.ArrayLike, b: npt.ArrayLike, measure: str) -> Float32:
@@ -254,11 +253,9 @@ class Comparison:
     ) -> None:
         self._budget = MemoryBudget(max_memory)
         self._alone = other is None
-        sets = [
-            x if isinstance(x, UnitRows) else UnitRows(x, self._budget.vector_bytes)
-            for x in (vectors, other)
-            if x is not None
-        ]
+        size = self._budget.vector_bytes
+        arrays = [x for x in (vectors, other) if x is not None]
+        sets = [x if isinstance(x, UnitRows) else UnitRows(x, size) for x in arrays]
         self.left, self.right = sets[0], sets[-1]
         check_dims(self.left.dim, self.right.dim)
         self._pairs = AllPairs(self.left, self.right, tile_bytes)

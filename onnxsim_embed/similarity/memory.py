@@ -20,16 +20,12 @@ from onnxsim_embed.system.units import format_bytes, format_duration
 
 ENTRY_BYTES = 8  # of an entry of the result: a float32 score and an int32 column
 PEAK_ENTRY_BYTES = 24  # of an entry while the matrix is assembled from its chunks
-TOP_K_BYTES = (
-    24  # of an entry of a top-k: a float32 score and an int64 column, twice while gathered
-)
+TOP_K_BYTES = 24  # of an entry of a top-k: a float32 score, an int64 column; twice while gathered
 MEMORY_SHARE = 0.75  # of the available memory that is used by default
 SAMPLE_ROWS = 256  # rows differ in entries by about their mean: an estimate is within a tenth or so
 CHECK_ROWS = 64  # show whether a result is far too large; sampled before every long comparison
 SMALL_COMPARISON = 1 << 24  # pairs below which no sample is worthwhile
-ADVICE = (
-    "raise the threshold, use top_k, or use write_graph, which writes results of any size to disk"
-)
+ADVICE = "raise the threshold, use top_k, or use write_graph, which writes any size to disk"
 
 
 class Estimate(NamedTuple):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
 from onnxsim_embed.similarity import candidates, selection
 from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer
 from onnxsim_embed.similarity.selection import Float32, Int64, KthBounds, RowPairs, Scores, TopK
-from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks
+from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks, row_chunks
 
 PAIRS = 256  # scored at once: two copies of 384-dimensional rows stay in a second-level cache
 
@@ -77,23 +78,18 @@ class TiledComparison:
     ) -> Iterator[RowPairs]:
         """Yield the pairs of some rows above a threshold, chunk by chunk; `upper`: only column > row."""
         scorer = self._choose_scorer(lambda trial: trial.above(threshold, upper=False))
-
-        yield from map_chunks(
-            lambda chunk: self._above(scorer, chunk, threshold, upper), self._chunks(rows)
-        )
+        above = partial(self._above, scorer, threshold=threshold, upper=upper)
+        yield from map_chunks(above, self._chunks(rows))
 
     def top_k(self, k: int, *, skip_self: bool, rows: slice | None = None) -> Iterator[TopK]:
         """Yield the top-k of some rows, chunk by chunk; `skip_self` excludes each row itself."""
         scorer = self._choose_scorer(lambda trial: trial.top_k(k, skip_self=False), 4 * k)
-
-        yield from map_chunks(
-            lambda chunk: self._top_k(scorer, chunk, k, skip_self), self._chunks(rows)
-        )
+        top_k = partial(self._top_k, scorer, k=k, skip_self=skip_self)
+        yield from map_chunks(top_k, self._chunks(rows))
 
     def _chunks(self, rows: slice | None) -> list[slice]:
         rows = rows or slice(0, len(self.left))
-        starts = range(rows.start, rows.stop, self._height)
-        return [slice(start, min(start + self._height, rows.stop)) for start in starts]
+        return row_chunks(rows.stop, self._height, rows.start)
 
     def _choose_scorer(
         self, run: Callable[[TiledComparison], Iterator[object]], min_columns: int = 1
@@ -124,8 +120,7 @@ class TiledComparison:
                 pass
             return time.perf_counter() - started
 
-        float32_seconds = seconds(Float32Scorer)
-        return seconds(Int8Scorer) < float32_seconds
+        return seconds(Float32Scorer) > seconds(Int8Scorer)
 
     def _column_tiles(self, scorer: Float32Scorer, start: int) -> Iterator[slice]:
         """Yield the tiles of columns from `start` on, none of which crosses a block's edge."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxsim_embed.similarity.selection import Float32, Int64
 from onnxsim_embed.system.threads import map_chunks, row_chunks
-
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
 
 COMPONENT_BYTES = 6  # of a component of a loaded row: float32, and int8 as a row and as a column
 UNIT_ROWS = 1024  # normalized at once: they stay in the processor's caches
@@ -40,9 +37,8 @@ def unit_vectors(vectors: npt.ArrayLike, *, first_row: int = 0) -> Float32:
         out /= np.where(safe, np.sqrt(squares), np.float32(1))[:, None]
         extreme = np.flatnonzero(~safe)
         if len(extreme):
-            out[extreme] = _normalize_extreme(
-                array[chunk][extreme], extreme + first_row + chunk.start
-            )
+            rows = extreme + chunk.start
+            out[extreme] = _normalize_extreme(array[rows], rows + first_row)
 
     if len(array) < MIN_PARALLEL_CHUNKS * UNIT_ROWS:
         normalize(slice(0, len(array)))
@@ -95,11 +91,9 @@ class TiledRows(ABC):
     def load(self, rows: slice) -> Float32:
         """Return the unit rows of a tile, float32 (rows, dim)."""
 
-    def tiles(self, start: int = 0, stop: int | None = None) -> Iterator[slice]:
-        """Yield slices of at most `tile_rows` rows, from `start` to `stop`."""
-        stop = self.rows if stop is None else stop
-        for first in range(start, stop, self.tile_rows):
-            yield slice(first, min(first + self.tile_rows, stop))
+    def tiles(self, start: int = 0, stop: int | None = None) -> list[slice]:
+        """Return slices of at most `tile_rows` rows, from `start` to `stop`."""
+        return row_chunks(self.rows if stop is None else stop, self.tile_rows, start)
 
     def diagonal(self, threshold: float) -> Float32:
         """Return each row's cosine with itself, float32 (rows,), NaN where it does not exceed a threshold.

@@ -77,9 +77,9 @@ def limit_rayon_threads() -> None:
     os.environ.setdefault("RAYON_NUM_THREADS", str(available_cpus()))
 
 
-def row_chunks(rows: int, height: int = CHUNK_ROWS) -> list[slice]:
+def row_chunks(stop: int, height: int, start: int = 0) -> list[slice]:
     """Split rows into chunks of at most `height` rows."""
-    return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
+    return [slice(first, min(first + height, stop)) for first in range(start, stop, height)]
 
 
 def chunk_height(rows: int) -> int:
