@@ -7,18 +7,22 @@ raise ValueError, equal scores are ordered by row, and no limit applies that the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxsim_embed.files.texts import list_rows
 from onnxsim_embed.runtime.options import OutputPrecision
 from onnxsim_embed.runtime.postprocess import quantize_vectors
 from onnxsim_embed.similarity import clustering, compare
 from onnxsim_embed.similarity.clustering import ScoreFunction, Vectors
 from onnxsim_embed.similarity.compare import cos_sim, score_all, score_pairs, unit_vectors
 from onnxsim_embed.similarity.selection import Float32, TopPairs, top_k_of_rows
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "community_detection", "cos_sim", "dot_score", "normalize_embeddings", "pairwise_cos_sim",
@@ -134,11 +138,16 @@ def paraphrase_mining(
     truncate_dim: int | None = None,
     prompt_name: str | None = None,
     prompt: str | None = None,
+    drop_unseen: bool = False,
 ) -> list[list[Any]]:
     """Encode sentences and find the pairs with the highest scores; see `paraphrase_mining_embeddings`.
 
+    Sentences that the model does not tell from earlier ones, although they differ (beyond its maximum
+    length, in unknown tokens) or are empty, are named in a warning.
+
     :param model: an `Embedder`, a SentenceTransformer, or any object with `encode(sentences)`, which
         receives `show_progress_bar`, `batch_size`, `truncate_dim`, `prompt_name` and `prompt` if set.
+    :param drop_unseen: leave such sentences out.
     """
     options = {
         "show_progress_bar": show_progress_bar or None,
@@ -148,9 +157,19 @@ def paraphrase_mining(
         "prompt": prompt,
     }
     vectors = model.encode(sentences, **{n: v for n, v in options.items() if v is not None})
-    return paraphrase_mining_embeddings(
+    unseen = clustering.unseen_rows(vectors, sentences)
+    rows = np.arange(len(sentences))
+    if drop_unseen:
+        rows = np.delete(rows, unseen)
+        vectors = np.asarray(vectors)[rows]
+    if len(unseen):
+        state = "left out" if drop_unseen else "drop_unseen=True leaves them out"
+        named = f"{list_rows(unseen)} ({state})"
+        logger.warning("the model does not tell sentences from others that differ: %s", named)
+    pairs = paraphrase_mining_embeddings(
         vectors, query_chunk_size, corpus_chunk_size, max_pairs, top_k, score_function
     )
+    return [[score, int(rows[left]), int(rows[right])] for score, left, right in pairs]
 
 
 def paraphrase_mining_embeddings(

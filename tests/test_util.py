@@ -372,6 +372,16 @@ def test_mining_accepts_an_embedder(artifact):
     assert_pairs(pairs, [(expected[i, j], i, j) for i in range(4) for j in range(i + 1, 4)])
 
 
+def test_mining_names_or_drops_sentences_that_the_model_does_not_tell_apart(artifact, caplog):
+    texts = ["☂", "solar energy", "☃", "Solar energy", ""]
+    pairs = util.paraphrase_mining(Embedder(artifact), texts, max_pairs=2)
+    assert [pair[1:] for pair in pairs] == [[0, 2], [1, 3]]
+    assert "row 2 " in caplog.text
+    pairs = util.paraphrase_mining(Embedder(artifact), texts, drop_unseen=True)
+    assert pairs[0][1:] == [1, 3]
+    assert {row for pair in pairs for row in pair[1:]} == {0, 1, 3, 4}
+
+
 # communities
 
 

@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 from typer import Argument, Option
 
+from onnxsim_embed.cli import options
 from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
 from onnxsim_embed.cli.output import check_table, counted
 
@@ -28,6 +30,7 @@ def cluster(
         "communities", help="communities (around a central row) or components (chains)."
     ),
     show: int = Option(5, min=0, help="Number of the largest clusters to print."),
+    drop_unseen: options.DropUnseen = False,
 ) -> None:
     """Find clusters of similar rows.
 
@@ -40,14 +43,19 @@ def cluster(
     check_table(output, inputs.force, ".csv", ".tsv")
     from onnxsim_embed.cli.graph_files import shorten
     from onnxsim_embed.files.tables import write_rows
-    from onnxsim_embed.similarity.clustering import communities, component_groups
+    from onnxsim_embed.similarity.clustering import communities, component_groups, unseen_rows
 
     started = time.perf_counter()
     source = inputs.open(file)
     texts = source.read()
-    names = source.names
+    names, compared = source.names, source.vectors_to_group(texts, inputs.vectors)
+    unseen = unseen_rows(compared, texts)
+    source.warn_unseen(unseen, drop_unseen)
+    seen = np.arange(len(texts))
+    if drop_unseen:
+        seen = np.delete(seen, unseen)
     find = communities if method == "communities" else component_groups
-    groups = find(source.vectors(texts, inputs.vectors), threshold, min_size)
+    groups = [seen[group] for group in find(compared[seen], threshold, min_size)]
     members = [row for group in groups for row in group]
     columns: dict[str, Any] = {
         "row": [names[row] for row in members],

@@ -107,7 +107,7 @@ def encode(
         _write_report(result, embedder, report)
     if not inputs.quiet:
         if result.report.texts:
-            inputs.print_encoded(embedder, result.report)
+            inputs.print_encoded(embedder, result.report, source.rows[result.rows_found :])
         typer.echo(f"Wrote {target}: {result.rows:,} x {result.dim} {result.dtype}.")
 
 

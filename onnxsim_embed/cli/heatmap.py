@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
+from onnxsim_embed.cli.inputs import Texts, VectorInputs, with_inputs
 from onnxsim_embed.cli.output import counted
 from onnxsim_embed.files.atomic import check_output
 
@@ -48,9 +48,9 @@ def heatmap(
                 f"a heatmap has at most {HEATMAP_ROWS:,} rows; draw the first with --limit {HEATMAP_ROWS}"
             )
 
-    def encode(texts: list[str]) -> npt.NDArray[Any]:
+    def encode(source: Texts, texts: list[str]) -> npt.NDArray[Any]:
         check(texts)
-        return inputs.encode(texts)
+        return source.encode(texts)
 
     # One row more shows that there are more.
     vectors, labels, names, _ = inputs.read(file, limit or HEATMAP_ROWS + 1, encode)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from itertools import chain, islice
@@ -15,7 +15,7 @@ import typer
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import counted, name_options, on_terminal
-from onnxsim_embed.files.texts import ReadReport, iter_texts
+from onnxsim_embed.files.texts import ReadReport, iter_texts, list_rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -77,15 +77,11 @@ class Inputs:
             embedder.max_seq_length = self.max_seq_length
         return embedder
 
-    def encode(self, texts: list[str]) -> npt.NDArray[Any]:
-        """Encode texts, and print the report."""
-        embedder = self.load()
-        vectors = embedder.encode(texts, show_progress_bar=self.show_progress_bar)
-        self.print_encoded(embedder, embedder.last_report)
-        return vectors
+    def print_encoded(self, embedder: Embedder, report: EncodeReport, rows: Sequence[int]) -> None:
+        """Print what was encoded, how fast, and the time of each stage.
 
-    def print_encoded(self, embedder: Embedder, report: EncodeReport) -> None:
-        """Print what was encoded, how fast, and the time of each stage."""
+        :param rows: the row of each text in the file.
+        """
         if self.quiet:
             return
         typer.echo(
@@ -96,10 +92,13 @@ class Inputs:
             f"{report.seconds_tokenize:.2f} s; summed over threads, run {report.seconds_run:.2f} s "
             f"and pool {report.seconds_pool:.2f} s."
         )
-        if report.truncated:
-            verb = "was" if report.truncated == 1 else "were"
-            longer = f"{counted(report.truncated, 'text')} longer than {embedder.max_seq_length}"
-            typer.echo(f"{longer} tokens {verb} truncated.")
+        for numbers, state in (
+            (report.truncated_rows, f"Truncated to {embedder.max_seq_length} tokens"),
+            (report.unknown_rows, "Of tokens unknown to the model only"),
+        ):
+            if numbers:
+                named = list_rows([rows[number] for number in numbers])
+                typer.echo(f"{state}: {counted(len(numbers), 'text')}, {named}.")
 
 
 class Rows(NamedTuple):
@@ -132,12 +131,12 @@ class VectorInputs(Inputs):
         self,
         file: str,
         limit: int | None = None,
-        encode: Callable[[list[str]], npt.NDArray[Any]] | None = None,
+        encode: Callable[[Texts, list[str]], npt.NDArray[Any]] | None = None,
     ) -> Rows:
         """Read a file of vectors, or texts and their vectors: those of --vectors, or encoded now.
 
         :param limit: number of the first rows to read.
-        :param encode: encodes texts; None for `encode`.
+        :param encode: encodes texts; None for `Texts.encode`.
         """
         from onnxsim_embed.files.vectors import holds_vectors, read_ids
 
@@ -148,7 +147,7 @@ class VectorInputs(Inputs):
             return Rows(vectors, None, ids or range(len(vectors)), source)
         texts = source.read(limit)
         if self.vectors is None:
-            return Rows((encode or self.encode)(texts), texts, source.names, source)
+            return Rows((encode or Texts.encode)(source, texts), texts, source.names, source)
         vectors = source.vectors(texts, self.vectors, limit)
         ids = None if self.id_column else read_ids(self.vectors)
         return Rows(vectors, texts, ids or source.names, source)
@@ -161,6 +160,8 @@ class Texts:
     path: str
     inputs: Inputs
     report: ReadReport = field(default_factory=ReadReport)
+    truncated: list[int] = field(default_factory=list)  # which texts, after encoding
+    unknown: list[int] = field(default_factory=list)  # those of unknown tokens only
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the texts; the first is read now, so that a wrong file or column fails early."""
@@ -188,12 +189,22 @@ class Texts:
                 typer.echo(name_options(f"{self.path}: {message}."), err=warning)
 
     @property
-    def rows(self) -> list[int]:
+    def rows(self) -> Sequence[int]:
         """The row of each text in the file, after reading."""
-        return [row for row in range(self.report.rows) if row not in self.report.skipped]
+        rows, skipped = range(self.report.rows), self.report.skipped
+        return [row for row in rows if row not in skipped] if skipped else rows
+
+    def encode(self, texts: list[str]) -> npt.NDArray[Any]:
+        """Encode texts, and print the report."""
+        embedder = self.inputs.load()
+        vectors = embedder.encode(texts, show_progress_bar=self.inputs.show_progress_bar)
+        report = embedder.last_report
+        self.inputs.print_encoded(embedder, report, self.rows)
+        self.truncated[:], self.unknown[:] = report.truncated_rows, report.unknown_rows
+        return vectors
 
     @property
-    def names(self) -> list[Any]:
+    def names(self) -> Sequence[Any]:
         """The id, or without --id-column the row, of each text in the file, after reading."""
         return self.report.ids if self.inputs.id_column else self.rows
 
@@ -202,7 +213,7 @@ class Texts:
     ) -> npt.NDArray[Any]:
         """Return the vectors of all texts, from a file or by encoding them."""
         if file is None:
-            return self.inputs.encode(texts)
+            return self.encode(texts)
         vectors = read_components(file)[:limit]
         if len(vectors) != len(texts):
             raise ValueError(
@@ -210,6 +221,27 @@ class Texts:
                 f"of {self.path}; pass the file that was encoded"
             )
         return vectors
+
+    def vectors_to_group(self, texts: list[str], file: str | None) -> npt.NDArray[Any]:
+        """Return `vectors`, zeros for texts that are empty or of unknown tokens: similar to none."""
+        vectors = self.vectors(texts, file)
+        if blind := self.unknown + [row for row, text in enumerate(texts) if not text.strip()]:
+            vectors = np.array(vectors)
+            vectors[blind] = 0
+        return vectors
+
+    def warn(self, texts: Collection[int], verb: str, why: str) -> None:
+        """Print a warning that names the rows of some texts."""
+        if len(texts):
+            named = list_rows([self.rows[number] for number in texts])
+            count = f"{len(texts):,} of {counted(len(self.rows), 'row')}"
+            typer.echo(f"{self.path}: {verb} {count} {why}: {named}.", err=True)
+
+    def warn_unseen(self, texts: Collection[int], dropped: bool) -> None:
+        """Print a warning that names the rows of `unseen_rows`."""
+        hint = "" if dropped else " (--drop-unseen drops them)"
+        why = "whose texts differ from others only where the model does not see it"
+        self.warn(texts, "dropped" if dropped else "found", why + hint)
 
 
 def with_inputs(command: Command) -> Command:

@@ -42,6 +42,10 @@ NoText = Annotated[bool, Option("--no-text", help="Leave the texts out of tables
 Threshold = Annotated[
     float, Option("--threshold", "-t", min=-1, max=1, help="Keep scores above it.")
 ]
+DropUnseen = Annotated[
+    bool,
+    Option("--drop-unseen", help="Drop rows that only differ where the model does not see it."),
+]
 MinFidelity = Annotated[
     str | None,
     Option(

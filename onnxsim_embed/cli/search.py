@@ -13,7 +13,7 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Rows, VectorInputs, with_inputs
+from onnxsim_embed.cli.inputs import Rows, Texts, VectorInputs, with_inputs
 from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.files.atomic import atomic_file
 
@@ -62,10 +62,10 @@ def search(
         raise ValueError("--column requires --in FILE --vectors VECTORS if the vectors are stored")
     embedder, truncate_dim = _load(stored, inputs, truncate_dim, any_model)
 
-    def encode(texts: list[str]) -> npt.NDArray[Any]:
+    def encode(source: Texts, texts: list[str]) -> npt.NDArray[Any]:
         show = inputs.show_progress_bar
         vectors = embedder.encode_document(texts, show_progress_bar=show, truncate_dim=truncate_dim)
-        inputs.print_encoded(embedder, embedder.last_report)
+        inputs.print_encoded(embedder, embedder.last_report, source.rows)
         return vectors
 
     rows = inputs.read(where, encode=encode)

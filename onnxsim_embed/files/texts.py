@@ -47,20 +47,26 @@ class ReadReport:
     def problems(self) -> list[str]:
         """Return a line for each warning, and for rows that are empty, skipped or blanked."""
         lines = list(self.warnings)
-        for rows, state in ((self.skipped, "were skipped"), (self.blanked, "were read as empty")):
+        for rows, state in ((self.skipped, "skipped"), (self.blanked, "read as empty")):
             if rows:
                 reasons = [f"row {row} {reason}" for row, reason in islice(rows.items(), LISTED)]
-                lines.append(f"{len(rows):,} of {self.rows:,} rows {state}: {_list(reasons, rows)}")
+                count = f"{len(rows):,} of {self.rows:,} rows {'was' if len(rows) == 1 else 'were'}"
+                lines.append(f"{count} {state}: {'; '.join(reasons)}{_more(rows)}")
         if self.empty:
-            listed = _list([str(row) for row in self.empty[:LISTED]], self.empty)
-            verb = "texts are" if len(self.empty) > 1 else "text is"
-            lines.append(f"{len(self.empty):,} of {self.rows:,} {verb} empty: rows {listed}")
+            verb = "is" if len(self.empty) == 1 else "are"
+            count = f"{len(self.empty):,} of {self.rows:,} texts {verb} empty"
+            lines.append(f"{count}: {list_rows(self.empty)}")
         return lines
 
 
-def _list(items: list[str], rows: Collection[int]) -> str:
-    more = f" and {len(rows) - LISTED:,} more" if len(rows) > LISTED else ""
-    return ("; " if "row" in items[0] else ", ").join(items) + more
+def list_rows(rows: Collection[Any]) -> str:
+    """Return row numbers for a message: "row 7", "rows 7, 9, 41 and 20 more"."""
+    numbers = ", ".join(str(row) for row in islice(rows, LISTED))
+    return f"row{'s' * (len(rows) > 1)} {numbers}{_more(rows)}"
+
+
+def _more(rows: Collection[int]) -> str:
+    return f" and {len(rows) - LISTED:,} more" if len(rows) > LISTED else ""
 
 
 def iter_texts(

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import islice
 from operator import length_hint
@@ -29,6 +29,9 @@ from onnxsim_embed.system.progress import progress_bar
 # that the ids of two windows stay within a few tens of megabytes.
 WINDOW_TEXTS = 4096
 
+# Row numbers that a report lists: 40 MB, whatever a stream holds.
+LISTED_ROWS = 1_000_000
+
 
 @dataclass
 class EncodeReport:
@@ -38,6 +41,8 @@ class EncodeReport:
     :param distinct: texts run through the model: repeated ones within a few thousand run once.
     :param tokens: tokens of the distinct texts, special tokens included.
     :param truncated: texts that exceed the model's maximum length.
+    :param truncated_rows: their rows, at most LISTED_ROWS.
+    :param unknown_rows: rows of texts whose tokens are all unknown to the model, at most LISTED_ROWS.
     :param seconds: wall time of the whole call.
     :param seconds_tokenize: wall time of tokenization.
     :param seconds_run: time inside the ONNX session, summed over threads.
@@ -48,6 +53,8 @@ class EncodeReport:
     distinct: int = 0
     tokens: int = 0
     truncated: int = 0
+    truncated_rows: list[int] = field(default_factory=list)
+    unknown_rows: list[int] = field(default_factory=list)
     seconds: float = 0.0
     seconds_tokenize: float = 0.0
     seconds_run: float = 0.0
@@ -180,6 +187,8 @@ class Pipeline:
         ran = time.perf_counter()
         result = output.finish(hidden, mask)[0]
         report = EncodeReport(1, 1, len(tokens.ids), int(tokens.truncated[0]))
+        report.truncated_rows = [0] * report.truncated
+        report.unknown_rows = self.tokenizer.unknown_only(tokens, prefix).tolist()
         report.seconds_tokenize = tokenized - started
         report.seconds_run = ran - tokenized
         report.seconds_pool = time.perf_counter() - ran
@@ -216,6 +225,12 @@ class Pipeline:
         first, rows = _first_occurrences(texts)
         results = np.empty((len(texts), *output.shape), output.dtype)
         window = _Window(output, report, results, first)
+        listed = (
+            (report.truncated_rows, np.flatnonzero(tokens.truncated)),
+            (report.unknown_rows, self.tokenizer.unknown_only(tokens, prefix)),
+        )
+        for known, new in listed:
+            known += (new[: LISTED_ROWS - len(known)] + report.texts).tolist()
         report.texts += len(texts)
         report.distinct += len(rows)
         report.tokens += int(tokens.counts[rows].sum())

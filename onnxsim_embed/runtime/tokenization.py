@@ -147,6 +147,10 @@ class Tokenizer:
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
         self._path = path
         self._backend = backend
+        # None in vocabularies that know every byte; a Unigram model does not name its unknown token.
+        self._unknown = backend.token_to_id(getattr(backend.model, "unk_token", None) or "<unk>")
+        special = [i for i, token in backend.get_added_tokens_decoder().items() if token.special]
+        self._no_content = [*special, self._unknown, backend.token_to_id("\u2581")]  # a mere space
         self.pad_token_id = pad_token_id
         self.max_seq_length = max_seq_length
 
@@ -187,6 +191,20 @@ class Tokenizer:
         """
         encoding = self._encode([prompt], [prompt], 0)[0]
         return len(encoding) - sum(encoding.special_tokens_mask[-1:])
+
+    def unknown_only(self, tokens: Tokens, prompt: str = "") -> npt.NDArray[np.int64]:
+        """Return the rows of texts whose tokens after the prompt are all unknown to the vocabulary."""
+        unknown = tokens.ids == self._unknown
+        if self._unknown is None or not unknown.any():
+            return np.zeros(0, np.int64)
+        ignored = [token for token in self._no_content if token is not None]
+        known = ~np.isin(tokens.ids, ignored)
+        rows = np.repeat(np.arange(len(tokens.truncated)), tokens.counts)
+        numbers = [
+            np.bincount(rows[which], minlength=len(tokens.truncated)) for which in (unknown, known)
+        ]
+        of_prompt = np.count_nonzero(~np.isin(self([prompt]).ids, ignored)) if prompt else 0
+        return np.flatnonzero((numbers[0] > 0) & (numbers[1] <= of_prompt))
 
     def _encode_prefixes(self, texts: Sequence[str], first_row: int) -> list[Encoding]:
         """Encode a prefix of each text that is long enough to fill the model.

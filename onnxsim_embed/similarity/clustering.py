@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -36,7 +38,13 @@ class Duplicates(NamedTuple):
         return [group for group in _rows_by_label(self.first) if len(group) > 1]
 
 
-def deduplicate(vectors: npt.ArrayLike, threshold: float = 0.95) -> Duplicates:
+def deduplicate(
+    vectors: npt.ArrayLike,
+    threshold: float = 0.95,
+    *,
+    texts: Sequence[str] | None = None,
+    drop_unseen: bool = False,
+) -> Duplicates:
     """Keep the first of each group of near-duplicate rows.
 
     Rows are processed in order. A row whose cosine with an earlier kept row is strictly above the
@@ -45,15 +53,22 @@ def deduplicate(vectors: npt.ArrayLike, threshold: float = 0.95) -> Duplicates:
 
     :param vectors: (n, dim), of any norm. Zero rows score 0 with every row, including each other.
     :param threshold: from -1 to 1; at 1 rows of score 1 are duplicates: equal ones.
-    :raises ValueError: as `similarity_matrix`.
+    :param texts: the n texts of the vectors. Of rows with equal vectors those with other texts are kept
+        as well: what the model does not see of a text, its vector cannot tell; see `unseen_rows`.
+    :param drop_unseen: drop them nevertheless.
+    :raises ValueError: as `similarity_matrix`, or if there are not as many texts as vectors.
     """
     threshold = _below_one(threshold)
     unit = unit_vectors(vectors)
     first = np.arange(len(unit))
     scores = np.ones(len(unit), np.float32)
     kept = np.zeros(0, np.int64)
-    for start in range(0, len(unit), CHUNK_ROWS):
-        rows = np.arange(start, min(start + CHUNK_ROWS, len(unit)))
+    compared, repeated, equal = first.copy(), np.zeros(0, np.int64), first
+    if texts is not None:
+        equal, twin = _first_equal(unit, texts)
+        compared, repeated = np.flatnonzero(equal == first), np.flatnonzero(equal != first)
+    for start in range(0, len(compared), CHUNK_ROWS):
+        rows = compared[start : start + CHUNK_ROWS]
         if len(kept):
             above = Comparison(_units(unit[rows]), _units(unit[kept])).above(threshold)
             dropped = np.diff(above.indptr) > 0
@@ -70,7 +85,50 @@ def deduplicate(vectors: npt.ArrayLike, threshold: float = 0.95) -> Duplicates:
                 first[similar[undecided]] = rows[row]
                 scores[similar[undecided]] = matrix.data[entries][undecided]
         kept = np.concatenate([kept, rows[first[rows] == rows]])
+    if texts is not None:  # the other rows of equal vectors share the fate of the first
+        own = equal if drop_unseen else twin
+        first[repeated] = np.where(first[equal] == equal, own, first[equal])[repeated]
+        scores[repeated] = scores[equal[repeated]]
+        kept = np.flatnonzero(first == np.arange(len(first)))
     return Duplicates(kept, first, scores)
+
+
+def unseen_rows(vectors: npt.ArrayLike, texts: Sequence[str]) -> Int64:
+    """Return the rows whose vector equals that of an earlier row although their text differs.
+
+    A model sees neither what lies beyond its maximum length nor words of unknown tokens, and nothing in
+    an empty text. Differences of case, accents, spaces and invisible characters do not count.
+
+    :param vectors: (n, dim).
+    :param texts: their n texts; an empty one differs from all others.
+    :raises ValueError: as `similarity_matrix`, or if there are not as many texts as vectors.
+    """
+    equal, twin = _first_equal(unit_vectors(vectors), texts)
+    rows = np.arange(len(equal))
+    return np.flatnonzero((equal != rows) & (twin == rows))
+
+
+def _first_equal(unit: Float32, texts: Sequence[str]) -> tuple[Int64, Int64]:
+    """Return for each row the first row of an equal vector, and the first that has its text as well."""
+    if len(texts) != len(unit):
+        raise ValueError(f"got {len(texts):,} texts for {len(unit):,} vectors")
+    seen: dict[bytes, int] = {}
+    digests = (hashlib.blake2b(row, digest_size=16).digest() for row in unit)
+    equal = np.array([seen.setdefault(d, row) for row, d in enumerate(digests)], np.int64)
+    twin = np.arange(len(unit))
+    known: dict[tuple[int, str], int] = {}
+    for row in np.flatnonzero(np.bincount(equal, minlength=len(unit))[equal] > 1).tolist():
+        if text := _visible(texts[row]):
+            twin[row] = known.setdefault((int(equal[row]), text), row)
+    return equal, twin
+
+
+def _visible(text: str) -> str:
+    """Return a text without case, accents, spaces and invisible characters."""
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(
+        c for c in decomposed if c.isprintable() and c != " " and not unicodedata.combining(c)
+    )
 
 
 def _below_one(threshold: float) -> float:

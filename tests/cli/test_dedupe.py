@@ -83,6 +83,40 @@ def test_without_vectors_the_texts_are_encoded(run, files, artifact):
     assert len(kept) < 9
 
 
+def test_rows_that_the_model_does_not_tell_apart_are_kept_and_named(run, files, artifact):
+    head = "data code cat dog " * 20
+    texts = [head + "one", head + "two", "☂", "☂ ☃", "", "", head + "two", "Dog", "dóg", "☂"]
+    (files / "in.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    arguments = ("dedupe", "in.txt", "-o", "out.txt", "-m", artifact, "-t", "0.99", "-q", "--force")
+
+    def kept():
+        return (files / "out.txt").read_text(encoding="utf-8").splitlines()
+
+    code, out, err = run(*arguments)
+    assert (code, out, kept()) == (0, "", [texts[row] for row in (0, 1, 2, 3, 4, 5, 7)])
+    assert "4 of 10 rows" in err
+    assert err.endswith("(--drop-unseen drops them): rows 1, 3, 4, 5.\n")
+    code, out, err = run(*arguments, "--drop-unseen")
+    assert (code, out, kept()) == (0, "", [texts[row] for row in (0, 2, 7)])
+    assert ": rows 1, 3, 4, 5.\n" in err
+    assert run("encode", "in.txt", "-o", "t.npy", "-m", artifact, "-q") == (0, "", "")
+    code, out, err = run(*arguments, "--vectors", "t.npy")
+    assert (code, out, kept()) == (0, "", [texts[row] for row in (0, 1, 2, 3, 4, 5, 7)])
+    cluster = ("cluster", "in.txt", "-o", "c.csv", "-m", artifact, "--min-size", "2", "-t", "0.99")
+    for extra, rows in (((), [0, 1, 6, 7, 8]), (("--drop-unseen", "--force"), [0, 6, 7, 8])):
+        code, out, err = run(*cluster, *extra)
+        assert (code, [int(row["row"]) for row in read("c.csv")]) == (0, rows)
+        assert "4 of 10 rows" in err
+        assert "Of tokens unknown to the model only: 3 texts, rows 2, 3, 9." in out
+
+
+def test_a_dropped_row_that_was_truncated_is_named(run, files, artifact):
+    texts = ["data code cat dog " * 20, "code data cat dog " * 20 + "road", "road"]
+    (files / "in.txt").write_text("\n".join(texts) + "\n")
+    code, _, err = run("dedupe", "in.txt", "-o", "out.txt", "-m", artifact, "-t", "0.8", "-q")
+    assert (code, err.count("\n"), err.endswith("maximum length: row 1.\n")) == (0, 1, True)
+
+
 def test_a_file_is_replaced_by_force_even_the_input(run, files):
     arguments = (
         "dedupe",

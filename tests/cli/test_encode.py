@@ -67,7 +67,7 @@ def test_encode_writes_the_vectors_of_the_api(run, tmp_path, artifact, texts_csv
     assert re.search(
         r" Of that, tokenize \d+\.\d\d s; summed over threads, run \d.* s and pool \d.* s\.", out
     )
-    assert "1 text longer than 48 tokens was truncated." in out
+    assert "Truncated to 48 tokens: 1 text, row 10." in out
     assert f"Wrote {output}: {len(TEXTS)} x 32 float32." in out
     np.testing.assert_array_equal(np.load(output), Embedder(artifact).encode(TEXTS))
 
@@ -81,7 +81,7 @@ def test_number_format_width_and_length_are_those_asked_for(
     output = tmp_path / name
     code, out, err = run("encode", texts_csv, "-m", artifact, "-o", output, "--device", "cpu", *arguments)  # fmt: skip
     assert (code, err) == (0, "")
-    assert "longer than 9 tokens" in out
+    assert "Truncated to 9 tokens: " in out
     assert out.endswith(f"Wrote {output}: 12 x 2 uint8.\n")
     assert "1 thread, fp32." in out
     model = Embedder(artifact, precision="fp32")
@@ -350,7 +350,7 @@ def test_on_a_terminal_there_is_progress_and_an_interruption_is_one_line(tmp_pat
     shown = b""
     while b"texts/s" not in shown:
         shown += os.read(terminal, 4096)
-    wait_for_rows(process, output, BLOCK)
+    wait_for_rows(process, output, 2 * BLOCK)  # the first are known to the command by then
     process.send_signal(signal.SIGINT)
     with suppress(OSError):  # what Linux raises at the end of a terminal
         while read := os.read(terminal, 4096):

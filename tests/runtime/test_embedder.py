@@ -416,8 +416,11 @@ def test_an_interruption_stops_the_work(artifact, monkeypatch, threads):
 
 def test_the_report_counts_texts_and_tokens(artifact):
     model = Embedder(artifact, threads=2)
+    model.encode([*TEXTS, "☂ ☃"])
+    assert model.last_report.unknown_rows == [len(TEXTS)]
     model.encode(TEXTS)
     report = model.last_report
+    assert (report.truncated_rows, report.unknown_rows) == ([10], [])
     distinct = dict.fromkeys(TEXTS)
     assert (report.texts, report.distinct) == (len(TEXTS), len(distinct))
     assert report.tokens == sum(len(ids) for ids in model.token_ids(list(distinct)))
@@ -428,6 +431,7 @@ def test_the_report_counts_texts_and_tokens(artifact):
     model.encode(TEXTS[-2])
     one = model.last_report
     assert (one.texts, one.distinct, one.truncated, one.threads) == (1, 1, 1, 2)
+    assert (one.truncated_rows, one.unknown_rows) == ([0], [])
     assert 0 < one.seconds_tokenize + one.seconds_run + one.seconds_pool <= one.seconds
     assert report.texts_per_second == pytest.approx(report.texts / report.seconds)
     assert report.tokens_per_second == pytest.approx(report.tokens / report.seconds)

@@ -55,6 +55,14 @@ def test_only_texts_that_lose_tokens_count_as_truncated(path):
     assert tokens.truncated.tolist() == [False, False, True, False]
 
 
+@pytest.mark.parametrize("prompt", ["", "a dog "])
+def test_texts_of_unknown_tokens_only_are_found(tokenizer, prompt):
+    texts = ["☂", "☂ ☃", "☂ road", "", "[UNK]", "[MASK]", "road"]
+    tokens = tokenizer([prompt + text for text in texts])
+    assert tokenizer.unknown_only(tokens, prompt).tolist() == [0, 1, 4]
+    assert tokenizer.unknown_only(tokenizer(["road"])).tolist() == []
+
+
 def test_a_truncated_text_keeps_its_special_tokens(path):
     assert ids_of(Tokenizer(path, 3)(["water road"])) == [[CLS, VOCABULARY.index("water"), SEP]]
 

@@ -12,6 +12,7 @@ from onnxsim_embed.similarity.clustering import (
     component_groups,
     components,
     deduplicate,
+    unseen_rows,
 )
 
 CLUSTERED = {
@@ -82,6 +83,44 @@ def test_groups_hold_each_kept_row_with_its_duplicates():
     ]
     for group in groups:
         np.testing.assert_array_equal(group, np.flatnonzero(found.first == group[0]))
+
+
+@pytest.mark.parametrize("threshold", [-0.3, 0.2, 0.6, 1])
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_vectors_of_other_texts_are_no_duplicates(seed, threshold, monkeypatch):
+    monkeypatch.setattr(clustering, "CHUNK_ROWS", 7)
+    rng = np.random.default_rng(seed)
+    vectors = clustered_vectors(20, seed, 4, 0.3)[rng.integers(0, 20, 60)]
+    texts = rng.choice(["a", "b", "c", ""], 60).tolist()
+    scores = clear_scores(vectors, threshold) if threshold < 1 else dense(vectors)
+    equal = (vectors[:, None] == vectors).all(axis=2)
+    differ = np.array([[a != b or a == "" for a in texts] for b in texts])
+    scores[equal] = np.where(differ[equal], -1, 1)
+    exclusive = min(threshold, 1 - 1e-7)
+    found = deduplicate(vectors, threshold, texts=texts)
+    assert found.first.tolist() == greedy(scores, exclusive).tolist()
+    assert found.kept.tolist() == np.flatnonzero(found.first == np.arange(60)).tolist()
+    scores[equal] = 1
+    found = deduplicate(vectors, threshold, texts=texts, drop_unseen=True)
+    assert found.first.tolist() == greedy(scores, exclusive).tolist()
+
+
+def test_unseen_rows_differ_by_more_than_case_accents_and_spaces():
+    texts = [
+        "Straße 1",
+        "strasse 1",
+        "S\u200btrasse  1\n",
+        "Stra\u0301ße 1",
+        "strasse 2",
+        "",
+        " ",
+        "कि",
+        "के",
+    ]
+    assert unseen_rows(np.ones((9, 3)), texts).tolist() == [4, 5, 6, 7, 8]
+    assert unseen_rows(np.eye(9), texts).tolist() == []
+    with pytest.raises(ValueError, match="9 texts for 2 vectors"):
+        deduplicate(np.ones((2, 3)), texts=texts)
 
 
 @pytest.mark.parametrize("rows", [0, 1])
