@@ -29,7 +29,8 @@ from onnxsim_embed.cli import (
     similarity,
     verify,
 )
-from onnxsim_embed.cli.output import name_options
+from onnxsim_embed.cli.options import Debug, prepare
+from onnxsim_embed.cli.output import MEASURES, SCORES, name_options
 from onnxsim_embed.errors import OnnxsimEmbedError
 
 WRONG_CALL, FAILED, INTERNAL_FAULT, INTERRUPTED = 2, 1, 70, 130  # exit codes
@@ -42,30 +43,26 @@ app = typer.Typer(
     "Exit codes: 0 done; 1 failed (also: a missing file, directory, model or package); 2 wrong "
     "arguments; 70 internal fault; 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(export.export)
-app.command()(verify.verify)
-app.command()(finetune.finetune)
-app.command(name="eval")(eval.evaluate)
-app.command()(info.info)
-app.command()(models.models)
-app.command()(doctor.doctor)
-app.command()(encode.encode)
-app.command()(similarity.similarity)
-app.command()(search.search)
-app.command()(heatmap.heatmap)
-app.command()(dedupe.dedupe)
-app.command()(cluster.cluster)
-app.command()(bench.bench)
+app.command(epilog=MEASURES)(prepare(export.export))
+app.command(epilog=MEASURES)(prepare(verify.verify))
+app.command(epilog=SCORES)(prepare(finetune.finetune))
+app.command(name="eval", epilog=SCORES)(prepare(eval.evaluate))
+for command in (
+    info.info, models.models, doctor.doctor, encode.encode, similarity.similarity, search.search,
+    heatmap.heatmap, dedupe.dedupe, cluster.cluster, bench.bench,
+):  # fmt: skip
+    app.command()(prepare(command))
+cache.cache.command(name="list")(prepare(cache.list_models))
+cache.cache.command()(prepare(cache.clear))
 app.add_typer(cache.cache, name="cache")
 
 
 @app.callback()
 def _global(
-    debug: Annotated[bool, typer.Option("--debug", help="Print tracebacks.")] = False,
+    debug: Debug = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -73,13 +70,7 @@ def _global(
         ),
     ] = False,
 ) -> None:
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING, format="%(message)s", stream=sys.stderr
-    )
-    for noisy in (
-        "matplotlib", "urllib3", "httpx", "httpcore", "filelock", "huggingface_hub", "fsspec", "datasets",
-    ):  # fmt: skip
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
 
 def _version(requested: bool) -> None:
@@ -91,7 +82,7 @@ def _version(requested: bool) -> None:
 def main() -> None:
     """Run the command line; every failure is one line on standard error and an exit code."""
     try:
-        app(standalone_mode=True)
+        app(prog_name="onnxsim-embed")
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
@@ -103,8 +94,8 @@ def main() -> None:
         code, message = exit_code(error), str(error) or type(error).__name__
         if code == INTERNAL_FAULT:
             message = (
-                f"internal fault: {type(error).__name__}: {message}; run again with "
-                "onnxsim-embed --debug COMMAND for the traceback, and report it"
+                f"internal fault: {type(error).__name__}: {message}; run the command "
+                "again with --debug for the traceback, and report it"
             )
         message = name_options(without_passwords(message)) + getattr(error, "hint", "")
         typer.echo(f"onnxsim-embed: {message}", err=True)

@@ -12,7 +12,6 @@ from onnxsim_embed.cli.output import counted, print_table
 cache = typer.Typer(help="List or remove models that were exported on first use.")
 
 
-@cache.command(name="list")
 def list_models() -> None:
     """List the cached models, most recently used first."""
     from onnxsim_embed.artifact.cache import cache_directory, list_cached
@@ -21,19 +20,18 @@ def list_models() -> None:
     rows = [
         [
             m.path.name,
-            m.source,
             f"{m.size / 1e6:.1f} MB",
             f"{datetime.fromtimestamp(m.last_used):%F}",
+            m.source,
         ]
         for m in models
     ]
     if rows:
-        print_table(["name", "source", "size", "last used"], rows)
+        print_table(["name", "size", "last used", "source"], rows)
     size = sum(model.size for model in models) / 1e6
     typer.echo(f"{counted(len(models), 'model')}, {size:.1f} MB in {cache_directory()}")
 
 
-@cache.command()
 def clear(
     names: list[str] | None = Argument(None, help="Models to remove; default: all."),
 ) -> None:

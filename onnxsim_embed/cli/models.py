@@ -23,11 +23,11 @@ def models(
         _verify(token, local_files_only)
         return
     rows = [
-        [r.name, ", ".join(r.aliases), str(r.layers), str(r.dim), str(r.max_seq_length), r.pooling,
-         r.licence, "installed" if r.installed_directory() else "Hub"]
+        [r.name, ", ".join(r.aliases), str(r.dim), str(r.max_seq_length),
+         "installed" if r.installed_directory() else "Hub", str(r.layers), r.licence, r.pooling]
         for r in recipes()
     ]  # fmt: skip
-    header = ["model", "alias", "layers", "dim", "tokens", "pooling", "licence", "weights"]
+    header = ["model", "alias", "dim", "tokens", "weights", "layers", "licence", "pooling"]
     print_table(header, rows)
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 from typer import Option
+from typer.models import ArgumentInfo, OptionInfo
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 Model = Annotated[
@@ -65,6 +72,52 @@ Address = Annotated[
     str | None,
     Option("--address", envvar="RAY_ADDRESS", show_envvar=True, help="Of the cluster, or auto."),
 ]
+
+Debug = Annotated[bool, Option("--debug", metavar=" ", help="Print tracebacks.")]
+
+# Words for the values of options, by name or type.
+METAVARS = {
+    "device": "DEVICE", "model": "MODEL", "delimiter": "CHARACTER", "max_memory": "SIZE", "title": "TEXT",
+    "prompt": "NAME=TEXT", "matryoshka_dims": "NUMBERS", "where": "FILE", "queries": "FILE", "texts": "FILE",
+    "vectors": "FILE", "address": "ADDRESS", "token": "TOKEN", "against": "NAMES", "cases": "NAMES",
+    "checkpoint": "DIRECTORY", Path: "FILE", bool: " ", int: "NUMBER", float: "NUMBER",
+}  # fmt: skip
+
+
+def prepare(command: Callable[..., None]) -> Callable[..., None]:
+    """Name the values of a command's options in words, and add --debug, which prints all log messages.
+
+    Stages of long work are logged as information, which --quiet leaves out.
+    """
+    parameters = dict(inspect.signature(command, eval_str=True).parameters)
+    for name, parameter in parameters.items():
+        annotation, *more = get_args(parameter.annotation)[:2] or [parameter.annotation]
+        types = get_args(annotation) or (annotation,)
+        for entry in (parameter.default, *more):
+            if isinstance(entry, ArgumentInfo):
+                entry.metavar = name.upper()
+            elif isinstance(entry, OptionInfo):
+                word = "COLUMN" if name.endswith("column") else METAVARS.get(types[0], "NAME")
+                entry.metavar = entry.metavar or METAVARS.get(name, word)
+    debugging = inspect.Parameter(
+        "debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug
+    )
+
+    @wraps(command)
+    def run(*, debug: bool, **values: Any) -> None:  # noqa: ANN401
+        level = logging.WARNING if values.get("quiet") else logging.INFO
+        logging.getLogger("onnxsim_embed").setLevel(
+            logging.DEBUG if "--debug" in sys.argv else level
+        )
+        command(**values)
+
+    signature = [p.replace(kind=p.KEYWORD_ONLY) for p in (*parameters.values(), debugging)]
+    run.__doc__ = re.sub(
+        r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or ""
+    )  # typer keeps lines
+    run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in signature}
+    return run
 
 
 def split(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import typer
 
 if TYPE_CHECKING:
@@ -20,6 +21,17 @@ WAYS = {
     "adopted": "adopted: the source's own ONNX file, verified and copied",
 }
 
+
+# What the columns of tables mean, for --help.
+SCORES = (
+    "accuracy@1: fraction of queries whose own target is nearest; MRR@10, NDCG@10: the same, with "
+    "credit for lower ranks up to 10. Spearman and Pearson: correlation with human scores, times 100."
+)
+MEASURES = (
+    "Columns: the cosine of each text's vector with that of the reference, at worst (min cosine), for the "
+    "1st percentile and on average; Spearman of pairs: rank correlation of the scores of all pairs; top-10 "
+    "overlap: shared nearest neighbours; batch-variant: texts whose vector depends on their batch."
+)
 
 PHRASES = {  # of library errors whose option is not named like the argument
     "header=False": "--no-header",
@@ -57,11 +69,37 @@ def print_fields(fields: Mapping[str, object]) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with an empty line above and below."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    typer.echo("\n".join(["", *texts, ""]))
+    """Print a table with an empty line above and below.
+
+    On a terminal that is too narrow for it, a table of few rows is transposed, and its cells are wrapped;
+    one of many rows loses its last columns.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    width = None if sys.stdout.isatty() else 1000
+    console = Console(width=width, highlight=False, markup=False)
+    widths = [2 + max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    columns = len(header)
+    if sum(widths) - 2 > console.width and columns > len(rows) + 1:
+        header, *rows = map(list, zip(header, *rows, strict=True))
+    else:
+        fitting = np.cumsum(widths) - 2 <= console.width
+        columns = max(2, int(fitting.sum()))
+    table = Table(
+        box=SIMPLE_HEAD, header_style="none", padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+    )
+    for title in header[:columns]:
+        table.add_column(title, overflow="fold", no_wrap=title == header[0])
+    for row in rows:
+        table.add_row(*row[:columns])
+    with console.capture() as captured:
+        console.print(table)
+    lines = list(map(str.rstrip, captured.get().splitlines()))
+    if missing := header[columns:]:
+        lines.append(f"The terminal is too narrow for: {', '.join(missing)}.")
+    typer.echo("\n".join(["", *lines, ""]))
 
 
 def describe_pooling(pooling: str, normalize: bool) -> str:
@@ -122,6 +160,17 @@ def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = 
     print_table(header, rows)
     if note := token_ids_note(report):
         typer.echo(note)
+
+
+def describe_fidelity(report: Mapping[str, Any]) -> str:
+    """Return whether a verification found all files faithful, and by how much, in a sentence."""
+    faithful = not any(entry["problems"] for entry in report.values())
+    agreements = [
+        f"the vectors of {name} have a cosine of at least {entry['min_cosine']:.6f} with those of "
+        f"{entry['reference']}, on average {entry['mean_cosine']:.6f}"
+        for name, entry in report.items()
+    ]
+    return f"{'Faithful' if faithful else 'Not faithful'}: {'; '.join(agreements)}."
 
 
 def name_options(message: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.inputs import read_texts
-from onnxsim_embed.cli.output import print_fidelity
+from onnxsim_embed.cli.output import describe_fidelity, print_fidelity
 
 
 def verify(
@@ -39,5 +40,6 @@ def verify(
         min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
     )
     print_fidelity(report)
+    typer.echo(describe_fidelity(report))
     if problems := [problem for result in report.values() for problem in result["problems"]]:
         raise VerificationError("; ".join(problems))

@@ -71,6 +71,35 @@ def test_help_fits_the_terminal(run, monkeypatch, width):
         assert max(map(len, out.splitlines())) <= width
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_tables_fit_the_terminal(run, artifact, tmp_path, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for arguments, count in ((["models"], 1), (["info", artifact], 2), (["verify", artifact], 1)):
+        _, out, _ = run(*arguments)
+        tables = [part.strip("\n").splitlines() for part in out.split("\n\n") if "─" in part]
+        assert len(tables) == count
+        for table in tables:
+            assert max(map(len, table)) <= width, "\n".join(table)
+
+
+def test_options_have_values_in_words_and_no_help_is_missing():
+    group = typer.main.get_command(cli.app)
+    commands = {**group.commands, **group.commands["cache"].commands}
+    for command in commands.values():
+        for parameter in getattr(command, "params", []):
+            assert parameter.metavar or parameter.name == "help"
+            assert getattr(parameter, "hidden", False) or parameter.help
+
+
+def test_shell_completion_is_on(monkeypatch):
+    monkeypatch.setenv("_ONNXSIM_EMBED_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "onnxsim-embed simil")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert process().stdout == "similarity\n"
+
+
 def test_the_version_is_that_of_the_package(run):
     assert run("--version") == (0, f"onnxsim-embed {__version__}\n", "")
 
@@ -163,11 +192,13 @@ def test_arguments_of_the_library_are_printed_as_options(message, expected):
 
 def test_a_failure_shows_a_traceback_only_for_debugging(tmp_path):
     missing = tmp_path / "none.npy"
-    plain, debug = process("similarity", missing), process("--debug", "similarity", missing)
-    assert (plain.returncode, plain.stdout) == (debug.returncode, debug.stdout) == (1, "")
+    plain = process("similarity", missing)
+    assert (plain.returncode, plain.stdout) == (1, "")
     assert plain.stderr == f"onnxsim-embed: there is no file {missing}\n"
-    assert "Traceback" in debug.stderr
-    assert debug.stderr.endswith(plain.stderr)
+    for arguments in (["--debug", "similarity", missing], ["similarity", missing, "--debug"]):
+        debug = process(*arguments)
+        assert (debug.returncode, debug.stdout, "Traceback" in debug.stderr) == (1, "", True)
+        assert debug.stderr.endswith(plain.stderr)
 
 
 def test_output_cut_short_by_a_reader_is_no_traceback():
