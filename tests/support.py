@@ -12,71 +12,16 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "it",
-    "for",
-    "on",
-    "with",
-    "as",
-    "at",
-    "by",
-    "from",
-    "water",
-    "road",
-    "school",
-    "health",
-    "project",
-    "rural",
-    "people",
-    "training",
-    "support",
-    "village",
-    "river",
-    "market",
-    "solar",
-    "energy",
-    "forest",
-    "child",
-    "women",
-    "farm",
-    "food",
-    "city",
-    "bank",
-    "data",
-    "code",
-    "cat",
-    "dog",
-    "sun",
-    "sky",
-    "weather",
-    "lovely",
-    "today",
-    "##s",
-    "##ing",
-    "##ed",
-    "##er",
-    "##ly",
-    "##tion",
-]
-LETTERS = [c for c in "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"]
-VOCABULARY = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *WORDS,
-    *LETTERS,
-    *(f"##{c}" for c in LETTERS),
-]
-VOCABULARY = list(dict.fromkeys(VOCABULARY))
+WORD_LIST = """
+the a of and to in is it for on with as at by from water road school health project rural people
+training support village river market solar energy forest child women farm food city bank data
+code cat dog sun sky weather lovely today ##s ##ing ##ed ##er ##ly ##tion
+"""
+WORDS = WORD_LIST.split()
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"
+VOCABULARY = list(dict.fromkeys(
+    ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *LETTERS, *(f"##{c}" for c in LETTERS)]
+))  # fmt: skip
 
 TEXTS = [
     "the water of the river",

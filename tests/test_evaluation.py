@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import pearsonr, rankdata, spearmanr
+from scipy.stats import pearsonr, spearmanr
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.evaluation import evaluate_sts
@@ -30,19 +30,11 @@ class Fixed:
         return np.concatenate([left, right]).astype(np.float32)
 
 
-def test_correlations_equal_the_plain_computation():
-    cosines, human = [0.9, 0.1, 0.5, 0.5, -0.3], [5, 1, 2, 4, 0]
-    result = evaluate_sts(Fixed(cosines), ["a"] * 5, ["b"] * 5, human)
-    ranks = np.corrcoef(rankdata(cosines), rankdata(human))[0, 1]
-    assert result.pairs == 5
-    assert result.spearman == pytest.approx(100 * ranks, abs=1e-4)
-    assert result.pearson == pytest.approx(100 * np.corrcoef(cosines, human)[0, 1], abs=1e-4)
-
-
 def test_correlations_of_a_model_equal_scipy_s(model):
     a, b = model.encode(LEFT).astype("f8"), model.encode(RIGHT).astype("f8")
     cosines = (a * b).sum(axis=1)
     result = evaluate_sts(model, LEFT, RIGHT, SCORES)
+    assert result.pairs == 6
     assert result.spearman == pytest.approx(100 * spearmanr(cosines, SCORES).statistic, abs=1e-6)
     assert result.pearson == pytest.approx(100 * pearsonr(cosines, SCORES).statistic, abs=1e-3)
 

@@ -1,4 +1,4 @@
-"""More than ten thousand damaged files: each is read, or refused with an error that says so.
+"""More than ten thousand damaged files: each is read, or rejected with an error that says so.
 
 Damage is of two kinds: to the bytes, and to the values of well-formed JSON. Seeds are fixed.
 """
@@ -14,8 +14,9 @@ import warnings
 
 import numpy as np
 import pytest
-from support import bert_config, tokenizer_json, write_checkpoint, write_json
+from support import read_json, tokenizer_json, write_checkpoint
 
+from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import Artifact, Manifest
 from onnxsim_embed.artifact.precision import choose_precision
 from onnxsim_embed.artifact.recipes import read_recipe, recipes_directory
@@ -42,64 +43,61 @@ NASTY = [
 ]  # fmt: skip
 
 
-class Damage:
+class Damage(random.Random):
     """Seeded damage to bytes and to JSON values."""
-
-    def __init__(self, seed):
-        self.random = random.Random(seed)
 
     def to_bytes(self, data):
         data = bytearray(data)
-        for _ in range(self.random.choice([1, 1, 2, 8])):
-            at = self.random.randrange(len(data) + 1)
-            kind = self.random.randrange(5)
+        for _ in range(self.choice([1, 1, 2, 8])):
+            at = self.randrange(len(data) + 1)
+            kind = self.randrange(5)
             if kind == 0 and data:
-                data[at - 1] = self.random.randrange(256)
+                data[at - 1] = self.randrange(256)
             elif kind == 1:
                 del data[at:]
             elif kind == 2:
-                del data[at : at + self.random.randrange(1, 40)]
+                del data[at : at + self.randrange(1, 40)]
             elif kind == 3:
-                data[at:at] = self.random.randbytes(self.random.randrange(1, 20))
+                data[at:at] = self.randbytes(self.randrange(1, 20))
             else:
-                other = self.random.randrange(len(data) + 1)
+                other = self.randrange(len(data) + 1)
                 data[at:at] = data[other : other + 64]
         return bytes(data)
 
     def to_value(self, value):
         """Return a copy in which one to three values, keys or entries are others."""
         value = copy.deepcopy(value)
-        for _ in range(self.random.choice([1, 1, 2, 3])):
-            places = list(_places(value))
-            if not places:
-                return copy.deepcopy(self.random.choice(NASTY))
-            holder, key = self.random.choice(places)
-            kind = self.random.randrange(8)
+        for _ in range(self.choice([1, 1, 2, 3])):
+            keys = list(all_keys(value))
+            if not keys:
+                return copy.deepcopy(self.choice(NASTY))
+            holder, key = self.choice(keys)
+            kind = self.randrange(8)
             if kind == 0:
                 del holder[key]
             elif kind == 1 and isinstance(holder, dict):
-                holder[self.random.choice(["", "x", "..", "__class__", "self"])] = holder[key]
+                holder[self.choice(["", "x", "..", "__class__", "self"])] = holder[key]
             elif kind == 2:
-                other, there = self.random.choice(places)
+                other, there = self.choice(keys)
                 holder[key] = copy.deepcopy(other.get(there) if isinstance(other, dict) else other)
             else:
-                holder[key] = copy.deepcopy(self.random.choice(NASTY))
+                holder[key] = copy.deepcopy(self.choice(NASTY))
         return value
 
     def to_json(self, value):
         """Return damaged JSON text, as bytes."""
-        if self.random.random() < 0.3:
+        if self.random() < 0.3:
             return self.to_bytes(json.dumps(value).encode())
         return json.dumps(self.to_value(value)).encode()
 
 
-def _places(value):
+def all_keys(value):
     """Yield every (container, key) of a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, inner in items:
         yield value, key
         if isinstance(inner, (dict, list)):
-            yield from _places(inner)
+            yield from all_keys(inner)
 
 
 @pytest.fixture(autouse=True)
@@ -107,146 +105,119 @@ def quiet(caplog):
     caplog.set_level(logging.CRITICAL)
 
 
-def survive(read, damaged, number):
-    """Call `read` with so many damaged things; return how many were refused."""
-    refused = 0
-    for turn in range(number):
-        thing = damaged(turn)
+def survive(count, write, read):
+    """Write and read `count` damaged files; return the fraction that was rejected with a message."""
+    rejected, damage = 0, Damage(count)
+    for turn in range(count):
+        written = write(damage, turn)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # numpy: a header as of Python 2
-                read(thing)
+                read(written)
         except CLEAN as error:
-            refused += bool(str(error))  # one without a message is not counted
+            rejected += bool(str(error))
         except BaseException as error:  # a panic of the tokenizers library is no Exception
             raise AssertionError(f"turn {turn}: {type(error).__name__}: {error}") from error
-    return refused
+    return rejected / count
 
 
-COUNTS = {
-    "manifests": 2500, "checkpoints": 2500, "tensors": 1500, "tokenizers": 500, "graphs": 1000,
-    "journals": 1000, "sidecars": 700, "vectors": 700, "doctored": 300, "recipes": 200, "dense": 300,
-}  # fmt: skip
-
-
-def test_the_mutations_are_more_than_ten_thousand():
-    assert sum(COUNTS.values()) >= 10_000
+def survive_json(count, path, read, value=None):
+    """Damage a JSON file."""
+    value = read_json(path) if value is None else value
+    return survive(count, lambda damage, _: path.write_bytes(damage.to_json(value)), read)
 
 
 def test_manifests(artifact, tmp_path):
-    value = json.loads((artifact / "onnxsim_embed.json").read_text())
+    value = read_json(artifact / "onnxsim_embed.json")
     value["verification"] = {}  # free, and nine tenths of the text
     for entry in value["precisions"].values():
         entry["layers"] = []
-    damage = Damage(1)
 
-    def read(text):
-        manifest = Manifest.from_json(text, "manifest")
-        opened = Artifact(tmp_path, manifest)
-        choose_precision(opened, "auto")
+    def read(_):
+        manifest = Manifest.from_json((tmp_path / "m").read_text("utf-8", "replace"), "manifest")
+        choose_precision(Artifact(tmp_path, manifest), "auto")
         for name in manifest.files:
             assert (tmp_path / name).resolve().is_relative_to(tmp_path.resolve())
 
-    def damaged(_):
-        return damage.to_json(value).decode("utf-8", "replace")
-
-    assert survive(read, damaged, COUNTS["manifests"]) > COUNTS["manifests"] / 4
+    assert survive_json(2500, tmp_path / "m", read, value) > 1 / 4
 
 
-def test_checkpoints(tmp_path):
-    names = ["config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json",
-             "config_sentence_transformers.json", "tokenizer_config.json"]  # fmt: skip
-    damage = Damage(2)
-    places = [
-        write_checkpoint(tmp_path / s, schema=s, prompts={"q": "x"}) for s in ("legacy", "new")
-    ]
-    right = {(p, n): json.loads((p / n).read_text()) for p in places for n in names}
+@pytest.mark.parametrize(("use", "count", "least"), [("open", 2500, 1 / 4), ("diagnose", 300, 0)])
+def test_checkpoints(tmp_path, use, count, least):
+    files = []
+    for schema in ("legacy", "new"):
+        directory = write_checkpoint(tmp_path / schema, schema=schema, prompts={"q": "x"})
+        paths = [*directory.glob("*.json"), directory / "1_Pooling/config.json"]
+        files += [(path, path.read_bytes()) for path in sorted(paths)]
+    if use == "open":
+        files = [(path, right) for path, right in files if path.name != "tokenizer.json"]
 
-    def damaged(turn):
-        place, name = places[turn % 2], names[turn // 2 % len(names)]
-        (place / name).write_bytes(damage.to_json(right[place, name]))
-        return place, name
+    def write(damage, turn):
+        path, right = files[turn % len(files)]
+        path.write_bytes(damage.to_json(json.loads(right)))
+        return path, right
 
-    def read(thing):
-        place, name = thing
+    def read(written):
+        path, right = written
+        directory = next(parent for parent in path.parents if parent.parent == tmp_path)
         try:
-            opened = open_checkpoint(place)
-            assert opened.transformer.resolve().is_relative_to(place.resolve())
+            if use == "open":
+                opened = open_checkpoint(directory)
+                assert opened.transformer.resolve().is_relative_to(directory.resolve())
+                return
+            for finding in diagnose(directory):
+                if finding.change is not None and directory / finding.file != path:
+                    file = directory / finding.file
+                    finding.change(read_json(file) if file.is_file() else None)
         finally:
-            write_json(place / name, right[place, name])
+            path.write_bytes(right)
 
-    assert survive(read, damaged, COUNTS["checkpoints"]) > COUNTS["checkpoints"] / 4
+    rejected = survive(count, write, read)
+    assert rejected > least if use == "open" else rejected == 0
 
 
-def small_tensors():
-    """A safetensors file's header and numbers."""
+def test_safetensors(tmp_path):
     header, numbers = {}, b""
     for name, kind, shape, size in [("a.weight", "F32", [3, 2], 24), ("b.bias", "BF16", [4], 8),
                                     ("c.gamma", "F16", [2, 2], 8), ("d.ids", "I64", [1, 2], 16)]:  # fmt: skip
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(numbers), len(numbers) + size]}  # fmt: skip
         numbers += bytes(range(size))
-    return header, numbers
-
-
-def test_safetensors(tmp_path):
-    header, numbers = small_tensors()
-    damage = Damage(3)
     path = tmp_path / "model.safetensors"
 
-    def damaged(turn):
+    def write(damage, turn):
         text = damage.to_json(header)
-        whole = struct.pack("<Q", len(text)) + text + numbers
-        path.write_bytes(damage.to_bytes(whole) if turn % 3 == 0 else whole)
+        content = struct.pack("<Q", len(text)) + text + numbers
+        path.write_bytes(damage.to_bytes(content) if turn % 3 == 0 else content)
 
     def read(_):
         for tensor in read_safetensors(path).values():
             assert tensor.nbytes <= 2 * len(numbers) + 100
         read_tensors(tmp_path)
 
-    assert survive(read, damaged, COUNTS["tensors"]) > COUNTS["tensors"] / 2
+    assert survive(1500, write, read) > 1 / 2
 
 
 def test_dense_modules(tmp_path):
-    place = write_checkpoint(tmp_path / "c", dense=True)
-    config = json.loads((place / "2_Dense/config.json").read_text())
-    damage = Damage(4)
-
-    def damaged(_):
-        (place / "2_Dense/config.json").write_bytes(damage.to_json(config))
-
-    survive(lambda _: read_dense(place / "2_Dense"), damaged, COUNTS["dense"])
+    directory = write_checkpoint(tmp_path / "c", dense=True) / "2_Dense"
+    assert survive_json(300, directory / "config.json", lambda _: read_dense(directory)) > 0
 
 
 def test_tokenizers(tmp_path):
     value = tokenizer_json()
     value["model"]["vocab"] = dict(list(value["model"]["vocab"].items())[:30])
     path = tmp_path / "tokenizer.json"
-    damage = Damage(5)
-
-    def damaged(_):
-        path.write_bytes(damage.to_json(value))
-
-    def read(_):
-        Tokenizer(path, 16)(["a road", ""])
-
-    assert survive(read, damaged, COUNTS["tokenizers"]) > COUNTS["tokenizers"] / 4
+    assert survive_json(500, path, lambda _: Tokenizer(path, 16)(["a road", ""]), value) > 1 / 4
 
 
 def test_similarity_graphs(tmp_path):
     vectors = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
-    place = tmp_path / "graph"
-    write_graph(vectors, place, threshold=0.2)
-    value = json.loads((place / INDEX).read_text())
-    damage = Damage(6)
-
-    def damaged(_):
-        (place / INDEX).write_bytes(damage.to_json(value))
+    write_graph(vectors, tmp_path / "graph", threshold=0.2)
 
     def read(_):
-        for _, block in open_graph(place).blocks():
+        for _, block in open_graph(tmp_path / "graph").blocks():
             assert block.shape[1] == len(vectors)
 
-    assert survive(read, damaged, COUNTS["graphs"]) > COUNTS["graphs"] / 2
+    assert survive_json(1000, tmp_path / "graph" / INDEX, read) > 1 / 2
 
 
 def test_journals(tmp_path):
@@ -254,90 +225,43 @@ def test_journals(tmp_path):
     with checkpoint:
         checkpoint.open({"model": "m", "dim": 4}, np.zeros((0, 4), np.float32), force=False)
         checkpoint.append(np.ones((7, 4), np.float32), "digest")
-    journal = checkpoint.directory / JOURNAL
-    value = json.loads(journal.read_text())
-    damage = Damage(7)
-
-    def damaged(_):
-        journal.write_bytes(damage.to_json(value))
 
     def read(_):
-        found = checkpoint.read()
-        assert type(found["rows"]) is int
-        assert isinstance(found["texts"], str)
+        journal = checkpoint.read()
+        assert type(journal["rows"]) is int
+        assert isinstance(journal["texts"], str)
 
-    assert survive(read, damaged, COUNTS["journals"]) > COUNTS["journals"] / 3
+    assert survive_json(1000, checkpoint.directory / JOURNAL, read) > 1 / 3
 
 
-def test_descriptions_of_vectors(artifact, tmp_path):
-    from onnxsim_embed import Embedder
-
-    path = tmp_path / "v.npy"
-    origin = provenance_of(Embedder(artifact, precision="fp32"))
-    write_vectors(np.ones((3, 32), np.float32), path, origin)
-    value = json.loads(sidecar(path).read_text())
-    damage, left_aside = Damage(8), []
-
-    def damaged(_):
-        sidecar(path).write_bytes(damage.to_json(value))
-
-    def read(_):
-        left_aside.append(read_provenance(path) is None)
-
-    assert survive(read, damaged, COUNTS["sidecars"]) == 0
-    assert sum(left_aside) > COUNTS["sidecars"] / 2
+def test_provenance_of_vectors(artifact, tmp_path):
+    path, ignored = tmp_path / "v.npy", []
+    provenance = provenance_of(Embedder(artifact, precision="fp32"))
+    write_vectors(np.ones((3, 32), np.float32), path, provenance)
+    read = lambda _: ignored.append(read_provenance(path) is None)  # noqa: E731
+    assert survive_json(700, sidecar(path), read) == 0
+    assert sum(ignored) > 350
 
 
 def test_files_of_vectors(tmp_path):
-    np.save(tmp_path / "v.npy", np.ones((3, 4), np.float32))
-    right = (tmp_path / "v.npy").read_bytes()
-    damage = Damage(9)
+    path = tmp_path / "v.npy"
+    np.save(path, np.ones((3, 4), np.float32))
+    right = path.read_bytes()
 
-    def damaged(turn):
+    def write(damage, turn):
         # Damage to the header above all: to the shape, the number format and the length.
         cut = 128 if turn % 2 else len(right)
-        (tmp_path / "v.npy").write_bytes(damage.to_bytes(right[:cut]) + right[cut:])
+        path.write_bytes(damage.to_bytes(right[:cut]) + right[cut:])
 
     def read(_):
-        found = read_vectors(tmp_path / "v.npy")
-        assert found.ndim == 2
-        assert found.nbytes < 2 * len(right)
+        vectors = read_vectors(path)
+        assert vectors.ndim == 2
+        assert vectors.nbytes < 2 * len(right)
 
-    assert survive(read, damaged, COUNTS["vectors"]) > COUNTS["vectors"] / 3
-
-
-def test_directories_to_be_examined(tmp_path):
-    place = write_checkpoint(tmp_path / "c", schema="new")
-    names = [str(path.relative_to(place)) for path in sorted(place.rglob("*.json"))]
-    right = {name: (place / name).read_bytes() for name in names}
-    damage = Damage(10)
-
-    def damaged(turn):
-        name = names[turn % len(names)]
-        (place / name).write_bytes(damage.to_json(json.loads(right[name])))
-        return name
-
-    def read(name):
-        try:
-            for finding in diagnose(place):
-                if finding.change is not None and finding.file != name:
-                    finding.change(json.loads(right.get(finding.file, b"null")))
-        finally:
-            (place / name).write_bytes(right[name])
-
-    assert survive(read, damaged, COUNTS["doctored"]) == 0
+    assert survive(700, write, read) > 1 / 3
 
 
 def test_recipes(tmp_path):
-    right = (recipes_directory() / "all-MiniLM-L6-v2.toml").read_bytes()
-    damage = Damage(11)
-
-    def damaged(_):
-        (tmp_path / "r.toml").write_bytes(damage.to_bytes(right))
-
-    assert survive(lambda _: read_recipe(tmp_path / "r.toml"), damaged, COUNTS["recipes"]) > 20
-
-
-def test_the_config_that_damage_is_done_to_is_a_right_one(tmp_path):
-    place = write_checkpoint(tmp_path / "c", config=bert_config())
-    assert open_checkpoint(place).max_seq_length == 48
+    right, path = (recipes_directory() / "all-MiniLM-L6-v2.toml").read_bytes(), tmp_path / "r.toml"
+    write = lambda damage, _: path.write_bytes(damage.to_bytes(right))  # noqa: E731
+    assert survive(200, write, lambda _: read_recipe(path)) > 1 / 10

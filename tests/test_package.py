@@ -24,13 +24,8 @@ HEAVY = ["torch", "transformers", "onnx", "onnxruntime", "pandas", "matplotlib",
 
 def fresh(code, *arguments):
     """Run code in an interpreter of its own; return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        encoding="utf-8",
-    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -38,21 +33,15 @@ def fresh(code, *arguments):
 # what an import costs
 
 
-def test_importing_loads_nothing_heavy():
-    loaded = json.loads(
-        fresh("import json, onnxsim_embed, sys; print(json.dumps(list(sys.modules)))")
-    )
-    assert not set(HEAVY) & set(loaded)
-
-
-def test_importing_has_no_side_effects():
+def test_importing_loads_nothing_heavy_and_has_no_side_effects():
     code = """
 import logging, os, sys, warnings
 before = dict(os.environ), list(warnings.filters), logging.root.level, list(logging.root.handlers)
 import onnxsim_embed
 assert before == (dict(os.environ), warnings.filters, logging.root.level, logging.root.handlers)
+print(*sys.modules)
 """
-    fresh(code)
+    assert not set(HEAVY) & set(fresh(code).split())
 
 
 # what the core environment can do
@@ -104,13 +93,13 @@ def only_core(code, *arguments, without=()):
 def test_extras_are_no_part_of_the_core():
     extras = ["torch", "onnx", "transformers", "matplotlib", "pyarrow", "pandas"]
     code = f"""
+from contextlib import suppress
 for name in {extras}:
-    try:
+    with suppress(ModuleNotFoundError):
         __import__(name)
-    except ModuleNotFoundError:
         print(name)
 """
-    assert only_core(code).split() == extras
+    assert only_core(code) == ""
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -166,7 +155,8 @@ except ImportError as error:
     print(error)
 """
     printed = only_core(code, checkpoint, tmp_path / "artifact")
-    assert "pip install 'onnxsim-embed[export]'" in printed
+    assert "pip install" in printed
+    assert "[export]'" in printed
     assert printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -174,38 +164,27 @@ except ImportError as error:
 # what it offers
 
 
+PUBLIC = (
+    "Embedder SimilarityGraph cos_sim estimate_similarity neighbours open_graph similar_pairs "
+    "similarity_matrix top_k write_graph"
+)
+
+
 def test_every_public_name_is_there():
-    assert {
-        "Embedder",
-        "SimilarityGraph",
-        "cos_sim",
-        "estimate_similarity",
-        "neighbours",
-        "open_graph",
-        "similar_pairs",
-        "similarity_matrix",
-        "top_k",
-        "write_graph",
-    } <= set(onnxsim_embed.__all__)
+    assert set(PUBLIC.split()) <= set(onnxsim_embed.__all__)
     assert sorted(onnxsim_embed.__all__) == dir(onnxsim_embed)
     for name in onnxsim_embed.__all__:
         value = getattr(onnxsim_embed, name)
         assert isinstance(value, str) or value.__doc__
-
-
-def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'onnxsim_embed' has no attribute 'Embeder'"):
         onnxsim_embed.Embeder  # noqa: B018
 
 
-def test_types_and_recipes_are_shipped():
+def test_types_recipes_and_a_changelog_are_shipped():
     from onnxsim_embed.artifact.recipes import recipes_directory
 
     assert Path(onnxsim_embed.__file__).with_name("py.typed").is_file()
     assert list(recipes_directory().glob("*.toml"))
-
-
-def test_the_version_is_in_the_changelog():
     assert f"## {onnxsim_embed.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
@@ -241,10 +220,5 @@ def test_no_file_names_a_thing_of_this_machine(what):
 
 
 def test_the_module_is_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "onnxsim_embed", "--version"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert onnxsim_embed.__version__ in done.stdout
+    command = [sys.executable, "-m", "onnxsim_embed", "--version"]
+    assert onnxsim_embed.__version__ in subprocess.check_output(command, text=True)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import psutil
@@ -22,17 +23,11 @@ ARM_CPUINFO = "processor\t: 0\nFeatures\t: fp asimd i8mm\n"
 NUMPY = ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath")
 
 
-@pytest.fixture
-def root(tmp_path):
-    """A function that writes files below a root directory and returns the directory."""
-
-    def write(files):
-        for name, text in files.items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(str(text))
-        return tmp_path
-
-    return write
+def write_files(root, files):
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(str(text))
+    return root
 
 
 @pytest.fixture
@@ -61,10 +56,13 @@ def host(monkeypatch):
     return monkeypatch
 
 
-def cgroup(path, quota, period=None, version=2):
-    base = "sys/fs/cgroup" + ("" if version == 2 else "/cpu")
-    values = {"cpu.max": quota} if version == 2 else {"cpu.cfs_quota_us": quota, "cpu.cfs_period_us": period}  # fmt: skip
-    return {f"{base}{path}/{name}": value for name, value in values.items()}
+def cgroup(path, quota):
+    return {f"sys/fs/cgroup{path}/cpu.max": quota}
+
+
+def cgroup_v1(path, quota):
+    return {f"sys/fs/cgroup/{path}/docker/abc/cpu.cfs_{name}_us": value
+            for name, value in (("quota", quota), ("period", 100000))}  # fmt: skip
 
 
 V2 = {"proc/self/cgroup": "0::/docker/abc\n"}
@@ -83,14 +81,13 @@ V1 = {"proc/self/cgroup": "3:cpu,cpuacct:/docker/abc\n2:memory:/docker/abc\n"}
         (V2 | cgroup("/docker", "200000 100000") | cgroup("/docker/abc", "800000 100000"), 2),
         (V2 | cgroup("/docker/abc", "garbage\n"), 64),
         (V2 | cgroup("/docker/abc", "100000 0\n"), 64),
-        (V1 | cgroup("/docker/abc", 400000, 100000, version=1), 4),
-        (V1 | cgroup("/docker/abc", -1, 100000, version=1), 64),
-        (V1 | {"sys/fs/cgroup/cpu,cpuacct/docker/abc/cpu.cfs_quota_us": 200000,
-               "sys/fs/cgroup/cpu,cpuacct/docker/abc/cpu.cfs_period_us": 100000}, 2)
+        (V1 | cgroup_v1("cpu", 400000), 4),
+        (V1 | cgroup_v1("cpu", -1), 64),
+        (V1 | cgroup_v1("cpu,cpuacct", 200000), 2)
     ]
 )  # fmt: skip
-def test_available_cpus_respects_the_quota(host, root, files, cpus):
-    assert available_cpus(root(files)) == cpus
+def test_available_cpus_respects_the_quota(host, tmp_path, files, cpus):
+    assert available_cpus(write_files(tmp_path, files)) == cpus
 
 
 def test_available_cpus_respects_omp_num_threads_and_affinity(host, tmp_path):
@@ -161,22 +158,17 @@ MACHINE = 8000 * 1024
 NO_LIMIT = 9223372036854771712  # what version 1 reports without a limit
 
 
-def group(path, limit, usage, cached=0, version=2):
+def group(path, limit, usage, cached=0, base="sys/fs/cgroup", names=("max", "current", "")):
     """The files of a control group; None omits one."""
-    base = "sys/fs/cgroup" if version == 2 else "sys/fs/cgroup/memory"
-    names = (
-        ("memory.max", "memory.current", "inactive_file")
-        if version == 2
-        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-    )
     other = "active_file 77\ninactive_file_not 77\nfile 77\n"
-    statistics = None if cached is None else f"{other}{names[2]} {cached}\n{other}"
-    texts = {names[0]: limit, names[1]: usage, "memory.stat": statistics}
-    return {f"{base}{path}/{name}": text for name, text in texts.items() if text is not None}
+    statistics = None if cached is None else f"{other}{names[2]}inactive_file {cached}\n{other}"
+    texts = {names[0]: limit, names[1]: usage, "stat": statistics}
+    return {f"{base}{path}/memory.{name}": text for name, text in texts.items() if text is not None}
 
 
-def v1(path, *values):
-    return group(path, *values, version=1)
+v1 = partial(
+    group, base="sys/fs/cgroup/memory", names=("limit_in_bytes", "usage_in_bytes", "total_")
+)
 
 
 V1_MEMORY = {"proc/self/cgroup": "3:cpu,cpuacct:/x\n2:memory:/docker/abc\n"}
@@ -206,10 +198,9 @@ V1_MEMORY = {"proc/self/cgroup": "3:cpu,cpuacct:/x\n2:memory:/docker/abc\n"}
         ({"proc/self/cgroup": "nonsense\n\n:\n"}, MACHINE)
     ]
 )  # fmt: skip
-def test_available_memory_is_what_the_machine_and_its_groups_leave(root, monkeypatch, files, free):
+def test_available_memory_is_what_the_machine_and_its_groups_leave(
+    tmp_path, monkeypatch, files, free
+):
+    assert 1 << 20 < available_memory() < 1 << 50  # of this machine
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=MACHINE))
-    assert available_memory(root(files)) == free
-
-
-def test_this_machine_has_some_memory():
-    assert 1 << 20 < available_memory() < 1 << 50
+    assert available_memory(write_files(tmp_path, files)) == free
