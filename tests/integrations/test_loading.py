@@ -78,6 +78,7 @@ def test_pickles_and_copies_hold_only_the_settings(settings):
         ("llama_index", "llama_index", "llama-index-core"),
         ("haystack", "haystack", "haystack-ai"),
         ("sklearn", "sklearn", "scikit-learn"),
+        ("sentence_transformers", "sentence_transformers", "sentence-transformers"),
     ],
 )
 def test_without_its_library_one_line_names_the_extra(monkeypatch, module, library, package):

@@ -378,10 +378,14 @@ def test_openvino(read, model):
 # the adapters, against the real libraries
 
 
-@pytest.mark.parametrize("environment", ["langchain", "llama-index", "haystack", "sklearn"])
+@pytest.mark.parametrize(
+    "environment",
+    ["langchain", "llama-index", "haystack", "sklearn", "sentence-transformers",
+     "sentence-transformers-oldest"],
+)  # fmt: skip
 def test_adapters(environment, report):
     """The adapter's tests of the default suite, where its library is installed: none is skipped."""
-    name = environment.replace("-", "_")
+    name = environment.removesuffix("-oldest").replace("-", "_")
     chosen = f"{name} or {name.replace('_', '')}"
     done = subprocess.run(
         [interpreter(environment), "-m", "pytest", "tests/integrations", "-k", chosen],
@@ -394,3 +398,14 @@ def test_adapters(environment, report):
     found = versions(environment)
     report.append({"reader": f"adapter {environment}", "versions": found, "tests": summary})
     print(f"\n{environment} {found}: {summary}", end=" ")
+
+
+USERS = READERS / "sentence_transformers_users.py"
+
+
+@pytest.mark.parametrize("library", ["keybert", "bertopic"])
+@pytest.mark.parametrize("model", ["minilm"], indirect=True)
+def test_libraries_that_take_a_sentence_transformer(read, model, library):
+    environment = "sentence-transformers-users"
+    facts = read(environment, USERS, model.expected, library=library, what=library)
+    print(facts, end=" ")

@@ -67,6 +67,15 @@ ENVIRONMENTS = {
     "langchain": Environment(_adapter("langchain"), ("langchain-core",)),
     "llama-index": Environment(_adapter("llama-index"), ("llama-index-core",)),
     "haystack": Environment(_adapter("haystack"), ("haystack-ai",)),
+    # The extra of the same name, with the newest version and the oldest one that is supported.
+    "sentence-transformers": Environment(_adapter("sentence-transformers", TORCH), READER[:2]),
+    "sentence-transformers-oldest": Environment(
+        _adapter("export", TORCH, "sentence-transformers==5.0.0"), READER[:2]
+    ),
+    "sentence-transformers-users": Environment(
+        _adapter("sentence-transformers", TORCH, "keybert", "bertopic"),
+        ("sentence-transformers", "keybert", "bertopic"),
+    ),
     "sklearn": Environment(_adapter("sklearn", "pandas"), ("scikit-learn", "pandas")),
 }
 

@@ -1,0 +1,252 @@
+"""sentence-transformers: a SentenceTransformer that runs this package's models."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.options import OutputPrecision
+from onnxsim_embed.runtime.postprocess import Mask, Output
+from onnxsim_embed.runtime.prompts import Prompted
+from onnxsim_embed.runtime.tokenization import Tokens
+
+try:
+    import sentence_transformers
+    import torch
+
+    try:
+        from sentence_transformers.base.modules import InputModule
+    except ModuleNotFoundError:  # before 5.4
+        from sentence_transformers.models import InputModule
+except ModuleNotFoundError:
+    raise MissingExtraError(
+        "onnxsim_embed.integrations.sentence_transformers",
+        "sentence-transformers",
+        "sentence-transformers",
+    ) from None
+
+
+def load(
+    model: str | Path | Embedder,
+    *,
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    truncate_dim: int | None = None,
+) -> SentenceTransformer:
+    """Return a SentenceTransformer that runs on this package, for libraries that take one.
+
+    `encode` and its relatives return the vectors of `Embedder`, bit for bit, whatever `batch_size` is.
+    Prompts, similarity function and maximum length are the model's. It cannot be trained.
+
+    :param model: recipe name, artifact directory, checkpoint directory, Hub id, an Embedder, or a
+        directory that `save_pretrained` wrote.
+    :param precision: weight precision: "auto", "fp32" or "int8"; an Embedder keeps its own.
+    :param device: "auto", "cpu", "cuda", "cuda:N" or "openvino"; an Embedder keeps its own.
+    :param threads: number of batches run concurrently; None for that of available processors; an
+        Embedder keeps its own.
+    :param truncate_dim: truncate embeddings to this dimension.
+    :raises MissingExtraError: at import, if sentence-transformers is not installed.
+
+    Usage::
+
+        from onnxsim_embed.integrations.sentence_transformers import load
+
+        model = load("all-MiniLM-L6-v2")
+        vectors = model.encode(["feeder roads", "cold chain for vaccines"])
+        print(model.similarity(vectors[:1], vectors[1:]).shape)
+    """
+    if not isinstance(model, Embedder):
+        if (Path(model) / OnnxEncoder.folder).is_dir():
+            settings = {"device": device, "threads": threads}
+            settings |= {} if precision == "auto" else {"precision": precision}
+            return SentenceTransformer(
+                str(model),
+                device="cpu",
+                truncate_dim=truncate_dim,
+                trust_remote_code=True,  # to import this module
+                model_kwargs=settings,
+            )
+        model = Embedder(model, precision=precision, device=device, threads=threads)
+    prompts = {"query": model.query_prompt(), "document": model.document_prompt()}
+    return SentenceTransformer(
+        modules=[OnnxEncoder(model)],
+        device="cpu",
+        prompts=prompts | model.prompts,
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.artifact.manifest.similarity_fn_name,
+        truncate_dim=truncate_dim,
+    )
+
+
+class OnnxEncoder(InputModule):
+    """Module from texts to embeddings of tokens and texts: tokenizer, ONNX session and pooling."""
+
+    save_in_root = False
+    folder = "0_OnnxEncoder"  # where SentenceTransformer saves it
+    config_file_name = "onnx_encoder.json"
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    @property
+    def max_seq_length(self) -> int:
+        """Maximum number of tokens per text; may be set lower."""
+        return self.embedder.max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self.embedder.max_seq_length = value
+
+    @property
+    def tokenizer(self) -> Any:  # noqa: ANN401 - transformers' class
+        """The model's tokenizer in transformers, for libraries that ask for it."""
+        return _transformers_tokenizer(self.embedder.artifact.directory)
+
+    def get_embedding_dimension(self) -> int:
+        """Return the dimension of an embedding."""
+        return self.embedder.embedding_dimension
+
+    get_sentence_embedding_dimension = get_embedding_dimension
+
+    def preprocess(
+        self, inputs: Sequence[str], prompt: str | None = None, **_: object
+    ) -> dict[str, Any]:
+        """Return token ids, attention mask and the number of a prompt's tokens."""
+        tokenizer = self.embedder._pipeline.tokenizer
+        tokens = tokenizer([prompt + text for text in inputs] if prompt else inputs)
+        ids, mask = tokens.pad(np.arange(len(inputs)), tokenizer.pad_token_id)
+        longest = int(tokens.counts.max())  # as theirs, which measures prompts so
+        arrays = {"input_ids": ids[:, :longest], "attention_mask": mask[:, :longest]}
+        features: dict[str, Any] = {n: torch.from_numpy(array) for n, array in arrays.items()}
+        return features | ({"prompt_length": tokenizer.prompt_tokens(prompt)} if prompt else {})
+
+    def tokenize(self, texts: Sequence[str], **_: object) -> dict[str, Any]:
+        """Return token ids and attention mask (the name of `preprocess` before version 5.4)."""
+        return self.preprocess(texts)
+
+    def forward(self, features: dict[str, Any], **_: object) -> dict[str, Any]:
+        """Add token embeddings, with zeros for padding, and sentence embeddings to token ids."""
+        ids, mask = (features[name].cpu().numpy() for name in ("input_ids", "attention_mask"))
+        excluded = not self.embedder.artifact.manifest.include_prompt
+        skip = int(features.get("prompt_length", 0)) if excluded else 0
+        hidden, vectors = _run(self.embedder, ids, mask, skip)
+        features["token_embeddings"] = torch.from_numpy(hidden).to(features["input_ids"].device)
+        features["sentence_embedding"] = torch.from_numpy(vectors).to(features["input_ids"].device)
+        return features
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Return what is saved beside the artifact."""
+        return {name: getattr(self.embedder, name) for name in ("precision", "max_seq_length")}
+
+    def save(self, output_path: str, *_: object, **__: object) -> None:
+        """Copy the artifact to a directory."""
+        shutil.copytree(self.embedder.artifact.directory, output_path, dirs_exist_ok=True)
+        self.save_config(output_path)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **options: Any) -> OnnxEncoder:  # noqa: ANN401
+        """Load what `save` wrote, from a directory or the Hub."""
+        names = ("token", "cache_folder", "revision", "local_files_only")
+        source = {name: options[name] for name in names if name in options}
+        settings = cls.load_config(model_name_or_path, subfolder, **source)
+        length = settings.pop("max_seq_length")
+        directory = cls.load_dir_path(model_name_or_path, subfolder, **source)
+        encoder = cls(Embedder(directory, **settings | (options.get("model_kwargs") or {})))
+        encoder.max_seq_length = length
+        return encoder
+
+
+class SentenceTransformer(sentence_transformers.SentenceTransformer):
+    """A SentenceTransformer whose first module is an OnnxEncoder; see `load`.
+
+    The class has its base's name, which sentence-transformers saves and expects in a saved model.
+    """
+
+    def encode(
+        self,
+        inputs: str | Iterable[str] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: str | None = "sentence_embedding",
+        precision: OutputPrecision | None = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,  # noqa: ANN401
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: Any = None,  # noqa: ANN401
+        chunk_size: int | None = None,
+        *,
+        sentences: str | Iterable[str] | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Return embeddings as `SentenceTransformer.encode`; several texts are batched as in `Embedder`.
+
+        In other processes (`pool`, or a list of devices), and for other values than sentence embeddings,
+        `batch_size` applies.
+        """
+        texts = sentences if inputs is None else inputs
+        in_process = pool is None and not isinstance(device, list)
+        known = in_process and output_value == "sentence_embedding" and not set(options) - {"task"}
+        if not known or len(self) > 1 or texts is None:
+            return super().encode(
+                texts, prompt_name, prompt, batch_size, show_progress_bar, output_value, precision,
+                convert_to_numpy, convert_to_tensor, device, normalize_embeddings, truncate_dim, pool,
+                chunk_size, **options,
+            )  # fmt: skip
+        embedder = self[0].embedder
+        limit = self.truncate_dim if truncate_dim is None else truncate_dim
+        result = embedder.encode(
+            texts,
+            prompt=Prompted.prompt_text(self, prompt_name, prompt),
+            show_progress_bar=show_progress_bar,
+            precision=precision or "float32",
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=None if limit is None else min(limit, embedder.embedding_dimension),
+            convert_to_numpy=convert_to_numpy,
+            convert_to_tensor=convert_to_tensor,
+        )
+        return result.to(device) if convert_to_tensor and device is not None else result
+
+
+@lru_cache(maxsize=8)
+def _transformers_tokenizer(directory: Path) -> Any:  # noqa: ANN401
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory)
+
+
+def _run(
+    embedder: Embedder, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], skip: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return hidden states (n, tokens, hidden), with zeros for padding, and embeddings (n, dim)."""
+    real = mask == 1
+    offsets = np.concatenate([[0], np.cumsum(real.sum(axis=1))])
+    hidden = np.zeros((*ids.shape, embedder.artifact.manifest.hidden_size), np.float32)
+    vectors = np.zeros((len(ids), embedder.embedding_dimension), np.float32)
+
+    def finish(states: npt.NDArray[np.float32], padding: Mask) -> npt.NDArray[Any]:
+        rows = np.empty(len(states), object)
+        every = [slice(None)] * len(states) if padding is None else padding == 1
+        pooled = embedder.head(states, padding, skip)
+        for row, kept in enumerate(every):
+            rows[row] = states[row][kept].copy(), pooled[row]
+        return rows
+
+    tokens = Tokens(ids[real], offsets, np.zeros(len(ids), np.bool_))
+    results = embedder._pipeline.run_tokens(tokens, Output(finish, (), object))
+    for row, (states, vector) in enumerate(results):
+        hidden[row, real[row]], vectors[row] = states, vector
+    return hidden, vectors
