@@ -11,17 +11,24 @@ from onnxsim_embed.cli.output import print_table
 
 
 def evaluate(
-    file: Path = Argument(..., help="csv or tsv: text, text, score in the first three columns."),
+    file: Path = Argument(
+        ..., help="Text, text, score in the first three columns of csv, tsv, jsonl or parquet."
+    ),
     model: options.Model = options.DEFAULT_MODEL,
     precision: str = Option("", help="Comma-separated; default: all of the model."),
     threads: options.Threads = None,
+    delimiter: options.Delimiter = None,
+    no_header: bool = Option(False, "--no-header", help="The first row is a pair."),
+    on_error: str = Option("fail", help="Rows without a pair: fail or skip."),
 ) -> None:
     """Correlate cosine similarity with human scores, for each weight precision."""
     from onnxsim_embed.evaluation import evaluate_sts
     from onnxsim_embed.files.texts import read_scored_pairs
     from onnxsim_embed.runtime.embedder import Embedder
 
-    left, right, scores = read_scored_pairs(file)
+    left, right, scores = read_scored_pairs(
+        file, delimiter=delimiter, header=not no_header, on_error=on_error
+    )
     first = Embedder.from_pretrained(model, precision="fp32", threads=threads)
     rows = []
     for name in options.split(precision) or first.artifact.manifest.precisions:

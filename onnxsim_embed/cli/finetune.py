@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from onnxsim_embed.cli.options import DEFAULT_MODEL, Force, Quiet
+from onnxsim_embed.cli.options import DEFAULT_MODEL, Force, NoHeader, Quiet
 from onnxsim_embed.cli.output import on_terminal, print_table
 
 
@@ -50,6 +50,7 @@ def finetune(
     delimiter: Annotated[
         str | None, typer.Option("--delimiter", help="Of csv and tsv. Default: detected.")
     ] = None,
+    no_header: NoHeader = False,
     on_error: Annotated[
         str,
         typer.Option("--on-error", help="fail, or skip rows without their texts or score."),
@@ -91,6 +92,7 @@ def finetune(
         negative_column=negative_column,
         score_column=score_column,
         delimiter=delimiter,
+        header=not no_header,
         on_error=on_error,
     )
     started = time.perf_counter()

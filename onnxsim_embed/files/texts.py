@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -146,33 +147,56 @@ def iter_column(
             yield value
 
 
-def column_names(
-    path: str | Path, kind: str | None = None, delimiter: str | None = None
-) -> list[str]:
-    """Return the column names of a table; an empty list for plain texts."""
-    with open_rows(path, kind, delimiter=delimiter) as rows:
-        return rows.names
+def read_scored_pairs(
+    path: str | Path,
+    *,
+    delimiter: str | None = None,
+    header: bool = True,
+    on_error: str = "fail",
+) -> tuple[list[str], list[str], list[float]]:
+    """Read text, text, score from the first three columns of a csv, tsv, jsonl or parquet file.
 
-
-def read_scored_pairs(path: str | Path) -> tuple[list[str], list[str], list[float]]:
-    """Read text, text, score from the first three columns of a csv or tsv file."""
+    :param delimiter: as for `iter_texts`.
+    :param header: whether a first row of csv or tsv without a number as its score holds column names.
+    :param on_error: "fail" raises at the first row that is no pair, "skip" logs and skips such rows.
+    :raises TableError: if there are no pairs, or for such a row, naming it.
+    """
+    if on_error not in ON_ERROR[:2]:
+        raise ValueError(
+            f"on_error must be {' or '.join(ON_ERROR[:2])} for pairs, got {on_error!r}"
+        )
+    kind = kind_of(path) if kind_of(path) in ("tsv", "jsonl", "parquet") else "csv"
+    header = header and kind in ("csv", "tsv")
     pairs: list[tuple[str, str, float]] = []
-    with open_rows(path, "tsv" if kind_of(path) == "tsv" else "csv", header=False) as rows:
+    skipped: list[int] = []
+    with open_rows(path, kind, delimiter=delimiter, header=False) as rows:
         for number, row in enumerate(rows.rows):
-            left, right, score = (row.values.get(name) for name in "012")
-            try:
-                pairs.append((str(left), str(right), float(score)))  # type: ignore[arg-type]
-            except (TypeError, ValueError):
-                if number == 0 and score is not None:
-                    continue
+            left, right, score = (row.values.get(name) for name in (*rows.names, "", "", "")[:3])
+            value = parse_number(score)
+            if isinstance(left, str) and isinstance(right, str) and value is not None:
+                pairs.append((left, right, value))
+            elif on_error == "fail" and (number or not header or not isinstance(score, str)):
                 cells = row.error or f"{list(row.values.values())!r:.80}"
-                raise TableError(
-                    f"{_place(path, number, row)} is not text, text, score: {cells}"
-                ) from None
+                problem = f"{_place(path, number, row)} is not text, text, score: {cells}"
+                raise TableError(f"{problem}; fix the row, or pass on_error='skip'")
+            elif number or not header:
+                skipped.append(number)
+    if skipped:
+        count = f"{len(skipped):,} of {number + 1:,} rows"
+        logger.warning("%s: %s without a pair are skipped: %s", path, count, list_rows(skipped))
     if not pairs:
         raise TableError(f"{path} holds no scored pairs")
     left_texts, right_texts, scores = map(list, zip(*pairs, strict=True))
     return left_texts, right_texts, scores
+
+
+def parse_number(cell: Any) -> float | None:  # noqa: ANN401 - whatever a file holds
+    """Return a cell as a finite number, or None."""
+    try:
+        number = math.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _values(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.rows import open_rows
+from onnxsim_embed.files.texts import list_rows, parse_number
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +71,7 @@ def read_pairs(
     negative_column: str | None = None,
     score_column: str | None = None,
     delimiter: str | None = None,
+    header: bool = True,
     on_error: str = "fail",
 ) -> TextPairs:
     """Read pairs from a csv, tsv, jsonl or parquet file.
@@ -82,6 +82,7 @@ def read_pairs(
         three, if there are no scores.
     :param score_column: default: score or similarity_score, if `negative_column` is None.
     :param delimiter: delimiter of csv and tsv; None: detected.
+    :param header: whether csv and tsv begin with column names; else the columns are "0", "1", ...
     :param on_error: "fail" raises at the first row without its texts or score, "skip" logs and skips them.
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if a column does not exist, listing those that do.
@@ -92,7 +93,7 @@ def read_pairs(
     arguments = (source_column, target_column, negative_column, score_column)
     values: defaultdict[str, list[Any]] = defaultdict(list)
     skipped: list[int] = []
-    with open_rows(path, delimiter=delimiter) as table:
+    with open_rows(path, delimiter=delimiter, header=header) as table:
         columns = _choose_columns(path, table.names, dict(zip(COLUMNS, arguments, strict=True)))
         table.columns = list(columns.values())
         for number, row in enumerate(table.rows):
@@ -114,8 +115,8 @@ def read_pairs(
             for use, cell in cells.items():
                 values[use].append(cell)
     if skipped:
-        shown = ", ".join(map(str, skipped[:10])) + (", ..." if len(skipped) > 10 else "")
-        logger.warning("%s: %d rows without a pair are skipped: %s", path, len(skipped), shown)
+        count = f"{len(skipped):,} of {number + 1:,} rows"
+        logger.warning("%s: %s without a pair are skipped: %s", path, count, list_rows(skipped))
     if not values:
         raise TableError(f"{path} holds no pairs")
     name = columns.get("negative_column")
@@ -195,7 +196,4 @@ def _cell(use: str, cell: Any) -> str | float | None:  # noqa: ANN401
     """Return a cell's text, or its number if it is a score; None if it holds none."""
     if use != "score_column":
         return cell if isinstance(cell, str) and cell.strip() else None
-    with suppress(TypeError, ValueError):
-        if not isinstance(cell, bool) and math.isfinite(number := float(cell)):
-            return number
-    return None
+    return parse_number(cell)

@@ -59,6 +59,18 @@ def test_eval_takes_the_precisions_it_is_given(run, tmp_path, artifact):
     assert list(table(out)) == ["int8"]
 
 
+def test_eval_reads_other_delimiters_and_skips_rows(run, refuse, tmp_path, artifact, caplog):
+    path = tmp_path / "pairs.csv"
+    path.write_text("a~b~x\nthe road~the river~2\na cat~~4,5\n\ndata~code~1\nsun~sky~4\n")
+    arguments = ("eval", path, "-m", artifact, "--precision", "fp32", "--delimiter", "~")
+    assert "row 2 " in refuse(*arguments, code=1)
+    code, out, _ = run(*arguments, "--on-error", "skip")
+    assert (code, table(out)["fp32"][2]) == (0, "3")
+    assert "2 of 6 rows without a pair are skipped: rows 2, 3" in caplog.text
+    assert run(*arguments, "--on-error", "skip", "--no-header")[0] == 0
+    assert "3 of 6 rows without a pair are skipped: rows 0, 2, 3" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
@@ -68,7 +80,6 @@ def test_eval_takes_the_precisions_it_is_given(run, tmp_path, artifact):
         ("left,right,score\n", 1, "no scored pairs"),
         ("", 1, "no scored pairs"),
         ("a,b,1\nc,d,1\n", 2, "two different"),
-        ("a,b,1\nc,d,nan\n", 2, "finite"),
     ],
 )
 def test_eval_says_what_is_wrong_with_its_file(refuse, tmp_path, artifact, text, code, message):

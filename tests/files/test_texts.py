@@ -18,7 +18,6 @@ from onnxsim_embed.errors import MissingExtraError, NoTextsError, TableError
 from onnxsim_embed.files import rows as reader
 from onnxsim_embed.files.texts import (
     ReadReport,
-    column_names,
     iter_column,
     iter_texts,
     read_scored_pairs,
@@ -306,7 +305,6 @@ def test_the_report(tmp_path):
         _, report = read(path, column)
         assert (report.column, report.reason, report.delimiter) == ("text", reason, ";")
         assert report.describe() == f"column 'text' ({reason}), delimiter ';'"
-    assert column_names(path) == ["id", "text"]
     _, report = read(write(tmp_path / "a.txt", "\n" * 30))
     assert (report.column, report.describe()) == (None, "one text per line")
     assert report.problems() == [
@@ -330,14 +328,35 @@ def test_scored_pairs_are_read_with_or_without_a_header(tmp_path, ending, header
     delimiter = "\t" if ending == "tsv" else ";"
     content = "".join(delimiter.join(row) + "\n" for row in rows)
     path = write(tmp_path / f"pairs.{ending}", content, "utf-8-sig")
-    assert read_scored_pairs(path) == (["a road", ""], ["one, two", "b"], [4.5, -1.0])
+    pairs = (["a road", ""], ["one, two", "b"], [4.5, -1.0])
+    assert read_scored_pairs(path) == read_scored_pairs(path, delimiter=delimiter) == pairs
+    if header:
+        with pytest.raises(TableError, match="row 0"):
+            read_scored_pairs(path, header=False)
+    else:
+        assert read_scored_pairs(path, header=False) == pairs
+
+
+def test_scored_pairs_of_other_formats_and_without_bad_rows(tmp_path, caplog):
+    rows = [{"a": "x", "b": "y", "score": 4, "more": 1}, {"a": "x", "b": None, "score": 1},
+            {"a": "v", "b": "w", "score": True}, {"a": "", "b": "w", "score": "0.5"}]  # fmt: skip
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    expected = (["x", ""], ["y", "w"], [4.0, 0.5])
+    assert read_scored_pairs(path, on_error="skip") == expected
+    assert "2 of 4 rows without a pair are skipped: rows 1, 2" in caplog.text
+    with pytest.raises(TableError, match="row 1"):
+        read_scored_pairs(path)
+    with pytest.raises(ValueError, match="fail or skip"):
+        read_scored_pairs(path, on_error="blank")
+    columns = {"a": ["x", ""], "b": ["y", "w"], "score": [4, 0.5]}
+    assert read_scored_pairs(write_parquet(tmp_path / "a.parquet", **columns)) == expected
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [("", "no scored pairs"), ("left,right,score\n", "no scored pairs"), ("a,b\n", "line 1: row 0"),
      ("a,b,1\nc,d,high\n", "line 2: row 1"), ("a,b,1\nc\n", "line 2: row 1"),
-     ("a,b,1\n\nc,d,1\n", "line 2: row 1"), ('a,b,1\n"c,d,2\n', "line 2"), (b"\xff", "is not UTF-8")],
+     ("a,b,1\n\nc,d,1\n", "line 2: row 1"), ("a,b,1\nc,d,nan\n", "line 2: row 1"), ('a,b,1\n"c,d,2\n', "line 2"), (b"\xff", "is not UTF-8")],
 )  # fmt: skip
 def test_pairs_without_texts_or_score_are_named(tmp_path, content, message):
     with pytest.raises(TableError, match=message):
