@@ -16,6 +16,7 @@ from support import TEXTS
 
 import onnxsim_embed
 from onnxsim_embed import Embedder
+from onnxsim_embed.artifact.recipes import tomllib
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ["torch", "transformers", "onnx", "onnxruntime", "pandas", "matplotlib", "pyarrow",
@@ -137,10 +138,11 @@ print(cos_sim(np.eye(2), np.eye(2)).tolist())
 
 
 @pytest.mark.parametrize(
-    "extra", ["export", "plot", "parquet", "minilm", "finetune", "optimum", "sklearn"]
+    "extra", ["export", "plot", "parquet", "minilm", "finetune", "torch", "optimum", "sklearn"]
 )
 def test_extras_that_messages_name_exist(extra):
-    assert extra in distribution("onnxsim-embed").metadata.get_all("Provides-Extra")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert extra in project["optional-dependencies"]
 
 
 def test_without_the_export_extra_one_line_names_it(checkpoint, tmp_path):

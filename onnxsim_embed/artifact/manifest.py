@@ -66,7 +66,7 @@ class Manifest:
     :param files: every file but the manifest, by its path inside the artifact.
     :param verification: the report of `verify`, by precision; one that is not among `precisions` was
         skipped for the reasons in its "problems".
-    :param via: how the fp32 file was made: "direct", "optimum" or "adopted".
+    :param via: how the fp32 file was made: "direct", "torch", "optimum" or "adopted".
     :param include_prompt: whether the tokens of a prompt are pooled; false for Instructor models.
     :param matryoshka_dims: dimensions to which the model was trained to have embeddings truncated.
     """

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # How the fp32 file of an artifact was made, by the manifest's word for it.
 WAYS = {
     "direct": "directly: the ONNX graph is built from the weights",
-    "optimum": "through optimum: traced from PyTorch",
+    "torch": "traced from PyTorch by torch.onnx",
+    "optimum": "traced from PyTorch by optimum",
     "adopted": "adopted: the source's own ONNX file, verified and copied",
 }
 

@@ -15,13 +15,13 @@ from onnxsim_embed.export.adopt import find_onnx
 from onnxsim_embed.export.architectures import ARCHITECTURES
 from onnxsim_embed.export.build import Builder, fail
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
-from onnxsim_embed.export.onnx.trace import has_optimum
+from onnxsim_embed.export.onnx.trace import REQUIREMENTS, missing_package
 from onnxsim_embed.export.quantization.calibration import check_calibration
 from onnxsim_embed.export.verify import renamed_bar
 from onnxsim_embed.export.weights import has_weights
 from onnxsim_embed.files.atomic import atomic_directory
 
-VIAS = ("auto", "direct", "optimum", "adopt")
+VIAS = ("auto", "direct", *REQUIREMENTS, "adopt")
 
 
 def export_model(
@@ -53,10 +53,11 @@ def export_model(
     :param model: recipe name, checkpoint directory or Hub id; or a directory of ONNX files.
     :param target: directory to write.
     :param precisions: "fp32", "int8", "fp16" (for GPUs); fp32 is always written.
-    :param via: "direct" (built from the weights; see `export/architectures.py`), "optimum" (traced;
-        every architecture that optimum supports), "adopt" (the directory's own ONNX files, checked
-        and copied), or "auto": adopt if there are ONNX files and no weights, else direct for those
-        architectures and optimum for others.
+    :param via: "direct" (built from the weights; see `export/architectures.py`), "torch" (traced by
+        torch.onnx; every encoder of transformers that torch.export can trace), "optimum" (traced by
+        optimum; every encoder that it supports), "adopt" (the directory's own ONNX files, checked
+        and copied), or "auto": adopt if there are ONNX files and no weights, else direct for its
+        architectures, else torch or optimum, whichever is installed.
     :param pooling: pooling mode that overrides the checkpoint's; required if it states none.
     :param prompts: prompts by name, added to those of the checkpoint or replacing them.
     :param max_seq_length: maximum number of tokens of a text; None for the checkpoint's.
@@ -77,7 +78,7 @@ def export_model(
     :raises CheckpointError: if the checkpoint cannot be read or its architecture not exported.
     :raises VerificationError: if the result is not faithful; nothing is written then.
     :raises FileExistsError: if the target exists and `force` is not set.
-    :raises MissingExtraError: if the `export` or `optimum` extra is needed and not installed.
+    :raises MissingExtraError: if the `export`, `torch` or `optimum` extra is needed and not installed.
     :raises ValueError: for an unknown precision, `via` or pooling, invalid dims, or too few
         calibration texts.
     """
@@ -140,20 +141,22 @@ def verify_recipe(
 
 
 def resolve_via(checkpoint: Checkpoint, via: str = "auto") -> str:
-    """Return the method that exports a checkpoint: "direct", "optimum" or "adopted"."""
+    """Return the method that exports a checkpoint: "direct", "torch", "optimum" or "adopted"."""
     kind = checkpoint.config.get("model_type")
     if via == "auto":
         if find_onnx(checkpoint) and not has_weights(checkpoint.transformer):
             via = "adopt"
+        elif kind in ARCHITECTURES or not isinstance(kind, str):
+            via = "direct"
         else:
-            via = "direct" if kind in ARCHITECTURES or not isinstance(kind, str) else "optimum"
+            via = next((way for way in REQUIREMENTS if missing_package(way) is None), "torch")
     if via == "adopt":
         return "adopted"
     if via == "direct" and kind not in ARCHITECTURES:
         raise CheckpointError(
             f"architecture {kind!r} cannot be exported with via='direct', which is for "
-            f"{', '.join(ARCHITECTURES)}; use via='optimum'"
+            f"{', '.join(ARCHITECTURES)}; use via='torch'"
         )
-    if via == "optimum" and not has_optimum():
-        raise MissingExtraError(f"exporting architecture {kind!r}", "optimum", "optimum-onnx")
+    if via in REQUIREMENTS and (package := missing_package(via)):
+        raise MissingExtraError(f"exporting architecture {kind!r} with via={via!r}", via, package)
     return via

@@ -39,7 +39,7 @@ from onnxsim_embed.export.onnx.builder import operator_counts, share_constants
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.onnx.fp16 import METHOD as FP16_METHOD
 from onnxsim_embed.export.onnx.fp16 import write_fp16
-from onnxsim_embed.export.onnx.trace import trace
+from onnxsim_embed.export.onnx.trace import REQUIREMENTS, trace
 from onnxsim_embed.export.quantization.calibration import calibration_texts, collect_activations
 from onnxsim_embed.export.quantization.encoder import METHOD, quantize_static
 from onnxsim_embed.export.quantization.ranges import ERROR_BUDGET
@@ -127,14 +127,14 @@ class Builder:
         elif via == "adopted":
             self.encoder = adopt(checkpoint, work / MODEL_FILES["fp32"], output)
         else:
-            hidden, layers, data = trace(checkpoint, work / MODEL_FILES["fp32"])
-            method = "float32, traced from PyTorch by optimum"
+            hidden, layers, data = trace(checkpoint, via, work / MODEL_FILES["fp32"])
+            method = f"float32, traced from PyTorch by {via}"
             self.encoder = GraphEncoder(hidden, layers, method, via, data)
         dim = write_configs(checkpoint, self.encoder.hidden, work)
         if too_large := [n for n in matryoshka_dims if n > dim]:
             raise ValueError(f"matryoshka_dims: the model has {dim} dimensions, got {too_large[0]}")
         tools = ["onnx", "onnxruntime", "tokenizers", "numpy"]
-        tools += ["torch", "transformers", "optimum-onnx"] if via == "optimum" else []
+        tools += REQUIREMENTS.get(via, ())
         self.manifest = Manifest(
             **{name: getattr(checkpoint, name) for name in SHARED_FACTS},
             hidden_size=self.encoder.hidden,

@@ -57,10 +57,10 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Suppress progress bars and warnings of transformers and optimum."""
+    """Suppress progress bars and warnings of transformers, PyTorch and optimum."""
     from transformers.utils import logging as transformers_logging
 
-    loggers = [logging.getLogger(name) for name in ("optimum", "transformers")]
+    loggers = [logging.getLogger(name) for name in ("optimum", "torch.onnx", "transformers")]
     levels = [logger.level for logger in loggers]
     progress_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -86,8 +86,14 @@ def load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers is
     :raises CheckpointError: if weights are missing, not finite or cannot be loaded.
     """
     import torch
-    from transformers import AutoModel
+    from transformers import CONFIG_MAPPING, AutoModel
 
+    if "auto_map" in checkpoint.config and checkpoint.architecture not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"architecture {checkpoint.architecture!r} is defined by code inside the checkpoint (auto_map "
+            "in config.json), which is never run; use a copy of the model whose config.json names an "
+            "architecture of transformers, or adopt its ONNX file with via='adopt'"
+        )
     try:
         with quiet_transformers():
             model, report = AutoModel.from_pretrained(
@@ -174,7 +180,11 @@ def compare_token_ids(
     return {"reference": "transformers", "texts": len(texts)}, ids, problems
 
 
-def sentence_transformers_vectors(checkpoint: Checkpoint, texts: Sequence[str]) -> Float32 | None:
+def sentence_transformers_vectors(
+    checkpoint: Checkpoint,
+    loaded: Any,  # noqa: ANN401 - transformers is untyped
+    texts: Sequence[str],
+) -> Float32 | None:
     """Return sentence-transformers' own vectors, or None if it is not installed or has other modules."""
     if importlib.util.find_spec("sentence_transformers") is None or checkpoint.overridden:
         return None
@@ -185,7 +195,7 @@ def sentence_transformers_vectors(checkpoint: Checkpoint, texts: Sequence[str]) 
             str(checkpoint.directory), device="cpu", local_files_only=True, trust_remote_code=False
         )
     model.float()
-    model[0].auto_model.load_state_dict(load_model(checkpoint).state_dict())
+    model[0].auto_model.load_state_dict(loaded.state_dict())
     model.max_seq_length = checkpoint.max_seq_length
     return np.asarray(
         model.encode(list(texts), prompt="", batch_size=8, show_progress_bar=False), np.float32
@@ -206,11 +216,15 @@ def probe_texts(model: Embedder) -> list[str]:
     ]
 
 
-def torch_reference(checkpoint: Checkpoint) -> Hidden:
-    """Return transformers' own model as a function from input_ids (1, t) to hidden states (1, t, h)."""
-    import torch
+def length_probes(token_ids: Sequence[TokenIds], longest: int) -> list[TokenIds]:
+    """Return token ids of texts cut and repeated to 1, 2, `longest` - 1 and `longest` tokens."""
+    stream = np.concatenate(token_ids)
+    return [np.resize(stream, length) for length in sorted({1, 2, longest - 1, longest})]
 
-    model = load_model(checkpoint)
+
+def torch_reference(model: Any) -> Hidden:  # noqa: ANN401
+    """Return a model of `load_model` as a function from input_ids (1, t) to hidden states (1, t, h)."""
+    import torch
 
     def run(input_ids: TokenIds) -> Float32:
         with torch.inference_mode():

@@ -266,7 +266,7 @@ def _from_transformers(checkpoint: Checkpoint) -> dict[str, Any]:
     if not has_transformers():
         raise CheckpointError(
             f"{path} has no tokenizer.json, and converting the tokenizer of "
-            f"{checkpoint.architecture!r} needs transformers: pip install 'onnxsim-embed[optimum]'"
+            f"{checkpoint.architecture!r} needs transformers: pip install 'onnxsim-embed[torch]'"
         )
     from transformers import AutoTokenizer
 

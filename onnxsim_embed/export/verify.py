@@ -42,6 +42,9 @@ PADDED = "itself, padded"
 
 # Texts in a padded batch: enough for lengths to differ, few enough for a small machine.
 PADDED_TEXTS = 16
+PADDED_SCORES = (
+    PADDED_TEXTS * 512**2
+)  # attention scores of a head: models of 8,192 tokens run alone
 
 # Every fourth verification text goes through the reference of fp32, which runs one text at a time.
 REFERENCE_STEP = 4
@@ -97,7 +100,7 @@ def verify_artifact(
         )
         direct = checkpoint.architecture in ARCHITECTURES
         if not direct and not references.has_torch():
-            raise MissingExtraError("verifying against PyTorch", "optimum", "torch")
+            raise MissingExtraError("verifying against PyTorch", "torch", "torch")
         tensors = checkpoint.tensors() if direct else {}
         recipe = find_recipe(manifest.source)
         report["fp32"] = verify_fp32(artifact, checkpoint, tensors, recipe, texts)
@@ -128,29 +131,26 @@ def verify_fp32(
     token_ids, ids, problems = references.compare_token_ids(
         checkpoint, everything, model.token_ids(everything)
     )
-    if not weights:
-        name = PADDED
-        reference = padded_vectors(Session(artifact.open_file("fp32"), "cpu"), model, ids)
-    elif not references.has_torch():
-        name, hidden = "numpy", numpy_reference(checkpoint.config, tensors)
-        reference = references.reference_vectors(hidden, model.head, ids)
-    else:
-        name, whole = "PyTorch", None
+    name, hidden, reference = PADDED, None, None
+    if weights and references.has_torch():
+        name, loaded = "PyTorch", references.load_model(checkpoint)
+        hidden = references.torch_reference(loaded)
         if token_ids["reference"]:
-            whole = references.sentence_transformers_vectors(checkpoint, everything)
-        token_ids["pipeline"] = "own pooling" if whole is None else "sentence-transformers"
-        if whole is None:
-            whole = references.reference_vectors(
-                references.torch_reference(checkpoint), model.head, ids
-            )
-        reference = whole
+            reference = references.sentence_transformers_vectors(checkpoint, loaded, everything)
+        token_ids["pipeline"] = "own pooling" if reference is None else "sentence-transformers"
+    elif weights:
+        name, hidden = "numpy", numpy_reference(checkpoint.config, tensors)
+    if hidden is None:
+        reference = padded_vectors(Session(artifact.open_file("fp32"), "cpu"), model, ids)
+    elif reference is None:
+        reference = references.reference_vectors(hidden, model.head, ids)
     vectors = model.encode(everything, prompt="")
     n = len(texts)
     report = _judge("fp32", reference[:n], vectors[:n], name)
     report["token_ids"] = token_ids
     report["problems"] = problems + report["problems"]
     _require_equal(report, "fp32", reference[n:], vectors[n:], "of unusual texts", "probe")
-    _check_batches(report, "fp32", model, texts, vectors[:n])
+    _check_batches(report, "fp32", model, texts, vectors[:n], hidden)
     if recipe is not None:
         report["known_answers"] = len(recipe.known_answers)
         for answer in recipe.known_answers:
@@ -178,10 +178,11 @@ def verify_derived(
         _check_batches(report, precision, model, texts, vectors)
         return report
     session = Session(artifact.open_file("fp16"), "cpu")
-    ids = model.token_ids(texts)
+    n, ids = len(texts), model.token_ids(texts)
+    ids += references.length_probes(ids, model.max_seq_length)
     vectors = padded_vectors(session, model, ids)
-    report = _judge("fp16", reference, vectors, "fp32") | {"batch_variant": None}
-    rows = list(range(0, len(ids), PORTABLE_STEP))
+    report = _judge("fp16", reference, vectors[:n], "fp32") | {"batch_variant": None}
+    rows = [*range(0, n, PORTABLE_STEP), *range(n, len(ids))]
     alone = np.concatenate([padded_vectors(session, model, [ids[row]]) for row in rows])
     _require_equal(report, "fp16", vectors[rows], alone, "in a batch and alone")
     return report
@@ -209,18 +210,32 @@ def _judge(
 
 
 def _check_batches(
-    report: Report, precision: str, model: Embedder, texts: Sequence[str], vectors: Float32
+    report: Report,
+    precision: str,
+    model: Embedder,
+    texts: Sequence[str],
+    vectors: Float32,
+    hidden: references.Hidden | None = None,
 ) -> None:
-    """Count the vectors that depend on the batch; compare the portable file with the run-path file."""
+    """Count the vectors that depend on the batch; compare the portable file with the run-path file.
+
+    :param hidden: the reference with which texts of `length_probes` are compared, if there is one.
+    """
     report["batch_variant"] = count = count_variant(model, texts, vectors)
     if count:
         report["problems"].append(f"{count} of {len(texts)} vectors depend on the batch")
-    if report["reference"] == PADDED:
-        return
-    session = Session(model.artifact.open_file(precision), "cpu")
-    rows = list(range(0, len(texts), PORTABLE_STEP))
-    padded = padded_vectors(session, model, model.token_ids([texts[row] for row in rows]))
-    _require_equal(report, precision, vectors[rows], padded, "of run path and padded batches")
+    entry = model.artifact.manifest.precisions[precision]
+    file = model.artifact.open_file(precision)
+    run = Session(model.artifact.file(entry.encoder) if entry.encoder else file, "cpu").run
+    ids = model.token_ids(texts)
+    lengths = references.length_probes(ids, model.max_seq_length)
+    alone = np.concatenate([model.head(run(tokens[None])) for tokens in lengths])
+    if hidden is not None:
+        expected = references.reference_vectors(hidden, model.head, lengths)
+        _require_equal(report, precision, expected, alone, "of 1, 2 or most tokens", "lengths")
+    padded = padded_vectors(Session(file, "cpu"), model, [*ids[::PORTABLE_STEP], *lengths])
+    alone = np.concatenate([vectors[::PORTABLE_STEP], alone])
+    _require_equal(report, precision, alone, padded, "of run path and padded batches")
 
 
 def padded_vectors(
@@ -228,9 +243,11 @@ def padded_vectors(
 ) -> Float32:
     """Return the vectors (n, dim) of a portable file in padded batches, with a model's pooling."""
     pad_id = model.artifact.manifest.pad_token_id
-    vectors = []
-    for start in range(0, len(token_ids), PADDED_TEXTS):
+    vectors, start = [], 0
+    while start < len(token_ids):
         batch = token_ids[start : start + PADDED_TEXTS]
+        batch = batch[: max(1, PADDED_SCORES // max(map(len, batch)) ** 2)]
+        start += len(batch)
         ids = np.full((len(batch), max(map(len, batch))), pad_id, np.int64)
         mask = np.zeros_like(ids)
         for row, tokens in enumerate(batch):

@@ -422,17 +422,8 @@ def test_a_missing_extra_names_the_pip_command(monkeypatch):
         from onnxsim_embed.export import export_model  # noqa: F401
 
 
-@pytest.mark.parametrize("via", ["auto", "optimum"])
-def test_another_architecture_needs_optimum(tmp_path, via, monkeypatch):
-    monkeypatch.setitem(sys.modules, "optimum", None)
-    directory = write_checkpoint(tmp_path / "c", config=bert_config(model_type="mpnet"))
-    with pytest.raises(MissingExtraError, match=r"'mpnet'.*\[optimum\]"):
-        export_model(directory, tmp_path / "a", precisions=FP32, via=via)
-    assert names(tmp_path) == ["c"]
-
-
 @pytest.mark.parametrize(
-    ("kind", "via", "message"), [(None, "auto", "None"), ("mpnet", "direct", "'mpnet' .*'optimum'")]
+    ("kind", "via", "message"), [(None, "auto", "None"), ("mpnet", "direct", "'mpnet' .*'torch'")]
 )
 def test_only_bert_is_built_directly(tmp_path, kind, via, message):
     directory = write_checkpoint(tmp_path / "c", config=bert_config(model_type=kind))
@@ -445,7 +436,7 @@ def test_only_bert_is_built_directly(tmp_path, kind, via, message):
     [
         ({"precisions": ["fp8"]}, "precision 'fp8'; known are fp32, int8"),
         ({"precisions": "int8"}, "precision 'i'"),
-        ({"via": "torch"}, "'torch'.*auto, direct, optimum, adopt"),
+        ({"via": "magic"}, "'magic'.*auto, direct, torch, optimum, adopt"),
         ({"pooling": "median"}, "pooling 'median'"),
         *(({"max_seq_length": n}, f"from 3 to 64 .*{n}") for n in (2, 65, -1, 8.0, True)),
         *(({"matryoshka_dims": [n]}, f"matryoshka_dims.*{n}") for n in (0, 33, 8.0, True)),

@@ -108,6 +108,9 @@ def simplify(source: Path, target: Path) -> tuple[str, ...]:
     for path in (work, data):
         path.unlink(missing_ok=True)
     remove_unused_domains(model)
+    del model.graph.metadata_props[:], model.graph.value_info[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]  # torch's stack traces
     return save_graph(model, target)
 
 
