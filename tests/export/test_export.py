@@ -423,7 +423,7 @@ def test_a_missing_extra_names_the_pip_command(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "via", "message"), [(None, "auto", "None"), ("mpnet", "direct", "'mpnet' .*'torch'")]
+    ("kind", "via", "message"), [(None, "auto", "None"), ("albert", "direct", "'albert' .*'torch'")]
 )
 def test_only_bert_is_built_directly(tmp_path, kind, via, message):
     directory = write_checkpoint(tmp_path / "c", config=bert_config(model_type=kind))

@@ -110,9 +110,7 @@ def test_weights_beyond_protobufs_limit_go_to_a_data_file(traced, tmp_path, monk
     assert np.array_equal(*(Embedder(a, precision="fp32").encode(TEXTS) for a in (artifact, large)))
 
 
-def test_optimum_is_used_where_it_is_installed_and_torch_cannot_trace(
-    traced, tmp_path, monkeypatch
-):
+def test_optimum_traces_where_it_is_asked_for(traced, tmp_path, monkeypatch):
     directory, artifact = traced("mpnet")
 
     class Tasks:
@@ -135,7 +133,7 @@ def test_optimum_is_used_where_it_is_installed_and_torch_cannot_trace(
     installed = {"torch": "2.6.0", "transformers": "4.57.6", "optimum-onnx": "0.1.0"}
     monkeypatch.setattr(module, "version", installed.__getitem__)
     monkeypatch.setattr("onnxsim_embed.export.build.version", lambda name: installed.get(name, "1"))
-    made = export_model(directory, tmp_path / "a", precisions=["fp32"])
+    made = export_model(directory, tmp_path / "a", precisions=["fp32"], via="optimum")
     assert (made.manifest.via, made.manifest.tools["optimum-onnx"]) == ("optimum", "0.1.0")
     assert np.array_equal(*(Embedder(a, precision="fp32").encode(TEXTS) for a in (artifact, made)))
 
