@@ -1,6 +1,7 @@
 """Every architecture that is built directly: PyTorch's numbers in both layouts, and whole exports."""
 
 import logging
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -8,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support import VOCABULARY, change_json, tokenizer_json, write_checkpoint, write_json
+from support import TEXTS, VOCABULARY, change_json, tokenizer_json, write_checkpoint, write_json
 
+from onnxsim_embed import Embedder
 from onnxsim_embed.errors import ArtifactError, CheckpointError
 from onnxsim_embed.export import export_model
 from onnxsim_embed.export import verify as verification
 from onnxsim_embed.export.architectures import ARCHITECTURES
 from onnxsim_embed.export.checkpoint import open_checkpoint
 from onnxsim_embed.export.encoder import Encoder, load_encoder, relative_bias
+from onnxsim_embed.export.fidelity import bundled_texts
 from onnxsim_embed.export.numpy_encoder import numpy_reference
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.weights import read_tensors
@@ -243,3 +246,21 @@ def test_the_padding_that_config_json_does_not_state_is_the_architecture_s(case,
     assert open_checkpoint(directory).max_seq_length == 48
     artifact = export_model(directory, tmp_path / "a", precisions=["fp32"])
     assert artifact.manifest.pad_token_id == 1
+
+
+@pytest.mark.real
+def test_all_mpnet_base_v2_equals_sentence_transformers(tmp_path):
+    directory = os.environ.get("ONNXSIM_EMBED_MPNET")
+    if directory is None:
+        pytest.skip("ONNXSIM_EMBED_MPNET does not name the directory of all-mpnet-base-v2")
+    from sentence_transformers import SentenceTransformer
+
+    sources = ("verification.jsonl", "calibration.jsonl")
+    texts = [text for source in sources for text in bundled_texts(source)][::2][:290]
+    texts += ["", " ", "a", "<pad>", "one <pad> two<pad>three", "far too long, " * 400, *TEXTS[:4]]
+    artifact = export_model(directory, tmp_path / "a", precisions=["fp32"])
+    vectors = Embedder(artifact).encode(texts)
+    expected = SentenceTransformer(directory, device="cpu").encode(texts, batch_size=8)
+    assert len(texts) == len(set(texts)) == 300
+    assert np.abs(vectors - expected).max() < 1e-5
+    assert np.array_equal(vectors, Embedder(artifact).encode(texts, batch_size=1))
