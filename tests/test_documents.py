@@ -1,7 +1,8 @@
-"""Every command and every line of Python in the README works and prints what it says."""
+"""Every command and every line of Python in README and docs/ works and prints what it says."""
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import re
@@ -12,10 +13,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
+from onnxsim_embed import Embedder
+
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*\n?", re.MULTILINE | re.DOTALL)
 
 
@@ -44,15 +48,16 @@ def commands(block):
             yield line[2:]
 
 
-RUN = [
-    block
-    for block in blocks(README.read_text(encoding="utf-8"))
-    if block.language == "python" or (block.language == "console" and any(commands(block)))
-]
+def blocks_to_run(document):
+    return [
+        block
+        for block in blocks(document.read_text(encoding="utf-8"))
+        if block.language == "python" or (block.language == "console" and any(commands(block)))
+    ]
 
 
 @pytest.fixture
-def workplace(real_artifact, tmp_path, monkeypatch):
+def directory(real_artifact, tmp_path, monkeypatch):
     """A directory with the examples, and the real MiniLM where `from_pretrained` looks for it."""
     import onnxsim_embed.export
     from onnxsim_embed.artifact.cache import locate_artifact
@@ -72,29 +77,42 @@ def workplace(real_artifact, tmp_path, monkeypatch):
     return tmp_path
 
 
-def run_python(block, namespace):
+@pytest.fixture(scope="module")
+def vectors(real_artifact):
+    """What the tutorial leaves behind beside the model: the vectors of the projects."""
+    with (ROOT / "examples" / "projects.csv").open(encoding="utf-8", newline="") as stream:
+        texts = [row["title_and_description"] for row in csv.DictReader(stream)]
+    return Embedder(real_artifact).encode(texts)
+
+
+def run_python(block, namespace, document):
     printed = io.StringIO()
-    # Blank lines before it make line numbers of tracebacks those of the README.
-    code = compile("\n" * (block.line - 1) + block.text, str(README), "exec")
+    # Blank lines before it make line numbers of tracebacks those of the document.
+    code = compile("\n" * (block.line - 1) + block.text, str(document), "exec")
     with redirect_stdout(printed):
         exec(code, namespace)
     if block.printed is not None:
-        assert printed.getvalue().rstrip() == block.printed.rstrip(), (
-            f"README.md, line {block.line}"
-        )
+        assert printed.getvalue().rstrip() == block.printed.rstrip(), f"{document}:{block.line}"
 
 
 @pytest.mark.real
-def test_the_readme_works_from_top_to_bottom(workplace):
-    assert RUN
-    namespace = {"__name__": "readme"}
-    for block in RUN:
+@pytest.mark.parametrize(
+    "document",
+    list(filter(blocks_to_run, DOCUMENTS)),
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_a_document_works_from_top_to_bottom(document, directory, real_artifact, vectors):
+    if document.stem not in ("README", "tutorial"):  # these make them
+        shutil.copytree(real_artifact, directory / "model")
+        np.save(directory / "vectors.npy", vectors)
+    namespace = {"__name__": "document"}
+    for block in blocks_to_run(document):
         if block.language == "python":
-            run_python(block, namespace)
+            run_python(block, namespace, document)
             continue
         for command in commands(block):
             done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"README.md, line {block.line}: {command}\n{done.stderr}"
+            assert done.returncode == 0, f"{document}:{block.line}: {command}\n{done.stderr}"
 
 
 def test_blocks_are_found_with_what_they_print():
