@@ -35,7 +35,6 @@ class Architecture:
     :param layer_prefix: begins the names of a layer's tensors, before its number.
     :param layer: names of a layer's linears and norms.
     :param keys: keys of config.json by BERT's, where they have other names.
-    :param epsilon_key: key of the norms' epsilon; None if it is always 1e-12.
     :param token_types: whether there is an embedding of token types.
     :param skipped_id: token that positions skip, counting from behind its id, where config.json has
         no `pad_token_id`; None if positions are 0, 1, 2, ...
@@ -50,12 +49,19 @@ class Architecture:
     layer_prefix: str = "encoder.layer."
     layer: Mapping[str, str] = field(default_factory=lambda: BERT_LAYER)
     keys: Mapping[str, str] = field(default_factory=dict)
-    epsilon_key: str | None = "layer_norm_eps"
     token_types: bool = True
     skipped_id: int | None = None
     fixed_skipped_id: bool = False
     relative_bias: str | None = None
     projection: str | None = None
+
+    def key(self, name: str) -> str:
+        """Return the key of config.json that BERT calls `name`."""
+        return self.keys.get(name, name)
+
+    def layer_names(self, number: int) -> dict[str, str]:
+        """Return the names of a layer's linears and norms, without ".weight" and ".bias"."""
+        return {key: f"{self.layer_prefix}{number}.{name}" for key, name in self.layer.items()}
 
     def skipped(self, config: Mapping[str, Any]) -> int | None:
         """Return the token that positions skip, or None."""
@@ -102,7 +108,6 @@ ARCHITECTURES = {
             "num_hidden_layers": "n_layers",
             "hidden_act": "activation",
         },
-        epsilon_key=None,
         token_types=False,
     ),
     "mpnet": Architecture(

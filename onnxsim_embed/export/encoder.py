@@ -28,6 +28,8 @@ Tensors = Mapping[str, Float32]
 # Of MPNet's relative positions: transformers does not read them from config.json.
 BUCKETS, MAX_DISTANCE = 32, 128
 
+DEFAULT_EPSILON = 1e-12  # of every architecture's norms
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -127,7 +129,7 @@ class _Reader:
     used: set[str] = field(default_factory=set)
 
     def size(self, key: str) -> int:
-        key = self.architecture.keys.get(key, key)
+        key = self.architecture.key(key)
         value = self.config.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"config.json: {key} must be a positive integer, got {value!r}")
@@ -164,12 +166,12 @@ def load_encoder(config: Mapping[str, Any], tensors: Tensors) -> Encoder:
     reader = _Reader(config, tensors, architecture)
     hidden, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
     if hidden % heads:
-        key = architecture.keys.get("hidden_size", "hidden_size")
         raise CheckpointError(
-            f"config.json: {key} {hidden} is not a multiple of the number of attention heads, {heads}"
+            f"config.json: {architecture.key('hidden_size')} {hidden} is not a multiple of "
+            f"{architecture.key('num_attention_heads')} {heads}"
         )
     width = hidden if architecture.projection is None else reader.size("embedding_size")
-    count, skipped = reader.size("max_position_embeddings"), architecture.skipped(config)
+    count = reader.size("max_position_embeddings")
     positions = reader.take("embeddings.position_embeddings.weight", count, width)
     if architecture.token_types:
         shape = reader.size("type_vocab_size"), width
@@ -180,16 +182,15 @@ def load_encoder(config: Mapping[str, Any], tensors: Tensors) -> Encoder:
         projection = Linear(*reader.linear(architecture.projection, hidden, width))
     if architecture.relative_bias is not None:
         buckets = reader.take(f"{architecture.relative_bias}.weight", BUCKETS, heads)
-        relative = relative_bias(buckets, count - 1 - (-1 if skipped is None else skipped))
-    words = reader.take("embeddings.word_embeddings.weight", reader.size("vocab_size"), width)
+        relative = relative_bias(buckets, count)
     encoder = Encoder(
         heads=heads,
         head_width=hidden // heads,
-        epsilon=_epsilon(config, architecture),
-        activation=str(config.get(architecture.keys.get("hidden_act", "hidden_act"), "gelu")),
-        words=words,
+        epsilon=float(config.get("layer_norm_eps", DEFAULT_EPSILON)),
+        activation=str(config.get(architecture.key("hidden_act"), "gelu")),
+        words=reader.take("embeddings.word_embeddings.weight", reader.size("vocab_size"), width),
         positions=positions,
-        skipped=skipped,
+        skipped=architecture.skipped(config),
         norm=reader.norm("embeddings.LayerNorm", width),
         projection=projection,
         relative_bias=relative,
@@ -209,15 +210,12 @@ def load_encoder(config: Mapping[str, Any], tensors: Tensors) -> Encoder:
 
 
 def _load_layer(reader: _Reader, number: int, hidden: int, heads: int) -> Layer:
-    architecture, inner = reader.architecture, reader.size("intermediate_size")
-    prefix = f"{architecture.layer_prefix}{number}."
-    names = {key: prefix + name for key, name in architecture.layer.items()}
-    query, query_bias = reader.linear(names["query"], hidden, hidden)
-    key, _ = reader.linear(names["key"], hidden, hidden)
-    value, value_bias = reader.linear(names["value"], hidden, hidden)
-    output, output_bias = reader.linear(names["output"], hidden, hidden)
-    shift = value_bias.astype(np.float64) @ output.astype(np.float64)
+    names, inner = reader.architecture.layer_names(number), reader.size("intermediate_size")
+    (query, query_bias), (key, _), (value, value_bias), (output, output_bias) = (
+        reader.linear(names[name], hidden, hidden) for name in ("query", "key", "value", "output")
+    )
     scale = np.float32(1 / np.sqrt(hidden // heads))
+    shift = value_bias.astype(np.float64) @ output.astype(np.float64)
     return Layer(
         query=Linear(query * scale, query_bias * scale),
         key=Linear(key, None),
@@ -233,7 +231,7 @@ def _load_layer(reader: _Reader, number: int, hidden: int, heads: int) -> Layer:
 def relative_bias(buckets: Float32, tokens: int) -> Float32:
     """Return the bias (heads, 2 tokens - 1) of each relative position, from that of its bucket.
 
-    T5's buckets (arXiv:1910.10683): half of them for keys behind the query; of a half, half for single
+    T5's buckets (arXiv:1910.10683): half of them for keys after the query; of each half, half for single
     distances, the rest for ranges that grow with the logarithm.
     """
     relative = np.arange(1 - tokens, tokens)
@@ -247,21 +245,11 @@ def relative_bias(buckets: Float32, tokens: int) -> Float32:
     return np.ascontiguousarray(buckets[bucket + half * (relative > 0)].T)
 
 
-def _epsilon(config: Mapping[str, Any], architecture: Architecture) -> float:
-    key = architecture.epsilon_key
-    epsilon = 1e-12 if key is None else config.get(key, 1e-12)
-    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-        raise CheckpointError(
-            f"config.json: {key} must be a small positive number, got {epsilon!r}"
-        )
-    return float(epsilon)
-
-
 def _check_config(config: Mapping[str, Any]) -> Architecture:
     architecture = ARCHITECTURES.get(str(config.get("model_type")), ARCHITECTURES["bert"])
     allowed: dict[str, tuple[object, tuple[object, ...]]] = {
         "model_type": (None, tuple(ARCHITECTURES)),
-        architecture.keys.get("hidden_act", "hidden_act"): ("gelu", ACTIVATIONS),
+        architecture.key("hidden_act"): ("gelu", ACTIVATIONS),
         "position_embedding_type": ("absolute", ("absolute",)),
         "is_decoder": (False, (False, None)),
         "add_cross_attention": (False, (False, None)),
@@ -272,4 +260,9 @@ def _check_config(config: Mapping[str, Any]) -> Architecture:
             raise CheckpointError(
                 f"config.json: {key} {value!r} cannot be built directly; supported: {names}"
             )
+    epsilon = config.get("layer_norm_eps", DEFAULT_EPSILON)
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise CheckpointError(
+            f"config.json: layer_norm_eps must be a small positive number, got {epsilon!r}"
+        )
     return architecture

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.export.architectures import ARCHITECTURES
-from onnxsim_embed.export.encoder import relative_bias
+from onnxsim_embed.export.encoder import DEFAULT_EPSILON, relative_bias
 from onnxsim_embed.export.quantization.ranges import activation_function
 
 Float32 = npt.NDArray[np.float32]
@@ -24,10 +24,10 @@ def numpy_reference(
     it shares neither their folding nor the ONNX graph, so that an error in those shows.
     """
     architecture = ARCHITECTURES[config["model_type"]]
-    keys, names = architecture.keys, architecture.layer
-    heads, layers = (config[keys.get(k, k)] for k in ("num_attention_heads", "num_hidden_layers"))
-    activation = activation_function(config.get(keys.get("hidden_act", "hidden_act"), "gelu"))
-    epsilon = np.float32(config.get(architecture.epsilon_key or "", 1e-12))
+    heads = config[architecture.key("num_attention_heads")]
+    layers = config[architecture.key("num_hidden_layers")]
+    activation = activation_function(config.get(architecture.key("hidden_act"), "gelu"))
+    epsilon = np.float32(config.get("layer_norm_eps", DEFAULT_EPSILON))
     skipped = architecture.skipped(config)
 
     def linear(x: Float32, name: str) -> Float32:
@@ -59,7 +59,7 @@ def numpy_reference(
             table = relative_bias(tensors[f"{architecture.relative_bias}.weight"], len(ids))
             bias = table[:, index - index[:, None] + len(ids) - 1]
         for number in range(layers):
-            name = {k: f"{architecture.layer_prefix}{number}.{n}" for k, n in names.items()}
+            name = architecture.layer_names(number)
             q, k, v = (
                 linear(x, name[projection]).reshape(len(ids), heads, -1).transpose(1, 0, 2)
                 for projection in ("query", "key", "value")
