@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import io
 import logging
 import sys
 import traceback
@@ -81,6 +82,12 @@ def _version(requested: bool) -> None:
 
 def main() -> None:
     """Run the command line; every failure is one line on standard error and an exit code."""
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # any text can be printed, whatever the console's code page
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="onnxsim-embed")
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,9 @@ def _read_queries(
     given: list[str], file: str | None, column: str | None, inputs: VectorInputs
 ) -> list[str]:
     """Return the queries of the command line, then those of --queries."""
-    asked = list(given)
+    asked = [
+        os.fsencode(query).decode(errors="surrogateescape") for query in given
+    ]  # in any locale
     if file is not None:
         asked += replace(inputs, column=column, id_column=None, kind=None).open(file).read()
     if not asked:

@@ -15,6 +15,7 @@ from onnxsim_embed.errors import OnnxsimEmbedError
 from onnxsim_embed.files.atomic import atomic_file
 from onnxsim_embed.files.parquet import open_parquet, require_pyarrow
 from onnxsim_embed.files.rows import DELIMITERS, kind_of, open_rows
+from onnxsim_embed.files.texts import SURROGATES
 
 
 def write_rows(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], path: str | Path) -> None:
@@ -115,7 +116,7 @@ def _convert(file: str, names: list[str], rows: list[list[Any]], target: str) ->
         try:
             columns = [list(cells) for cells in zip(*rows, strict=True)] or [[] for _ in names]
             return pyarrow.table(columns, names=names)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, UnicodeEncodeError) as error:
             problem = f"{file} has a column of several types ({error}); write .jsonl"
             raise ValueError(problem) from None
     if target == "jsonl":
@@ -133,6 +134,8 @@ def _cell(file: str, value: Any) -> str:  # noqa: ANN401 - whatever a file holds
     """Return a value as a cell of csv."""
     if isinstance(value, bytes):
         raise ValueError(f"{file} holds bytes, which text formats cannot; write .parquet")
+    if isinstance(value, str) and SURROGATES.search(value):
+        raise ValueError(f"{file} holds {value!r:.60}, which is not valid Unicode; write .jsonl")
     if isinstance(value, (dict, list, bool)):
         return json.dumps(value, ensure_ascii=False, default=str)
     return "" if value is None else str(value)

@@ -22,6 +22,9 @@ TEXT_COLUMNS = ("text", "title_and_description", "sentence")
 # Row numbers that a message lists.
 LISTED = 10
 
+# Halves of characters, which JSON can hold and no encoding.
+SURROGATES = re.compile("[\ud800-\udfff]")
+
 ON_ERROR = ("fail", "skip", "blank")
 
 
@@ -109,11 +112,12 @@ def iter_texts(
     with open_rows(path, kind, delimiter=delimiter, header=header, source=source) as rows:
         for value, row in _values(path, column, rows, report, id_column):
             number, report.rows = report.rows, report.rows + 1
-            if isinstance(value, str):
+            if isinstance(value, str) and not SURROGATES.search(value):
                 text = value
             else:
                 held = "null" if value is None else repr(value)[:60]
-                problem = row.error or f"has no text ({held})"
+                kind = "valid Unicode text" if isinstance(value, str) else "text"
+                problem = row.error or f"has no {kind} ({held})"
                 if on_error == "fail":
                     advice = "fix the row, or pass on_error='skip' or on_error='blank'"
                     raise TableError(f"{_place(path, number, row)} {problem}; {advice}")
@@ -255,7 +259,8 @@ def _choose_column(
 def _id(path: str | Path, number: int, row: Row, column: str) -> str | int:
     """Return the id of a row; raise TableError if it has none."""
     value = row.values.get(column)
-    if value is None or value == "" or not isinstance(value, (str, int)):
+    known = isinstance(value, (str, int)) and value != "" and not SURROGATES.search(str(value))
+    if not known:
         raise TableError(f"{_place(path, number, row)} has no id: {column!r} is {value!r:.60}")
     return value
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -30,6 +33,60 @@ def command(run, artifact, tmp_path, monkeypatch):
         return run(name, *arguments, "-m", artifact, *options)
 
     return call
+
+
+CONSOLE = """
+import os, shlex, sys
+from onnxsim_embed.cli import main
+for line in open("commands", encoding="utf-8"):
+    sys.argv = ["onnxsim-embed", *(os.fsdecode(a.encode()) for a in shlex.split(line))]
+    try:
+        main()
+    except SystemExit as ended:
+        print("\\n=", ended.code or 0)
+"""
+
+
+@pytest.mark.parametrize(
+    "console",
+    [
+        {"PYTHONIOENCODING": "cp1252"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=["cp1252", "C"],
+)
+def test_texts_outside_the_code_page_of_the_console_are_printed(tmp_path, artifact, console):
+    name = "данные.csv" if "PYTHONIOENCODING" in console else "data.csv"
+    (tmp_path / name).write_text(
+        "id;text\nа;naïve 漢字 🙂\nб;road ☃\nв;☂\nв;☂ ☃ road\n", encoding="utf-8"
+    )
+    (tmp_path / "pairs.csv").write_text("漢字,☂,1\nа,б,2\nsun,sky,3\n", encoding="utf-8")
+    model = f"-m {artifact}"
+    commands = {
+        f"encode {name} -o v.npy {model}": 0,
+        f"similarity {name} --id-column id --show 3 {model}": 0,
+        f"search ☃ 漢字 --in {name} {model}": 0,
+        f"dedupe {name} -o d.csv --groups g.csv -t -0.5 {model}": 0,
+        f"cluster {name} -o c.csv --min-size 1 -t -0.5 {model}": 0,
+        f"heatmap {name} -o h.png {model}": 0,
+        f"eval pairs.csv --precision fp32 {model}": 0,
+        "info v.npy": 0,
+        "info ☃": 1,
+        "doctor ☃": 1,
+        f"encode {name} -c ☃ -o w.npy {model}": 2,
+    }
+    (tmp_path / "commands").write_text("\n".join(commands), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CONSOLE],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONUTF8": "0"} | console,
+        capture_output=True,
+    )
+    codes = [int(line[2:]) for line in done.stdout.splitlines() if line.startswith(b"= ")]
+    assert codes == list(commands.values()), (done.stdout, done.stderr)
+    assert b"Traceback" not in done.stderr
+    if name == "данные.csv":
+        assert "naïve \\u6f22\\u5b57".encode("cp1252") in done.stdout
 
 
 def rows(name, *columns):

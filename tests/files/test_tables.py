@@ -124,8 +124,16 @@ def test_types_survive_from_parquet_to_parquet(tmp_path):
     assert parquet.read_table(tmp_path / "out.parquet").equals(table.take([0, 2]))
 
 
-def test_a_column_of_several_types_is_not_parquet(tmp_path):
+@pytest.mark.parametrize("target", ["parquet", "csv"])
+@pytest.mark.parametrize("value", ['"one"', '"\\ud83d"'])
+def test_a_column_of_several_types_or_halves_of_characters_is_jsonl_only(tmp_path, value, target):
     path = tmp_path / "in.jsonl"
-    path.write_text('{"text": "a", "x": 1}\n{"text": "b", "x": "one"}\n')
-    with pytest.raises(ValueError, match="several types"):
-        row_writer(str(path), None, "parquet", 2)
+    path.write_text(f'{{"text": "a", "x": 1}}\n{{"text": "b", "x": {value}}}\n')
+    if (value, target) == ('"one"', "csv"):
+        row_writer(str(path), None, target, 2)
+    else:
+        with pytest.raises(ValueError, match=r"write \.jsonl"):
+            row_writer(str(path), None, target, 2)
+    write_selected = row_writer(str(path), None, "jsonl", 2)
+    write_selected(tmp_path / "out.jsonl", np.arange(2))
+    assert (tmp_path / "out.jsonl").read_text() == path.read_text()

@@ -173,6 +173,8 @@ FAILURES = [
     ("a.jsonl", '{"text": "a"}\n\n{broken\n', {}, TableError, "line 3: row 2"),
     ("a.jsonl", '{"text": "a"}\n' + "[" * 100_000, {}, TableError, "line 2: row 1"),
     ("a.csv", "id,text\n1,one\n2\n3,three\n", {}, TableError, "line 3: row 1"),
+    ("a.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}\n', {}, TableError, "line 2: row 1"),
+    ("a.jsonl", '{"text": "a", "id": "\\ud83d"}\n', {"id_column": "id"}, TableError, "line 1: row 0"),
     # malformed csv
     ("a.csv", "id,text\n1,one\n2,two, and more\n", {}, TableError, "line 3: row 1"),
     ("a.csv", "text\none\ntwo, and more\n", {}, TableError, "line 3: row 1"),
