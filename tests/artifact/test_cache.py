@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,7 @@ from support import bert_config, bert_tensors, write_checkpoint
 
 from onnxsim_embed import Embedder, export
 from onnxsim_embed.artifact import cache
-from onnxsim_embed.artifact.cache import (
-    cache_directory,
-    clear_cache,
-    list_cached,
-    locate_artifact,
-)
+from onnxsim_embed.artifact.cache import cache_directory, clear_cache, list_cached, locate_artifact
 from onnxsim_embed.artifact.manifest import MANIFEST, is_artifact
 from onnxsim_embed.errors import ArtifactError, CheckpointError
 
@@ -129,8 +125,7 @@ def test_pooling_is_part_of_the_key(tmp_path, exports):
 
 
 def test_an_artifact_is_opened_where_it_is(artifact, root):
-    for name in (artifact, str(artifact)):
-        assert locate_artifact(name).directory == artifact
+    assert locate_artifact(str(artifact)).directory == artifact
     assert not root.exists()
     with pytest.raises(ValueError, match="pooling"):
         locate_artifact(artifact, pooling="cls")
@@ -149,10 +144,8 @@ print(Embedder.from_pretrained(sys.argv[1]).encode("water").tobytes().hex())
 
 def test_two_processes_that_start_together_export_once(tiny, root):
     command = [sys.executable, "-c", ENCODE, str(tiny)]
-    started = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(command, **pipes) for _ in range(2)]
     ended = [process.communicate(timeout=60) for process in started]
     assert [process.returncode for process in started] == [0, 0], ended
     assert ended[0][0] == ended[1][0] != ""
@@ -174,19 +167,7 @@ def test_a_failed_export_is_tried_again(tiny, root, exports):
     assert is_artifact(locate_artifact(tiny).directory)
 
 
-@pytest.mark.parametrize("text", ["", '{"format_version": 0}', None])
-def test_a_damaged_manifest_causes_a_new_export(tiny, exports, text):
-    directory = locate_artifact(tiny).directory
-    if text is None:
-        (directory / MANIFEST).unlink()
-    else:
-        (directory / MANIFEST).write_text(text)
-    assert locate_artifact(tiny).directory == directory
-    assert len(exports) == 2
-    Embedder.from_pretrained(tiny).artifact.check()
-
-
-@pytest.mark.parametrize("name", ["onnx/model.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("name", [MANIFEST, "onnx/model.onnx", "tokenizer.json"])
 @pytest.mark.parametrize("how", ["changed", "missing"])
 def test_a_damaged_file_causes_a_new_export(tiny, exports, caplog, name, how):
     before = Embedder.from_pretrained(tiny).encode("water")
@@ -194,10 +175,12 @@ def test_a_damaged_file_causes_a_new_export(tiny, exports, caplog, name, how):
     content = path.read_bytes()
     path.unlink()
     if how == "changed":
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    np.testing.assert_array_equal(Embedder.from_pretrained(tiny).encode("water"), before)
+        path.write_bytes(b"{" if name == MANIFEST else content[:-1] + bytes([content[-1] ^ 1]))
+    model = Embedder.from_pretrained(tiny)
+    np.testing.assert_array_equal(model.encode("water"), before)
+    model.artifact.check()
     assert len(exports) == 2
-    assert str(path) in caplog.text
+    assert str(path) in caplog.text or (name, how) == (MANIFEST, "missing")
     Embedder.from_pretrained(tiny)
     assert len(exports) == 2
 
@@ -222,11 +205,7 @@ def test_an_unfaithful_int8_is_skipped_once_and_the_reason_kept(tiny, monkeypatc
         return replace(made, encoder=replace(made.encoder, norm=norm))
 
     monkeypatch.setattr(build, "quantize_static", corrupt)
-    monkeypatch.setattr(
-        export,
-        "export_model",
-        lambda *args, **options: record(*args, **options | {"precisions": ["fp32", "int8"]}),
-    )
+    monkeypatch.setattr(export, "export_model", partial(record, precisions=["fp32", "int8"]))
     for _ in range(2):
         model = Embedder.from_pretrained(tiny)
         assert model.precision == "fp32"
