@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
-from support import jargon_pairs, write_checkpoint
+from support import jargon_pairs, read_json, write_checkpoint
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import Artifact
@@ -30,16 +30,13 @@ from onnxsim_embed.errors import (
 from onnxsim_embed.export import export_model
 from onnxsim_embed.finetune import TextPairs, evaluation, finetune, job, read_pairs, training
 from onnxsim_embed.finetune.report import draw_losses, report_table, verdict
-from onnxsim_embed.finetune.settings import Settings
 
 PAIRS = TextPairs(*jargon_pairs())
 EPOCHS_3 = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3}
 EPOCH_1 = {"epochs": 1, "batch_size": 16}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few(few_texts):
-    """Exports are verified on few texts."""
+pytestmark = pytest.mark.usefixtures("few_texts")
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +51,13 @@ def tuned(checkpoint, tmp_path_factory):
 @pytest.fixture
 def brief(monkeypatch):
     """Skip int8 and the plot where they are not tested: they take most of the time."""
-
-    def export_fp32(*arguments, **options):
-        return export_model(*arguments, **(options | {"precisions": ("fp32",)}))
-
+    export_fp32 = lambda *args, **options: export_model(*args, **options | {"precisions": ["fp32"]})  # noqa: E731
     monkeypatch.setattr(job, "export_model", export_fp32)
     monkeypatch.setattr(job, "draw_losses", lambda report, path: path.touch())
 
 
 def interrupt(*_, **__):
     raise KeyboardInterrupt
-
-
-def weights(directory):
-    return load_file(directory / "model.safetensors")
 
 
 # result
@@ -91,7 +81,7 @@ def test_report(tuned):
     assert [int(word) for word in stages[0].split() if word.isdigit()] == [32, 4, 4]
     assert stages[1:] == ["Evaluating the base model.", "Training.", "Exporting and verifying."]
     assert [path.name for path in output.parent.iterdir()] == ["tuned"]
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    report = read_json(output / "report.json")
     assert report == result.report
     assert report["pairs"] == {
         "read": 40, "repeated": 0, "same_text": 0, "dropped": 0, "train": 32, "validation": 4, "held_out": 4,
@@ -165,10 +155,11 @@ def test_scored_pairs(checkpoint, tmp_path):
 
 @pytest.mark.usefixtures("brief")
 def test_hard_negatives_are_mined_once(checkpoint, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(
-        training, "MAX_MINED_SCORE", 0.9999
-    )  # the tiny model's cosines are all high
     options = {"model": checkpoint, "hard_negatives": 2, **EPOCH_1}
+    monkeypatch.setattr(training, "MAX_MINED_SCORE", -1)
+    with pytest.raises(ValueError, match="hard_negatives"):
+        finetune(PAIRS, tmp_path / "none", **options)
+    monkeypatch.setattr(training, "MAX_MINED_SCORE", 0.9999)  # of the tiny model, all are high
     datasets = []
     train = training.train
 
@@ -188,12 +179,6 @@ def test_hard_negatives_are_mined_once(checkpoint, tmp_path, monkeypatch, capfd)
     assert "%" not in capfd.readouterr().err
 
 
-def test_hard_negatives_that_cannot_be_mined(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "MAX_MINED_SCORE", -1)
-    with pytest.raises(ValueError, match="hard_negatives"):
-        finetune(PAIRS, tmp_path / "out", model=checkpoint, hard_negatives=2)
-
-
 @pytest.mark.usefixtures("brief")
 def test_memory_limits_the_texts_trained_on_at_once(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "ACTIVATION_BYTES", 200_000)
@@ -209,16 +194,15 @@ def test_memory_limits_the_texts_trained_on_at_once(checkpoint, tmp_path, monkey
 # resumption
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from onnxsim_embed.finetune import TextPairs, finetune
 from onnxsim_embed.finetune.training import FiniteGradients
-import json
 def kill(self, arguments, state, control, **_):
     if state.global_step == 6:
         os.kill(os.getpid(), signal.SIGKILL)
 FiniteGradients.on_pre_optimizer_step = kill
-table = json.loads(sys.argv[1])
-finetune(TextPairs(*table["pairs"]), table["output"], model=table["model"], **table["options"])
+options, pairs = map(json.loads, sys.argv[1:])
+finetune(TextPairs(*pairs), **options)
 """
 
 
@@ -226,12 +210,9 @@ finetune(TextPairs(*table["pairs"]), table["output"], model=table["model"], **ta
 def test_a_killed_run_continues_to_the_same_bytes(tuned, checkpoint, tmp_path):
     result, uninterrupted, _ = tuned
     output = tmp_path / "tuned"
-    table = {
-        "pairs": [PAIRS.sources, PAIRS.targets], "output": str(output), "model": str(checkpoint), "options": EPOCHS_3,
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, json.dumps(table)], capture_output=True, check=False
-    )
+    options = {"output": str(output), "model": str(checkpoint), **EPOCHS_3}
+    command = [sys.executable, "-c", KILLED, json.dumps(options), json.dumps(jargon_pairs())]
+    done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     checkpoints = job.UnfinishedRun(output).directory / "checkpoints"
     assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-4"]
@@ -280,7 +261,7 @@ def test_an_unfaithful_export_keeps_the_checkpoint(checkpoint, tmp_path, monkeyp
             finetune(PAIRS, tmp_path / "out", **options)
     trained = job.UnfinishedRun(tmp_path / "out").directory / "model" / "out"
     assert f"onnxsim-embed export {trained}" in str(caught.value)
-    assert weights(trained)
+    assert load_file(trained / "model.safetensors")
     assert not (tmp_path / "out").exists()
     stages = []
     finetune(PAIRS, tmp_path / "out", on_stage=stages.append, **options)
@@ -304,7 +285,7 @@ def test_a_worse_model_is_written_and_marked(checkpoint, tmp_path, monkeypatch):
     assert result.worse
     assert result.report["worse"] is True
     assert f"\n**{verdict(result.report)}**" in (tmp_path / "out/README.md").read_text("utf-8")
-    assert weights(tmp_path / "out")
+    assert load_file(tmp_path / "out/model.safetensors")
 
 
 @pytest.mark.usefixtures("brief")
@@ -337,34 +318,27 @@ SCORED = TextPairs(PAIRS.sources, PAIRS.targets, scores=list(range(40)))
         ("scores", ValueError, SCORED, {"evaluation": PAIRS}),
         ("batch_size", ValueError, PAIRS, {"batch_size": 1}),
         ("epochs", ValueError, PAIRS, {"epochs": 0}),
+        ("held_out", ValueError, PAIRS, {"held_out": 0.6}),
+        ("learning_rate", ValueError, PAIRS, {"learning_rate": float("nan")}),
+        ("seed", ValueError, PAIRS, {"seed": 1 << 32}),
+        ("ONNX", CheckpointError, PAIRS, {"model": "artifact"}),
+        ("modules.json", CheckpointError, PAIRS, {"model": "plain"}),
     ],
 )
-def test_errors_before_any_work(
-    checkpoint, artifact, tmp_path, monkeypatch, word, error, pairs, options
-):
+def test_errors_before_any_work(checkpoint, artifact, tmp_path, word, error, pairs, options):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/thesis.txt").touch()
-    output = options.get("output", "out")
-    arguments = {"model": checkpoint, **options}
-    arguments["output"] = artifact if output == "artifact" else tmp_path / output
+    paths = {"artifact": artifact, "plain": tmp_path / "plain", "taken": tmp_path / "taken"}
+    if options.get("model") == "plain":
+        write_checkpoint(paths["plain"], pooling=None)
+    before = sorted(tmp_path.iterdir())
+    arguments = {"model": checkpoint, "output": tmp_path / "out", **options}
+    arguments |= {
+        k: paths[v] for k, v in options.items() if k in ("model", "output") and v in paths
+    }
     with pytest.raises(error, match=word):
         finetune(pairs, **arguments)
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
-
-
-def test_base_models_that_cannot_be_trained(artifact, tmp_path):
-    plain = write_checkpoint(tmp_path / "plain", pooling=None)
-    for model, word in [(plain, "modules.json"), (artifact, "ONNX")]:
-        with pytest.raises(CheckpointError, match=word):
-            finetune(PAIRS, tmp_path / "out", model=model)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("share", 0.6), ("learning_rate", float("nan")), ("seed", 1 << 32)]
-)
-def test_settings(name, value):
-    with pytest.raises(ValueError, match="held_out" if name == "share" else name):
-        Settings(**{name: value})
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("package", ["accelerate", "torch"])

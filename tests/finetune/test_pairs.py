@@ -53,21 +53,18 @@ def test_columns_that_cannot_be_used(table, header, options, words):
         read_pairs(table(header, ["a", "b", "1.5"][: len(header)]), **options)
 
 
-def test_a_third_column_holds_hard_negatives(table):
-    pairs = read_pairs(table([*PLAIN, "wrong"], ["a", "b", "c"]))
-    assert (pairs.negatives, pairs.scores) == (["c"], None)
-
-
-def test_further_columns_are_ignored(table):
-    assert read_pairs(table(["id", *PLAIN], ["1", "a", "b"])) == TextPairs(["a"], ["b"])
-    pairs = read_pairs(table(["id", *PLAIN, "date"], ["1", "a", "b", "2020"]))
-    assert pairs == TextPairs(["a"], ["b"])
-
-
-@pytest.mark.parametrize(("name", "options"), [("score", {}), ("x", {"score_column": "x"})])
-def test_scores(table, name, options):
-    pairs = read_pairs(table([*PLAIN, name], ["a", "b", "0.5"]), **options)
-    assert (pairs.scores, pairs.negatives) == ([0.5], None)
+@pytest.mark.parametrize(
+    ("header", "row", "options", "more"),
+    [
+        ([*PLAIN, "wrong"], ["a", "b", "c"], {}, {"negatives": ["c"]}),
+        (["id", *PLAIN], ["1", "a", "b"], {}, {}),
+        (["id", *PLAIN, "date"], ["1", "a", "b", "2020"], {}, {}),
+        ([*PLAIN, "score"], ["a", "b", "0.5"], {}, {"scores": [0.5]}),
+        ([*PLAIN, "x"], ["a", "b", "0.5"], {"score_column": "x"}, {"scores": [0.5]}),
+    ],
+)
+def test_a_third_column_holds_hard_negatives_or_scores(table, header, row, options, more):
+    assert read_pairs(table(header, row), **options) == TextPairs(["a"], ["b"], **more)
 
 
 def test_a_named_negative_column_takes_precedence_over_scores(table):
@@ -95,9 +92,12 @@ def test_jsonl_and_parquet(tmp_path):
 
 
 @pytest.mark.parametrize("row", [["c", ""], ["c", "  "], ["c"]])
-def test_an_empty_cell_is_named_by_its_row(table, row):
+@pytest.mark.parametrize("score", ["", "high", "nan", "inf"])
+def test_an_invalid_cell_is_named_by_its_row(table, row, score):
     with pytest.raises(TableError, match=r"row 1 .*target_sentence"):
         read_pairs(table(PLAIN, ["a", "b"], row))
+    with pytest.raises(TableError, match=r"row 1 .*score"):
+        read_pairs(table([*PLAIN, "score"], ["a", "b", "1"], ["c", "d", score]))
 
 
 def test_rows_without_a_pair_can_be_skipped(table, caplog):
@@ -116,12 +116,6 @@ def test_delimiters_gzip_and_long_cells(tmp_path):
     path = tmp_path / "pairs.csv.gz"
     path.write_bytes(gzip.compress(f"anchor;positive\na;{text}\n".encode()))
     assert read_pairs(path) == read_pairs(path, delimiter=";") == TextPairs(["a"], [text])
-
-
-@pytest.mark.parametrize("cell", ["", "high", "nan", "inf"])
-def test_a_score_must_be_a_finite_number(table, cell):
-    with pytest.raises(TableError, match=r"row 1 .*score"):
-        read_pairs(table([*PLAIN, "score"], ["a", "b", "1"], ["c", "d", cell]))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +151,8 @@ def test_repeated_pairs_and_pairs_of_one_text_are_skipped():
 
 
 def test_scored_pairs_may_be_of_one_text():
-    pairs = TextPairs([*numbered(9).sources, "x"], [*numbered(9).targets, "x"], scores=range(10))
+    nine = numbered(9)
+    pairs = TextPairs([*nine.sources, "x"], [*nine.targets, "x"], scores=range(10))
     assert len(clean_pairs(pairs)[0]) == 10
 
 
