@@ -33,45 +33,28 @@ def tensorflow_name(name: str) -> str:
     return f"bert.{name}"
 
 
-@pytest.mark.parametrize(
-    "rename",
-    [
-        lambda name: name,
-        lambda name: f"bert.{name}",
-        lambda name: f"model.{name}",
-        lambda name: f"auto_model.{name}",
-        lambda name: f"0.auto_model.{name}",
-        tensorflow_name,
-    ],
-    ids=["plain", "bert", "model", "auto_model", "0.auto_model", "gamma-beta"],
-)
-def test_wrapper_prefixes_and_old_names_are_removed(tmp_path, tensors, rename):
-    save_file({rename(k): v for k, v in tensors.items()}, tmp_path / "model.safetensors")
+@pytest.mark.parametrize("prefix", ["", "bert.", "model.", "auto_model.", "0.auto_model.", None])
+def test_wrapper_prefixes_and_old_names_are_removed(tmp_path, tensors, prefix):
+    stored = {k if prefix is None else prefix + k: v for k, v in tensors.items()}
+    if prefix is None:
+        stored = {tensorflow_name(k): v for k, v in tensors.items()}
+    save_file(stored, tmp_path / "model.safetensors")
     assert same(read_tensors(tmp_path), tensors)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_float_dtypes_become_float32_and_integers_are_ignored(tmp_path, tensors, dtype):
-    stored = {k: v.astype(dtype) for k, v in tensors.items()}
-    buffer = {"embeddings.position_ids": np.arange(64)[None]}
-    save_file(stored | buffer, tmp_path / "model.safetensors")
-    read = read_tensors(tmp_path)
-    assert {v.dtype for v in read.values()} == {np.dtype(np.float32)}
-    assert same(read, {k: v.astype(np.float32) for k, v in stored.items()})
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_pytorch_dtypes_become_float32_in_both_formats(tmp_path, tensors, dtype):
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_dtypes_become_float32_in_both_formats_and_integers_are_ignored(tmp_path, tensors, dtype):
     import torch
     from safetensors.torch import save_file as save_torch
 
     stored = {k: torch.from_numpy(v).to(getattr(torch, dtype)) for k, v in tensors.items()}
     expected = {k: v.float().numpy() for k, v in stored.items()}
-    positions = {"embeddings.position_ids": torch.arange(64)}
-    torch.save(stored | positions, tmp_path / "pytorch_model.bin")
+    stored["embeddings.position_ids"] = torch.arange(64)[None]
+    torch.save(stored, tmp_path / "pytorch_model.bin")
     assert same(read_tensors(tmp_path), expected)
     (tmp_path / "pytorch_model.bin").write_bytes(b"never read beside safetensors")
     save_torch(stored, tmp_path / "model.safetensors")
+    assert {v.dtype for v in read_tensors(tmp_path).values()} == {np.dtype(np.float32)}
     assert same(read_tensors(tmp_path), expected)
 
 
@@ -117,6 +100,9 @@ def save_shards(directory: Path, tensors: dict[str, np.ndarray], suffix: str) ->
 def test_shards_are_read_through_their_index(tmp_path, tensors, suffix):
     index = save_shards(tmp_path, tensors, suffix)
     assert same(read_tensors(tmp_path), tensors)
+    next(tmp_path.glob("*-00002-of-00002.*")).unlink()
+    with pytest.raises(CheckpointError, match="model-00002-of-00002"):
+        read_tensors(tmp_path)
     for name in ("../model.safetensors", "/etc/passwd", "a/b.safetensors"):
         write_json(index, {"weight_map": {WORD: name}})
         with pytest.raises(CheckpointError, match="outside its directory"):
@@ -125,13 +111,6 @@ def test_shards_are_read_through_their_index(tmp_path, tensors, suffix):
         write_json(index, {"weight_map": weight_map})
         with pytest.raises(CheckpointError, match="weight_map"):
             read_tensors(tmp_path)
-
-
-def test_a_missing_shard_is_named(tmp_path, tensors):
-    save_shards(tmp_path, tensors, "safetensors")
-    (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors is missing"):
-        read_tensors(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +125,11 @@ def test_a_tensor_that_is_not_finite_in_float32_is_named(tmp_path, tensors, valu
         read_tensors(tmp_path)
 
 
-def test_missing_weights_list_the_expected_files(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no weights: .*model.safetensors"):
-        read_tensors(tmp_path)
-
-
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"x" * 99])
 def test_a_damaged_safetensors_file_is_named(tmp_path, tensors, damage):
     path = tmp_path / "model.safetensors"
+    with pytest.raises(CheckpointError, match=r"no weights: .*model.safetensors"):
+        read_tensors(tmp_path)
     save_file(tensors, path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=r"model.safetensors is not a readable safetensors"):
