@@ -99,6 +99,7 @@ def main() -> None:
         if "--debug" in sys.argv:
             typer.echo(without_passwords(traceback.format_exc()), err=True)
         code, message = exit_code(error), str(error) or type(error).__name__
+        message = message.removeprefix(f"[Errno {getattr(error, 'errno', None)}] ")
         if code == INTERNAL_FAULT:
             message = (
                 f"internal fault: {type(error).__name__}: {message}; run the command "

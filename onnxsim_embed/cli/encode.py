@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Inputs, with_inputs
-from onnxsim_embed.cli.output import counted
+from onnxsim_embed.cli.inputs import Counted, Inputs, with_inputs
+from onnxsim_embed.cli.output import check_table, counted, resumable
 from onnxsim_embed.cli.ray import encode_on_ray
 from onnxsim_embed.files.atomic import check_output, write_json
+from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
+from onnxsim_embed.files.vectors import read_vectors, write_vectors
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from onnxsim_embed.runtime.embedder import Embedder
     from onnxsim_embed.runtime.encode_to_file import EncodeResult
     from onnxsim_embed.runtime.options import OutputPrecision
+
+# Texts, drawn from the whole file, whose vectors define the ranges of int8 and uint8.
+RANGE_TEXTS = 10_000
 
 
 @with_inputs
@@ -37,8 +44,11 @@ def encode(
         "float32", help="Output: float32, float16, int8, uint8, binary or ubinary."
     ),
     ranges: Path | None = Option(
-        None, help="Quantization ranges of int8 and uint8: .npy (2, dim), min and max."
+        None,
+        help="Quantization ranges of int8 and uint8: .npy (2, dim), min and max; default: those of "
+        "10,000 texts, in a first pass.",
     ),
+    save_ranges: Path | None = Option(None, help="Save the computed ranges, .npy."),
     truncate_dim: int | None = Option(None, help="Truncate vectors to N dimensions."),
     normalize: bool = Option(False, "--normalize", help="Scale each vector to L2 norm 1."),
     report: Path | None = Option(None, help="Write counts and the time of each stage, .json."),
@@ -57,7 +67,13 @@ def encode(
     if options.on_ray(
         engine,
         {"strict": strict},
-        {"dtype": dtype != "float32", "ranges": ranges, "report": report, **inputs.local},
+        {
+            "dtype": dtype != "float32",
+            "ranges": ranges,
+            "save_ranges": save_ranges,
+            "report": report,
+            **inputs.local,
+        },
     ):
         encode_on_ray(
             file,
@@ -72,35 +88,44 @@ def encode(
             address=address,
         )
         return
-    from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
-    from onnxsim_embed.files.vectors import read_vectors
-    from onnxsim_embed.runtime.encode_to_file import check_format, encode_to_file
+    from onnxsim_embed.runtime.encode_to_file import encode_to_file
 
     target = Path(output)
-    EmbeddingCheckpoint(target).check_target(inputs.force)
+    checkpoint = EmbeddingCheckpoint(target)
+    checkpoint.check_target(inputs.force)
     if inputs.id_column and target.suffix != ".parquet":
         raise ValueError(f"--id-column requires -o VECTORS.parquet: {target} cannot hold ids")
     if report is not None:
         _check_report(report, target, inputs.force)
-    check_format(dtype, ranges is not None)
-    limits = None if ranges is None else read_vectors(ranges)
     source = inputs.open(file)
+    sampled = _check_ranges(file, dtype, ranges, save_ranges, inputs.force)
     texts = iter(source)
     embedder = inputs.load()
-    with _resumable(inputs.force, inputs.quiet) as on_rows:
+    total, sample = source.survey(RANGE_TEXTS if sampled else 0)
+    processing: dict[str, Any] = {
+        "prompt_name": prompt_name,
+        "normalize_embeddings": normalize,
+        "truncate_dim": truncate_dim,
+        "show_progress_bar": inputs.show_progress_bar,
+    }
+    limits = None if ranges is None else read_vectors(ranges)
+    if sampled:
+        limits = _save_ranges(embedder.encode(sample, **processing), save_ranges)
+        if not inputs.quiet:
+            counts = f"{len(sample):,} of {counted(total, 'text')}"
+            typer.echo(f"Computed the quantization ranges from {counts}.")
+    found: list[int] = []
+    with resumable(partial(_kept, checkpoint, found), inputs.force):
         result = encode_to_file(
             embedder,
-            texts,
+            Counted(texts, total),
             target,
-            prompt_name=prompt_name,
-            show_progress_bar=inputs.show_progress_bar,
             precision=cast("OutputPrecision", dtype),
             ranges=limits,
-            normalize_embeddings=normalize,
-            truncate_dim=truncate_dim,
             ids=source.report.ids if inputs.id_column else None,
             force=inputs.force,
-            on_rows=on_rows,
+            on_rows=partial(_note_rows, found, inputs.quiet),
+            **processing,
         )
     source.print_problems()
     if report is not None:
@@ -111,33 +136,50 @@ def encode(
         typer.echo(f"Wrote {target}: {result.rows:,} x {result.dim} {result.dtype}.")
 
 
-@contextmanager
-def _resumable(force: bool, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Yield a callback for the number of rows on disk; failures say how many are kept."""
-    rows: int | None = None
+def _note_rows(found: list[int], quiet: bool, rows: int) -> None:
+    """Note the number of finished rows, and print that of an earlier run."""
+    if rows and not found and not quiet:
+        typer.echo(f"Found {counted(rows, 'row')} of an earlier run.")
+    found.append(rows)
 
-    def on_rows(number: int) -> None:
-        nonlocal rows
-        if number and rows is None and not quiet:
-            typer.echo(f"Found {counted(number, 'row')} of an earlier run.")
-        rows = number
 
-    def hint() -> str:
-        command = "the same command without --force" if force else "the same command"
-        return f"; {counted(rows, 'row')} kept: {command} continues" if rows else ""
+def _kept(checkpoint: EmbeddingCheckpoint, found: list[int]) -> str:
+    journal = checkpoint.read() if found else None
+    return counted(journal["rows"], "row") if journal else ""
 
-    try:
-        yield on_rows
-    except KeyboardInterrupt:
-        typer.echo(f"onnxsim-embed: interrupted{hint()}", err=True)
-        raise typer.Exit(130) from None
-    except Exception as error:
-        vars(error)["hint"] = hint()
-        raise
+
+def _check_ranges(
+    file: str, dtype: str, ranges: Path | None, target: Path | None, force: bool
+) -> bool:
+    """Return whether the quantization ranges are computed in a first pass, after checking the options."""
+    from onnxsim_embed.runtime.encode_to_file import check_format
+    from onnxsim_embed.runtime.options import RANGED
+
+    sampled = dtype in RANGED and ranges is None
+    if not sampled:
+        check_format(dtype, ranges is not None)
+    elif file == "-":
+        raise ValueError(
+            f"--dtype {dtype} requires --ranges where standard input is read: only once"
+        )
+    if target is not None:
+        if not sampled:
+            raise ValueError("--save-ranges requires --dtype int8 or uint8, and no --ranges")
+        check_table(target, force, ".npy")
+    return sampled
+
+
+def _save_ranges(vectors: npt.NDArray[Any], path: Path | None) -> npt.NDArray[Any]:
+    """Return minimum and maximum of each dimension, (2, dim), and save them."""
+    if len(vectors) < 2:
+        raise ValueError("quantization ranges require --ranges, or a file of at least 2 texts")
+    ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
+    if path is not None:
+        write_vectors(ranges, path)
+    return ranges
 
 
 def _check_report(report: Path, output: Path, force: bool) -> None:
-    from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
     from onnxsim_embed.files.provenance import sidecar
 
     if report.absolute() in (output.absolute(), sidecar(output.absolute())):

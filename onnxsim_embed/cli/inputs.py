@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from itertools import chain, islice
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +17,7 @@ import typer
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import counted, name_options, on_terminal
+from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.texts import ReadReport, iter_texts, list_rows
 
 if TYPE_CHECKING:
@@ -153,6 +156,21 @@ class VectorInputs(Inputs):
         return Rows(vectors, texts, ids or source.names, source)
 
 
+@dataclass
+class Counted:
+    """Texts whose number is known, for the total of a progress bar; 0 if it is not."""
+
+    texts: Iterator[str]
+    total: int
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the texts."""
+        return self.texts
+
+    def __length_hint__(self) -> int:
+        return self.total
+
+
 @dataclass(frozen=True)
 class Texts:
     """The texts of a file."""
@@ -174,6 +192,24 @@ class Texts:
         if not given.quiet and self.report.column is not None:
             typer.echo(f"Reading {self.path}: {self.report.describe()}.")
         return chain(first, texts)
+
+    def survey(self, size: int) -> tuple[int, list[str]]:
+        """Read the file once, for a progress bar or a sample; else return 0 and no texts.
+
+        :param size: size of the sample: the same texts of a file each time.
+        :returns: the number of texts and the sample; those before a row that cannot be read, at which
+            the second pass will raise.
+        """
+        count, random = 0, Random(0)
+        sample: list[str] = []
+        if self.path == "-" or not (size or self.inputs.show_progress_bar):
+            return 0, []
+        with suppress(TableError):
+            for text in Texts(self.path, replace(self.inputs, quiet=True, id_column=None)):
+                count += 1
+                place = len(sample) if len(sample) < size else random.randrange(count)
+                sample[place : place + 1] = [text] * (place < size)
+        return count, sample
 
     def read(self, limit: int | None = None) -> list[str]:
         """Return all texts, or the first."""

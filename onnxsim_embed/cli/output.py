@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import typer
+
+from onnxsim_embed.errors import OnnxsimEmbedError
 
 if TYPE_CHECKING:
     from onnxsim_embed.artifact.manifest import Manifest
@@ -51,6 +54,30 @@ def counted(number: int, noun: str) -> str:
     """Return a number and its noun: "1 text", "2,000 texts", "3 queries"."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+@contextmanager
+def resumable(kept: Callable[[], str], force: bool) -> Iterator[None]:
+    """Let failures and interruptions say what is kept, and that the same command continues.
+
+    :param kept: returns what is finished, in words; empty if nothing is.
+    """
+
+    def hint() -> str:
+        with suppress(OnnxsimEmbedError):  # of a damaged checkpoint
+            if finished := kept():
+                command = "the same command without --force" if force else "the same command"
+                return f"; {finished} kept: {command} continues"
+        return ""
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"onnxsim-embed: interrupted{hint()}", err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        vars(error)["hint"] = hint()
+        raise
 
 
 def check_table(path: Path, force: bool, *suffixes: str) -> None:

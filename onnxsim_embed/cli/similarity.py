@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.inputs import Rows, VectorInputs, with_inputs
-from onnxsim_embed.cli.output import check_table, counted
+from onnxsim_embed.cli.output import check_table, counted, resumable
 from onnxsim_embed.cli.ray import compare_on_ray
 from onnxsim_embed.files.atomic import check_output
 
@@ -137,7 +137,8 @@ def _write(
     """Write the targets of -o; return what was written, in words."""
     done = []
     if path := targets.get("graph"):
-        graph = job.write_graph(path, top_k, force)
+        with resumable(lambda: _kept(path), force):
+            graph = job.write_graph(path, top_k, force)
         what = f" above {job.threshold}" if top_k is None else f", top {top_k} of each row"
         done.append(
             f"{counted(graph.nnz, 'score')}{what} in {counted(len(graph.parts), 'shard')} -> {path}"
@@ -149,6 +150,13 @@ def _write(
         job.write_neighbours(path, top_k)
         done.append(f"{counted(top_k, 'neighbour')} of each row -> {path}")
     return done
+
+
+def _kept(path: Path) -> str:
+    from onnxsim_embed.similarity.graph_writer import GraphCheckpoint
+
+    shards = len(list(GraphCheckpoint(path).shards.glob("part-*.npz")))
+    return counted(shards, "shard") if shards else ""
 
 
 def _targets(

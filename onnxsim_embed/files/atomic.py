@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import IO, Any
 from uuid import uuid4
 
 from onnxsim_embed.files.uris import local_path
+from onnxsim_embed.system.units import format_bytes
 
 
 def check_output(path: str | Path, force: bool) -> None:
@@ -71,6 +73,9 @@ def atomic_file(target: Path) -> Iterator[Path]:
         _sync(work)
         os.replace(work, target)
         _sync(target.parent)
+    except OSError as error:
+        written = work.stat().st_size if work.exists() else 0
+        raise explain_full_disk(error, target, f"more than {format_bytes(written)}") from error
     finally:
         work.unlink(missing_ok=True)
 
@@ -80,6 +85,21 @@ def durable_file(target: Path) -> Iterator[IO[bytes]]:
     """Yield a stream whose content replaces `target` when the block succeeds."""
     with atomic_file(target) as work, work.open("wb") as stream:
         yield stream
+
+
+def explain_full_disk(error: OSError, path: Path, takes: str) -> OSError:
+    """Return an error of a full disk with the bytes needed and free; others as they are.
+
+    :param takes: bytes that the file needs, in words.
+    """
+    reason = error.strerror or str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not (full or "requested and" in reason):  # numpy's words for a short write
+        return error
+    free = format_bytes(shutil.disk_usage(path.parent).free)
+    return OSError(
+        error.errno or errno.ENOSPC, f"{reason}: {path.name} takes {takes}, {free} are free"
+    )
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - what json takes

@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.atomic import check_output, durable_file, write_json
+from onnxsim_embed.files.atomic import check_output, durable_file, explain_full_disk, write_json
 from onnxsim_embed.files.provenance import Provenance, check_sidecar, write_sidecar
 from onnxsim_embed.files.vectors import NPY_HEADER, check_ending, npy_header, write_parquet
+from onnxsim_embed.system.units import format_bytes
 
 JOURNAL = "job.json"
 LOCK = "lock"
@@ -267,9 +268,13 @@ class EmbeddingCheckpoint(Checkpoint):
 
     def _write(self, content: bytes) -> None:
         rest = memoryview(content)
-        while rest:
-            rest = rest[self._stream.write(rest) :]
-        os.fsync(self._stream.fileno())
+        try:
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            takes = f"{format_bytes(len(content))} more for these rows"
+            raise explain_full_disk(error, self.target, takes) from error
 
 
 def count_rows(number: int) -> str:

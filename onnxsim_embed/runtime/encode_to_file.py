@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from typing import Any, get_args
 
@@ -159,6 +160,10 @@ class _DigestingReader:
         self._rows = 0
         self._pending: deque[bytes] = deque()
         self._finished = hashlib.sha256()
+        self._texts = length_hint(texts)
+
+    def __length_hint__(self) -> int:
+        return max(0, self._texts - self._rows)
 
     def __iter__(self) -> Iterator[str]:
         for text in self._source:

@@ -92,7 +92,31 @@ def test_number_format_width_and_length_are_those_asked_for(
     np.testing.assert_array_equal(read_vectors(output), expected, strict=True)
 
 
-def test_ranges_are_read_from_a_file(run, tmp_path, artifact, texts_csv):
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_ranges_are_computed_saved_and_read_from_a_file(
+    run, refuse, tmp_path, artifact, texts_csv, monkeypatch, dtype
+):
+    vectors = Embedder(artifact).encode(TEXTS)
+    arguments = ["encode", texts_csv, "-m", artifact, "--dtype", dtype, "-o"]
+    saving = ["--save-ranges", tmp_path / "ranges.npy"]
+    code, out, err = run(*arguments, tmp_path / "computed.npy", *saving)
+    assert (code, err, "ranges from 12 of 12 texts." in out) == (0, "", True)
+    ranges = np.load(tmp_path / "ranges.npy")
+    np.testing.assert_array_equal(ranges, [vectors.min(axis=0), vectors.max(axis=0)], strict=True)
+    assert run(*arguments, tmp_path / "read.npy", "--ranges", tmp_path / "ranges.npy")[0] == 0
+    computed, read = (np.load(tmp_path / name) for name in ("computed.npy", "read.npy"))
+    np.testing.assert_array_equal(computed, read, strict=True)
+    monkeypatch.setattr("onnxsim_embed.cli.encode.RANGE_TEXTS", 5)
+    assert "from 5 of 12 texts" in run(*arguments, tmp_path / "sampled.npy")[1]
+    assert (np.load(tmp_path / "sampled.npy") != computed).any()
+    assert "ranges.npy exists" in refuse(*arguments, tmp_path / "n.npy", *saving)
+    (tmp_path / "one.txt").write_text("a road\n")
+    assert "at least 2 texts" in refuse(
+        "encode", tmp_path / "one.txt", *arguments[2:], tmp_path / "n.npy"
+    )
+
+
+def test_given_ranges_are_used(run, tmp_path, artifact, texts_csv):
     dtype = "int8"
     ranges = np.stack([np.full(32, -0.4), np.full(32, 0.3)]).astype(np.float32)
     np.save(tmp_path / "ranges.npy", ranges)
@@ -155,7 +179,7 @@ def test_broken_input_is_one_line(
         (["--precision", "fp64"], "precision 'fp64' is not in"),
         (["--prompt-name", "x"], "--prompt-name 'x'"),
         (["--dtype", "int4"], "'int4'"),
-        (["--dtype", "int8"], "required for int8"),
+        (["--save-ranges", "r.npy"], "requires --dtype int8 or uint8"),
         (["--ranges", "none.npy"], "'float32'"),
         (["--truncate-dim", 33], "--truncate-dim must be from 1 to 32, got 33"),
         (["--max-seq-length", 49], "at most 48"),
@@ -348,7 +372,7 @@ def test_on_a_terminal_there_is_progress_and_an_interruption_is_one_line(tmp_pat
     process = start(artifact, output, lines, stderr=other_end)
     os.close(other_end)
     shown = b""
-    while b"texts/s" not in shown:
+    while b" tokens/s" not in shown:
         shown += os.read(terminal, 4096)
     wait_for_rows(process, output, 2 * BLOCK)  # the first are known to the command by then
     process.send_signal(signal.SIGINT)
@@ -357,7 +381,7 @@ def test_on_a_terminal_there_is_progress_and_an_interruption_is_one_line(tmp_pat
             shown += read
     os.close(terminal)
     process.communicate(timeout=60)
-    assert b"Encoding" in shown
+    assert re.search(rb"Encoding: +0%", shown)  # of a total
     assert process.returncode == 130
     assert b"Traceback" not in shown
     assert b"\nonnxsim-embed: interrupted; " in shown

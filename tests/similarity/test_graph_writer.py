@@ -81,7 +81,7 @@ def interrupt(target, monkeypatch, number=2, error=StopError, raises=StopError, 
         with pytest.raises(raises) as caught:
             write_graph(VECTORS, target, **({"threshold": 0.4} | options))
     if raises is TableError:
-        assert str(caught.value) == f"cannot write {target}: No space left"
+        assert str(caught.value).startswith(f"cannot write {target}: No space left: ")
     return GraphCheckpoint(target).directory
 
 
