@@ -50,22 +50,16 @@ def assert_duplicates(found, scores, threshold):
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 17, 4096])
-@pytest.mark.parametrize("threshold", [-0.3, 0.2, 0.6, 0.8, 0.95])
-def test_a_row_above_the_threshold_with_an_earlier_kept_row_is_dropped(
-    chunk, threshold, monkeypatch
-):
+def test_a_row_strictly_above_the_threshold_with_an_earlier_kept_row_is_dropped(chunk, monkeypatch):
     monkeypatch.setattr(clustering, "CHUNK_ROWS", chunk)
-    for vectors in CLUSTERED.values():
-        scores = clear_scores(vectors, threshold)
-        assert_duplicates(deduplicate(vectors, threshold), scores, threshold)
-
-
-@pytest.mark.parametrize("chunk", [1, 5, 17, 4096])
-@pytest.mark.parametrize("threshold", [-1, -0.5, 0, 0.5, 1])
-def test_a_duplicate_is_strictly_above_the_threshold(chunk, threshold, monkeypatch):
-    monkeypatch.setattr(clustering, "CHUNK_ROWS", chunk)
-    vectors, exclusive = crossing_vectors(), min(threshold, 1 - 1e-7)  # at 1, equal rows
-    assert_duplicates(deduplicate(vectors, threshold), dense(vectors), exclusive)
+    for threshold in (-0.3, 0.2, 0.6, 0.8, 0.95):
+        for vectors in CLUSTERED.values():
+            scores = clear_scores(vectors, threshold)
+            assert_duplicates(deduplicate(vectors, threshold), scores, threshold)
+    vectors = crossing_vectors()
+    for threshold in (-1, -0.5, 0, 0.5, 1):
+        exclusive = min(threshold, 1 - 1e-7)  # at 1, equal rows
+        assert_duplicates(deduplicate(vectors, threshold), dense(vectors), exclusive)
 
 
 def test_similarity_is_not_transitive():
@@ -124,11 +118,14 @@ def test_unseen_rows_differ_by_more_than_case_accents_and_spaces():
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_fewer_than_two_rows_have_no_duplicates(rows):
-    found = deduplicate(np.ones((rows, 4)), 0.5)
-    np.testing.assert_array_equal(found.kept, np.arange(rows))
-    np.testing.assert_array_equal(found.first, np.arange(rows))
-    assert found.groups() == []
+def test_fewer_than_two_rows_have_no_duplicates_communities_or_connections(rows):
+    vectors = np.ones((rows, 4))
+    result = deduplicate(vectors, 0.5)
+    np.testing.assert_array_equal(result.kept, np.arange(rows))
+    np.testing.assert_array_equal(result.first, np.arange(rows))
+    assert result.groups() == communities(vectors, 0.5, 2) == []
+    np.testing.assert_array_equal(components(vectors, 0.5), np.zeros(rows))
+    assert [group.tolist() for group in component_groups(vectors)] == [[0]] * rows
 
 
 def test_memory_is_bounded_if_all_rows_are_similar(monkeypatch):
@@ -226,12 +223,6 @@ def test_a_centre_comes_first_even_if_others_are_as_close():
     assert [rows.tolist() for rows in found] == [[2, 0, 1]]
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2])
-def test_few_rows_are_a_community_if_they_are_enough(rows):
-    found = communities(np.ones((rows, 4)), 0.5, 2)
-    assert [group.tolist() for group in found] == ([[0, 1]] if rows == 2 else [])
-
-
 # components
 
 
@@ -277,12 +268,6 @@ def test_component_groups_are_the_components_largest_first_centre_first(vectors,
         assert (np.diff(unit[group] @ unit[group].mean(axis=0)) <= NEAR).all()
 
 
-@pytest.mark.parametrize("rows", [0, 1])
-def test_fewer_than_two_rows_are_connected_to_nothing(rows):
-    np.testing.assert_array_equal(components(np.ones((rows, 4)), 0.5), np.zeros(rows))
-    assert [group.tolist() for group in component_groups(np.ones((rows, 4)))] == [[0]] * rows
-
-
 # errors
 
 
@@ -302,3 +287,4 @@ def test_values_and_thresholds_are_checked(use):
 def test_communities_have_a_row_and_a_threshold_above_minus_one(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         communities(np.ones((3, 4)), **options)
+    assert [rows.tolist() for rows in communities(np.ones((2, 4)), 0.5, 2)] == [[0, 1]]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from vector_sets import SETS, as_format, assert_same, clustered_vectors, on_disk, tiled
 
-from onnxsim_embed.similarity import compare, scoring
+from onnxsim_embed.similarity import scoring
 from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer, int8_scoring_supported
 from onnxsim_embed.similarity.compare import (
     closest_pairs,
@@ -25,7 +25,7 @@ from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.scoring import TiledComparison
 from onnxsim_embed.similarity.selection import top_k_of_rows
 from onnxsim_embed.similarity.sparse import build_matrix
-from onnxsim_embed.similarity.unit_rows import COMPONENT_BYTES, UnitRows
+from onnxsim_embed.similarity.unit_rows import UnitRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -189,22 +189,6 @@ def test_groups_of_columns_give_together_what_all_give(vectors, height, step, th
             assert_same(top, merged([pairs.top_k(available, skip_self=flag, rows=rows)], k))
 
 
-@each_set
-@pytest.mark.parametrize("step", [1, 2, 12])
-def test_groups_of_columns_give_what_the_whole_comparison_gives(vectors, step):
-    vectors = few(vectors, 5)
-    in_memory, pairs = alone(vectors), alone(vectors, 5)
-    n, k = len(vectors), 7
-    groups = groups_of(step, 5, n)
-    for upper in (True, False):
-        parts = [pairs.above(0.3, upper=upper, columns=columns) for columns in groups]
-        assert entries(parts, 0) == entries([in_memory.above(0.3, upper=upper)], 0)
-    expected = best(in_memory, k, skip_self=True)
-    for rows in groups_of(1, 5, n):
-        parts = (pairs.top_k(k, skip_self=True, rows=rows, columns=c) for c in groups)
-        assert_same(merged(parts, k), [values[rows] for values in expected])
-
-
 def test_groups_of_columns_of_another_set():
     one, other = SETS["clustered"][:23], OTHER
     in_memory = AllPairs(UnitRows(one), UnitRows(other), TILE)
@@ -214,13 +198,6 @@ def test_groups_of_columns_of_another_set():
     assert entries(parts, 0) == entries([in_memory.above(0.2, upper=False)], 0)
     parts = (pairs.top_k(4, skip_self=False, columns=columns) for columns in groups)  # of 6 and 1
     assert_same(merged(parts, 4), best(in_memory, 4, skip_self=False))
-
-
-def test_columns_before_the_rows_hold_no_upper_pairs():
-    pairs = alone(SETS["clustered"][:20], 5)
-    chunks = list(pairs.above(-1, upper=True, rows=slice(10, 15), columns=slice(0, 10)))
-    assert sum(len(chunk.counts) for chunk in chunks) == 5
-    assert sum(len(chunk.scores) for chunk in chunks) == 0
 
 
 # the candidate scorer
@@ -285,24 +262,8 @@ def results(vectors, other=OTHER, **options):
         top_k(other, vectors, 10, **options),
         top_k(vectors, other, 3, **options),
         neighbours(vectors, 7, **options),
-        closest_pairs(vectors, 20),
+        closest_pairs(vectors, 20, **options),
     ]
-
-
-@each_set
-@each_tile
-def test_public_functions_do_not_depend_on_tiles(monkeypatch, vectors, rows):
-    other = OTHER[: 4 + rows, : vectors.shape[1]]
-    vectors = np.tile(vectors[: 5 * rows], (2, 1))  # ties
-    expected = results(vectors, other)
-
-    class Tiled(UnitRows):
-        def __init__(self, vectors, max_bytes):
-            super().__init__(vectors, 2 * rows * COMPONENT_BYTES * np.shape(vectors)[1])
-
-    monkeypatch.setattr(compare, "UnitRows", Tiled)
-    for ours, theirs in zip(results(vectors, other, block_bytes=700), expected, strict=True):
-        assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8])

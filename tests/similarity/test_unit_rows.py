@@ -95,12 +95,6 @@ def test_errors_name_the_row_of_the_set(value, rows):
     np.testing.assert_array_equal(units.take(np.array([4, 59])), unit_vectors(CLUSTERED)[[4, 59]])
 
 
-@pytest.mark.parametrize("vectors", [np.ones(3), np.ones((2, 2), complex), [["a"]]])
-def test_anything_but_a_matrix_of_numbers_is_rejected(vectors):
-    with pytest.raises(ValueError, match=r"shape|dtype"):
-        UnitRows(vectors, 10)
-
-
 def test_threads_normalize_large_sets_to_the_same_bits():
     vectors = random_vectors(9000, 8)
     unit = unit_vectors(vectors)
