@@ -68,6 +68,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
+    if name in ("plot", "util"):  # modules, also as attributes: onnxsim_embed.util.cos_sim
+        return import_module(f"{__name__}.{name}")
     for module, names in _MODULES.items():
         if name in names.split():
             value = getattr(import_module(f"{__name__}.{module}"), name)

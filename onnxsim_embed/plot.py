@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
 
 import numpy as np
@@ -15,6 +15,10 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.files.atomic import atomic_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LABEL_COLUMNS = 28  # of a terminal: a Chinese, Japanese or Korean character takes two
 LABELLED_ROWS = 60  # beyond, labels of a readable size would overlap, and only some rows have one
@@ -31,21 +35,25 @@ FALLBACK_FONTS = (
 
 
 def heatmap(
-    scores: npt.NDArray[np.float32],
-    path: str | Path,
+    scores: npt.ArrayLike,
+    path: str | Path | None = None,
     *,
     labels: Sequence[str] | None = None,
     title: str | None = None,
     order: bool = False,
-) -> None:
+    ax: Axes | None = None,
+) -> Figure:
     """Draw a square matrix of similarities.
 
-    :param scores: float32 array (n, n).
-    :param path: picture file; its extension selects the format (png, svg, pdf).
+    :param scores: float array (n, n).
+    :param path: picture file; its extension selects the format (png, svg, pdf). None writes none: a
+        notebook shows the result.
     :param labels: n texts, shortened to fit, and only some of them if all would overlap; None: row
         numbers.
     :param title: a line above the picture.
     :param order: put similar rows next to each other (average linkage of 1 - score), so that groups show.
+    :param ax: matplotlib axes to draw in; None makes a figure of a size that fits.
+    :returns: the matplotlib figure.
     :raises MissingExtraError: if matplotlib is not installed.
     :raises ValueError: if the shapes do not match or the picture format is unknown.
     """
@@ -54,7 +62,9 @@ def heatmap(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path, n = Path(path), len(scores)
+    scores = np.asarray(scores)
+    file_format = None if path is None else check_format(Path(path))
+    n = len(scores) if scores.ndim else 0
     if scores.shape != (n, n) or n == 0 or (labels is not None and len(labels) != n):
         raise ValueError(
             f"a heatmap needs a square matrix and one label per row, got {scores.shape} and "
@@ -65,37 +75,42 @@ def heatmap(
         leaves = _cluster_order(scores)
         scores, names = scores[np.ix_(leaves, leaves)], [names[leaf] for leaf in leaves]
     side = float(np.clip(0.42 * n, 4.2, 11))
-    figure = Figure(figsize=(side + 2.6, side + 1.8), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    if ax is None:
+        figure = Figure(figsize=(side + 2.6, side + 1.8), layout="constrained", dpi=120)
+        FigureCanvasAgg(figure)
+        ax = figure.add_subplot()
+    figure = ax.figure
     low, high, extend = _color_range(scores)
-    image = axes.imshow(scores, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-    figure.colorbar(image, ax=axes, shrink=0.8, label="cosine similarity", extend=extend)
+    image = ax.imshow(scores, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+    figure.colorbar(image, ax=ax, shrink=0.8, label="cosine similarity", extend=extend)
     size = min(9.0, 36 * side / n) if n <= LABELLED_ROWS else 6.5
     text: dict[str, Any] = {"fontsize": size, "parse_math": False, "fontfamily": _fonts()}
     step = -(-n // LABELLED_ROWS)
     shown = [_fit_label(name) for name in names[::step]]
-    axes.set_yticks(range(0, n, step), shown, **text)
+    ax.set_yticks(range(0, n, step), shown, **text)
     if step == 1:
-        axes.set_xticks(range(n), shown, rotation=45, ha="right", rotation_mode="anchor", **text)
+        ax.set_xticks(range(n), shown, rotation=45, ha="right", rotation_mode="anchor", **text)
     else:
-        axes.set_xticks([])
+        ax.set_xticks([])
         ordered = ", similar ones next to each other" if order else ""
-        axes.set_xlabel(f"{n:,} rows{ordered}; one in {step} is labelled")
+        ax.set_xlabel(f"{n:,} rows{ordered}; one in {step} is labelled")
     if n <= VALUED_ROWS:
         for (row, column), value in np.ndenumerate(scores):
             cell = f"{round(float(value), 2) + 0.0:.2f}"  # no minus before a zero
             color = "white" if value < low + 0.6 * (high - low) else "black"
-            axes.text(column, row, cell, ha="center", va="center", fontsize=8, color=color)
+            ax.text(column, row, cell, ha="center", va="center", fontsize=8, color=color)
     if title:
-        axes.set_title(one_line(title), fontsize=11, parse_math=False, fontfamily=_fonts())
-    file_format = check_format(path)
+        ax.set_title(one_line(title), fontsize=11, parse_math=False, fontfamily=_fonts())
+    if path is None:
+        return figure
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as work, warnings.catch_warnings():
         # A glyph that no font has is drawn as a box; the user can do nothing about it.
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         warnings.filterwarnings("ignore", "Matplotlib currently does not support", UserWarning)
         figure.savefig(work, format=file_format, bbox_inches="tight")
+    return figure
 
 
 def _color_range(scores: npt.NDArray[np.float32]) -> tuple[float, float, str]:

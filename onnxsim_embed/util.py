@@ -26,9 +26,11 @@ logger = logging.getLogger(__name__)
 
 __all__ = [
     "community_detection", "cos_sim", "dot_score", "normalize_embeddings", "pairwise_cos_sim",
-    "pairwise_dot_score", "paraphrase_mining", "paraphrase_mining_embeddings", "quantize_embeddings",
-    "semantic_search", "truncate_embeddings",
+    "pairwise_dot_score", "paraphrase_mining", "paraphrase_mining_embeddings", "pytorch_cos_sim",
+    "quantize_embeddings", "semantic_search", "truncate_embeddings",
 ]  # fmt: skip
+
+pytorch_cos_sim = cos_sim  # the name of old notebooks
 
 # The default limits of sentence-transformers' paraphrase mining.
 DEFAULT_MAX_PAIRS = 500_000
@@ -252,3 +254,7 @@ def _rows(vectors: Vectors) -> Vectors:
 def _check_limit(name: str, value: int | None) -> None:
     if value is not None and value < 0:
         raise ValueError(f"{name} must not be negative, got {value}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
@@ -58,6 +60,7 @@ def similarity_matrix(
     :returns: float32 csr_array (n, n) or (n, m), sorted indices, no duplicates.
     :raises ValueError: for NaN or infinite values (naming the row), mismatched shapes, or a threshold
         outside -1 to 1.
+    :raises TypeError: for a threshold that is not a number, such as a second set in its place.
     :raises MemoryError: if the result does not fit. `write_graph` has no such limit.
     """
     check_threshold(threshold)
@@ -226,7 +229,12 @@ def _distance_order(measure: str) -> int:
 
 
 def check_threshold(threshold: float) -> None:
-    """Raise ValueError unless the threshold is from -1 to 1."""
+    """Raise TypeError unless the threshold is a number, ValueError unless it is from -1 to 1."""
+    if not isinstance(threshold, Real):
+        raise TypeError(
+            f"threshold must be a number from -1 to 1, got {type(threshold).__name__}; a second set of "
+            "vectors is the argument `other`, and cos_sim returns all scores"
+        )
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold must be from -1 to 1, got {threshold}")
 
