@@ -75,11 +75,11 @@ def heatmap(
         leaves = _cluster_order(scores)
         scores, names = scores[np.ix_(leaves, leaves)], [names[leaf] for leaf in leaves]
     side = float(np.clip(0.42 * n, 4.2, 11))
+    figure: Any = None if ax is None else ax.figure
     if ax is None:
         figure = Figure(figsize=(side + 2.6, side + 1.8), layout="constrained", dpi=120)
         FigureCanvasAgg(figure)
         ax = figure.add_subplot()
-    figure = ax.figure
     low, high, extend = _color_range(scores)
     image = ax.imshow(scores, cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
     figure.colorbar(image, ax=ax, shrink=0.8, label="cosine similarity", extend=extend)

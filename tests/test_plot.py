@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from onnxsim_embed import plot
 from onnxsim_embed.errors import MissingExtraError
@@ -170,6 +171,28 @@ def test_without_matplotlib_one_line_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"pip install .*\[plot\]'") as caught:
         heatmap(scores_of(2), tmp_path / "map.png")
     assert "\n" not in str(caught.value)
+
+
+def test_without_a_path_the_figure_is_returned(tmp_path):
+    scores = scores_of(5).tolist()
+    figure = heatmap(scores, labels=list("abcde"), title="five")
+    assert isinstance(figure, Figure)
+    picture, colors = figure.axes
+    np.testing.assert_allclose(picture.images[0].get_array(), scores)
+    assert [label.get_text() for label in picture.get_yticklabels()] == list("abcde")
+    assert (picture.get_title(), colors.get_ylabel()) == ("five", "cosine similarity")
+    assert len(picture.texts) == 25
+    assert list(tmp_path.iterdir()) == []
+    assert isinstance(heatmap(scores, tmp_path / "map.png"), Figure)
+
+
+def test_given_axes_are_drawn_in(tmp_path):
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert heatmap(scores_of(3), ax=right) is figure
+    assert (len(left.images), len(right.images)) == (0, 1)
+    heatmap(scores_of(3), tmp_path / "both.png", ax=left)
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_drawing_needs_no_display_and_no_pyplot(tmp_path, monkeypatch):

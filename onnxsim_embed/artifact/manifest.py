@@ -144,7 +144,7 @@ class Artifact:
     """An artifact directory and its manifest."""
 
     directory: Path
-    manifest: Manifest
+    manifest: Manifest = field(repr=False)
 
     @classmethod
     def open(cls, directory: Path) -> Artifact:

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class VectorDirectory:
 
     directory: Directory
     dim: int
-    shards: Sequence[VectorShard]
+    shards: Sequence[VectorShard] = field(repr=False)
     provenance: Provenance
 
     storage = property(attrgetter("directory"))  # earlier names

@@ -6,7 +6,7 @@ PyTorch is imported when fine-tuning starts, and never at inference.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,11 @@ class FinetuneResult:
 
 
 def finetune(
-    pairs: TextPairs | str | Path,
+    pairs: TextPairs | str | Path | Iterable[Any],
     output: str | Path,
     *,
     model: str | Path = "all-MiniLM-L6-v2",
-    evaluation: TextPairs | str | Path | None = None,
+    evaluation: TextPairs | str | Path | Iterable[Any] | None = None,
     epochs: float = 1,
     batch_size: int = 64,
     learning_rate: float = 2e-5,
@@ -60,7 +60,8 @@ def finetune(
     once before and once after. Unfinished runs are kept in a hidden directory beside the output; after a
     kill the same call continues from the last checkpoint, with the same result.
 
-    :param pairs: pairs, or a file that `read_pairs` reads.
+    :param pairs: TextPairs, or what `read_pairs` reads: a file, a data frame, a list of tuples (source,
+        target).
     :param output: directory to write: the artifact, and beside its ONNX files model.safetensors
         (sentence-transformers loads the directory too), report.json and loss.png.
     :param model: recipe name, checkpoint directory or Hub id.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.errors import TableError
-from onnxsim_embed.files.rows import open_rows
+from onnxsim_embed.files.rows import Row, Rows, open_rows
 from onnxsim_embed.files.texts import list_rows, parse_number
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ class TextPairs:
 
 
 def read_pairs(
-    path: str | Path,
+    path: str | Path | Iterable[Any],
     *,
     source_column: str | None = None,
     target_column: str | None = None,
@@ -74,8 +76,10 @@ def read_pairs(
     header: bool = True,
     on_error: str = "fail",
 ) -> TextPairs:
-    """Read pairs from a csv, tsv, jsonl or parquet file.
+    """Read pairs from a csv, tsv, jsonl or parquet file, a data frame, or a list of pairs.
 
+    :param path: a file; a pandas or polars data frame; or a list of tuples (source, target), with a hard
+        negative or a score as third, or of mappings with the same column names as a file.
     :param source_column: default: source_sentence, anchor or sentence1.
     :param target_column: default: target_sentence, positive or sentence2.
     :param negative_column: hard negatives; default: negative_sentence, negative, or the third column of
@@ -85,6 +89,7 @@ def read_pairs(
     :param header: whether csv and tsv begin with column names; else the columns are "0", "1", ...
     :param on_error: "fail" raises at the first row without its texts or score, "skip" logs and skips them.
     :raises FileNotFoundError: if there is no such file.
+    :raises TypeError: if a list holds something else than pairs, naming the row.
     :raises ValueError: if a column does not exist, listing those that do.
     :raises TableError: if a row lacks a text or a number, naming the row, counted from 0.
     """
@@ -93,7 +98,11 @@ def read_pairs(
     arguments = (source_column, target_column, negative_column, score_column)
     values: defaultdict[str, list[Any]] = defaultdict(list)
     skipped: list[int] = []
-    with open_rows(path, delimiter=delimiter, header=header) as table:
+    if isinstance(path, (str, Path)):
+        opened: Any = open_rows(path, delimiter=delimiter, header=header)
+    else:
+        opened, path = nullcontext(_rows_in_memory(path)), "pairs"
+    with opened as table:
         columns = _choose_columns(path, table.names, dict(zip(COLUMNS, arguments, strict=True)))
         table.columns = list(columns.values())
         for number, row in enumerate(table.rows):
@@ -127,6 +136,29 @@ def read_pairs(
             f"score_column to {name!r}, else remove the column"
         )
     return TextPairs(*(values.get(use) for use in COLUMNS))  # type: ignore[arg-type]
+
+
+def _rows_in_memory(pairs: Any) -> Rows:  # noqa: ANN401
+    """Return the rows of a data frame, or of a list of tuples or mappings."""
+    if hasattr(pairs, "columns"):
+        names = [str(name) for name in pairs.columns]
+        cells = list(zip(*(pairs[name] for name in pairs.columns), strict=True))
+        return Rows(names, (Row(0, dict(zip(names, row, strict=True))) for row in cells))
+    rows = list(pairs)
+    first: Any = rows[0] if rows else ()
+    names = list(first)
+    if not isinstance(first, Mapping):
+        scored = len(first) == 3 and isinstance(first[2], Real)
+        names = ["source_sentence", "target_sentence", "score" if scored else "negative_sentence"]
+        names = names[: len(first)]
+    for row, pair in enumerate(rows):
+        if not isinstance(pair, (tuple, list, Mapping)) or len(pair) != len(names):
+            raise TypeError(
+                "pairs must be tuples (source, target), with a hard negative or a score as third, or "
+                f"mappings, all of one length; row {row} is {pair!r:.60}"
+            )
+    every = ([row.get(n) for n in names] if isinstance(row, Mapping) else row for row in rows)
+    return Rows(names, (Row(0, dict(zip(names, row, strict=True))) for row in every))
 
 
 def _choose_columns(

@@ -75,6 +75,9 @@ class OnnxsimEmbeddings(Embeddings):
         self.truncate_dim = truncate_dim
         self.show_progress_bar = show_progress_bar
 
+    def __repr__(self) -> str:
+        return f"OnnxsimEmbeddings({self._model.settings or self._model.get()!r})"
+
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return the embeddings of documents.
 

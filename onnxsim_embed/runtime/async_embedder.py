@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +88,7 @@ class AsyncEmbedder(Prompted):
         self._reset()
 
     @property
-    def prompts(self) -> Mapping[str, str]:  # type: ignore[override]  # the model's, which may change
+    def prompts(self) -> dict[str, str]:  # type: ignore[override]  # the model's, which may change
         """The prompts of the model."""
         return self.embedder.prompts
 
@@ -96,6 +96,10 @@ class AsyncEmbedder(Prompted):
     def default_prompt_name(self) -> str | None:  # type: ignore[override]
         """Name of the prompt that `encode` prepends by default."""
         return self.embedder.default_prompt_name
+
+    def __repr__(self) -> str:
+        limits = f"max_wait={self._max_wait}, max_texts={self._max_texts}"
+        return f"AsyncEmbedder({self.embedder!r}, {limits})"
 
     def _reset(self) -> None:
         """Start without requests: at first, and in a new loop after one was closed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 class Prompted:
     """Methods of an embedder, synchronous or not, that follow from its prompts and `encode`."""
 
-    prompts: Mapping[str, str]
+    prompts: dict[str, str]
     default_prompt_name: str | None
     encode: Any
 

@@ -33,6 +33,9 @@ class Duplicates(NamedTuple):
     first: Int64  # (n,), the kept row that each row is a duplicate of; for a kept row, itself
     scores: Float32  # (n,), the cosine of each row with that kept row; 1 for kept rows
 
+    def __repr__(self) -> str:
+        return f"Duplicates({len(self.first):,} rows, {len(self.kept):,} kept)"
+
     def groups(self) -> list[Int64]:
         """Return the groups of two or more rows, each in order: the kept row, then its duplicates."""
         return [group for group in _rows_by_label(self.first) if len(group) > 1]

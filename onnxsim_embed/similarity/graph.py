@@ -16,7 +16,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO
@@ -72,7 +72,7 @@ class SimilarityGraph:
     k: int | None
     include_self: bool
     vectors: str
-    parts: Sequence[GraphShard]
+    parts: Sequence[GraphShard] = field(repr=False)
 
     @property
     def nnz(self) -> int:

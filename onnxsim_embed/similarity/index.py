@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from mmap import mmap
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from onnxsim_embed.errors import TableError
 from onnxsim_embed.similarity import candidates, selection
 from onnxsim_embed.similarity.compare import check_k, check_threshold, similarity_matrix, top_k
 from onnxsim_embed.similarity.scoring import exact_scores
@@ -69,6 +72,17 @@ class VectorIndex:
             lambda chunk: unit_vectors(self.vectors[chunk], first_row=chunk.start),
         )
         self._max_error = float(self._rows.errors.max(initial=0))
+
+    def __repr__(self) -> str:
+        return f"VectorIndex({len(self):,} vectors, dim={self.width}, dtype={self.vectors.dtype})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle a memory-mapped file as its path, and the copy not at all."""
+        file = self.vectors.base
+        if not (isinstance(file, np.memmap) and isinstance(file.base, mmap) and file.filename):
+            return type(self), (self.vectors,)
+        layout = (file.dtype, "r", file.offset, file.shape, "C" if file.flags.c_contiguous else "F")
+        return _index_file, (Path(file.filename).absolute(), layout)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -186,6 +200,17 @@ class VectorIndex:
         # Bitwise the unit rows of the whole set.
         right = unit_vectors(np.ascontiguousarray(self.vectors[rows]))
         return exact_scores(unit, right, pairs.query, position)
+
+
+def _index_file(path: Path, layout: tuple[Any, ...]) -> VectorIndex:
+    """Make the index of a pickle, which holds the path of its vectors."""
+    try:
+        return VectorIndex(np.memmap(path, *layout))
+    except (OSError, ValueError) as error:
+        raise TableError(
+            f"a pickled VectorIndex holds the path of its vectors, {path}, which cannot be read now "
+            f"({error}): make the index from where they are"
+        ) from None
 
 
 def _floor(kth: Float32, errors: Float32) -> Float32:

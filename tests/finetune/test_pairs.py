@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 
+import pandas
 import pytest
 
 from onnxsim_embed.errors import TableError
@@ -23,6 +24,49 @@ def table(tmp_path):
         return path
 
     return write
+
+
+# in memory
+
+
+@pytest.mark.parametrize(
+    ("third", "field"), [((), None), ((0.5, 1), "scores"), (("x", "y"), "negatives")], ids=str
+)
+@pytest.mark.parametrize("kind", ["tuples", "lists", "mappings", "frame", "generator"])
+def test_pairs_of_a_notebook(third, field, kind):
+    rows = [("a", "b", *third[:1]), ("c", "d", *third[1:])]
+    names = ["anchor", "positive", field and field.removesuffix("s")][: len(rows[0])]
+    mappings = [dict(zip(names, row, strict=True)) for row in rows]
+    given = {
+        "tuples": rows,
+        "lists": [list(row) for row in rows],
+        "mappings": mappings,
+        "frame": pandas.DataFrame(mappings),
+        "generator": iter(rows),
+    }[kind]
+    third = {field: list(third)} if field else {}
+    assert read_pairs(given) == TextPairs(["a", "c"], ["b", "d"], **third)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "row"),
+    [
+        (["ab", "cd"], 0),
+        ([("a", "b"), ("c",)], 1),
+        ([("a", "b", "c", "d")], 0),
+        ([("a", "b"), 7], 1),
+    ],
+)
+def test_what_is_no_pair_is_named(pairs, row):
+    with pytest.raises(TypeError, match=f"row {row} is"):
+        read_pairs(pairs)
+
+
+def test_an_empty_text_of_a_notebook_is_named():
+    with pytest.raises(TableError, match=r"pairs: row 1 .*''"):
+        read_pairs([("a", "b"), ("c", "")])
+    with pytest.raises(TableError, match="no pairs"):
+        read_pairs([])
 
 
 # columns
