@@ -20,7 +20,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 # Files that are downloaded from a Hub repository: no TensorFlow weights and no code. Pickles only if
 # there are no safetensors, ONNX files only if there are no pickles either.
-HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
+HUB_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors", "README.md")
 PICKLE_PATTERNS = ("pytorch_model*.bin", "*/pytorch_model*.bin")
 ONNX_PATTERNS = ("model.onnx", "model.onnx_data", "onnx/model.onnx", "onnx/model.onnx_data")
 

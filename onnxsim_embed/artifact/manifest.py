@@ -43,6 +43,8 @@ class PrecisionEntry:
     :param layers: quantization parameters of each layer.
     :param calibration: the texts of the calibration: source, number, tokens, sha256.
     :param data: external data files of `file` (an ONNX file cannot exceed 2 GB).
+    :param pooled: `file` with the modules after the encoder, whose first output is
+        `sentence_embedding`, for readers that have no pooling; None if it was not asked for.
     """
 
     file: str
@@ -52,6 +54,7 @@ class PrecisionEntry:
     layers: Sequence[Mapping[str, Any]] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
     data: Sequence[str] = ()
+    pooled: str | None = None
 
 
 @dataclass(frozen=True)

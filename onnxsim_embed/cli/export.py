@@ -50,7 +50,11 @@ def export(
     onnx_output: str | None = Option(
         None, help="Output of adopted ONNX files that holds the hidden states; default: detected."
     ),
+    pooled: bool = Option(
+        False, "--pooled", help="Also write files whose output is the vector: model_pooled.onnx."
+    ),
     force: options.Force = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Export a checkpoint to ONNX files, and verify them against the reference.
 
@@ -82,7 +86,10 @@ def export(
         min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
         force=force,
         onnx_output=onnx_output,
+        pooled=pooled,
     )
+    if quiet:
+        return
     print_artifact(artifact.directory, artifact.manifest)
     typer.echo(f"Exported to {output} in {time.perf_counter() - started:.1f} s.")
 

@@ -164,6 +164,16 @@ def print_artifact(directory: Path, manifest: Manifest) -> None:
         [name, entry.file, f"{sizes[name] / 1e6:.1f} MB", entry.method]
         for name, entry in manifest.precisions.items()
     ]
+    files += [
+        [
+            name,
+            entry.pooled,
+            f"{manifest.files[entry.pooled].size / 1e6:.1f} MB",
+            "the same, pooled",
+        ]
+        for name, entry in manifest.precisions.items()
+        if entry.pooled
+    ]
     print_table(["precision", "file", "size", "method"], files)
     if manifest.verification:
         print_fidelity(manifest.verification, sizes)

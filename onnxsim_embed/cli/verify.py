@@ -24,6 +24,7 @@ def verify(
     on_error: options.OnError = "fail",
     min_fidelity: options.MinFidelity = None,
     bar: options.Bar = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Compare an artifact with its reference; exit code 1 if it is not faithful."""
     from onnxsim_embed.artifact.manifest import Artifact
@@ -39,7 +40,8 @@ def verify(
         texts=chosen,
         min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
     )
-    print_fidelity(report)
-    typer.echo(describe_fidelity(report))
+    if not quiet:
+        print_fidelity(report)
+        typer.echo(describe_fidelity(report))
     if problems := [problem for result in report.values() for problem in result["problems"]]:
         raise VerificationError("; ".join(problems))

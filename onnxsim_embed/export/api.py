@@ -44,6 +44,7 @@ def export_model(
     skip_unfaithful: bool = False,
     force: bool = False,
     onnx_output: str | None = None,
+    pooled: bool = False,
     bar: tuple[float, float] | None = None,
 ) -> Artifact:
     """Export a checkpoint to an artifact directory and verify it against its reference.
@@ -73,6 +74,8 @@ def export_model(
         the export fails.
     :param force: replace an existing artifact.
     :param onnx_output: name of the hidden states among the outputs of adopted ONNX files; None to detect it.
+    :param pooled: also write, for each precision, a file such as onnx/model_pooled.onnx whose first
+        output is `sentence_embedding`, float32 (batch, dim), for readers without pooling.
     :param bar: deprecated name of `min_fidelity`.
     :returns: the artifact.
     :raises CheckpointError: if the checkpoint cannot be read or its architecture not exported.
@@ -114,7 +117,7 @@ def export_model(
             "onnx_output names an output of adopted ONNX files; pass via='adopt' with it"
         )
     with atomic_directory(target) as work:
-        builder = Builder(checkpoint, work, via, matryoshka_dims, onnx_output)
+        builder = Builder(checkpoint, work, via, matryoshka_dims, onnx_output, pooled)
         report = builder.add_fp32(recipe)
         if report["problems"]:
             fail(report)

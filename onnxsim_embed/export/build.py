@@ -39,12 +39,14 @@ from onnxsim_embed.export.onnx.builder import operator_counts, share_constants
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.onnx.fp16 import METHOD as FP16_METHOD
 from onnxsim_embed.export.onnx.fp16 import write_fp16
+from onnxsim_embed.export.onnx.pooled import write_pooled
 from onnxsim_embed.export.onnx.trace import REQUIREMENTS, trace
 from onnxsim_embed.export.quantization.calibration import calibration_texts, collect_activations
 from onnxsim_embed.export.quantization.encoder import METHOD, quantize_static
 from onnxsim_embed.export.quantization.ranges import ERROR_BUDGET
 from onnxsim_embed.export.verify import Report, verify_derived, verify_fp32
 from onnxsim_embed.export.weights import Tensors
+from onnxsim_embed.runtime.pooling import load_head
 from onnxsim_embed.runtime.tokenization import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -116,9 +118,16 @@ class Builder:
         via: str,
         matryoshka_dims: Sequence[int] = (),
         output: str | None = None,
+        pooled: bool = False,
     ) -> None:
         (work / "onnx").mkdir()
-        self.checkpoint, self.work = checkpoint, work
+        self.checkpoint, self.work, self.pooled = checkpoint, work, pooled
+        if pooled and not checkpoint.include_prompt:
+            raise ValueError(
+                "pooled=True is not possible for a model with include_prompt false: an ONNX file cannot "
+                "tell the tokens of a prompt, which are not pooled"
+            )
+        logger.info("making the ONNX graph of %s (%s)", checkpoint.name, via)
         self.tensors: Tensors = {}
         self.encoder: DirectEncoder | GraphEncoder
         if via == "direct":
@@ -153,7 +162,7 @@ class Builder:
 
     def _publish(self, manifest: Manifest) -> Artifact:
         """Write the model card, and the manifest with the digest of every file."""
-        write_card(manifest, self.work / CARD)
+        write_card(manifest, self.checkpoint.licence, self.work / CARD)
         manifest = replace(manifest, files=list_files(self.work))
         (self.work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         return Artifact(self.work, manifest)
@@ -162,24 +171,35 @@ class Builder:
         precisions = {**self.manifest.precisions, precision: entry}
         return replace(self.manifest, precisions=precisions)
 
+    def _draft(self, precision: str, entry: PrecisionEntry) -> tuple[PrecisionEntry, Artifact]:
+        """Return an artifact with one more precision, and its pooled file if that was asked for."""
+        artifact = self._publish(self._with(precision, entry))
+        if not self.pooled:
+            return entry, artifact
+        entry = replace(entry, pooled=f"{entry.file.removesuffix('.onnx')}_pooled.onnx")
+        head, pooled = load_head(artifact), self.work / str(entry.pooled)
+        write_pooled(self.work / entry.file, pooled, head, self.manifest.dim)
+        return entry, self._publish(self._with(precision, entry))
+
     def add_fp32(self, recipe: Recipe | None) -> Report:
         """Write the fp32 files and return how they compare with the reference."""
-        self.manifest = self._with("fp32", self.encoder.write_fp32(self.work))
-        artifact = self._publish(self.manifest)
+        _, artifact = self._draft("fp32", self.encoder.write_fp32(self.work))
         report = verify_fp32(artifact, self.checkpoint, self.tensors, recipe)
         if self.encoder.via == "adopted":
             report["problems"] += compare_sentence_embedding(artifact)
-        self.manifest = replace(self.manifest, verification={"fp32": report})
+        self.manifest = replace(artifact.manifest, verification={"fp32": report})
         self._publish(self.manifest)
         return report
 
     def add_fp16(self, skip_unfaithful: bool) -> None:
         """Write the fp16 file, if it is faithful."""
+        logger.info("converting to fp16")
         file = MODEL_FILES["fp16"]
         model, names = write_fp16(self.work / MODEL_FILES["fp32"], self.work / file)
         data = tuple(f"onnx/{name}" for name in names)
         entry = PrecisionEntry(file, None, FP16_METHOD, operator_counts(model), data=data)
-        report = verify_derived("fp16", self._publish(self._with("fp16", entry)))
+        entry, artifact = self._draft("fp16", entry)
+        report = verify_derived("fp16", artifact)
         self._accept("fp16", entry, report, skip_unfaithful)
 
     def add_int8(
@@ -198,15 +218,16 @@ class Builder:
             "sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
         }
         token_ids = np.split(tokens.ids, tokens.offsets[1:-1])
+        logger.info("running %d calibration texts", len(texts))
         write = self.encoder.prepare_int8(self.work, token_ids)
         budget = ERROR_BUDGET
         errors: list[float] = []
         for share in KEPT_SHARES:
             if share:
                 budget = min(budget, float(np.quantile(errors, 1 - share, method="lower")))
-            entry = replace(write(budget), calibration=provenance)
+            logger.info("quantizing to int8")
+            entry, artifact = self._draft("int8", replace(write(budget), calibration=provenance))
             errors = [choice["error"] for layer in entry.layers for choice in layer.values()]
-            artifact = self._publish(self._with("int8", entry))
             report = verify_derived("int8", artifact, min_fidelity)
             if not report["problems"]:
                 break
@@ -221,7 +242,7 @@ class Builder:
         if report["problems"]:
             if not skip_unfaithful:
                 fail(report)
-            for name in filter(None, (entry.file, entry.encoder, *entry.data)):
+            for name in filter(None, (entry.file, entry.encoder, entry.pooled, *entry.data)):
                 (self.work / name).unlink()
         else:
             self.manifest = self._with(precision, entry)

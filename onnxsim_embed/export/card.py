@@ -12,7 +12,7 @@ TEMPLATE = """---
 library_name: onnxsim-embed
 pipeline_tag: sentence-similarity
 base_model: {quoted_source}
-tags: [sentence-transformers, onnx, feature-extraction]
+{licence}tags: [sentence-transformers, onnx, feature-extraction]
 ---
 
 # {name}, exported by onnxsim-embed
@@ -38,7 +38,7 @@ It also loads in sentence-transformers: `SentenceTransformer("path/to/this/direc
 """
 
 
-def write_card(manifest: Manifest, path: Path) -> None:
+def write_card(manifest: Manifest, licence: str | None, path: Path) -> None:
     """Write the model card from the manifest."""
     head = "| " + " | ".join(FIDELITY_HEADER) + " |\n" + "|---" * len(FIDELITY_HEADER) + "|\n"
     rows = "\n".join("| " + " | ".join(row) + " |" for row in fidelity_table(manifest.verification))
@@ -46,6 +46,7 @@ def write_card(manifest: Manifest, path: Path) -> None:
     text = TEMPLATE.format(
         name=manifest.name,
         source=manifest.source,
+        licence=f"license: {licence}\n" if licence else "",
         quoted_source=json.dumps(manifest.source, ensure_ascii=False),
         dim=manifest.dim,
         pooling=" + ".join(manifest.pooling),
@@ -53,6 +54,11 @@ def write_card(manifest: Manifest, path: Path) -> None:
         length=manifest.max_seq_length,
         files="\n".join(
             f"| {k} | `{e.file}` | {e.method} |" for k, e in manifest.precisions.items()
+        )
+        + "".join(
+            f"\n| {k} | `{e.pooled}` | the same, pooled: its output `sentence_embedding` is the vector |"
+            for k, e in manifest.precisions.items()
+            if e.pooled
         ),
         fidelity=head + rows + (f"\n\n{note}" if note else "") if rows else "Not verified.",
     )

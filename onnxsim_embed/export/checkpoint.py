@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ class Checkpoint:
     prompts: Mapping[str, str]
     default_prompt_name: str | None
     similarity_fn_name: str
+    licence: str | None  # the Hub's identifier
     overridden: bool  # whether modules.json is missing or states another pooling
     include_prompt: bool = True  # whether the tokens of a prompt are pooled
 
@@ -146,9 +148,22 @@ def open_checkpoint(
         prompts=own_prompts | dict(prompts or {}),
         default_prompt_name=main_config.get("default_prompt_name"),
         similarity_fn_name=str(main_config.get("similarity_fn_name") or "cosine"),
+        licence=_licence(directory) or (recipe.licence.lower() if recipe else None),
         overridden=(modes, normalize) != (modules.pooling, modules.normalize),
         include_prompt=modules.include_prompt,
     )
+
+
+def _licence(directory: Path) -> str | None:
+    """Return the `license` of a model card's front matter, if there is one."""
+    card = directory / "README.md"
+    if not card.is_file():
+        return None
+    front = (
+        card.read_text(encoding="utf-8", errors="replace").removeprefix("---").partition("\n---")
+    )
+    match = re.search(r"^license:[ \t]*['\"]?([\w.-]+)", front[0] if front[1] else "", re.MULTILINE)
+    return match[1] if match else None
 
 
 def _transformer_config(transformer: Path) -> dict[str, Any]:

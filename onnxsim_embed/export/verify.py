@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.session import Session
 
 Float32 = npt.NDArray[np.float32]
+TokenIds = npt.NDArray[np.int64]
 Report = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 # The portable file computes what the run-path file does but for rounding (a mask, other matrix
 # shapes), and int8 steps can fall either way on that.
@@ -123,6 +127,7 @@ def verify_fp32(
     sentence-transformers' vectors, else PyTorch's or numpy's hidden states with this package's pooling. Without
     weights, as of an adopted ONNX file, the file is compared with itself in padded batches.
     """
+    logger.info("verifying fp32")
     model = Embedder(artifact, precision="fp32", device="cpu")
     weights = bool(tensors) or (references.has_torch() and has_weights(checkpoint.transformer))
     if texts is None:
@@ -168,6 +173,7 @@ def verify_derived(
 
     fp16 runs in padded batches, as on a GPU; its "batch_variant" is None, as those differ by rounding.
     """
+    logger.info("verifying %s", precision)
     texts = verification_texts() if texts is None else list(texts)
     model = Embedder(artifact, precision="fp32", device="cpu")
     reference = model.encode(texts, prompt="")
@@ -185,6 +191,7 @@ def verify_derived(
     rows = [*range(0, n, PORTABLE_STEP), *range(n, len(ids))]
     alone = np.concatenate([padded_vectors(session, model, [ids[row]]) for row in rows])
     _require_equal(report, "fp16", vectors[rows], alone, "in a batch and alone")
+    _check_pooled(report, "fp16", model, [ids[row] for row in rows], alone)
     return report
 
 
@@ -233,15 +240,39 @@ def _check_batches(
     if hidden is not None:
         expected = references.reference_vectors(hidden, model.head, lengths)
         _require_equal(report, precision, expected, alone, "of 1, 2 or most tokens", "lengths")
-    padded = padded_vectors(Session(file, "cpu"), model, [*ids[::PORTABLE_STEP], *lengths])
+    ids = [*ids[::PORTABLE_STEP], *lengths]
+    padded = padded_vectors(Session(file, "cpu"), model, ids)
     alone = np.concatenate([vectors[::PORTABLE_STEP], alone])
     _require_equal(report, precision, alone, padded, "of run path and padded batches")
+    _check_pooled(report, precision, model, ids, alone)
+
+
+def _check_pooled(
+    report: Report, precision: str, model: Embedder, ids: Sequence[TokenIds], vectors: Float32
+) -> None:
+    """Compare the vectors that a pooled file computes, in padded batches, and their norms."""
+    file = model.artifact.manifest.precisions[precision].pooled
+    if file is None:
+        return
+    session = Session(model.artifact.file(file), "cpu")  # whose first output is the vectors
+    own = padded_vectors(session, model, ids, lambda vectors, mask: vectors)
+    _require_equal(report, precision, vectors, own, "of the pooled file and ours", "pooled")
+    norms = [np.linalg.norm(v, axis=1) for v in (vectors, own)]
+    if not np.allclose(norms[0], norms[1], rtol=0.01):
+        report["problems"].append(f"{precision} vectors of the pooled file have other norms")
 
 
 def padded_vectors(
-    session: Session, model: Embedder, token_ids: Sequence[npt.NDArray[np.int64]]
+    session: Session,
+    model: Embedder,
+    token_ids: Sequence[TokenIds],
+    head: Callable[[Float32, TokenIds], Float32] | None = None,
 ) -> Float32:
-    """Return the vectors (n, dim) of a portable file in padded batches, with a model's pooling."""
+    """Return the vectors (n, dim) of a portable file in padded batches.
+
+    :param head: from the file's first output and the mask to vectors; None for the model's pooling.
+    """
+    head = head or model.head
     pad_id = model.artifact.manifest.pad_token_id
     vectors, start = [], 0
     while start < len(token_ids):
@@ -252,7 +283,7 @@ def padded_vectors(
         mask = np.zeros_like(ids)
         for row, tokens in enumerate(batch):
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        vectors.append(model.head(session.run(ids, mask), mask))
+        vectors.append(head(session.run(ids, mask), mask))
     return np.concatenate(vectors)
 
 

@@ -9,14 +9,26 @@ import pytest
 from onnxsim_embed import Embedder
 
 
-def test_export_prints_files_and_fidelity(run, tmp_path, checkpoint):
+def test_export_prints_files_and_fidelity(run, tmp_path, checkpoint, caplog):
     target = tmp_path / "new"
-    code, out, err = run("export", checkpoint, "-o", target)
+    code, out, err = run("export", checkpoint, "-o", target, "--pooled")
     assert (code, err) == (0, "")
+    assert {"verifying fp32", "quantizing to int8", "verifying int8"} <= set(caplog.messages)
+    assert "onnx/model_int8_pooled.onnx" in out
     for part in ("fp32 ", "int8 ", "onnx/model.onnx", " MB ", "min cosine", "PyTorch", str(target)):
         assert part in out
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert Embedder(target).encode("a road").shape == (32,)
+
+
+def test_quiet_exports_and_verifications_print_nothing(run, tmp_path, checkpoint, caplog):
+    assert run("export", checkpoint, "-o", tmp_path / "a", "--precision", "fp32", "-q") == (
+        0,
+        "",
+        "",
+    )
+    assert run("verify", tmp_path / "a", "-q") == (0, "", "")
+    assert caplog.messages == []
 
 
 def test_sizes_and_fidelity_are_one_table(run, checkpoint, tmp_path, few_texts):

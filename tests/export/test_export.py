@@ -30,6 +30,7 @@ from onnxsim_embed.artifact.precision import choose_precision
 from onnxsim_embed.artifact.recipes import find_recipe
 from onnxsim_embed.errors import CheckpointError, MissingExtraError, VerificationError
 from onnxsim_embed.export import build, export_model, fidelity, verify_artifact, verify_recipe
+from onnxsim_embed.export.checkpoint import open_checkpoint
 
 FILES = {
     "onnx/model.onnx", "onnx/encoder.onnx", "config.json", "tokenizer.json", "tokenizer_config.json",
@@ -140,11 +141,28 @@ def test_the_card_states_facts_and_fidelity(exported, checkpoint):
         assert fact in card
 
 
-@pytest.mark.parametrize("name", ["odd: name", 'a "quoted" name', "# a name", "日本語"])
-def test_the_header_of_the_card_is_valid_yaml(tmp_path, name):
-    export_model(write_checkpoint(tmp_path / name), tmp_path / "a", precisions=FP32)
+@pytest.mark.parametrize(
+    ("name", "card", "licence"),
+    [
+        ("odd: name", None, None),
+        ('a "quoted" name', "---\ntags: [x]\nlicense: apache-2.0\n---\n", "apache-2.0"),
+        ("# a name", "---\nlicense: 'mit'\n---\n\n# A model", "mit"),
+        ("日本語", "# A model\nlicense: mit\n", None),
+    ],
+)
+def test_the_header_of_the_card_is_valid_yaml_and_states_the_licence(tmp_path, name, card, licence):
+    directory = write_checkpoint(tmp_path / name)
+    if card:
+        (directory / "README.md").write_text(card, encoding="utf-8")
+    export_model(directory, tmp_path / "a", precisions=FP32)
     header = (tmp_path / "a/README.md").read_text(encoding="utf-8").split("---\n")[1]
-    assert yaml.safe_load(header)["base_model"] == name
+    table = yaml.safe_load(header)
+    assert (table["base_model"], table.get("license")) == (name, licence)
+
+
+def test_a_licence_that_the_checkpoint_does_not_state_is_the_recipes(checkpoint):
+    recipe = find_recipe("all-MiniLM-L6-v2")
+    assert open_checkpoint(checkpoint, recipe=recipe).licence == "apache-2.0"
 
 
 def test_two_exports_of_one_checkpoint_are_equal_to_the_byte(checkpoint, exported, tmp_path):

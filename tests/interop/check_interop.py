@@ -85,7 +85,7 @@ def bge_like(tmp_path_factory) -> Model:
     checkpoint = write_checkpoint(
         home / "checkpoint", pooling="cls", prompts={"query": PROMPT}, seed=5
     )
-    export_model(checkpoint, home / "artifact")
+    export_model(checkpoint, home / "artifact", pooled=True)
     return as_model("bge-like", checkpoint, home / "artifact")
 
 
@@ -308,6 +308,27 @@ def test_onnxruntime_js(read, model, runtime, precision):
         post=vectors_of,
         what=f"{runtime} {precision}",
     )
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime-node", "onnxruntime-web"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("model", ["bge_like"], indirect=True)
+def test_onnxruntime_js_reads_pooled_files(read, model, runtime, precision):
+    """Token ids in, the vectors out."""
+    embedder = Embedder(model.artifact, precision=precision)
+    batches, rows = token_batches(embedder)
+    assert np.concatenate(rows).tolist() == list(range(len(TEXT_KINDS)))
+    facts = read(
+        "js",
+        ONNXRUNTIME_JS,
+        embedder.encode(TEXT_KINDS),
+        least=FP32 if precision == "fp32" else INT8,
+        runtime=runtime,
+        file=embedder.artifact.manifest.precisions[precision].pooled,
+        batches=batches,
+        what=f"{runtime} {precision}, pooled",
+    )
+    assert facts["outputs"][0] == "sentence_embedding"
 
 
 def token_batches(embedder: Embedder, size: int = 7) -> tuple[list[dict], list[list[int]]]:

@@ -1,4 +1,4 @@
-// onnxruntime-node and onnxruntime-web (WebAssembly): an ONNX file on token ids, hidden states out.
+// onnxruntime-node and onnxruntime-web (WebAssembly): an ONNX file on token ids, its first output out.
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
