@@ -19,7 +19,7 @@ from onnxsim_embed.artifact.locate import is_complete, locate_checkpoint
 from onnxsim_embed.artifact.manifest import FORMAT_VERSION, Artifact, is_artifact, sha256
 from onnxsim_embed.artifact.recipes import find_recipe
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.files.atomic import atomic_file
+from onnxsim_embed.files.atomic import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -214,8 +214,7 @@ def _content(checkpoint: Path) -> list[tuple[str, str]]:
         with suppress(OSError):  # without an index, the next start hashes again
             index.parent.mkdir(parents=True, exist_ok=True)
             present = {name: entry for name, entry in known.items() if Path(name).is_file()}
-            with atomic_file(index) as work:
-                work.write_text(json.dumps(present), encoding="utf-8")
+            write_json(index, present)
     return content
 
 

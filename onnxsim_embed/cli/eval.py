@@ -16,6 +16,8 @@ def evaluate(
     ),
     model: options.Model = options.DEFAULT_MODEL,
     precision: str = Option("", help="Comma-separated; default: all of the model."),
+    device: options.Device = "auto",
+    max_seq_length: options.MaxSeqLength = None,
     threads: options.Threads = None,
     delimiter: options.Delimiter = None,
     no_header: bool = Option(False, "--no-header", help="The first row is a pair."),
@@ -29,12 +31,14 @@ def evaluate(
     left, right, scores = read_scored_pairs(
         file, delimiter=delimiter, header=not no_header, on_error=on_error
     )
-    first = Embedder.from_pretrained(model, precision="fp32", threads=threads)
+    first = Embedder.from_pretrained(model, precision="fp32", threads=threads, device=device)
     rows = []
     for name in options.split(precision) or first.artifact.manifest.precisions:
         embedder = first
         if name != "fp32":
-            embedder = Embedder(first.artifact, precision=name, threads=threads)
+            embedder = Embedder(first.artifact, precision=name, threads=threads, device=device)
+        if max_seq_length is not None:
+            embedder.max_seq_length = max_seq_length
         result = evaluate_sts(embedder, left, right, scores)
         values = (result.spearman, result.pearson)
         correlations = ["undefined" if value != value else f"{value:.2f}" for value in values]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,7 +138,7 @@ def _write(
     """Write the targets of -o; return what was written, in words."""
     done = []
     if path := targets.get("graph"):
-        with resumable(lambda: _kept(path), force):
+        with resumable(partial(_kept, path), force):
             graph = job.write_graph(path, top_k, force)
         what = f" above {job.threshold}" if top_k is None else f", top {top_k} of each row"
         done.append(

@@ -259,8 +259,7 @@ def _choose_column(
 def _id(path: str | Path, number: int, row: Row, column: str) -> str | int:
     """Return the id of a row; raise TableError if it has none."""
     value = row.values.get(column)
-    known = isinstance(value, (str, int)) and value != "" and not SURROGATES.search(str(value))
-    if not known:
+    if not isinstance(value, (str, int)) or value == "" or SURROGATES.search(str(value)):
         raise TableError(f"{_place(path, number, row)} has no id: {column!r} is {value!r:.60}")
     return value
 

@@ -127,11 +127,13 @@ class Job:
             self.on_stage("Evaluating the base model.")
             evaluations["before"] = evaluate(self.load(self.base.directory), evaluators)
             summary = read_optional_json(self.directory / "trained.json") or self.train()
+            self.on_stage("Evaluating the fine-tuned model.")
             after = evaluations["after"] = evaluate(self.load(self.trained), evaluators)
         self.on_stage("Exporting and verifying.")
         with atomic_directory(self.output) as work:
             artifact = self.export(work)
             for precision in artifact.manifest.precisions:
+                self.on_stage(f"Evaluating the exported {precision} file.")
                 embedder = Embedder(artifact, precision=precision, device="cpu")
                 evaluation = evaluations[precision] = evaluate(embedder, evaluators)
                 fidelity[precision] = compare_vectors(after.embeddings, evaluation.embeddings)

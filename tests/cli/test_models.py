@@ -54,9 +54,23 @@ def test_eval_reads_pairs_with_and_without_a_header(
 
 def test_eval_takes_the_precisions_it_is_given(run, tmp_path, artifact):
     pairs = write_pairs(tmp_path / "pairs.csv")
-    code, out, _ = run("eval", pairs, "-m", artifact, "--precision", "int8", "--threads", "1")
+    arguments = [
+        "eval",
+        pairs,
+        "-m",
+        artifact,
+        "--precision",
+        "int8",
+        "--device",
+        "cpu",
+        "--threads",
+    ]
+    code, out, _ = run(*arguments, "1")
     assert code == 0
     assert list(table(out)) == ["int8"]
+    assert (
+        table(run(*arguments, "1", "--max-seq-length", 3)[1])["int8"][:2] != table(out)["int8"][:2]
+    )
 
 
 def test_eval_reads_other_delimiters_and_skips_rows(run, refuse, tmp_path, artifact, caplog):

@@ -79,7 +79,14 @@ def test_artifact_loads_here_and_in_sentence_transformers(tuned, checkpoint):
 def test_report(tuned):
     result, output, stages = tuned
     assert [int(word) for word in stages[0].split() if word.isdigit()] == [32, 4, 4]
-    assert stages[1:] == ["Evaluating the base model.", "Training.", "Exporting and verifying."]
+    assert stages[1:] == [
+        "Evaluating the base model.",
+        "Training.",
+        "Evaluating the fine-tuned model.",
+        "Exporting and verifying.",
+        "Evaluating the exported fp32 file.",
+        "Evaluating the exported int8 file.",
+    ]
     assert [path.name for path in output.parent.iterdir()] == ["tuned"]
     report = read_json(output / "report.json")
     assert report == result.report
