@@ -16,15 +16,10 @@ from onnxsim_embed.errors import CheckpointError
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 
 BERT_LAYER = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "norm": "output.LayerNorm",
-}
+    "query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",
+    "output": "attention.output.dense", "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense", "down": "output.dense", "norm": "output.LayerNorm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,37 +87,25 @@ ARCHITECTURES = {
         prefix="distilbert.",
         layer_prefix="transformer.layer.",
         layer={
-            "query": "attention.q_lin",
-            "key": "attention.k_lin",
-            "value": "attention.v_lin",
-            "output": "attention.out_lin",
-            "attention_norm": "sa_layer_norm",
-            "up": "ffn.lin1",
-            "down": "ffn.lin2",
-            "norm": "output_layer_norm",
+            "query": "attention.q_lin", "key": "attention.k_lin", "value": "attention.v_lin",
+            "output": "attention.out_lin", "attention_norm": "sa_layer_norm", "up": "ffn.lin1",
+            "down": "ffn.lin2", "norm": "output_layer_norm",
         },
         keys={
-            "hidden_size": "dim",
-            "intermediate_size": "hidden_dim",
-            "num_attention_heads": "n_heads",
-            "num_hidden_layers": "n_layers",
-            "hidden_act": "activation",
+            "hidden_size": "dim", "intermediate_size": "hidden_dim", "hidden_act": "activation",
+            "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers",
         },
         token_types=False,
     ),
     "mpnet": Architecture(
         prefix="mpnet.",
-        layer=BERT_LAYER
-        | {
-            "query": "attention.attn.q",
-            "key": "attention.attn.k",
-            "value": "attention.attn.v",
-            "output": "attention.attn.o",
-            "attention_norm": "attention.LayerNorm",
+        layer=BERT_LAYER | {
+            "query": "attention.attn.q", "key": "attention.attn.k", "value": "attention.attn.v",
+            "output": "attention.attn.o", "attention_norm": "attention.LayerNorm",
         },
         token_types=False,
         skipped_id=1,
         fixed_skipped_id=True,
         relative_bias="encoder.relative_attention_bias",
     ),
-}
+}  # fmt: skip

@@ -21,8 +21,8 @@ LONGEST_SEQUENCE = 1_000_000
 
 # Architectures whose position ids start after that of the padding, which leaves fewer for tokens.
 AFTER_PADDING = (
-    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "ibert",
-    "data2vec-text",
+    "xlm-roberta-xl", "longformer", "ibert", "data2vec-text",
+    *(kind for kind, entry in ARCHITECTURES.items() if entry.skipped_id is not None),
 )  # fmt: skip
 
 # Files from which this package or transformers can build a tokenizer.
