@@ -11,11 +11,12 @@ A run with equal settings continues from it; a run with other settings is reject
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +26,13 @@ import numpy.typing as npt
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.atomic import check_output, durable_file, explain_full_disk, write_json
 from onnxsim_embed.files.provenance import Provenance, check_sidecar, write_sidecar
-from onnxsim_embed.files.vectors import NPY_HEADER, check_ending, npy_header, write_parquet
+from onnxsim_embed.files.vectors import (
+    NPY_HEADER,
+    check_ending,
+    npy_header,
+    read_record,
+    write_parquet,
+)
 from onnxsim_embed.system.units import format_bytes
 
 JOURNAL = "job.json"
@@ -201,15 +208,22 @@ class EmbeddingCheckpoint(Checkpoint):
     settings_key = "settings"
     progress: ClassVar[Mapping[str, type]] = {"replaces": bool, "rows": int, "texts": str}
 
-    def check_target(self, force: bool) -> None:
+    def check_target(self, force: bool) -> dict[str, Any] | None:
         """Raise before any work if the file could not be written after it.
 
+        :returns: the record of a finished run that wrote the file, unless it is to be replaced.
         :raises ValueError: if it is neither .npy nor .parquet.
-        :raises FileExistsError: if it exists, unless `force` or the unfinished run replaces it.
+        :raises FileExistsError: if it exists, unless it is finished, or `force` or the unfinished run
+            replaces it.
         :raises FileNotFoundError: if its directory does not exist.
         """
         check_ending(self.target)
         journal = None if force or not self.target.is_file() else self.read()
+        if not force and journal is None and self.target.is_file():
+            with suppress(TableError):  # another kind of file
+                record = read_record(self.target)
+                if record is not None and isinstance(record.get("rows"), int):
+                    return record
         check_output(self.target, force or journal is not None)
         check_sidecar(self.target, force)
         if journal is not None and not journal["replaces"]:
@@ -217,6 +231,7 @@ class EmbeddingCheckpoint(Checkpoint):
                 f"{self.target} exists, and beside it {count_rows(journal['rows'])} of an unfinished run: "
                 "move the file away to finish that run, or start over with force=True"
             )
+        return None
 
     def open(self, settings: Settings, like: npt.NDArray[Any], force: bool) -> None:
         """Open the rows of the unfinished run, or begin; `like` is an array (0, dim) of their dtype."""
@@ -253,6 +268,8 @@ class EmbeddingCheckpoint(Checkpoint):
     ) -> None:
         """Turn the rows into the file, which replaces one that exists; if it fails, the run stays."""
         finished = self.directory / ROWS
+        made_of = {"rows": self.rows, "texts": self.texts, "ids": ids_digest(ids)}
+        table = provenance and provenance.to_table(**made_of)
         with write_errors(self.target):
             self._stream.seek(0)
             self._write(npy_header(self.rows, self._dim, self._dtype))
@@ -261,9 +278,9 @@ class EmbeddingCheckpoint(Checkpoint):
                 vectors = np.load(finished, mmap_mode="r")
                 finished = self.directory / "rows.parquet"
                 with durable_file(finished) as stream:
-                    write_parquet(vectors, stream, provenance, ids)
+                    write_parquet(vectors, stream, table, ids)
             # The sidecar first: beside an older file, its digest shows that it describes another.
-            write_sidecar(self.target, finished, provenance)
+            write_sidecar(self.target, finished, table)
             self.publish(finished)
 
     def _write(self, content: bytes) -> None:
@@ -275,6 +292,11 @@ class EmbeddingCheckpoint(Checkpoint):
         except OSError as error:
             takes = f"{format_bytes(len(content))} more for these rows"
             raise explain_full_disk(error, self.target, takes) from error
+
+
+def ids_digest(ids: Sequence[Any] | None) -> str | None:
+    """Return a digest of the ids of rows."""
+    return None if ids is None else hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
 
 
 def count_rows(number: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -62,9 +63,9 @@ class Provenance:
     onnxsim_embed: str
     onnxruntime: str
 
-    def to_table(self) -> dict[str, Any]:
-        """Return its JSON representation."""
-        return {"format_version": FORMAT_VERSION, "origin": asdict(self)}
+    def to_table(self, **others: Any) -> dict[str, Any]:  # noqa: ANN401 - what JSON holds
+        """Return its JSON representation, with other entries beside it."""
+        return {"format_version": FORMAT_VERSION, "origin": asdict(self), **others}
 
 
 # The types that JSON may hold for each field.
@@ -105,24 +106,30 @@ def check_sidecar(path: Path, force: bool) -> None:
         ) from None
 
 
-def write_sidecar(path: Path, finished: Path, provenance: Provenance | None) -> None:
+def write_sidecar(path: Path, finished: Path, table: Mapping[str, Any] | None) -> None:
     """Write the sidecar of a .npy file that is about to be renamed; without provenance, delete it."""
-    if path.suffix == ".npy" and provenance is not None:
+    if path.suffix == ".npy" and table is not None:
         file = fingerprint(finished, np.load(finished, mmap_mode="r", allow_pickle=False))
-        write_json(sidecar(path), provenance.to_table() | {"file": file})
+        write_json(sidecar(path), {**table, "file": file})
     elif path.suffix == ".npy":
         sidecar(path).unlink(missing_ok=True)
 
 
-def read_sidecar(path: Path) -> tuple[Provenance, Any]:
-    """Return the provenance of a .npy file and the fingerprint of the file that it was written for."""
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Return the record of a .npy file: provenance and the fingerprint of the file it was written for."""
     file = sidecar(path)
     if file.is_symlink() and file.resolve().parent != file.parent.resolve():
         raise ValueError(f"{file.name} is a link out of its directory")
     if not file.is_file() or file.stat().st_size > MAX_SIDECAR_BYTES:
         raise ValueError(f"{file.name} is not a regular file of at most {MAX_SIDECAR_BYTES} bytes")
-    data = file.read_bytes()
-    return parse_provenance(data), json.loads(data).get("file")
+    return parse_record(file.read_bytes())
+
+
+def parse_record(content: bytes) -> dict[str, Any]:
+    """Return a record that holds provenance."""
+    parse_provenance(content)
+    table: dict[str, Any] = json.loads(content)
+    return table
 
 
 def parse_provenance(table: Any) -> Provenance:  # noqa: ANN401 - from JSON

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ from onnxsim_embed.files.provenance import (
     Provenance,
     fingerprint,
     parse_provenance,
+    parse_record,
     read_sidecar,
     sidecar,
     write_sidecar,
@@ -60,30 +61,32 @@ def write_vectors(
     """
     path = local_path(path)
     check_ending(path)
+    table = provenance and provenance.to_table()
     with atomic_file(path) as work:
         with work.open("wb") as stream:
             if path.suffix == ".npy":
                 np.save(stream, vectors, allow_pickle=False)
             else:
-                write_parquet(vectors, stream, provenance)
-        write_sidecar(path, work, provenance)
+                write_parquet(vectors, stream, table)
+        write_sidecar(path, work, table)
 
 
 def write_parquet(
     vectors: npt.NDArray[Any],
     stream: IO[bytes],
-    provenance: Provenance | None = None,
+    table: Mapping[str, Any] | None,
     ids: Sequence[Any] | None = None,
 ) -> None:
-    """Write vectors, which may be memory-mapped, as parquet; see `write_vectors`.
+    """Write vectors, which may be memory-mapped, as parquet.
 
+    :param table: record of their provenance.
     :param ids: written to the column `id`: int, or str if not all are.
     """
     import pyarrow
     from pyarrow import parquet
 
     list_type = pyarrow.list_(pyarrow.from_numpy_dtype(vectors.dtype), vectors.shape[1])
-    metadata = provenance and {METADATA_KEY: json.dumps(provenance.to_table())}
+    metadata = table and {METADATA_KEY: json.dumps(table)}
     fields = [("vector", list_type)]
     if ids is not None:
         numbers = all(type(value) is int for value in ids)
@@ -181,19 +184,24 @@ def read_provenance(path: str | Path) -> Provenance | None:
     """
     if is_directory(path):
         return open_vectors(path).provenance
-    path = Path(path)
+    table = read_record(Path(path))
+    return table and parse_provenance(table)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record that holds the provenance of a file; see `read_provenance`."""
     try:
         if path.suffix == ".parquet":
             with open_parquet(path) as table:
                 metadata = (table.schema_arrow.metadata or {}).get(METADATA_KEY)
-            return metadata and parse_provenance(metadata)
+            return metadata and parse_record(metadata)
         vectors = read_vectors(path)
         if not os.path.lexists(sidecar(path)):
             return None
-        provenance, file = read_sidecar(path)
-        if file != fingerprint(path, vectors):
+        record = read_sidecar(path)
+        if record.get("file") != fingerprint(path, vectors):
             raise ValueError(f"{sidecar(path)} describes other vectors")
-        return provenance
+        return record
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

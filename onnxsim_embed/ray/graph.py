@@ -69,11 +69,14 @@ def write_graph(
     if block_rows is not None and block_rows < 1:
         raise ValueError(f"block_rows must be positive, got {block_rows}")
     max_bytes = None if max_memory is None else memory.MemoryBudget(max_memory).max_bytes
-    checkpoint.check_target(force)
     connection.require_ray()
     source = open_source(vectors)
     rows = source.shape[0]
-    settings = graph_writer.graph_settings(rows, threshold, k, include_self, source.digest)
+    settings = graph_writer.graph_settings(rows, threshold, k, include_self)
+    checkpoint.check_target(force, settings)
+    settings["vectors"] = source.digest()
+    if (finished := checkpoint.check_target(force, settings)) is not None:
+        return finished
     with checkpoint, connection.cluster(address), plain_errors():
         journal = checkpoint.resume(settings, force)
         path = source.vectors if isinstance(source.vectors, str) else None
@@ -85,8 +88,8 @@ def write_graph(
             tile_rows = journal["part_rows"]
         else:
             raise ValueError(
-                f"{checkpoint.target} has an unfinished run of onnxsim_embed.write_graph (without --engine "
-                "ray): finish it there, or start over with force=True"
+                f"{checkpoint.target} has an unfinished run of onnxsim_embed.write_graph: finish it there, "
+                "or start over with force=True"
             )
         tiles = source.tiles(tile_rows)
         comparison = Comparison(

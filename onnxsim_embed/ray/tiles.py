@@ -60,8 +60,7 @@ def open_source(vectors: npt.ArrayLike | str | Path) -> VectorSource:
     source: str | npt.NDArray[Any] = absolute(vectors) if isinstance(vectors, (str, Path)) else np.asarray(vectors)  # fmt: skip
     if isinstance(source, str) and Path(source).exists() and not source.endswith(".npy"):
         raise ValueError(
-            f"{source}: expected a directory that onnxsim_embed.ray.encode_files wrote (encode --engine "
-            "ray), or a .npy file"
+            f"{source}: expected a directory that onnxsim_embed.ray.encode_files wrote, or a .npy file"
         )
     array = read_vectors(source) if isinstance(source, str) else source
     check_vectors(array)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -300,8 +300,9 @@ class Embedder(Prompted):
         *,
         show_progress_bar: bool = False,
         progress_start: int = 0,
+        small_first: bool = False,
         report: EncodeReport | None = None,
-    ) -> Iterator[npt.NDArray[Any]]:
+    ) -> Generator[npt.NDArray[Any], None, None]:
         """Yield what `encode_stream` yields for these options, and fill the report of the call."""
         check_iterable(texts)
         return self._pipeline.stream(
@@ -310,6 +311,7 @@ class Embedder(Prompted):
             batch_size=options.batch_size,
             progress=show_progress_bar,
             progress_start=progress_start,
+            small_first=small_first,
             report=report,
         )
 

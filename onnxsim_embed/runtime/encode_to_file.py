@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
@@ -14,7 +15,12 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint, count_rows
+from onnxsim_embed.files.checkpoint import (
+    EmbeddingCheckpoint,
+    count_rows,
+    differing_settings,
+    ids_digest,
+)
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import RANGED, EncodeOptions, OutputPrecision
 from onnxsim_embed.runtime.pipeline import EncodeReport
@@ -65,7 +71,7 @@ def encode_to_file(
     beside the file; after a kill, a full disk or an invalid text, the same call with the same texts
     encodes the rest. The file appears when it is complete, with the same bytes as an uninterrupted call
     would have written (on the same kind of processor). To guarantee that, the texts of the finished rows
-    are read again and compared. The provenance of the vectors is written to a sidecar of a .npy file
+    are read again and compared; if all rows are finished, nothing is encoded. The provenance of the vectors is written to a sidecar of a .npy file
     (vectors.npy.json), and to the metadata of a .parquet file.
 
     :param texts: any iterable of texts, from the first one on. If it raises, the vectors of all texts
@@ -78,7 +84,7 @@ def encode_to_file(
     :param force: start over, and replace a file that exists.
     :param on_rows: called with the number of finished rows, once at the start and after each batch. For
         the other arguments see `Embedder.encode`.
-    :raises FileExistsError: if the file exists.
+    :raises FileExistsError: if the file exists and was not written by the same call, naming what differs.
     :raises ValueError: if the checkpoint belongs to a run with other settings or texts, naming what
         differs; for a text that is not valid Unicode, naming the row.
     :raises TypeError: if `texts` is not an iterable of texts, naming the row or what to pass.
@@ -92,7 +98,7 @@ def encode_to_file(
         vectors = np.load("vectors.npy", mmap_mode="r")
     """
     checkpoint = EmbeddingCheckpoint(Path(path))
-    checkpoint.check_target(force)
+    record = checkpoint.check_target(force)
     check_format(precision, ranges is not None)
     check_iterable(texts)
     if ids is not None and checkpoint.target.suffix != ".parquet":
@@ -106,32 +112,43 @@ def encode_to_file(
         truncate_dim=truncate_dim,
     )
     empty = embedder.encode_with(options, [])  # raises for invalid dimensions
-    report = EncodeReport()
+    report, provenance = EncodeReport(), provenance_of(embedder, options)
+    reader = _DigestingReader(texts)
+    on_rows = on_rows or (lambda rows: None)
+    if record is not None:
+        reason = differing_settings(record["origin"], asdict(provenance))
+        reason = reason or reader.skip(record["rows"], record.get("texts"), last=True)
+        if reason or record.get("ids") != ids_digest(ids):
+            raise FileExistsError(
+                f"{checkpoint.target} exists, written by another run ({reason or 'its ids differ'}): "
+                "replace it with force=True, or choose another name"
+            )
+        on_rows(rows := record["rows"])
+        return EncodeResult(checkpoint.target, rows, empty.shape[1], empty.dtype, rows, report)
     with checkpoint:
         checkpoint.open(encode_settings(embedder, options), empty, force)
-        reader = _DigestingReader(texts)
-        reader.skip_finished(checkpoint)
+        if reason := reader.skip(checkpoint.rows, checkpoint.texts):
+            raise ValueError(
+                f"{checkpoint.target} has an unfinished run of {count_rows(checkpoint.rows)}, but "
+                f"{reason}: continue with the texts of that run, or start over with force=True"
+            )
         finished = checkpoint.rows
         batches = embedder.stream_with(
             options,
             reader,
             show_progress_bar=bool(show_progress_bar),
             progress_start=finished,
+            small_first=True,
             report=report,
         )
-        try:
-            if on_rows is not None:
-                on_rows(finished)
+        with closing(batches):  # cancels waiting batches
+            on_rows(finished)
             for batch in batches:
                 checkpoint.append(batch, reader.digest(len(batch)))
-                if on_rows is not None:
-                    on_rows(checkpoint.rows)
-        finally:
-            if isinstance(batches, Generator):
-                batches.close()  # cancels waiting batches
+                on_rows(checkpoint.rows)
         if ids is not None and len(ids) != checkpoint.rows:
             raise ValueError(f"got {len(ids):,} ids for {count_rows(checkpoint.rows)}")
-        checkpoint.finish(provenance_of(embedder, options), ids)
+        checkpoint.finish(provenance, ids)
     return EncodeResult(
         checkpoint.target, checkpoint.rows, empty.shape[1], empty.dtype, finished, report
     )
@@ -183,19 +200,14 @@ class _DigestingReader:
             self._finished.update(self._pending.popleft())
         return self._finished.hexdigest()
 
-    def skip_finished(self, checkpoint: EmbeddingCheckpoint) -> None:
-        """Read the texts of the finished rows again.
+    def skip(self, rows: int, digest: object, last: bool = False) -> str:
+        """Read the texts of finished rows again; return how they differ from those that were encoded.
 
-        :raises ValueError: if they differ from those that were encoded.
+        :param last: whether there must not be more texts.
         """
-        rows = sum(1 for _ in islice(self, checkpoint.rows))
-        if rows < checkpoint.rows:
-            reason = f"there are only {rows:,} texts"
-        elif rows and self.digest(rows) != checkpoint.texts:
-            reason = "its texts differ from these"
-        else:
-            return
-        raise ValueError(
-            f"{checkpoint.target} has an unfinished run of {count_rows(checkpoint.rows)}, but {reason}: "
-            "continue with the texts of that run, or start over with force=True"
-        )
+        found = sum(1 for _ in islice(self, rows))
+        if found < rows:
+            return f"there are only {found:,} texts"
+        if rows and self.digest(rows) != digest:
+            return "its texts differ from these"
+        return f"there are more than {rows:,} texts" if last and any(True for _ in self) else ""

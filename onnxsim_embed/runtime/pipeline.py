@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +31,9 @@ WINDOW_TEXTS = 4096
 
 # Row numbers that a report lists: 40 MB, whatever a stream holds.
 LISTED_ROWS = 1_000_000
+
+# Rows of the first array where each is kept on disk: one or two seconds of work that an interruption may lose.
+FIRST_ROWS = 256
 
 
 @dataclass
@@ -137,15 +140,17 @@ class Pipeline:
         batch_size: int | None = None,
         progress: bool = False,
         progress_start: int = 0,
+        small_first: bool = False,
         report: EncodeReport | None = None,
-    ) -> Iterator[npt.NDArray[Any]]:
+    ) -> Generator[npt.NDArray[Any], None, None]:
         """Yield the results of texts, in order, in arrays of WINDOW_TEXTS rows (the last: the rest).
 
         If the source or one of its texts raises, the results of the texts before are yielded first.
 
         :param progress: whether to show a bar of tokens: the longest texts run first, so that one of
             texts would be wrong about the time left.
-        :param progress_start: number of texts that the progress bar counts as done before.
+        :param progress_start: number of texts that were done before.
+        :param small_first: yield FIRST_ROWS, then up to 2, 4, ... times as many rows in all.
         :param report: filled with the figures of the call.
         """
         started = time.perf_counter()
@@ -158,7 +163,11 @@ class Pipeline:
             bar = stack.enter_context(_Bar(texts, progress_start)) if progress else None
             failure: Exception | None = None
             while failure is None:
-                window, failure = _read_window(source)
+                rows = WINDOW_TEXTS
+                if small_first:
+                    row = progress_start + report.texts
+                    rows = min(rows, max(FIRST_ROWS, 1 << row.bit_length()) - row)
+                window, failure = _read_window(source, rows)
                 if window:
                     try:
                         waiting.append(self._start(window, prefix, output, batch_size, report))
@@ -329,11 +338,11 @@ def _instances() -> weakref.WeakSet[Pipeline]:
     return pipelines
 
 
-def _read_window(source: Iterator[str]) -> tuple[list[str], Exception | None]:
-    """Return the next WINDOW_TEXTS texts, or those before the source raised, and its error."""
+def _read_window(source: Iterator[str], rows: int) -> tuple[list[str], Exception | None]:
+    """Return the next texts, or those before the source raised, and its error."""
     window: list[str] = []
     try:
-        for text in islice(source, WINDOW_TEXTS):
+        for text in islice(source, rows):
             window.append(text)
     except Exception as error:
         return window, error

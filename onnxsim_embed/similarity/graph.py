@@ -154,7 +154,7 @@ def open_graph(directory: str | Path) -> SimilarityGraph:
         _check(graph)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TableError(
-            f"{path} is damaged, or of another version of onnxsim-embed ({error}); write the graph again"
+            f"{path} is damaged, or of another version of onnxsim-embed ({error}); write the graph again with force=True"
         ) from None
     return graph
 
@@ -165,7 +165,7 @@ def shard_file(number: int) -> str:
 
 
 def _damaged(path: Path, reason: object) -> TableError:
-    return TableError(f"{path} is damaged: {reason}; write the graph again")
+    return TableError(f"{path} is damaged: {reason}; write the graph again with force=True")
 
 
 def _check_arrays(stream: IO[bytes], max_bytes: int) -> None:

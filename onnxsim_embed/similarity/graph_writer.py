@@ -10,7 +10,6 @@ import hashlib
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from onnxsim_embed.files.atomic import durable_file, write_json
-from onnxsim_embed.files.checkpoint import Checkpoint, write_errors
+from onnxsim_embed.files.checkpoint import Checkpoint, Settings, differing_settings, write_errors
 from onnxsim_embed.similarity.compare import TILE_BYTES, check_threshold
 from onnxsim_embed.similarity.graph import (
     DAMAGE,
@@ -77,10 +76,10 @@ def write_graph(
     :param show_progress_bar: show a progress bar on standard error.
     :param force: start over, and replace a graph that exists.
     :param block_bytes: bytes of scores that each thread holds at a time.
-    :returns: the graph that was written.
+    :returns: the graph that was written, by this call or an earlier one for the same vectors.
     :raises ValueError: as `similarity_matrix`; or if the checkpoint belongs to a run with other settings,
         naming those that differ.
-    :raises FileExistsError: if the directory exists.
+    :raises FileExistsError: if the directory exists, unless it holds this graph, naming what differs.
     :raises FileNotFoundError: if its parent directory does not exist.
     :raises TableError: if another process writes the graph, or it cannot be written.
     :raises MemoryError: if not even the pairs of one row fit.
@@ -92,18 +91,21 @@ def write_graph(
             print(first, block.nnz)
     """
     checkpoint = GraphCheckpoint(Path(directory))
-    checkpoint.check_target(force)
     array = np.asarray(vectors)
     check_vectors(array)
-    settings = graph_settings(len(array), threshold, k, include_self, partial(digest, array))
+    settings = graph_settings(len(array), threshold, k, include_self)
+    checkpoint.check_target(force, settings)
+    settings["vectors"] = digest(array)
+    if (graph := checkpoint.check_target(force, settings)) is not None:
+        return graph
     threshold, k = settings["threshold"], settings["k"]
     budget = MemoryBudget(max_memory)
     with checkpoint:
         journal = checkpoint.resume(settings, force)
         if journal is not None and "columns" in journal:
             raise ValueError(
-                f"{checkpoint.target} has an unfinished run of onnxsim_embed.ray.write_graph (--engine "
-                "ray): finish it there, or start over with force=True"
+                f"{checkpoint.target} has an unfinished run of onnxsim_embed.ray.write_graph: finish it "
+                "there, or start over with force=True"
             )
         units = UnitRows(array, budget.vector_bytes)
         pairs = AllPairs(units, units, block_bytes)
@@ -138,11 +140,13 @@ class GraphCheckpoint(Checkpoint):
         """Directory of the shards, which becomes the graph."""
         return self.directory / "parts"
 
-    def check_target(self, force: bool) -> None:
+    def check_target(self, force: bool, settings: Settings | None = None) -> SimilarityGraph | None:
         """Raise before any work if the graph could not be written after it.
 
-        :raises FileExistsError: if the target exists, unless it is a graph and `force` or the unfinished
-            run replaces it.
+        :param settings: those that are known; None accepts no graph that exists.
+        :returns: the graph at the target, if it has these settings.
+        :raises FileExistsError: if the target exists, unless it is a graph, and has these settings or
+            `force` or the unfinished run replaces it.
         :raises FileNotFoundError: if its parent directory does not exist.
         """
         target = self.target
@@ -151,16 +155,25 @@ class GraphCheckpoint(Checkpoint):
                 raise FileNotFoundError(
                     f"cannot write {target}: there is no directory {target.parent}"
                 )
-            return
+            return None
         if not (target / INDEX).is_file():
             raise FileExistsError(
                 f"{target} exists and is not a similarity graph; choose another name"
             )
         journal = None if force else self.read()
-        if not (force or (journal and journal["replaces"])):
-            raise FileExistsError(
-                f"{target} exists; replace it with force=True, or choose another name"
-            )
+        if force or (journal and journal["replaces"]):
+            return None
+        graph, reason = open_graph(target), ""
+        if settings is not None:
+            reason = differing_settings(vars(graph), settings)
+            sizes = (row_pointers(target / shard.file, shard.rows) for shard in graph.parts)
+            if not reason and any(pointers is None for pointers in sizes):
+                reason = "damaged"
+            if not reason:
+                return graph
+        raise FileExistsError(
+            f"{target} exists{reason and f' ({reason})'}; replace it with force=True, or choose another name"
+        )
 
     def record(self, **progress: Any) -> None:  # noqa: ANN401 - what JSON holds
         """See `Checkpoint`; makes the directory of the shards before."""
@@ -223,13 +236,9 @@ class GraphCheckpoint(Checkpoint):
 
 
 def graph_settings(
-    rows: int,
-    threshold: float | None,
-    k: int | None,
-    include_self: bool,
-    digest_vectors: Callable[[], str],
+    rows: int, threshold: float | None, k: int | None, include_self: bool
 ) -> dict[str, Any]:
-    """Return the settings that a graph depends on, as its index holds them.
+    """Return the settings that a graph depends on beside the vectors, as its index holds them.
 
     :raises ValueError: unless one of a valid threshold and a valid k is given.
     """
@@ -246,7 +255,6 @@ def graph_settings(
         "threshold": None if threshold is None else float(threshold),
         "k": None if k is None else operator.index(k),
         "include_self": include_self and k is None,
-        "vectors": digest_vectors(),
     }
 
 

@@ -214,6 +214,43 @@ def test_force_starts_over_and_replaces_a_file_at_the_end(embedder, path, comple
     assert path.read_bytes() == complete[path.suffix]
 
 
+@pytest.mark.parametrize(("start", "rows"), [(0, [0, 2, 4, 8, 16, 24]), (3, [3, 4, 8, 16, 24]), (17, [17, 24])])  # fmt: skip
+def test_the_first_rows_are_kept_early(embedder, path, complete, monkeypatch, start, rows):
+    monkeypatch.setattr(pipeline, "WINDOW_TEXTS", 8)
+    monkeypatch.setattr(pipeline, "FIRST_ROWS", 2)
+    if start:
+        stop_at(embedder, path, start)
+    finished = []
+    encode_to_file(embedder, ROWS, path, on_rows=finished.append)
+    assert finished == rows
+    assert path.read_bytes() == complete[path.suffix]
+
+
+def test_a_finished_file_is_returned_for_the_same_call_only(embedder, path, monkeypatch):
+    before = encode_to_file(embedder, ROWS, path, prompt_name="query")
+    content, finished = path.read_bytes(), []
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "stream_with", None)  # nothing is encoded
+        again = encode_to_file(embedder, iter(ROWS), path, prompt="a dog ", on_rows=finished.append)
+        assert (again.rows, again.dim, again.dtype) == (before.rows, before.dim, before.dtype)
+        assert (again.rows_found, again.report.texts, finished) == (24, 0, [24])
+        for texts, options, reason in [
+            (ROWS, {}, "prompt: a dog , now None"),
+            (ROWS, {"prompt": "a dog ", "truncate_dim": 8}, "truncate_dim: None, now 8"),
+            (ROWS[:23], {"prompt": "a dog "}, "only 23 texts"),
+            ([*ROWS, "x"], {"prompt": "a dog "}, "more than 24 texts"),
+            (["x", *ROWS[1:]], {"prompt": "a dog "}, "texts differ"),
+        ]:
+            with pytest.raises(FileExistsError) as caught:
+                encode_to_file(embedder, texts, path, **options)
+            assert reason in str(caught.value)
+    assert path.read_bytes() == content
+    write_vectors(np.load(path) if path.suffix == ".npy" else read_vectors(path), path)
+    with pytest.raises(FileExistsError):  # of texts that nothing tells
+        encode_to_file(embedder, ROWS, path, prompt_name="query")
+    assert names(path.parent) == [path.name]
+
+
 # what is rejected
 
 

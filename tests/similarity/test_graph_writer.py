@@ -357,6 +357,25 @@ def test_a_second_process_is_rejected_at_once(target, monkeypatch):
     assert_same(graph.to_matrix(), similarity_matrix(VECTORS, 0.4))
 
 
+@each_kind
+def test_a_finished_graph_is_returned_for_the_same_call_only(target, monkeypatch, kind):
+    before, written = write_graph(VECTORS, target, **kind), files(target)
+    monkeypatch.setattr(AllPairs, "__init__", None)  # nothing is compared
+    assert write_graph(VECTORS.copy(), str(target), **kind) == before
+    for vectors, options, reason in [
+        (VECTORS, {"threshold": 0.5}, "now 0.5"),
+        (VECTORS, {"k": 4}, "now 4"),
+        (VECTORS[:59], kind, "rows: 60, now 59"),
+        (VECTORS[::-1], kind, "vectors: "),
+    ]:
+        with pytest.raises(FileExistsError, match=rf"{reason}.*force=True"):
+            write_graph(vectors, target, **options)
+    assert files(target) == written
+    (target / "part-00003.npz").unlink()
+    with pytest.raises(FileExistsError, match="damaged"):
+        write_graph(VECTORS, target, **kind)
+
+
 def test_a_graph_is_replaced_on_request_and_at_the_end(target, monkeypatch):
     write_graph(VECTORS, target, threshold=0.4)
     before = files(target)
