@@ -10,7 +10,7 @@ from pathlib import Path
 from lab import similarity_tables as similar
 from lab import text_tables as texts
 from lab.ahead import ahead_table
-from lab.tables import Result, joined, refused_table
+from lab.tables import Result, failed_table, joined
 
 MARKED = re.compile(r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench:\2 -->)", re.DOTALL)
 
@@ -20,34 +20,34 @@ def blocks(results: Mapping[str, Result | None]) -> dict[str, str]:
 
     :param results: by the names of their files: text, similarity, install, steady; each may miss.
     """
-    found: dict[str, str] = {}
+    contents: dict[str, str] = {}
     text, similarity = results.get("text"), results.get("similarity")
     if text is not None:
-        found["speed"] = joined(texts.speed_table(text), texts.text_conditions(text))
-        found["latency"] = joined(texts.latency_table(text), texts.start_table(text))
-        found["detail"] = joined(
+        contents["speed"] = joined(texts.speed_table(text), texts.text_conditions(text))
+        contents["latency"] = joined(texts.latency_table(text), texts.start_table(text))
+        contents["detail"] = joined(
             texts.fidelity_table(text), texts.stage_table(text), texts.text_growth_table(text)
         )
     if similarity is not None:
         tables = [similar.similarity_table(similarity, task) for task in ("above", "best")]
-        found["similarity"] = joined(*tables, similar.similarity_conditions(similarity))
+        contents["similarity"] = joined(*tables, similar.similarity_conditions(similarity))
         growth = [similar.growth_table(similarity, task) for task in ("above", "best")]
-        found["similarity-growth"] = joined(*growth)
+        contents["similarity-growth"] = joined(*growth)
     if (install := results.get("install")) is not None:
-        found["install"] = texts.install_table(install)
+        contents["install"] = texts.install_table(install)
     if (steady := results.get("steady")) is not None:
-        found["steady"] = texts.steady_line(steady)
+        contents["steady"] = texts.steady_line(steady)
     if text is not None or similarity is not None:
-        found["ahead"] = ahead_table(text, similarity)
-        found["refused"] = refused_table(text, similarity) or "Every system ran."
-    return found
+        contents["ahead"] = ahead_table(text, similarity)
+        contents["failed"] = failed_table(text, similarity) or "Every system ran."
+    return contents
 
 
-def fill(document: str, found: Mapping[str, str]) -> str:
+def fill(document: str, contents: Mapping[str, str]) -> str:
     """Return a document with each marked block replaced by the generated one, where there is one."""
 
     def replace(match: re.Match[str]) -> str:
-        block = found.get(match[2])
+        block = contents.get(match[2])
         return match[0] if block is None else f"{match[1]}{block}\n{match[3]}"
 
     return MARKED.sub(replace, document)
@@ -70,13 +70,13 @@ def pictures(directory: Path, document: Path) -> dict[str, str]:
     }
 
 
-def fill_files(paths: Sequence[Path], found: Mapping[str, str], directory: Path) -> None:
+def fill_files(paths: Sequence[Path], contents: Mapping[str, str], directory: Path) -> None:
     """Fill the marked blocks of files.
 
     :param directory: where the pictures are.
     """
     for path in paths:
         text = path.read_text(encoding="utf-8")
-        filled = fill(text, {**found, **pictures(directory, path)})
+        filled = fill(text, {**contents, **pictures(directory, path)})
         if filled != text:
             path.write_text(filled, encoding="utf-8")

@@ -41,12 +41,12 @@ class Comparison:
 
     :param falls: worst first.
     :param compared: how many ratios were compared.
-    :param apart: names of ratios that both have, of different texts or vectors.
+    :param different: names of ratios that both have, of different texts or vectors.
     """
 
     falls: tuple[Fall, ...]
     compared: int
-    apart: tuple[str, ...]
+    different: tuple[str, ...]
 
 
 def compare(

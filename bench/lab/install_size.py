@@ -37,7 +37,7 @@ def install_size(installs: Sequence[Sequence[str]]) -> dict[str, Any]:
 
     :param installs: what pip installs, call by call.
     :returns: `mb` and `packages`, both beyond an empty environment, and `holds`, the names and versions
-        of the packages; or `refused`, the reason.
+        of the packages; or `failed`, the reason.
     """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name) / "environment"
@@ -45,7 +45,7 @@ def install_size(installs: Sequence[Sequence[str]]) -> dict[str, Any]:
         empty, few = directory_mb(directory), packages(directory)
         reason = make_environment(directory, installs)
         if reason:
-            return {"refused": reason}
+            return {"failed": reason}
         holds = sorted(packages(directory) - few)
         mb = round(directory_mb(directory) - empty, 1)
         return {"mb": mb, "packages": len(holds), "holds": holds}
@@ -66,5 +66,5 @@ def install_sizes(
         try:
             sizes[name] = install_size(installs)
         except (OSError, subprocess.SubprocessError) as error:
-            sizes[name] = {"refused": str(error)}
+            sizes[name] = {"failed": str(error)}
     return {"python": platform.python_version(), "date": today(), "installs": sizes}

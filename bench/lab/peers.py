@@ -142,10 +142,10 @@ def missing_modules(python: str, peer: Peer) -> list[str]:
     """Return which of a peer's modules an interpreter cannot import."""
     if not peer.modules:
         return []
-    found = subprocess.run(
+    done = subprocess.run(
         [python, "-c", IMPORTABLE, *peer.modules], capture_output=True, text=True, check=False
     )
-    return found.stdout.split() if found.returncode == 0 else list(peer.modules)
+    return done.stdout.split() if done.returncode == 0 else list(peer.modules)
 
 
 class Environments:

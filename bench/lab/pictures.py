@@ -191,9 +191,9 @@ def draw_stages(result: Result, path: Path) -> None:
         key = {"model": "run"}.get(stage, stage)
         shares = [100 * parts[key] / parts["all"] for _, parts in bars]
         axes.barh([label for label, _ in bars], shares, left=left, color=colour, label=stage)
-        for place, (start, share) in enumerate(zip(left, shares, strict=True)):
+        for position, (start, share) in enumerate(zip(left, shares, strict=True)):
             if share >= 4:
-                axes.text(start + share / 2, place, f"{share:.0f}", ha="center", va="center",
+                axes.text(start + share / 2, position, f"{share:.0f}", ha="center", va="center",
                           fontsize=8)  # fmt: skip
         left = [start + share for start, share in zip(left, shares, strict=True)]
     axes.invert_yaxis()

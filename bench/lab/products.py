@@ -24,7 +24,7 @@ ROWS, LAYERS = 320, ((384, 1536), (1536, 384))
 DIM = 384
 
 # A block of scores of 256 rows, as wide as the default block of the similarity functions.
-STRIP, BLOCK = 256, 8192
+CHUNK_ROWS, COLUMNS = 256, 8192
 
 
 def load(name: str, settings: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -97,12 +97,14 @@ def numpy_rate(threads: int, seconds: float) -> float:
     numpy = import_module("numpy")
     limits = import_module("threadpoolctl").threadpool_limits
     random = numpy.random.default_rng(0)
-    rows = random.standard_normal((STRIP * 4, DIM)).astype("float32")
-    columns = random.standard_normal((BLOCK, DIM)).astype("float32").T
-    strip = rows[:STRIP]
-    operations = 2 * DIM * BLOCK / 1e9
+    rows = random.standard_normal((CHUNK_ROWS * 4, DIM)).astype("float32")
+    columns = random.standard_normal((COLUMNS, DIM)).astype("float32").T
+    chunk = rows[:CHUNK_ROWS]
+    operations = 2 * DIM * COLUMNS / 1e9
     with limits(threads, "blas"):
         together = per_second(lambda: rows @ columns, 1, seconds / 2) * len(rows) * operations
     with limits(1, "blas"):
-        apart = per_second(lambda: strip @ columns, threads, seconds / 2) * STRIP * operations
-    return float(max(together, apart))
+        separate = (
+            per_second(lambda: chunk @ columns, threads, seconds / 2) * CHUNK_ROWS * operations
+        )
+    return float(max(together, separate))

@@ -24,12 +24,12 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
 
 
 def read_results(directory: Path) -> dict[str, dict[str, Any] | None]:
-    """Return the results of a directory by their names; None for those that are not there."""
-    found: dict[str, dict[str, Any] | None] = {}
+    """Return the results of a directory by their names; None for those that do not exist."""
+    results: dict[str, dict[str, Any] | None] = {}
     for name in NAMES:
         path = directory / f"{name}.json"
-        found[name] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return found
+        results[name] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return results
 
 
 def write_report(directory: Path, documents: Sequence[Path], say: Callable[[str], None]) -> None:
@@ -38,14 +38,14 @@ def write_report(directory: Path, documents: Sequence[Path], say: Callable[[str]
     :param documents: files whose marked blocks are replaced.
     """
     results = read_results(directory)
-    found = blocks(results)
-    report = "\n\n".join(f"## {name}\n{block}" for name, block in found.items() if block)
+    contents = blocks(results)
+    report = "\n\n".join(f"## {name}\n{block}" for name, block in contents.items() if block)
     (directory / "tables.md").write_text(report + "\n", encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         say("no pictures: pip install 'onnxsim-embed[plot]'")
     else:
         draw(directory, results["text"], results["similarity"])
-    fill_files(documents, found, directory)
+    fill_files(documents, contents, directory)
 
 
 def draw(directory: Path, text: dict[str, Any] | None, similarity: dict[str, Any] | None) -> None:
@@ -71,16 +71,18 @@ def compare(committed: Path, fresh: Path, say: Callable[[str], None]) -> bool:
             continue
         if old["machine"]["threads"] != new["machine"]["threads"]:
             say(
-                f"{name}: {new['machine']['threads']} threads, not {old['machine']['threads']}: left out"
+                f"{name}: {new['machine']['threads']} threads, not {old['machine']['threads']}: skipped"
             )
             continue
         if old["machine"]["processor"] != new["machine"]["processor"]:
             say(f"{name}: another processor; its ratios are its own")
-        found = guard.compare(old, new)
-        compared += found.compared
-        if found.apart:
-            say(f"{name}: {len(found.apart)} ratios are of other texts or vectors: left out")
-        for fall in found.falls:
+        comparison = guard.compare(old, new)
+        compared += comparison.compared
+        if comparison.different:
+            say(
+                f"{name}: {len(comparison.different)} ratios are of other texts or vectors: skipped"
+            )
+        for fall in comparison.falls:
             say(f"{name}: {fall}")
             good = False
     if not compared:

@@ -19,7 +19,7 @@ from lab.workers import (
     Crew,
     Request,
     Roof,
-    SystemRefusedError,
+    SystemFailedError,
     Worker,
     ratio,
     rounded,
@@ -126,9 +126,9 @@ class SimilarityBench:
                 rates = roof.rates()
             finally:
                 roof.close()
-            alive, refused = [worker.name for worker in crew.workers], crew.refused
+            alive, failed = [worker.name for worker in crew.workers], crew.failed
         large = self._large() if plan.large else None
-        return self._result({name: self._rows[name] for name in alive}, refused, rates, large)
+        return self._result({name: self._rows[name] for name in alive}, failed, rates, large)
 
     def _settings(self, file: Path) -> dict[str, Any]:
         return {"vectors": str(file.absolute()), "threads": self._plan.threads}
@@ -193,7 +193,7 @@ class SimilarityBench:
             # A small task first: it loads what is loaded on first use.
             worker.ask(request | {"rows": min(64, request["rows"])})
             found = worker.ask(request)
-        except SystemRefusedError as error:
+        except SystemFailedError as error:
             self._say(f"{name}: no memory measured: {error}")
             return {}
         worker.close()
@@ -226,10 +226,10 @@ class SimilarityBench:
                 crew.ask(worker, request | {"rows": base})  # the warm-up
                 small = crew.ask(worker, request | {"rows": base})
                 found = crew.ask(worker, request) if small is not None else None
-            refused = crew.refused.get("ours")
+            failed = crew.failed.get("ours")
         file.unlink()
         if found is None or small is None:
-            return {"rows": plan.large, "refused": refused}
+            return {"rows": plan.large, "failed": failed}
         per_pair = {rows: answer["seconds"] / rows**2 for rows, answer in
                     ((base, small), (plan.large, found))}  # fmt: skip
         cost = per_pair[plan.large] / per_pair[base]
@@ -247,7 +247,7 @@ class SimilarityBench:
     def _result(
         self,
         rows: dict[str, dict[str, Any]],
-        refused: Mapping[str, str],
+        failed: Mapping[str, str],
         rates: Mapping[str, Any],
         large: dict[str, Any] | None,
     ) -> dict[str, Any]:
@@ -282,7 +282,7 @@ class SimilarityBench:
                     for name, (most, reason) in LIMITS.items()
                     if name in rows and most < total
                 },
-                "refused": dict(refused),
+                "failed": dict(failed),
                 "products_1e9_per_second": dict(rates),
                 "share_of_float32_roofline": shares,
                 "large": large,

@@ -17,7 +17,7 @@ from lab.tables import (
 def similarity_table(result: Result, task: str) -> str:
     """Return time, ratio, memory and exactness of a task on all rows."""
     rows = str(result["vectors"]["rows"])
-    found = [
+    cells = [
         (n, r["title"], r[task][rows])
         for n, r in result["systems"].items()
         if rows in r.get(task, {})
@@ -25,7 +25,7 @@ def similarity_table(result: Result, task: str) -> str:
     what = f"above {result['threshold']}" if task == "above" else f"{result['k']} best of each"
     header = [f"{int(rows):,} rows, {what}", "s", "ours is ... times as fast", "entries"]
     header += ["wrong entries", "MB above input and output"]
-    ordered = sorted(found, key=lambda item: item[2]["seconds"]["median"])
+    ordered = sorted(cells, key=lambda item: item[2]["seconds"]["median"])
     lines = [
         [
             bold(name, title),

@@ -21,7 +21,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a number with so many significant digits, thousands apart; "" for None."""
+    """Return a number with N significant digits, thousands separated; "" for None."""
     if value is None:
         return ""
     if abs(value) >= 10 ** (digits - 1):
@@ -85,12 +85,12 @@ def rates_line(rates: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {number(rate['median'])}" for name, rate in rates.items())
 
 
-def refused_table(*results: Result | None) -> str:
+def failed_table(*results: Result | None) -> str:
     """Return what could not run, and why."""
     lines = [
         [name, reason.replace("|", "\\|")]
         for result in results
         if result is not None
-        for name, reason in result["refused"].items()
+        for name, reason in result["failed"].items()
     ]
     return table(["could not run", "reason"], lines) if lines else ""

@@ -22,7 +22,7 @@ from lab.workers import (
     Crew,
     Request,
     Roof,
-    SystemRefusedError,
+    SystemFailedError,
     Worker,
     ratio,
     spread,
@@ -100,12 +100,12 @@ class TextBench:
             if "growth" in plan.cases:
                 self._growth(crew)
             alive = [worker.name for worker in crew.workers]
-            refused = crew.refused
+            failed = crew.failed
         if "start" in plan.cases:
-            self._starts(alive, refused)
+            self._starts(alive, failed)
         measured = Measured(
             rows={name: self._rows[name] for name in alive},
-            refused=refused,
+            failed=failed,
             rates=rates,
             load=self._watch.load(),
             ratios=self._ratios,
@@ -134,7 +134,7 @@ class TextBench:
                     "throughput": {},
                 }
         if not crew.workers:
-            raise SystemRefusedError(f"no system runs: {crew.refused}")
+            raise SystemFailedError(f"no system runs: {crew.failed}")
 
     def _ask(self, calls: list[list[str]], batch: int, kind: str = "") -> Request:
         """Return the request to encode some texts; without a kind, of the length that the model takes."""
@@ -276,10 +276,10 @@ class TextBench:
                 row = self._rows[name].setdefault("growth_seconds", {})
                 row[str(size)] = float(np.median(every))
 
-    def _starts(self, names: Sequence[str], refused: dict[str, str]) -> None:
+    def _starts(self, names: Sequence[str], failed: dict[str, str]) -> None:
         """Measure fresh processes up to their first vector, and the most memory each ever holds.
 
-        :param refused: those that cannot are added, with the reason.
+        :param failed: those that cannot are added, with the reason.
         """
         self._watch.begin("start and memory")
         corpora = self._plan.corpora
@@ -293,13 +293,13 @@ class TextBench:
                     if number == 0:
                         asked = self._ask([texts], self._batches[name])
                         self._rows[name]["peak_mb"] = worker.ask(asked)["highest_mb"]
-                except SystemRefusedError as error:
-                    refused[name] = f"in a fresh process: {error}"
-                    self._say(f"{name}: {refused[name]}")
+                except SystemFailedError as error:
+                    failed[name] = f"in a fresh process: {error}"
+                    self._say(f"{name}: {failed[name]}")
                     continue
                 seconds[name].append(worker.seconds_to_first)
                 worker.close()
-        seconds = {name: taken for name, taken in seconds.items() if name not in refused}
+        seconds = {name: taken for name, taken in seconds.items() if name not in failed}
         for name, taken in seconds.items():
             self._rows[name]["start_seconds"] = spread(taken)
         self._keep_ratios("start", seconds, self._artifact.manifest.name)

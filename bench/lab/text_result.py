@@ -31,21 +31,21 @@ class Measured:
     """What a run measured.
 
     :param rows: for each system.
-    :param refused: systems that could not run, and why.
+    :param failed: systems that could not run, and why.
     :param rates: of matrix products, 1e9 operations a second.
     :param load: of the machine, for each case.
     :param ratios: by their names.
     """
 
     rows: Mapping[str, dict[str, Any]]
-    refused: Mapping[str, str]
+    failed: Mapping[str, str]
     rates: Mapping[str, Any]
     load: Mapping[str, Any]
     ratios: Mapping[str, Ratio]
 
 
 def ratio_of(artifact: Artifact, corpus: Corpus) -> str:
-    """Return what tells ratios of other texts, or of another model, apart."""
+    """Return the key by which ratios of other texts, or of another model, differ."""
     return f"{artifact.manifest.name}, {corpus.digest}"
 
 
@@ -75,7 +75,7 @@ def text_result(plan: TextPlan, artifact: Artifact, measured: Measured) -> dict[
         for corpus in plan.corpora if roof is not None else ():
             key = f"share of the roofline, {corpus.kind}: {name}"
             ratios[key] = Ratio(shares[name][corpus.kind], ratio_of(artifact, corpus))
-    found: dict[str, Any] = rounded(
+    result: dict[str, Any] = rounded(
         {
             "date": today(),
             "clock": CLOCK,
@@ -91,13 +91,13 @@ def text_result(plan: TextPlan, artifact: Artifact, measured: Measured) -> dict[
             "rounds": plan.rounds,
             "load": measured.load,
             "systems": measured.rows,
-            "refused": dict(measured.refused),
+            "failed": dict(measured.failed),
             "products_1e9_per_second": dict(measured.rates),
             "share_of_roofline": shares,
             "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
         }
     )
-    return found
+    return result
 
 
 def stages(reports: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
@@ -105,6 +105,6 @@ def stages(reports: Sequence[Mapping[str, float] | None]) -> dict[str, float] | 
     known = [report for report in reports if report is not None]
     if not known:
         return None
-    found = {name: float(np.median([report[name] for report in known])) for name in known[0]}
-    rest = found["all"] - found["tokenize"] - found["run"] - found["pool"]
-    return found | {"rest": max(0.0, rest)}
+    shares = {name: float(np.median([report[name] for report in known])) for name in known[0]}
+    rest = shares["all"] - shares["tokenize"] - shares["run"] - shares["pool"]
+    return shares | {"rest": max(0.0, rest)}

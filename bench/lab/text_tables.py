@@ -129,7 +129,7 @@ def install_table(result: Result) -> str:
             number(size.get("mb")),
             str(size.get("packages", "")),
             torch_build(size.get("holds", ())),
-            size.get("refused", ""),
+            size.get("failed", ""),
         ]
         for name, size in result["installs"].items()
     ]

@@ -30,13 +30,13 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Return the versions of what is installed here and matters."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            result[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def memory_mb() -> tuple[float, float]:
@@ -50,7 +50,7 @@ def memory_mb() -> tuple[float, float]:
 
 
 def forget_peak() -> None:
-    """Let the peak start anew from what is resident now, where the system can."""
+    """Let the peak restart from what is resident now, where the system can."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
@@ -72,14 +72,14 @@ def main() -> None:
         before, peak = memory_mb()
         highest = max(highest, peak)
         forget_peak()
-        found: dict[str, Any] = {"versions": versions()}
+        result: dict[str, Any] = {"versions": versions()}
         if request != {"about": True}:
-            found = answer(request)
+            result = answer(request)
         peak = memory_mb()[1]
         highest = max(highest, peak)
-        found |= found.pop("finish", dict)()
-        found |= {"before_mb": before, "peak_mb": peak, "highest_mb": highest}
-        answers.write(json.dumps(found) + "\n")
+        result |= result.pop("finish", dict)()
+        result |= {"before_mb": before, "peak_mb": peak, "highest_mb": highest}
+        answers.write(json.dumps(result) + "\n")
         answers.flush()
 
 

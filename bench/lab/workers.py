@@ -25,7 +25,7 @@ CLEARED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "MKL
 Request = dict[str, Any]
 
 
-class SystemRefusedError(OnnxsimEmbedError):
+class SystemFailedError(OnnxsimEmbedError):
     """A system could not be loaded, or ended; the message says why, in one line."""
 
 
@@ -44,7 +44,7 @@ class Worker:
     :param python: the interpreter of its environment.
     :param file: `text_systems.py`, `similarity_systems.py` or `products.py`.
     :param log: a file for what it says.
-    :raises SystemRefusedError: if it cannot be loaded.
+    :raises SystemFailedError: if it cannot be loaded.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Worker:
                     text=True, encoding="utf-8", env=clean_environment(settings["threads"]),
                 )  # fmt: skip
         except OSError as error:
-            raise SystemRefusedError(str(error)) from None
+            raise SystemFailedError(str(error)) from None
         self._read()
         self.seconds_to_first = time.perf_counter() - started
 
     def ask(self, request: Request) -> Request:
         """Send a request and return the answer.
 
-        :raises SystemRefusedError: if the process has ended.
+        :raises SystemFailedError: if the process has ended.
         """
         assert self._process.stdin is not None
         with suppress(OSError):  # what it said before it ended is read below
@@ -85,7 +85,7 @@ class Worker:
             code = self._process.returncode
             # 1 is Python's for an error that was not caught: its last line says which.
             reason = said[-1] if code == 1 and said else f"ended with code {code}"
-            raise SystemRefusedError(shortened(reason))
+            raise SystemFailedError(shortened(reason))
         answer: Request = json.loads(line)
         return answer
 
@@ -114,12 +114,12 @@ class Crew:
 
     :param file: see `Worker`.
     :param logs: a directory for what they say.
-    :param say: told what happens.
+    :param say: called with a line of text for what happens.
     """
 
     def __init__(self, file: str, logs: Path, say: Callable[[str], None]) -> None:
         self.workers: list[Worker] = []
-        self.refused: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
         self._file = file
         self._logs = logs
         self._say = say
@@ -140,20 +140,20 @@ class Crew:
         :param python: None where it has no environment, because of `reason`.
         """
         if python is None:
-            self.refuse(name, reason)
+            self.fail(name, reason)
             return None
         try:
             worker = Worker(name, python, self._file, settings, self._logs / f"{name}.log")
-        except SystemRefusedError as error:
-            self.refuse(name, str(error))
+        except SystemFailedError as error:
+            self.fail(name, str(error))
             return None
         self.workers.append(worker)
         self._say(f"{name}: ready after {worker.seconds_to_first:.1f} s")
         return worker
 
-    def refuse(self, name: str, reason: str) -> None:
+    def fail(self, name: str, reason: str) -> None:
         """Leave a system out, for a reason."""
-        self.refused[name] = reason
+        self.failed[name] = reason
         self._say(f"{name}: cannot run: {reason}")
 
     def ask(self, worker: Worker, request: Request) -> Request | None:
@@ -162,9 +162,9 @@ class Crew:
             return None
         try:
             return worker.ask(request)
-        except SystemRefusedError as error:
+        except SystemFailedError as error:
             self.workers.remove(worker)
-            self.refuse(worker.name, str(error))
+            self.fail(worker.name, str(error))
             return None
 
     def take_turns(
@@ -185,11 +185,11 @@ class Crew:
             before()
             for worker in self.workers[:: 1 if number % 2 == 0 else -1]:
                 asked = request(worker.name)
-                found = None if asked is None else self.ask(worker, asked)
-                if found is not None:
-                    answers[worker.name].append(found)
+                answer = None if asked is None else self.ask(worker, asked)
+                if answer is not None:
+                    answers[worker.name].append(answer)
         alive = {worker.name for worker in self.workers}
-        return {name: found for name, found in answers.items() if found and name in alive}
+        return {name: answer for name, answer in answers.items() if answer and name in alive}
 
 
 class Roof:

@@ -8,7 +8,7 @@ import pytest
 from lab.documents import MARKED, fill
 
 ROOT = Path(__file__).parent.parent.parent
-KNOWN = {"speed", "latency", "detail", "similarity", "similarity-growth", "refused", "install", "steady", "ahead",
+KNOWN = {"speed", "latency", "detail", "similarity", "similarity-growth", "failed", "install", "steady", "ahead",
          "picture-speed", "picture-growth", "picture-stages"}  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def test_every_case_is_measured(result):
 
 
 def test_a_peer_that_cannot_run_is_listed_with_the_reason(result):
-    assert result["refused"] == {
+    assert result["failed"] == {
         "fastembed": "not installed: fastembed",
         "torch": "needs the checkpoint the artifact was made from; name it: --checkpoint DIRECTORY",
     }

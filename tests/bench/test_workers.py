@@ -7,7 +7,7 @@ import sys
 import pytest
 from lab.workers import (
     Crew,
-    SystemRefusedError,
+    SystemFailedError,
     Worker,
 )
 
@@ -83,7 +83,7 @@ def test_the_peak_is_the_request_s_and_what_follows_the_clock_is_not_in_it(start
 
 
 def test_a_system_that_cannot_load_says_why(start):
-    with pytest.raises(SystemRefusedError, match="ImportError: no module of that name"):
+    with pytest.raises(SystemFailedError, match="ImportError: no module of that name"):
         start("absent")
 
 
@@ -96,9 +96,9 @@ def test_every_other_round_goes_backwards(crew, settings):
     assert len(before) == 3
 
 
-def test_one_that_ends_is_left_out_and_the_others_go_on(crew):
+def test_one_that_ends_is_skipped_and_the_others_go_on(crew):
     answers = crew.take_turns(lambda name: {"die": "b"}, 2)
     assert list(answers) == ["a"]
     assert len(answers["a"]) == 2
     assert [worker.name for worker in crew.workers] == ["a"]
-    assert crew.refused == {"b": "ended with code 7"}
+    assert crew.failed == {"b": "ended with code 7"}
