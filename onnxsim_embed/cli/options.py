@@ -79,7 +79,7 @@ Debug = Annotated[bool, Option("--debug", metavar=" ", help="Print tracebacks.")
 METAVARS = {
     "device": "DEVICE", "model": "MODEL", "delimiter": "CHARACTER", "max_memory": "SIZE", "title": "TEXT",
     "prompt": "NAME=TEXT", "matryoshka_dims": "NUMBERS", "where": "FILE", "queries": "FILE", "texts": "FILE",
-    "vectors": "FILE", "address": "ADDRESS", "token": "TOKEN", "against": "NAMES", "cases": "NAMES",
+    "vectors": "FILE", "address": "ADDRESS", "token": "TOKEN", "cases": "NAMES",
     "checkpoint": "DIRECTORY", Path: "FILE", bool: " ", int: "NUMBER", float: "NUMBER",
 }  # fmt: skip
 

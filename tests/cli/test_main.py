@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +93,14 @@ def test_options_have_values_in_words_and_no_help_is_missing():
         for parameter in getattr(command, "params", []):
             assert parameter.metavar or parameter.name == "help"
             assert getattr(parameter, "hidden", False) or parameter.help
+
+
+def test_the_command_reference_is_that_of_the_commands():
+    docs = Path(__file__).parents[2] / "docs"
+    written = (docs / "reference/commands.md").read_text(encoding="utf-8")
+    assert runpy.run_path(str(docs / "commands.py"))["reference"]() == written, (
+        "python docs/commands.py"
+    )
 
 
 def test_shell_completion_is_on(monkeypatch):
