@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.files.atomic import atomic_file
+from onnxsim_embed.files.uris import local_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +64,7 @@ def heatmap(
     from matplotlib.figure import Figure
 
     scores = np.asarray(scores)
-    file_format = None if path is None else check_format(Path(path))
+    file_format = None if path is None else check_format(local_path(path))
     n = len(scores) if scores.ndim else 0
     if scores.shape != (n, n) or n == 0 or (labels is not None and len(labels) != n):
         raise ValueError(

@@ -21,6 +21,7 @@ from onnxsim_embed.similarity import clustering, compare
 from onnxsim_embed.similarity.clustering import ScoreFunction, Vectors
 from onnxsim_embed.similarity.compare import cos_sim, score_all, score_pairs, unit_vectors
 from onnxsim_embed.similarity.selection import Float32, TopPairs, top_k_of_rows
+from onnxsim_embed.system.units import check_integer
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def semantic_search(
     :returns: for each query a list of {"corpus_id": row, "score": score}, best first.
     :raises ValueError: for a negative `top_k`, or as `similarity_matrix`.
     """
-    _check_limit("top_k", top_k)
+    top_k = check_integer("top_k", top_k, 0)
     queries, corpus = _rows(query_embeddings), _rows(corpus_embeddings)
     k = min(top_k, len(corpus))
     if k == 0 or len(queries) == 0:
@@ -201,8 +202,10 @@ def paraphrase_mining_embeddings(
         those of `similar_pairs`.
     :raises ValueError: for a negative limit, or as `similarity_matrix`.
     """
-    _check_limit("max_pairs", max_pairs)
-    _check_limit("top_k", top_k)
+    if max_pairs is not None:
+        max_pairs = check_integer("max_pairs", max_pairs, 0)
+    if top_k is not None:
+        top_k = check_integer("top_k", top_k, 0)
     rows = _rows(embeddings)
     n = len(rows)
     if n < 2 or 0 in (max_pairs, top_k):
@@ -249,11 +252,6 @@ def _rows(vectors: Vectors) -> Vectors:
     """Return vectors as something to slice by row: arrays and tensors unchanged, one vector as one row."""
     array = vectors if hasattr(vectors, "shape") else np.asarray(vectors)
     return array[None] if len(array.shape) == 1 and len(array) else array
-
-
-def _check_limit(name: str, value: int | None) -> None:
-    if value is not None and value < 0:
-        raise ValueError(f"{name} must not be negative, got {value}")
 
 
 def __dir__() -> list[str]:

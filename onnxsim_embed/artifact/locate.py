@@ -13,6 +13,7 @@ from typing import Any
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, is_artifact
 from onnxsim_embed.artifact.recipes import Recipe, find_recipe, recipes
 from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.files.uris import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def locate_checkpoint(
         if revision is None and (directory := recipe.installed_directory()) is not None:
             return directory, recipe
         name, revision = recipe.source, revision or recipe.revision
-    elif Path(name).exists() or not HUB_ID.fullmatch(name):
+    elif local_path(name).exists() or not HUB_ID.fullmatch(name):
         known = ", ".join(sorted(r.name for r in recipes()))
         raise CheckpointError(
             f"unknown model {name!r}: not a directory, not a Hub id such as owner/name, and not a "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.files.uris import local_path
 
 FORMAT_VERSION = 1
 MANIFEST = "onnxsim_embed.json"
@@ -155,7 +156,7 @@ class Artifact:
 
         :raises ArtifactError: if there is none, or it cannot be read.
         """
-        path = directory / MANIFEST
+        path = local_path(directory) / MANIFEST
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:

@@ -20,6 +20,7 @@ from onnxsim_embed.export.quantization.calibration import check_calibration
 from onnxsim_embed.export.verify import renamed_bar
 from onnxsim_embed.export.weights import has_weights
 from onnxsim_embed.files.atomic import atomic_directory
+from onnxsim_embed.files.uris import local_path
 
 VIAS = ("auto", "direct", *REQUIREMENTS, "adopt")
 
@@ -85,7 +86,7 @@ def export_model(
     :raises ValueError: for an unknown precision, `via` or pooling, invalid dims, or too few
         calibration texts.
     """
-    target = Path(target)
+    target = local_path(target)
     min_fidelity = renamed_bar(min_fidelity, bar)
     check_target(target, force)
     if unknown := [name for name in precisions if name not in MODEL_FILES]:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.atomic import check_output, durable_file, explain_full_disk, write_json
 from onnxsim_embed.files.provenance import Provenance, check_sidecar, write_sidecar
+from onnxsim_embed.files.uris import local_path
 from onnxsim_embed.files.vectors import (
     NPY_HEADER,
     check_ending,
@@ -59,7 +60,7 @@ class Checkpoint:
     format_version: ClassVar[int] = 1
 
     def __init__(self, target: Path) -> None:
-        self.target = target.absolute()
+        self.target = local_path(target).absolute()
         self.name = str(self.target)  # in errors, as is journal_name
         self.directory = self.target.parent / f".{target.name}.{self.suffix}"
         self.journal_name = str(self.directory / JOURNAL)

@@ -41,6 +41,9 @@ class Directory:
         """Return the location for messages."""
         return display_name(self.location)
 
+    def __repr__(self) -> str:
+        return f"Directory({str(self)!r})"
+
     @property
     def local(self) -> Path | None:
         """The path of a directory on a disk, None in an object store."""

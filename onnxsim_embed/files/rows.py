@@ -22,6 +22,7 @@ from typing import IO, Any, NamedTuple, cast
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.parquet import check_file, open_parquet
+from onnxsim_embed.files.uris import display_name, local_path
 
 KINDS = ("csv", "tsv", "jsonl", "parquet", "txt")
 DELIMITERS = ",;\t|"
@@ -82,6 +83,7 @@ def open_rows(
     source: IO[bytes] | None = None,
 ) -> Iterator[Rows]:
     """Open a file of rows; for the parameters see `iter_texts`."""
+    path = display_name(path) if source is not None or str(path) == "-" else local_path(path)
     kind = kind or kind_of(path)
     if kind not in KINDS:
         raise ValueError(f"{path}: unknown format {kind!r}; expected one of {', '.join(KINDS)}")

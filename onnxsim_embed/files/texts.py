@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from onnxsim_embed.errors import NoTextsError, TableError
 from onnxsim_embed.files.rows import DELIMITERS, Row, Rows, kind_of, open_rows
+from onnxsim_embed.files.uris import display_name
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def iter_texts(
         raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
     log, report = report is None, report if report is not None else ReadReport()
     with open_rows(path, kind, delimiter=delimiter, header=header, source=source) as rows:
-        for value, row in _values(path, column, rows, report, id_column):
+        for value, row in _values(display_name(path), column, rows, report, id_column):
             number, report.rows = report.rows, report.rows + 1
             if isinstance(value, str) and not SURROGATES.search(value):
                 text = value
@@ -131,7 +132,7 @@ def iter_texts(
                 report.ids.append(_id(path, number, row, id_column))
             yield text
     for message in report.problems() if log else ():
-        logger.warning("%s: %s", path, message)
+        logger.warning("%s: %s", display_name(path), message)
 
 
 def iter_column(
@@ -265,4 +266,5 @@ def _id(path: str | Path, number: int, row: Row, column: str) -> str | int:
 
 
 def _place(path: str | Path, number: int, row: Row) -> str:
-    return f"{path}, line {row.line}: row {number}" if row.line else f"{path}: row {number}"
+    line = f", line {row.line}" if row.line else ""
+    return f"{display_name(path)}{line}: row {number}"

@@ -19,6 +19,7 @@ from onnxsim_embed.ray.texts import Columns, TextFile, group_files, survey, with
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.provenance import model_settings
 from onnxsim_embed.system.progress import progress_bar
+from onnxsim_embed.system.units import check_integer
 
 # Rows of a shard: some ten seconds of one thread, the work that a kill may lose, and 3 MB of vectors.
 SHARD_ROWS = 2048
@@ -100,8 +101,7 @@ def encode_files(
         vectors = done.vectors.read()                     # float32 (n, 384)
         graph = onnxsim_embed.ray.write_graph("vectors", "graph", threshold=0.5)
     """
-    if part_rows < 1:
-        raise ValueError(f"part_rows must be positive, got {part_rows}")
+    part_rows = check_integer("part_rows", part_rows)
     connection.require_ray()  # before a model is loaded
     output = Directory(directory)
     locations = find_files(source)

@@ -26,6 +26,7 @@ from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.system.memory import available_memory
 from onnxsim_embed.system.progress import progress_bar
+from onnxsim_embed.system.units import check_integer
 
 Float32 = npt.NDArray[np.float32]
 
@@ -66,8 +67,8 @@ def write_graph(
     :raises OnnxsimEmbedError: if a node does not see a path, or the cluster cannot be reached.
     """
     checkpoint = graph_writer.GraphCheckpoint(Path(directory))
-    if block_rows is not None and block_rows < 1:
-        raise ValueError(f"block_rows must be positive, got {block_rows}")
+    if block_rows is not None:
+        block_rows = check_integer("block_rows", block_rows)
     max_bytes = None if max_memory is None else memory.MemoryBudget(max_memory).max_bytes
     connection.require_ray()
     source = open_source(vectors)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.artifact.manifest import MODEL_FILES
+from onnxsim_embed.system.units import check_integer
 
 if TYPE_CHECKING:
     from onnxsim_embed.system.onnx_session import Device  # imports onnxruntime
@@ -98,8 +98,8 @@ class EncodeOptions:
 
 def check_positive(name: str, value: int | None) -> None:
     """Raise ValueError unless the value is a positive integer or None."""
-    if value is not None and (not isinstance(value, Integral) or value < 1):
-        raise ValueError(f"{name} must be a positive integer or None, got {value!r}")
+    if value is not None:
+        check_integer(name, value)
 
 
 def check_ranges(ranges: npt.ArrayLike, dim: int | None = None) -> npt.NDArray[np.float32]:

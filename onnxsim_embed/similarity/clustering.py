@@ -17,6 +17,7 @@ from onnxsim_embed.similarity.compare import Comparison, check_threshold, simila
 from onnxsim_embed.similarity.scoring import exact_scores
 from onnxsim_embed.similarity.selection import Float32, Int64, Pairs, Scores, TopPairs
 from onnxsim_embed.similarity.unit_rows import UnitRows, unit_vectors
+from onnxsim_embed.system.units import check_integer
 
 CHUNK_ROWS = 4096  # compared by `deduplicate` at a time: at most 17 million scores, some 300 MB
 CHUNK_BYTES = 16 << 20  # of a chunk of scores: selection from it takes several times as much
@@ -162,8 +163,7 @@ def communities(vectors: npt.ArrayLike, threshold: float = 0.75, min_size: int =
     """
     if not -1 < threshold <= 1:
         raise ValueError(f"threshold must be above -1 and at most 1, got {threshold}")
-    if min_size < 1:
-        raise ValueError(f"min_size must be at least 1, got {min_size}")
+    min_size = check_integer("min_size", min_size)
     # The matrix holds what is strictly above: the float32 just below includes the threshold itself.
     exclusive = float(np.nextafter(np.float32(threshold), np.float32(-2)))
     matrix = similarity_matrix(vectors, exclusive)
@@ -214,6 +214,7 @@ def component_groups(
     :returns: int64 arrays of rows, largest first, of equal size by first row; the rows of each in
         descending order of cosine with the mean of its unit vectors, ties by lower row.
     """
+    min_size = check_integer("min_size", min_size, 0)
     labels = components(vectors, threshold)
     unit = unit_vectors(vectors)
 
@@ -236,8 +237,7 @@ def score_chunks(
     left: Vectors, right: Vectors, score: ScoreFunction, chunks: Shape, upper: bool = False
 ) -> Iterator[tuple[int, Scores]]:
     """Yield each chunk's first row and scores; `upper` omits columns before the row (of one set)."""
-    if min(chunks) < 1:
-        raise ValueError(f"chunk sizes must be positive, got {chunks}")
+    chunks = check_integer("chunk size", chunks[0]), check_integer("chunk size", chunks[1])
     height = max(1, min(chunks[0], CHUNK_BYTES // (4 * max(1, len(right)))))
     for start in range(0, len(left), height):
         rows = left[start : start + height]

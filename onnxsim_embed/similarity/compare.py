@@ -14,6 +14,7 @@ from onnxsim_embed.similarity.scoring import dense_scores, exact_scores
 from onnxsim_embed.similarity.selection import Float32, Pairs, TopK, TopPairs
 from onnxsim_embed.similarity.sparse import build_matrix, symmetric_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows, check_dims, unit_vectors
+from onnxsim_embed.system.units import check_integer
 
 __all__ = [
     "Pairs", "TopK", "check_threshold", "closest_pairs", "cos_sim", "estimate_similarity", "neighbours",
@@ -120,7 +121,7 @@ def estimate_similarity(
     check_threshold(threshold)
     comparison = Comparison(vectors, other)
     if k is not None:
-        check_k(k, comparison.right.rows - (other is None))
+        k = check_k(k, comparison.right.rows - (other is None))
     return estimate(comparison.left, comparison.right, threshold, k)
 
 
@@ -175,6 +176,7 @@ def closest_pairs(
     """
     comparison = Comparison(vectors, None, max_memory)
     size = comparison.left.rows
+    count = check_integer("count", count, 0)
     k = min(count, size - 1)
     if k < 1:
         return TopPairs(size, 0).result()
@@ -239,14 +241,11 @@ def check_threshold(threshold: float) -> None:
         raise ValueError(f"threshold must be from -1 to 1, got {threshold}")
 
 
-def check_k(k: int, available: int) -> None:
-    """Raise ValueError unless k of the available vectors can be chosen."""
+def check_k(k: int, available: int) -> int:
+    """Return k as int; raise ValueError unless k of the available vectors can be chosen."""
     if available < 1:
         raise ValueError(f"there are no vectors to choose {k} from")
-    if not 1 <= k <= available:
-        raise ValueError(
-            f"k must be from 1 to {available:,} (the number of vectors to choose from), got {k}"
-        )
+    return check_integer("k", k, 1, available, "the number of vectors to choose from")
 
 
 class Comparison:
@@ -282,7 +281,7 @@ class Comparison:
 
     def top_k(self, k: int, show: bool = False) -> TopK:
         """Return the top-k of each row; of one set, without the row itself."""
-        check_k(k, self.right.rows - self._alone)
+        k = check_k(k, self.right.rows - self._alone)
         self._budget.check_top_k(self.left, self.right, k)
         scores = np.empty((self.left.rows, k), np.float32)
         indices = np.empty(scores.shape, np.int64)

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from onnxsim_embed.errors import TableError
+from onnxsim_embed.files.uris import local_path
 from onnxsim_embed.similarity.memory import PEAK_ENTRY_BYTES, MemoryBudget
 from onnxsim_embed.similarity.sparse import build_matrix, matrix_pairs, symmetric_matrix
 from onnxsim_embed.system.units import format_bytes
@@ -140,7 +141,7 @@ def open_graph(directory: str | Path) -> SimilarityGraph:
     :raises FileNotFoundError: if there is none.
     :raises TableError: if the index is damaged or of another version.
     """
-    directory = Path(directory)
+    directory = local_path(directory)
     path = directory / INDEX
     if not path.is_file():
         raise FileNotFoundError(f"{directory} is not a similarity graph: {INDEX} is missing")

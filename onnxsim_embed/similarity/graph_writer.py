@@ -7,7 +7,6 @@ journal the rows of a shard.
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +39,7 @@ from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.selection import RowPairs, TopK
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows, check_vectors
+from onnxsim_embed.system.units import check_integer
 
 # Pairs compared for one shard, some ten seconds on two processors: the work that a kill may lose.
 SHARD_PAIRS = 1 << 31
@@ -248,12 +248,12 @@ def graph_settings(
         check_threshold(threshold)
     elif rows < 2:
         raise ValueError(f"there are no other rows to choose {k} from")
-    elif not 1 <= operator.index(k) < rows:  # type: ignore[arg-type]
-        raise ValueError(f"k must be from 1 to {rows - 1} (the other rows), got {k}")
+    else:
+        k = check_integer("k", k, 1, rows - 1, "the other rows")
     return {
         "rows": rows,
         "threshold": None if threshold is None else float(threshold),
-        "k": None if k is None else operator.index(k),
+        "k": k,
         "include_self": include_self and k is None,
     }
 

@@ -106,7 +106,7 @@ class VectorIndex:
         :raises ValueError: if k is out of range, or for queries with NaN or another dimension.
         """
         array, unit = self._check_queries(queries)
-        check_k(k, len(self))
+        k = check_k(k, len(self))
         if len(unit) >= self._many:
             return top_k(array, self.vectors, k)
         groups = [self._top_k(unit[group], k) for group in row_chunks(len(unit), QUERIES)]

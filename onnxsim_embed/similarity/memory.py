@@ -55,7 +55,7 @@ class MemoryBudget:
     def __init__(self, max_memory: float | None) -> None:
         if max_memory is None:
             max_memory = max(1, available_memory() * MEMORY_SHARE)
-        if not isinstance(max_memory, Real):
+        if not isinstance(max_memory, Real) or isinstance(max_memory, bool):
             raise TypeError(f"max_memory must be a number of bytes, got {max_memory!r}")
         if not 1 <= max_memory < math.inf:
             raise ValueError(f"max_memory must be positive, got {max_memory}")

@@ -16,6 +16,7 @@ from onnxsim_embed.similarity import candidates, selection
 from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer
 from onnxsim_embed.similarity.selection import Float32, Int64, KthBounds, RowPairs, Scores, TopK
 from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks, row_chunks
+from onnxsim_embed.system.units import check_integer
 
 PAIRS = 256  # scored at once: two copies of 384-dimensional rows stay in a second-level cache
 
@@ -67,8 +68,7 @@ class TiledComparison:
         self.left = left
         self.right = right
         self.scorer = scorer
-        if tile_bytes < 1:
-            raise ValueError(f"block_bytes must be positive, got {tile_bytes}")
+        tile_bytes = check_integer("block_bytes", tile_bytes)
         # Scores take four bytes each.
         self._height = max(1, min(chunk_height(len(left)), int((tile_bytes / 4) ** 0.5)))
         self._width = max(1, tile_bytes // (4 * self._height))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -64,11 +65,19 @@ def _normalize_extreme(array: npt.NDArray[Any], numbers: Int64) -> Float32:
 
 
 def check_vectors(array: npt.NDArray[Any]) -> None:
-    """Raise ValueError, naming the shape or the dtype, unless `array` is a 2-D array of numbers."""
+    """Raise ValueError unless `array` is a 2-D array of numbers; warn if they may be quantized."""
     if array.ndim != 2:
         raise ValueError(f"vectors must have shape (n, dim), got {array.shape}")
     if array.dtype.kind not in "fiu":
         raise ValueError(f"vectors must be numbers, got dtype {array.dtype}")
+    if array.dtype in (np.int8, np.uint8):
+        warnings.warn(
+            f"{array.dtype} vectors are compared as numbers. Those of encode(precision='int8') have a "
+            "scale for each dimension, those of 'ubinary' are packed bits, and such cosines are not those "
+            "of the texts: compare float32 or float16. If the values are components, pass "
+            "vectors.astype('float32')",
+            stacklevel=2,  # in one place, so that it is shown once
+        )
 
 
 def check_dims(left: int, right: int) -> None:

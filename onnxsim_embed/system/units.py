@@ -1,8 +1,27 @@
-"""Byte sizes and durations as people write them."""
+"""Integer arguments; byte sizes and durations as people write them."""
 
 from __future__ import annotations
 
+import operator
 import re
+
+
+def check_integer(
+    name: str, value: object, least: int = 1, most: int | None = None, why: str = ""
+) -> int:
+    """Return an integer argument, of Python or numpy, as int.
+
+    :param most: the largest allowed value, which `why` explains; None for no limit.
+    :raises ValueError: if it is none, too small or too large. A bool is none.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most:,} ({why})"
+        raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")
+    return number
 
 
 def format_bytes(number: float) -> str:

@@ -132,7 +132,10 @@ def test_a_directory_is_replaced_only_by_force(run, refuse, tmp_path, vectors_np
         (["-o", "graph", "--drop-duplicates"], "dedupe FILE -o FILE"),
         (["-o", "graph", "-o", "other"], "one name without a suffix"),
         (["-o", "graph.v2"], "one name without a suffix (a directory of shards)"),
-        (["-o", "graph", "--top-k", 120], "k must be from 1 to 119 (the other rows), got 120"),
+        (
+            ["-o", "graph", "--top-k", 120],
+            "k must be an integer from 1 to 119 (the other rows), got 120",
+        ),
         (["-o", "nowhere/graph"], "nowhere"),
         (["-o", "vectors.npy"], "expected one .npz"),
         (["-k", 3], "--top-k requires -o neighbours.csv or -o DIRECTORY"),

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import re
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from pyarrow import fs
 
+from onnxsim_embed import open_graph, write_graph
+from onnxsim_embed.artifact.locate import locate_checkpoint
+from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.errors import MissingExtraError, TableError
+from onnxsim_embed.export import export_model
 from onnxsim_embed.files import locations
 from onnxsim_embed.files.atomic import atomic_directory, atomic_file, check_output
+from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
 from onnxsim_embed.files.locations import Directory, absolute, find_files, open_file
+from onnxsim_embed.files.tables import row_writer, write_rows
+from onnxsim_embed.files.texts import iter_texts, read_scored_pairs
 from onnxsim_embed.files.uris import display_name, is_directory, is_uri, without_passwords
+from onnxsim_embed.files.vectors import write_vectors
+from onnxsim_embed.plot import heatmap
 
 ODD = ["a b", "100%", "a%20b", "a#b", "a?b", "a[1]", "a&b=c", "naïve 漢字", "it's"]
 OPTIONS = "?region=eu-west-1&scheme=http"
@@ -276,3 +288,38 @@ def test_an_unreadable_directory_is_not_an_empty_one(tmp_path):
             find_files(tmp_path)
     finally:
         (tmp_path / "closed").chmod(0o700)
+
+
+URIS = ["s3://u:SEC/R@T@bucket/x", "https://TOKEN@host/x", "s3://bucket/x?secret_key=SECRET"]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("uri", URIS)
+@pytest.mark.parametrize("ending", ["", ".csv", ".npy", ".parquet"])
+def test_no_function_of_paths_prints_credentials_or_takes_a_uri(
+    tmp_path, monkeypatch, kind, uri, ending
+):
+    monkeypatch.chdir(tmp_path)
+    location, data = kind(uri + ending), io.BytesIO(b"a,b\n\xff,1\n")
+    calls = [
+        lambda: list(iter_texts(location)),
+        lambda: list(iter_texts(location, "a", kind="csv", source=data)),
+        lambda: list(iter_texts(location, kind="parquet", source=data)),
+        lambda: read_scored_pairs(location),
+        lambda: row_writer(location, "csv", "csv", 1),
+        lambda: write_rows({"a": [1]}, location),
+        lambda: write_vectors(np.eye(2), location),
+        lambda: EmbeddingCheckpoint(location),
+        lambda: open_graph(location),
+        lambda: write_graph(np.eye(2), location, k=1),
+        lambda: heatmap(np.eye(2), location),
+        lambda: locate_checkpoint(location),
+        lambda: Artifact.open(location),
+        lambda: export_model("minilm", location),
+    ]
+    for call in calls:
+        with pytest.raises((ValueError, TableError)) as caught:
+            call()
+        assert not re.search("SEC|T@|TOKEN", str(caught.value))
+    assert not re.search("SEC|T@|TOKEN", repr(Directory(location)))
+    assert not list(tmp_path.iterdir())

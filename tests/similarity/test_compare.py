@@ -23,6 +23,15 @@ from vector_sets import (
 )
 
 import onnxsim_embed.similarity
+from onnxsim_embed import (
+    VectorIndex,
+    communities,
+    components,
+    deduplicate,
+    estimate_similarity,
+    util,
+    write_graph,
+)
 from onnxsim_embed.similarity import (
     closest_pairs,
     cos_sim,
@@ -224,6 +233,47 @@ def test_k_out_of_bounds_is_rejected(k):
 # values and shapes
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize(
+    "compare",
+    [
+        lambda x: similarity_matrix(x), lambda x: similar_pairs(x), lambda x: top_k(x, x, 1), lambda x: cos_sim(x, x),
+        lambda x: neighbours(x, 1), deduplicate, communities, components, VectorIndex,
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_bytes_may_be_quantized_vectors(compare, dtype):
+    vectors = np.arange(12, dtype=dtype).reshape(3, 4)
+    with pytest.warns(UserWarning, match=f"^{np.dtype(dtype)} vectors are compared as numbers"):
+        compare(vectors)
+    compare(vectors.astype(np.int64))  # and any other dtype without a warning
+
+
+INTEGERS = {
+    "top_k": lambda n: top_k(np.eye(4), np.eye(4), n),
+    "neighbours": lambda n: neighbours(np.eye(4), n),
+    "closest_pairs": lambda n: closest_pairs(np.eye(4), n),
+    "block_bytes": lambda n: similarity_matrix(np.eye(4), block_bytes=n),
+    "index": lambda n: VectorIndex(np.eye(4)).search(np.eye(4), n),
+    "communities": lambda n: communities(np.eye(4), min_size=n),
+    "estimate": lambda n: estimate_similarity(np.eye(4), k=n),
+    "write_graph": lambda n: write_graph(np.eye(4), "graph", k=n, force=True),
+    "mining": lambda n: util.paraphrase_mining_embeddings(np.eye(4), top_k=n),
+    "max_pairs": lambda n: util.paraphrase_mining_embeddings(np.eye(4), max_pairs=n),
+    "search": lambda n: util.semantic_search(np.eye(4), np.eye(4), top_k=n),
+}
+
+
+@pytest.mark.parametrize("call", INTEGERS.values(), ids=INTEGERS)
+def test_integers_of_numpy_are_integers_and_others_are_not(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call(np.uint8(2))
+    for value in (True, np.True_, 2.0, "2", -1):
+        with pytest.raises(ValueError, match="must be an integer"):
+            call(value)
+
+
+@pytest.mark.filterwarnings("ignore:.*compared as numbers")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8, np.int64, np.uint8])
 def test_any_real_dtype_is_accepted(dtype):
     vectors = np.random.default_rng(0).integers(0, 9, (20, 6)).astype(dtype)

@@ -441,7 +441,7 @@ def test_what_is_not_a_graph_is_never_replaced(target):
         (60, {"k": 60}, "from 1 to 59"),
         (1, {"k": 1}, "no other rows"),
         (60, {"k": 3, "max_memory": 0}, "max_memory"),
-        (60, {"k": 3, "block_bytes": 0}, "positive"),
+        (60, {"k": 3, "block_bytes": 0}, "block_bytes"),
     ],
 )
 def test_invalid_arguments_leave_nothing(target, rows, options, message):

@@ -266,6 +266,7 @@ def results(vectors, other=OTHER, **options):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*compared as numbers")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int8])
 @pytest.mark.parametrize("mapped", [False, True], ids=["array", "memmap"])
 def test_public_functions_do_not_depend_on_memory(tmp_path, monkeypatch, dtype, mapped):

@@ -18,6 +18,7 @@ def load_all(units):
 
 
 @each_tile
+@pytest.mark.filterwarnings("ignore:.*compared as numbers")
 @pytest.mark.parametrize(
     "dtype", [np.float16, np.float32, np.float64, np.int8, np.uint8, np.int64, ">f4"]
 )
