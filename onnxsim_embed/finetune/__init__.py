@@ -96,14 +96,7 @@ def finetune(
         evaluation = read_pairs(evaluation)
     from onnxsim_embed.finetune.job import Job
 
-    artifact, report = Job(
-        training_pairs,
-        evaluation,
-        Path(output),
-        model,
-        settings,
-        force,
-        show_progress_bar,
-        on_stage or (lambda line: None),
-    ).run()
+    say, progress = on_stage or (lambda line: None), show_progress_bar
+    job = Job(training_pairs, evaluation, Path(output), model, settings, force, progress, say)
+    artifact, report = job.run()
     return FinetuneResult(artifact, report, bool(report["worse"]))

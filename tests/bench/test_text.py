@@ -11,11 +11,7 @@ from lab.corpus import Corpus
 from lab.documents import blocks
 from lab.peers import Environments
 from lab.text_bench import TextBench
-from lab.text_plan import (
-    TextPlan,
-    count_tokens,
-    most_tokens,
-)
+from lab.text_plan import TextPlan, count_tokens, most_tokens
 from support import WORDS
 
 from onnxsim_embed import Embedder

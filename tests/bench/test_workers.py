@@ -5,11 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from lab.workers import (
-    Crew,
-    SystemFailedError,
-    Worker,
-)
+from lab.workers import Crew, SystemFailedError, Worker
 
 SYSTEMS = """
 import os

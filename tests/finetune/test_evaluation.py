@@ -64,9 +64,7 @@ def test_targets_of_other_pairs_are_searched_and_may_be_relevant():
     others = [TextPairs(["S", "s"], ["b", "c"]), TextPairs(["x", "s"], ["A", "d"])]
     evaluators = make_evaluators(TextPairs(["s"], ["a"]), others, 100, 0)
     assert corpus_of(evaluators) == (["s"], ["a", "b", "c", "d"], [[0, 1, 2, 3]])
-
-
-def test_texts_that_differ_in_case_and_whitespace_are_one():
+    # Texts that differ in case and whitespace are one.
     evaluators = make_evaluators(TextPairs(["s", " S"], ["a b", "A  b"]), [], 100, 0)
     assert corpus_of(evaluators) == (["s"], ["a b"], [[0]])
 
@@ -91,12 +89,6 @@ def test_sampled_targets_include_those_of_the_evaluated_pairs():
     assert len(corpus_of(make_evaluators(pairs, others, 1, 0))[1]) == 2
 
 
-def test_prompts():
-    table = {"query: s": [1, 0], "passage: a": [1, 0]}
-    got = evaluated(TextPairs(["s"], ["a"]), [], table, prompts=("query: ", "passage: "))
-    assert got.metrics["accuracy_at_1"] == 1
-
-
 def test_high_scores_are_relevant():
     pairs = TextPairs(["p", "q", "r"], ["a", "b", "c"], scores=[5, 4, 0])
     angles = {"a": 0.1, "b": 0.4, "c": 1.2}
@@ -109,6 +101,9 @@ def test_high_scores_are_relevant():
     assert got.metrics["accuracy_at_1"] == 0.5  # "a" is the nearest of both
 
 
-def test_constant_cosines_have_no_correlation():
+def test_prompts_and_constant_cosines_which_have_no_correlation():
+    table = {"query: s": [1, 0], "passage: a": [1, 0]}
+    got = evaluated(TextPairs(["s"], ["a"]), [], table, prompts=("query: ", "passage: "))
+    assert got.metrics["accuracy_at_1"] == 1
     pairs = TextPairs(["p", "q"], ["a", "b"], scores=[1, 0])
     assert evaluated(pairs, [], {text: [1, 1] for text in "pqab"}).main == 0.0
