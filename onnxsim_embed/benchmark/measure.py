@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from psutil import cpu_percent
 
-from onnxsim_embed.artifact.cache import cache_directory, locate_artifact
+from onnxsim_embed.artifact.cache import locate_artifact
 from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
+from onnxsim_embed.artifact.recipes import cache_directory
 from onnxsim_embed.errors import CheckpointError, OnnxsimEmbedError
 from onnxsim_embed.files.texts import read_scored_pairs
 from onnxsim_embed.system.hardware import cpu_flags, cpu_name

@@ -14,7 +14,8 @@ cache = typer.Typer(help="List or remove models that were exported on first use.
 
 def list_models() -> None:
     """List the cached models, most recently used first."""
-    from onnxsim_embed.artifact.cache import cache_directory, list_cached
+    from onnxsim_embed.artifact.cache import list_cached
+    from onnxsim_embed.artifact.recipes import cache_directory
 
     models = list_cached()
     rows = [

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact.cache import cache_directory
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, is_artifact
+from onnxsim_embed.artifact.recipes import cache_directory
 from onnxsim_embed.errors import ArtifactError, TableError
 from onnxsim_embed.files.atomic import atomic_directory
 from onnxsim_embed.files.provenance import Provenance

@@ -1,11 +1,13 @@
 """Recipes: every one reads, and says sane things with a source for each."""
 
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support import contents
 
 from onnxsim_embed.artifact import recipes as module
 from onnxsim_embed.artifact.manifest import MANIFEST
@@ -46,7 +48,7 @@ def test_facts_are_sane_and_have_a_source(recipe):
     assert recipe.architecture
     assert 1 <= recipe.layers <= 48
     assert recipe.dim % 64 == 0
-    assert recipe.max_seq_length in (128, 256, 512)
+    assert recipe.max_seq_length in (128, 256, 384, 512, 8192)
     assert PoolingMode.parse(recipe.pooling).value == recipe.pooling
     assert isinstance(recipe.normalize, bool)
     assert recipe.summary.endswith(".")
@@ -68,7 +70,7 @@ def test_known_answers_have_the_shape_of_their_texts(recipe):
         assert 0 < answer.tolerance <= 1e-3
         assert answer.prompt_name is None or answer.prompt_name in recipe.prompts
         assert answer.max_length is None or answer.max_length <= recipe.max_seq_length
-        assert answer.normalize in (None, recipe.normalize)
+        assert answer.normalize in (None, True, recipe.normalize)
         assert len(answer.token_counts or answer.texts) == n
         matrix, rest = answer.cosine_matrix, answer.cosine_of_first_to_rest
         rows = [part for part in (answer.vector_head, answer.vector_tail) if part is not None]
@@ -119,6 +121,27 @@ def test_a_recipe_that_cannot_be_read_names_its_file(tmp_path, text, message):
 )  # fmt: skip
 def test_the_directory_inside_an_installed_package(path, directory):
     assert replace(find_recipe("minilm"), package_path=path).installed_directory() == directory
+
+
+def test_an_archive_in_several_packages_is_unpacked_once(tmp_path, monkeypatch):
+    archive = tmp_path / "whole.zip"
+    with zipfile.ZipFile(archive, "w") as stream:
+        stream.writestr("model/modules.json", "[]")
+        stream.writestr("model/1_Pooling/config.json", "{}")
+    content = archive.read_bytes()
+    recipe = replace(find_recipe("minilm"), package="p-1 p-2", package_path="p_*/x.zip.*")
+    monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path / "cache"))
+    for number, part in enumerate((content[:50], content[50:]), start=1):
+        assert recipe.installed_directory() is None
+        monkeypatch.syspath_prepend(tmp_path / f"site{number}")
+        path = tmp_path / f"site{number}/p_{number}/x.zip.00{number}"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(part)
+    directory = recipe.installed_directory()
+    assert directory == tmp_path / "cache/packages" / recipe.name / "model"
+    assert sorted(contents(directory)) == ["1_Pooling/config.json", "modules.json"]
+    path.write_bytes(b"")  # not read again
+    assert recipe.installed_directory() == directory
 
 
 @pytest.mark.real
