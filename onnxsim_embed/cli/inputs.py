@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from onnxsim_embed.runtime.embedder import Embedder
-    from onnxsim_embed.runtime.pipeline import EncodeReport
+    from onnxsim_embed.runtime.report import EncodeReport
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact.manifest import Artifact, is_artifact
-from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.runtime.loading import load_model
+from onnxsim_embed.artifact.manifest import Artifact
+from onnxsim_embed.runtime.loading import load_model, load_pickled
 from onnxsim_embed.runtime.options import (
     RANGED,
     EncodeArguments,
@@ -23,9 +22,9 @@ from onnxsim_embed.runtime.options import (
     OutputValue,
     check_positive,
 )
-from onnxsim_embed.runtime.pipeline import EncodeReport
 from onnxsim_embed.runtime.postprocess import Output, as_tensors, make_output, quantize_vectors
 from onnxsim_embed.runtime.prompts import Prompted
+from onnxsim_embed.runtime.report import EncodeReport
 from onnxsim_embed.runtime.tokenization import as_list, check_iterable
 from onnxsim_embed.system.onnx_session import Device
 
@@ -103,7 +102,7 @@ class Embedder(Prompted):
         settings = {"precision": self.precision, "device": self._device, "threads": self.threads}
         names = ("prompts", "default_prompt_name", "max_seq_length")
         state = {name: getattr(self, name) for name in names}
-        return _load_pickled, (type(self), artifact, settings), (None, state)
+        return load_pickled, (type(self), artifact, settings), (None, state)
 
     @property
     def embedding_dimension(self) -> int:
@@ -181,7 +180,7 @@ class Embedder(Prompted):
         convert_to_tensor: bool = False,
         device: str | None = None,
         sentences: str | Iterable[str] | None = None,
-    ) -> Any:  # noqa: ANN401 - an array, unless the arguments say otherwise
+    ) -> npt.NDArray[Any]:
         """Return the embeddings of texts.
 
         The embedding of a text depends neither on the other texts nor on batches and threads (on a
@@ -237,7 +236,7 @@ class Embedder(Prompted):
         if convert_to_numpy and not convert_to_tensor:
             return result
         tensors = as_tensors(result)
-        return tensors if convert_to_tensor or isinstance(texts, str) else list(tensors)
+        return tensors if convert_to_tensor or isinstance(texts, str) else list(tensors)  # type: ignore[return-value]
 
     def encode_with(
         self, options: EncodeOptions, texts: str | Iterable[str], show_progress_bar: bool = False
@@ -286,11 +285,9 @@ class Embedder(Prompted):
         options = EncodeOptions(
             prompt_name=prompt_name, prompt=prompt, batch_size=batch_size, **arguments
         )
+        show = bool(show_progress_bar)
         return self.stream_with(
-            options,
-            inputs,
-            show_progress_bar=bool(show_progress_bar),
-            progress_start=progress_start,
+            options, inputs, show_progress_bar=show, progress_start=progress_start
         )
 
     def stream_with(
@@ -332,12 +329,7 @@ class Embedder(Prompted):
         return np.split(tokens.ids, tokens.offsets[1:-1]) if len(texts) else []
 
     def similarity(self, left: npt.ArrayLike, right: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Return the score of each left and each right embedding by the model's own measure.
-
-        :param left: (n, dim) or (dim,).
-        :param right: (m, dim) or (dim,).
-        :returns: float32 array (n, m).
-        """
+        """Return the scores (n, m) of n left and m right embeddings by the model's own measure."""
         from onnxsim_embed.similarity.compare import score_all
 
         return score_all(left, right, self.artifact.manifest.similarity_fn_name)
@@ -345,22 +337,7 @@ class Embedder(Prompted):
     def similarity_pairwise(
         self, left: npt.ArrayLike, right: npt.ArrayLike
     ) -> npt.NDArray[np.float32]:
-        """Return the score of each left embedding and the right embedding of the same row.
-
-        :param left: (n, dim).
-        :param right: (n, dim).
-        :returns: float32 array (n,).
-        """
+        """Return the scores (n,) of n left embeddings and the right ones of the same rows."""
         from onnxsim_embed.similarity.compare import score_pairs
 
         return score_pairs(left, right, self.artifact.manifest.similarity_fn_name)
-
-
-def _load_pickled(kind: type[Embedder], artifact: Artifact, settings: dict[str, Any]) -> Embedder:
-    """Load the model of a pickle, which holds the path of its artifact, not the weights."""
-    if not is_artifact(artifact.directory):
-        raise ArtifactError(
-            f"a pickled Embedder holds the path of its model, {artifact.directory}, where there is "
-            "none now: load the model from where it is, and pickle it again"
-        )
-    return kind(artifact, **settings)

@@ -23,8 +23,8 @@ from onnxsim_embed.files.checkpoint import (
 )
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import RANGED, EncodeOptions, OutputPrecision
-from onnxsim_embed.runtime.pipeline import EncodeReport
 from onnxsim_embed.runtime.provenance import encode_settings, provenance_of
+from onnxsim_embed.runtime.report import EncodeReport
 from onnxsim_embed.runtime.tokenization import check_iterable, check_texts, name_invalid_text
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onnxsim_embed.artifact.manifest import Artifact
+from onnxsim_embed.artifact.manifest import Artifact, is_artifact
 from onnxsim_embed.artifact.precision import choose_precision
 from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.runtime.pipeline import Pipeline
@@ -84,3 +85,13 @@ def _make_pipeline(artifact: Artifact, precision: str, device: Device, threads: 
             manifest.pad_token_id,
         )
     return Pipeline(tokenizer, partial(Session, file.result(), device), threads)
+
+
+def load_pickled(kind: Callable[..., Any], artifact: Artifact, settings: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Load the model of a pickle, which holds the path of its artifact, not the weights."""
+    if not is_artifact(artifact.directory):
+        raise ArtifactError(
+            f"a pickled Embedder holds the path of its model, {artifact.directory}, where there is "
+            "none now: load the model from where it is, and pickle it again"
+        )
+    return kind(artifact, **settings)

@@ -10,10 +10,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
-from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ import numpy.typing as npt
 
 from onnxsim_embed.runtime.batching import PADDED_TOKEN_BUDGET, TOKEN_BUDGET, plan_batches
 from onnxsim_embed.runtime.postprocess import Mask, Output
+from onnxsim_embed.runtime.report import EncodeReport, TokenBar
 from onnxsim_embed.runtime.session import LoneSession, Session
 from onnxsim_embed.runtime.tokenization import Tokenizer, Tokens
-from onnxsim_embed.system.progress import progress_bar
 
 # Texts tokenized together, ahead of inference. Large enough to group equal lengths well, small enough
 # that the ids of two windows stay within a few tens of megabytes.
@@ -34,46 +33,6 @@ LISTED_ROWS = 1_000_000
 
 # Rows of the first array where each is kept on disk: one or two seconds of work that an interruption may lose.
 FIRST_ROWS = 256
-
-
-@dataclass
-class EncodeReport:
-    """Figures of one encode call.
-
-    :param texts: number of encoded texts.
-    :param distinct: texts run through the model: repeated ones within a few thousand run once.
-    :param tokens: tokens of the distinct texts, special tokens included.
-    :param truncated: texts that exceed the model's maximum length.
-    :param truncated_rows: their rows, at most LISTED_ROWS.
-    :param unknown_rows: rows of texts whose tokens are all unknown to the model, at most LISTED_ROWS.
-    :param seconds: wall time of the whole call.
-    :param seconds_tokenize: wall time of tokenization.
-    :param seconds_run: time inside the ONNX session, summed over threads.
-    :param seconds_pool: time in pooling, dense layers and normalization, summed over threads.
-    """
-
-    texts: int = 0
-    distinct: int = 0
-    tokens: int = 0
-    truncated: int = 0
-    truncated_rows: list[int] = field(default_factory=list)
-    unknown_rows: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-    seconds_tokenize: float = 0.0
-    seconds_run: float = 0.0
-    seconds_pool: float = 0.0
-    threads: int = 1
-    provider: str = ""
-
-    @property
-    def texts_per_second(self) -> float:
-        """Texts per second over the whole call."""
-        return self.texts / self.seconds if self.seconds else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens per second over the whole call; those of repeated texts count once."""
-        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass
@@ -160,7 +119,7 @@ class Pipeline:
         with ExitStack() as stack:
             stack.callback(self._finish_report, report, started)
             stack.callback(lambda: [window.cancel() for window in waiting])
-            bar = stack.enter_context(_Bar(texts, progress_start)) if progress else None
+            bar = stack.enter_context(TokenBar(texts, progress_start)) if progress else None
             failure: Exception | None = None
             while failure is None:
                 rows = WINDOW_TEXTS
@@ -271,7 +230,7 @@ class Pipeline:
             window.batches = [future.result for future in futures]
             window.cancel = lambda: [future.cancel() for future in futures]
 
-    def _finish(self, window: _Window, bar: _Bar | None = None) -> npt.NDArray[Any]:
+    def _finish(self, window: _Window, bar: TokenBar | None = None) -> npt.NDArray[Any]:
         """Return the results of a window after waiting for its batches, or running them here."""
         for run in window.batches:
             tokens = run()
@@ -347,32 +306,3 @@ def _read_window(source: Iterator[str], rows: int) -> tuple[list[str], Exception
     except Exception as error:
         return window, error
     return window, None
-
-
-class _Bar:
-    """A progress bar of tokens; the total is estimated from the texts that are tokenized."""
-
-    def __init__(self, texts: Iterable[str], start: int) -> None:
-        self._bar = progress_bar(desc="Encoding", unit=" tokens", unit_scale=True, smoothing=0.1)
-        self._texts = length_hint(texts)
-        self._done = start
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def expect(self, report: EncodeReport) -> None:
-        """Estimate the total number of tokens, after some texts were tokenized."""
-        if self._texts:
-            self._bar.total = round(report.tokens * max(1.0, self._texts / report.texts))
-
-    def update(self, tokens: int) -> None:
-        """Count the tokens of a batch."""
-        self._bar.update(tokens)
-
-    def finish(self, texts: int) -> None:
-        """Count the texts of a window."""
-        self._done += texts
-        self._bar.set_postfix_str(f"{self._done:,} texts")

@@ -21,7 +21,7 @@ from support import TEXTS, write_checkpoint
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.export import export_model
-from onnxsim_embed.runtime import pipeline
+from onnxsim_embed.runtime import pipeline, report
 
 CLOSE = 1e-5
 MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "cls+mean")
@@ -462,7 +462,7 @@ class Bar:
 
 def test_progress_counts_tokens_and_says_how_many_there_will_be(model, monkeypatch):
     bars = []
-    monkeypatch.setattr(pipeline, "progress_bar", lambda **o: bars.append(Bar(**o)) or bars[-1])
+    monkeypatch.setattr(report, "progress_bar", lambda **o: bars.append(Bar(**o)) or bars[-1])
     monkeypatch.setattr(pipeline, "WINDOW_TEXTS", 60)
     texts = [f"{number} road " + "water " * (number % 20) for number in range(300)]
     sources = (texts, np.array(texts), iter(texts), (text for text in texts))
