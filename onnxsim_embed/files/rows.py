@@ -7,6 +7,7 @@ line where a row begins nor an unclosed quote before the end of the file.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
@@ -30,6 +31,15 @@ DELIMITERS = ",;\t|"
 # Lines and characters that are read ahead to find the delimiter and the columns.
 SAMPLE_LINES = 1000
 SAMPLE_CHARACTERS = 1 << 20
+
+# First bytes of files that are often taken for text files.
+MAGIC = {
+    b"PK\3\4": "a zip archive, as .xlsx is: save it as csv",
+    b"PAR1": "parquet: pass kind='parquet'",
+    b"\x93NUMPY": "an array",
+    codecs.BOM_UTF32_LE: "UTF-32: convert it to UTF-8",
+    codecs.BOM_UTF32_BE: "UTF-32: convert it to UTF-8",
+}
 
 # A quoted cell above this size is an unclosed quote.
 MAX_CELL = 1 << 24
@@ -189,7 +199,9 @@ def _delimited_rows(
     while header and sample and not sample[0].strip("\r\n"):
         sample.pop(0)
         next(lines)
-    if sample and (marker := re.fullmatch(r'"?sep=(.)"?[\r\n]*', sample[0])):  # as Excel writes it
+    if sample and (
+        marker := re.fullmatch(r'"?sep=(.)"?\1*[\r\n]*', sample[0])
+    ):  # as Excel writes it
         sample.pop(0)
         next(lines)
         delimiter = delimiter or marker[1]
@@ -223,7 +235,8 @@ def _named(
             counts = f"has {len(cells)} cells, more than the {len(names)} columns"
             yield Row(line, {}, f"{counts}: quote texts that hold the delimiter")
         else:
-            yield Row(line, BlankRow() if cells == [""] else dict(zip(names, cells, strict=False)))
+            blank = cells == [""] or (len(cells) < len(names) and not "".join(cells).strip())
+            yield Row(line, BlankRow() if blank else dict(zip(names, cells, strict=False)))
         line = lines.number + 1
 
 
@@ -318,6 +331,9 @@ def open_text(path: str | Path, source: IO[bytes] | None = None) -> Iterator[IO[
     if str(path).lower().endswith(".gz") or data.peek(2)[:2] == b"\x1f\x8b":
         data = gzip.GzipFile(fileobj=data)
     head = data.peek(512)[:512]
+    for magic, what in MAGIC.items():
+        if head.startswith(magic):
+            raise TableError(f"{path} is not a text file but {what}")
     utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
     nulls = head[::2].count(0), head[1::2].count(0)
     if not utf16 and sum(nulls) > len(head) / 4 and 0 in nulls:

@@ -73,9 +73,16 @@ def row_writer(
     """
     kind = kind or kind_of(file)
     if kind == target == "parquet":
+        import pyarrow
+
         with open_parquet(file) as opened:
             content = opened.read()  # whose types stay
-        content = content.filter([number not in skipped for number in range(len(content))])
+        try:
+            content = content.filter([number not in skipped for number in range(len(content))])
+        except pyarrow.ArrowException as error:
+            raise ValueError(
+                f"{file} has rows that cannot be selected ({error}); write .jsonl"
+            ) from None
     else:
         with open_rows(file, kind, delimiter=delimiter, header=header) as opened:
             rows = [row for number, row in enumerate(opened.rows) if number not in skipped]
@@ -121,7 +128,7 @@ def _convert(file: str, names: list[str], rows: list[list[Any]], target: str) ->
             raise ValueError(problem) from None
     if target == "jsonl":
         tables = (dict(zip(names, values, strict=True)) for values in rows)
-        return [json.dumps(table, ensure_ascii=False, default=str) for table in tables]
+        return [_json(file, table) for table in tables]
     texts = [[_cell(file, value) for value in values] for values in rows]
     if target != "txt":
         return texts
@@ -132,10 +139,19 @@ def _convert(file: str, names: list[str], rows: list[list[Any]], target: str) ->
 
 def _cell(file: str, value: Any) -> str:  # noqa: ANN401 - whatever a file holds
     """Return a value as a cell of csv."""
-    if isinstance(value, bytes):
-        raise ValueError(f"{file} holds bytes, which text formats cannot; write .parquet")
     if isinstance(value, str) and SURROGATES.search(value):
         raise ValueError(f"{file} holds {value!r:.60}, which is not valid Unicode; write .jsonl")
-    if isinstance(value, (dict, list, bool)):
-        return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, (dict, list, bool, bytes)):
+        return _json(file, value)
     return "" if value is None else str(value)
+
+
+def _json(file: str, value: Any) -> str:  # noqa: ANN401
+    """Return a value as JSON; dates and decimals as texts."""
+
+    def other(value: object) -> str:
+        if isinstance(value, bytes):
+            raise ValueError(f"{file} holds bytes, which text formats cannot; write .parquet")
+        return str(value)
+
+    return json.dumps(value, ensure_ascii=False, default=other)

@@ -246,7 +246,11 @@ def _choose_column(
         raise ValueError(f"{path} has no column {column!r}; it has: {', '.join(names)}{hint}")
     if column is None and len(names) == 1:
         report.column, report.reason = names[0], "the only column"
-        if delimiter and re.search(r"\w\s+\w", names[0]):
+        if (
+            delimiter
+            and names != ["0"]
+            and (re.search(r"\w\s+\w", names[0]) or parse_number(names[0]) is not None)
+        ):
             first = f"the first line, {names[0]!r:.60}, was read as the header"
             report.warnings.append(f"{first}; pass header=False if it is a text")
     elif column is None:

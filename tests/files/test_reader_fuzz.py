@@ -49,7 +49,14 @@ def reference(kind, content, delimiter):
     assert all(len(row) <= len(header) for row in rows)
     column = header.index("text")
     blank = [""] * len(header)
-    rows = [blank if row in ([], [""]) else row + [None] * len(header) for row in rows]
+    rows = [
+        blank
+        if len(row) < max(2, len(header))
+        and not "".join(row).strip()
+        and (len(header) > 1 or row in ([], [""]))
+        else row + [None] * len(header)
+        for row in rows
+    ]
     return [row[column] for row in rows]
 
 

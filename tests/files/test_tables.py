@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import date
+from decimal import Decimal
 
 import numpy as np
 import pyarrow
@@ -101,13 +103,31 @@ def test_skipped_rows_are_not_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "target"), [([b"\xff"], "csv"), ([["a"], ["b"]], "txt"), (["a\nb"], "txt")]
-)
-def test_what_a_format_cannot_hold_fails_before_the_work(tmp_path, values, target):
-    path = write(tmp_path / "in.parquet", [{"x": v, "text": "a"} for v in values] if target == "csv"
-                 else [{"text": v} if isinstance(v, str) else {"x": 1, "text": "a"} for v in values])  # fmt: skip
-    with pytest.raises(ValueError, match=r"write \."):
-        row_writer(str(path), None, target, len(values))
+    ("columns", "targets"),
+    [({"x": [b"\xff"]}, ("csv", "tsv", "jsonl")), ({"x": [[{"k": b"a"}]]}, ("csv", "jsonl")),
+     ({"x": [1]}, ("txt",)), ({"text": ["a\nb"]}, ("txt",)),
+     ({"x": pyarrow.array(["a"], pyarrow.string_view())}, ("parquet",))],
+)  # fmt: skip
+def test_what_a_format_cannot_hold_fails_before_the_work(tmp_path, columns, targets):
+    path = str(tmp_path / "in.parquet")
+    parquet.write_table(pyarrow.table({"text": ["a"]} | columns), path)
+    for target in targets:
+        with pytest.raises(ValueError, match=r"write \."):
+            row_writer(path, None, target, 1)
+
+
+def test_values_of_parquet_columns_are_written_as_text(tmp_path):
+    columns = {"text": ["a"], "list": [[1, None]], "struct": [{"a": "é"}], "decimal": [Decimal("1.50")],
+               "date": [date(2020, 1, 2)], "flag": [True], "none": [None]}  # fmt: skip
+    path = str(tmp_path / "in.parquet")
+    parquet.write_table(pyarrow.table(columns), path)
+    for target, expected in (
+        ("csv", 'text,list,struct,decimal,date,flag,none\na,"[1, null]","{""a"": ""é""}",1.50,2020-01-02,true,\n'),
+        ("jsonl", '{"text": "a", "list": [1, null], "struct": {"a": "é"}, "decimal": "1.50", '
+                  '"date": "2020-01-02", "flag": true, "none": null}\n'),
+    ):  # fmt: skip
+        row_writer(path, None, target, 1)(tmp_path / "out", np.array([0]))
+        assert (tmp_path / "out").read_text(encoding="utf-8") == expected
 
 
 def test_types_survive_from_parquet_to_parquet(tmp_path):

@@ -118,6 +118,11 @@ READS = [
     ("a.csv", "a;text,b\n1;2,c\n", {"delimiter": ";", "column": "text,b"}, ["2,c"]),
     ("a.csv", "text\na;b\nc;d\n", {}, ["a;b", "c;d"]),
     ("a.csv", "Titel; lang\none\ntwo\n", {}, ["one", "two"]),
+    ("a.csv", "sep=;;;\r\nid;text;n\r\n1;a, b;4,5\r\n", {}, ["a, b"]),
+    ("a.csv", "\ufeffsep=;\nid;price;text\n1;4,5;a, b\n2;3,25;c\n", {}, ["a, b", "c"]),
+    ("a.csv", "id,text\r\n1,a\n2,b\r3,c", {}, ["a", "b", "c"]),
+    ("a.csv", "Text,text, text\na,b,c\n", {}, ["b"]),
+    ("a.csv", 'id,"a ""quoted"", name"\n1,b\n', {"column": 'a "quoted", name'}, ["b"]),
     # tsv has no quotes, unless it was written with them
     *[("a.tsv", f"id\ttext\n1\t{text}\n2\tb\n", {}, [text, "b"])
       for text in ('"said" he', '"open', 'close"', '""', '5" pipe', '"all"')],
@@ -131,6 +136,7 @@ READS = [
     ("a.csv", "text\nfirst\n\nthird\n", {}, ["first", "", "third"]),
     ("a.csv", "id,text\n0,first\n\n2,third\n", {}, ["first", "", "third"]),
     ("a.tsv", "text\nfirst\n\nthird\n", {}, ["first", "", "third"]),
+    ("a.csv", "id,text\n0,first\n  \n2,third\n,\n", {}, ["first", "", "third", ""]),
     ("a.jsonl", '"first"\n\n"third"\n', {}, ["first", "", "third"]),
     ("a.jsonl", '{"text": "first"}\n \n{"text": "third"}\n', {}, ["first", "", "third"]),
     # nul characters
@@ -189,6 +195,12 @@ FAILURES = [
     ("a.txt", "a long line\n".encode("utf-16-le"), {}, TableError, "iconv -f utf-16le"),
     ("a.csv", "text\na long line\n".encode("utf-16-be"), {}, TableError, "iconv -f utf-16be"),
     ("a.txt", b"caf\xe9 \x81\n", {}, TableError, "iconv -f latin1"),
+    *[("a.csv", text, {}, TableError, message) for text, message in (
+        ("text\na\n".encode("utf-32"), "UTF-32"), (b"PK\3\4\x14\0\6\0", "save it as csv"),
+        (b"PAR1\x15\4", "parquet"), (b"\x93NUMPY\1\0", "array"))],
+    ("a.jsonl", '[{"text": "a"}, {"text": "b"}]', {}, TableError, "line 1: row 0"),
+    ("a.jsonl", '{"text": "a"}\n{"Text": "b"}\n', {}, TableError, "line 2: row 1"),
+    ("a.jsonl", '{\n"text": "a"\n}\n', {}, TableError, "line 1: row 0"),
     # empty, damaged and unknown files
     *[(f"a.{kind}", "", {}, NoTextsError, "holds no texts") for kind in (*CONTENTS, "csv.gz")],
     ("a.csv", "id,text\n", {"column": "text"}, NoTextsError, "holds no texts"),
@@ -316,8 +328,9 @@ def test_the_report(tmp_path):
     texts, report = read(path)
     assert (texts, len(report.warnings)) == (['a "b"'], 1)
     assert read(path, delimiter="\t")[0] == ['"a ""b"""']
-    _, report = read(write(tmp_path / "b.csv", "hello world\nsecond text\n"))
-    assert "hello world" in report.problems()[0]  # read as the header
+    for header in ("hello world", "123"):
+        _, report = read(write(tmp_path / "b.csv", f"{header}\nsecond text\n"))
+        assert repr(header) in report.problems()[0]  # read as the header
 
 
 # Scored pairs
