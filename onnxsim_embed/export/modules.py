@@ -58,9 +58,8 @@ def read_modules(directory: Path) -> Modules:
         if kind == "Transformer":
             modules.transformer = folder
         elif kind == "Pooling" and not (modules.pooling or modules.dense or modules.normalize):
-            config_path = directory / folder / "config.json"
-            config = read_json(config_path)
-            modules.pooling = _read_pooling(config_path, config)
+            config = read_json(directory / folder / "config.json")
+            modules.pooling = _read_pooling(directory / folder / "config.json", config)
             modules.include_prompt = config.get("include_prompt") is not False
         elif kind == "Dense" and not modules.normalize:
             modules.dense += (folder,)
@@ -94,9 +93,7 @@ def _read_pooling(path: Path, config: dict[str, Any]) -> tuple[PoolingMode, ...]
         return tuple(mode for key, mode in LEGACY_POOLING.items() if config.get(key))
     names = config["pooling_mode"]
     try:
-        return tuple(
-            PoolingMode.parse(name) for name in ([names] if isinstance(names, str) else names)
-        )
+        return tuple(map(PoolingMode.parse, [names] if isinstance(names, str) else names))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -110,13 +107,12 @@ def read_dense(
     :raises CheckpointError: if it cannot be read or exported.
     """
     config = read_json(directory / "config.json")
-    names = [
-        config.get(f"module_{end}_name") or "sentence_embedding" for end in ("input", "output")
-    ]
+    keys = ("module_input_name", "module_output_name")
+    names = [config.get(key) or "sentence_embedding" for key in keys]
     if config.get("use_residual") or set(names) != {"sentence_embedding"}:
         raise CheckpointError(
             f"{directory}: a Dense module on tokens, to another output or with a residual is not "
-            f"supported (module_input_name, module_output_name: {', '.join(map(str, names))})"
+            f"supported ({', '.join(keys)}: {', '.join(map(str, names))})"
         )
     tensors = read_tensors(directory)
     if "linear.weight" not in tensors:

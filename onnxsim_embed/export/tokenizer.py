@@ -23,12 +23,12 @@ from onnxsim_embed.export.weights import check_content, read_json, read_optional
 logger = logging.getLogger(__name__)
 
 # Keys of special_tokens_map.json, with the default tokens of BERT and of RoBERTa.
-_KEYS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
-SPECIAL_TOKENS = dict(
-    zip(_KEYS, (None, None, "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"), strict=True)
-)
-ROBERTA_TOKENS = dict(
-    zip(_KEYS, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"), strict=True)
+_NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_BERT = (None, None, "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
+_ROBERTA = ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>")
+SPECIAL_TOKENS, ROBERTA_TOKENS = (
+    {f"{name}_token": token for name, token in zip(_NAMES, tokens, strict=True)}
+    for tokens in (_BERT, _ROBERTA)
 )
 # Fields of an added token.
 TOKEN_FIELDS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -173,9 +173,8 @@ class TokenizerFiles:
 
         listed = tokenizer.get("added_tokens") or []
         rebuilt = self.kind in APPLIED
-        backend = Tokenizer.from_str(
-            json.dumps({**tokenizer, "added_tokens": [] if rebuilt else listed})
-        )
+        added = [] if rebuilt else listed
+        backend = Tokenizer.from_str(json.dumps({**tokenizer, "added_tokens": added}))
         backend.no_padding()
         backend.no_truncation()
         special = [*self.tokens.values(), *map(_content, self._extra_tokens())]
@@ -186,18 +185,13 @@ class TokenizerFiles:
                 fields["special"] = True
             ids[entry["content"]] = entry["id"]
             backend.add_tokens([AddedToken(entry["content"], **fields)])
-        for token in (
-            *(self.stated.get(k) or t for k, t in self.tokens.items()),
-            *self._extra_tokens(),
-        ):
-            if _content(token) not in ids:
-                fields = (
-                    {k: v for k, v in token.items() if k in TOKEN_FIELDS}
-                    if isinstance(token, dict)
-                    else {}
-                )
-                backend.add_tokens([AddedToken(_content(token), **(fields | {"special": True}))])
-                ids[_content(token)] = None
+        named = [self.stated.get(key) or token for key, token in self.tokens.items()]
+        for token in (*named, *self._extra_tokens()):
+            if (text := _content(token)) not in ids:
+                fields = token if isinstance(token, dict) else {}
+                fields = {key: fields[key] for key in TOKEN_FIELDS if key in fields}
+                backend.add_tokens([AddedToken(text, **(fields | {"special": True}))])
+                ids[text] = None
         for text, index in ids.items():
             if index not in (None, backend.token_to_id(text)):
                 raise CheckpointError(
