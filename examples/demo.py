@@ -14,10 +14,21 @@ from scipy.sparse import save_npz
 from onnxsim_embed import Embedder, cos_sim, similarity_matrix
 from onnxsim_embed.export import export_model
 from onnxsim_embed.plot import heatmap
+from onnxsim_embed.similarity.clustering import communities
 from onnxsim_embed.similarity.compare import closest_pairs
 
 THRESHOLD = 0.5
 HERE = Path(__file__).parent
+
+
+def is_english(text: str) -> bool:
+    """Return whether a text holds words that hardly any other language has."""
+    return len({"the", "and", "of", "for", "with", "are"} & set(text.lower().split())) > 1
+
+
+def name(row: dict[str, str]) -> str:
+    """Return id, country and title of a project, in a line of a terminal."""
+    return f"{row['id']} {row['country']}: {row['title']}"[:70]
 
 
 def main() -> None:
@@ -53,14 +64,20 @@ def main() -> None:
             title=f"{len(texts)} project descriptions, {artifact.manifest.name}")  # fmt: skip
     seconds["draw the heatmap"] = time.perf_counter() - started
 
-    print("\nThe ten closest pairs:")
-    for left, right, score in zip(*closest_pairs(vectors, 10), strict=True):
+    english = np.array([row for row, text in enumerate(texts) if is_english(text)])
+    print("\nProjects that are probably the same, or phases of one:")
+    for left, right, score in zip(*closest_pairs(vectors[english], 8), strict=True):
+        print(f"  {score:.2f}  {name(rows[english[left]])}\n        {name(rows[english[right]])}")
+    print("\nThe largest groups of related projects:")
+    for group in communities(vectors[english], threshold=0.55, min_size=4)[:3]:
         print(
-            f"  {score:.4f}  {rows[left]['id']} {titles[left][:44]:<44}  {rows[right]['id']} {titles[right][:44]}"
+            "\n".join(
+                f"  {'-' if rank else '*'} {name(rows[english[row]])}"
+                for rank, row in enumerate(group)
+            )
         )
-    print(
-        "  (The model knows English: texts in another script look alike to it, whatever they say.)"
-    )
+    print(f"\n{len(texts) - len(english)} texts are too short to tell or in other languages, which this English model\n"
+          "hardly tells apart: left out here; a multilingual model compares them.")  # fmt: skip
     print("\nWhere the time went:")
     for stage, value in seconds.items():
         print(f"  {value:7.2f} s  {stage}")
@@ -68,9 +85,7 @@ def main() -> None:
     print(f"\n{report.texts} texts, {report.tokens:,} tokens; {report.truncated} texts were longer than "
           f"{model.max_seq_length} tokens and were cut there.")  # fmt: skip
     print(f"{matrix.nnz:,} of {len(texts) ** 2:,} scores are above {THRESHOLD}.")
-    print(
-        f"Wrote {', '.join(str(output / n) for n in ('vectors.npy', 'similarities.npz', 'heatmap.png'))}."
-    )
+    print(f"Wrote vectors.npy, similarities.npz, heatmap.png and model/ to {output}.")
 
 
 if __name__ == "__main__":
