@@ -270,7 +270,7 @@ class EmbeddingCheckpoint(Checkpoint):
         """Turn the rows into the file, which replaces one that exists; if it fails, the run stays."""
         finished = self.directory / ROWS
         made_of = {"rows": self.rows, "texts": self.texts, "ids": ids_digest(ids)}
-        table = provenance and provenance.to_table(**made_of)
+        table = None if provenance is None else provenance.to_table(**made_of)
         with write_errors(self.target):
             self._stream.seek(0)
             self._write(npy_header(self.rows, self._dim, self._dtype))

@@ -61,7 +61,7 @@ def write_vectors(
     """
     path = local_path(path)
     check_ending(path)
-    table = provenance and provenance.to_table()
+    table = None if provenance is None else provenance.to_table()
     with atomic_file(path) as work:
         with work.open("wb") as stream:
             if path.suffix == ".npy":
@@ -86,7 +86,7 @@ def write_parquet(
     from pyarrow import parquet
 
     list_type = pyarrow.list_(pyarrow.from_numpy_dtype(vectors.dtype), vectors.shape[1])
-    metadata = table and {METADATA_KEY: json.dumps(table)}
+    metadata = None if table is None else {METADATA_KEY: json.dumps(table)}
     fields = [("vector", list_type)]
     if ids is not None:
         numbers = all(type(value) is int for value in ids)
@@ -185,7 +185,7 @@ def read_provenance(path: str | Path) -> Provenance | None:
     if is_directory(path):
         return open_vectors(path).provenance
     table = read_record(Path(path))
-    return table and parse_provenance(table)
+    return None if table is None else parse_provenance(table)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
