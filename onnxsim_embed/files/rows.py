@@ -101,15 +101,17 @@ def open_rows(
         raise ValueError(f"the delimiter must be a single character, got {delimiter!r}")
     if kind == "parquet":
         with open_parquet(path, source) as table:
-            rows = Rows(_checked_names(path, table.schema_arrow.names), iter(()))
-            rows.rows = _parquet_rows(table, rows)
-            yield rows
+            opened = Rows(_checked_names(path, table.schema_arrow.names), iter(()))
+            opened.rows = _parquet_rows(table, opened)
+            yield opened
         return
     try:
         with open_text(path, source) as stream:
             lines = _Lines(stream)
             if kind == "txt":
-                yield Rows([], _text_rows(lines), plain=True)
+                texts = (line.rstrip("\r\n") for line in lines)
+                rows = (Row(lines.number, {None: text}, None, text) for text in texts)
+                yield Rows([], rows, plain=True)
             elif kind == "jsonl":
                 yield _json_rows(lines)
             else:
@@ -129,12 +131,6 @@ def _parquet_rows(table: Any, rows: Rows) -> Iterator[Row]:  # noqa: ANN401 - py
     for batch in table.iter_batches(columns=rows.columns, batch_size=4096):
         for values in batch.to_pylist():
             yield Row(0, values)
-
-
-def _text_rows(lines: _Lines) -> Iterator[Row]:
-    for line in lines:
-        text = line.rstrip("\r\n")
-        yield Row(lines.number, {None: text}, None, text)
 
 
 class _Lines(Iterator[str]):

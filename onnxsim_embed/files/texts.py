@@ -166,10 +166,8 @@ def read_scored_pairs(
     :param on_error: "fail" raises at the first row that is no pair, "skip" logs and skips such rows.
     :raises TableError: if there are no pairs, or for such a row, naming it.
     """
-    if on_error not in ON_ERROR[:2]:
-        raise ValueError(
-            f"on_error must be {' or '.join(ON_ERROR[:2])} for pairs, got {on_error!r}"
-        )
+    if on_error not in ("fail", "skip"):
+        raise ValueError(f"on_error must be fail or skip for pairs, got {on_error!r}")
     kind = kind_of(path) if kind_of(path) in ("tsv", "jsonl", "parquet") else "csv"
     header = header and kind in ("csv", "tsv")
     pairs: list[tuple[str, str, float]] = []
@@ -180,12 +178,14 @@ def read_scored_pairs(
             value = parse_number(score)
             if isinstance(left, str) and isinstance(right, str) and value is not None:
                 pairs.append((left, right, value))
-            elif on_error == "fail" and (number or not header or not isinstance(score, str)):
+            elif number == 0 and header and isinstance(score, str):
+                continue
+            elif on_error == "skip":
+                skipped.append(number)
+            else:
                 cells = row.error or f"{list(row.values.values())!r:.80}"
                 problem = f"{_place(path, number, row)} is not text, text, score: {cells}"
                 raise TableError(f"{problem}; fix the row, or pass on_error='skip'")
-            elif number or not header:
-                skipped.append(number)
     if skipped:
         count = f"{len(skipped):,} of {number + 1:,} rows"
         logger.warning("%s: %s without a pair are skipped: %s", path, count, list_rows(skipped))
@@ -219,10 +219,8 @@ def _values(
     rows.columns = [c for c in (name, id_column) if c is not None] or None
     for number, row in enumerate(rows.rows):
         if report.reason == "the only column" and len(row.values) > 1:
-            names = (
-                f"has the columns {', '.join(map(str, row.values))}, rows before it only {name!r}"
-            )
-            raise ValueError(f"{_place(path, number, row)} {names}: pass column")
+            names = f"{', '.join(map(str, row.values))}, rows before it only {name!r}"
+            raise ValueError(f"{_place(path, number, row)} has the columns {names}: pass column")
         yield row.values.get(name, row.values.get(None)), row
     if row is None:
         raise NoTextsError(f"{path} holds no texts")
@@ -246,11 +244,8 @@ def _choose_column(
         raise ValueError(f"{path} has no column {column!r}; it has: {', '.join(names)}{hint}")
     if column is None and len(names) == 1:
         report.column, report.reason = names[0], "the only column"
-        if (
-            delimiter
-            and names != ["0"]
-            and (re.search(r"\w\s+\w", names[0]) or parse_number(names[0]) is not None)
-        ):
+        like_text = re.search(r"\w\s+\w", names[0]) or parse_number(names[0]) is not None
+        if delimiter and like_text and names != ["0"]:  # of a file without a header
             first = f"the first line, {names[0]!r:.60}, was read as the header"
             report.warnings.append(f"{first}; pass header=False if it is a text")
     elif column is None:

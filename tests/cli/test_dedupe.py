@@ -118,19 +118,8 @@ def test_a_dropped_row_that_was_truncated_is_named(run, files, artifact):
 
 
 def test_a_file_is_replaced_by_force_even_the_input(run, files):
-    arguments = (
-        "dedupe",
-        "in.csv",
-        "-o",
-        "in.csv",
-        "--vectors",
-        "v.npy",
-        "-t",
-        "0.9",
-        "--force",
-        "-q",
-    )
-    assert run(*arguments) == (0, "", "")
+    arguments = "dedupe in.csv -o in.csv --vectors v.npy -t 0.9 --force -q"
+    assert run(*arguments.split()) == (0, "", "")
     assert read("in.csv") == [ROWS[row] for row in KEPT]
 
 

@@ -178,17 +178,14 @@ CREDENTIALS = [*(f"s3://user:{password}@bucket/a b" for password in PASSWORDS),
 
 
 @pytest.mark.parametrize("uri", CREDENTIALS)
-def test_no_message_holds_credentials(uri, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_no_message_holds_credentials(uri, monkeypatch):
     assert display_name(uri) == str(Directory(uri)) == "s3://bucket/a b"
     assert "SECRET" not in without_passwords(f"error: cannot read {uri}")
     monkeypatch.setattr(locations, "_connect", lambda root: (_ for _ in ()).throw(ValueError(root)))
-    writers = [lambda uri, w=w: w(Path(uri)) for w in (atomic_directory, atomic_file)]
-    for use in (find_files, open_file, lambda uri: check_output(Path(uri), force=False), *writers):
+    for use in (find_files, open_file):
         with pytest.raises(ValueError, match="bucket") as caught, use(uri):
             pass
         assert "SECRET" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_azure_containers_are_not_credentials():
@@ -316,6 +313,9 @@ def test_no_function_of_paths_prints_credentials_or_takes_a_uri(
         lambda: locate_checkpoint(location),
         lambda: Artifact.open(location),
         lambda: export_model("minilm", location),
+        lambda: check_output(location, force=False),
+        lambda: atomic_file(location).__enter__(),
+        lambda: atomic_directory(location).__enter__(),
     ]
     for call in calls:
         with pytest.raises((ValueError, TableError)) as caught:
