@@ -17,6 +17,7 @@ import numpy.typing as npt
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.system.hardware import available_cpus
 from onnxsim_embed.system.threads import single_blas_thread
 
@@ -26,6 +27,12 @@ Hidden = Callable[[TokenIds], Float32]
 
 
 logger = logging.getLogger(__name__)
+
+# Texts in a padded batch: enough for lengths to differ, few enough for a small machine.
+PADDED_TEXTS = 16
+PADDED_SCORES = (
+    PADDED_TEXTS * 512**2
+)  # attention scores of a head: models of 8,192 tokens run alone
 
 # With these the added tokens and a text beyond the maximum length; see `probe_texts`.
 PROBES = (
@@ -242,3 +249,28 @@ def reference_vectors(
     # Texts in parallel with one BLAS thread each, which is faster than the reverse.
     with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as pool:
         return np.concatenate(list(pool.map(lambda ids: finish(hidden(ids[None])), token_ids)))
+
+
+def padded_vectors(
+    session: Session,
+    model: Embedder,
+    token_ids: Sequence[TokenIds],
+    head: Callable[[Float32, TokenIds], Float32] | None = None,
+) -> Float32:
+    """Return the vectors (n, dim) of a portable file in padded batches.
+
+    :param head: from the file's first output and the mask to vectors; None for the model's pooling.
+    """
+    head = head or model.head
+    pad_id = model.artifact.manifest.pad_token_id
+    vectors, start = [], 0
+    while start < len(token_ids):
+        batch = token_ids[start : start + PADDED_TEXTS]
+        batch = batch[: max(1, PADDED_SCORES // max(map(len, batch)) ** 2)]
+        start += len(batch)
+        ids = np.full((len(batch), max(map(len, batch))), pad_id, np.int64)
+        mask = np.zeros_like(ids)
+        for row, tokens in enumerate(batch):
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+        vectors.append(head(session.run(ids, mask), mask))
+    return np.concatenate(vectors)

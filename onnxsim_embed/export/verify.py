@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,6 @@ PORTABLE_STEP = 10
 
 # The reference of a file without weights.
 PADDED = "itself, padded"
-
-# Texts in a padded batch: enough for lengths to differ, few enough for a small machine.
-PADDED_TEXTS = 16
-PADDED_SCORES = (
-    PADDED_TEXTS * 512**2
-)  # attention scores of a head: models of 8,192 tokens run alone
 
 # Every fourth verification text goes through the reference of fp32, which runs one text at a time.
 REFERENCE_STEP = 4
@@ -146,7 +140,9 @@ def verify_fp32(
     elif weights:
         name, hidden = "numpy", numpy_reference(checkpoint.config, tensors)
     if hidden is None:
-        reference = padded_vectors(Session(artifact.open_file("fp32"), "cpu"), model, ids)
+        reference = references.padded_vectors(
+            Session(artifact.open_file("fp32"), "cpu"), model, ids
+        )
     elif reference is None:
         reference = references.reference_vectors(hidden, model.head, ids)
     vectors = model.encode(everything, prompt="")
@@ -186,10 +182,10 @@ def verify_derived(
     session = Session(artifact.open_file("fp16"), "cpu")
     n, ids = len(texts), model.token_ids(texts)
     ids += references.length_probes(ids, model.max_seq_length)
-    vectors = padded_vectors(session, model, ids)
+    vectors = references.padded_vectors(session, model, ids)
     report = _judge("fp16", reference, vectors[:n], "fp32") | {"batch_variant": None}
     rows = [*range(0, n, PORTABLE_STEP), *range(n, len(ids))]
-    alone = np.concatenate([padded_vectors(session, model, [ids[row]]) for row in rows])
+    alone = np.concatenate([references.padded_vectors(session, model, [ids[row]]) for row in rows])
     _require_equal(report, "fp16", vectors[rows], alone, "in a batch and alone")
     _check_pooled(report, "fp16", model, [ids[row] for row in rows], alone)
     return report
@@ -241,7 +237,7 @@ def _check_batches(
         expected = references.reference_vectors(hidden, model.head, lengths)
         _require_equal(report, precision, expected, alone, "of 1, 2 or most tokens", "lengths")
     ids = [*ids[::PORTABLE_STEP], *lengths]
-    padded = padded_vectors(Session(file, "cpu"), model, ids)
+    padded = references.padded_vectors(Session(file, "cpu"), model, ids)
     alone = np.concatenate([vectors[::PORTABLE_STEP], alone])
     _require_equal(report, precision, alone, padded, "of run path and padded batches")
     _check_pooled(report, precision, model, ids, alone)
@@ -255,36 +251,11 @@ def _check_pooled(
     if file is None:
         return
     session = Session(model.artifact.file(file), "cpu")  # whose first output is the vectors
-    own = padded_vectors(session, model, ids, lambda vectors, mask: vectors)
+    own = references.padded_vectors(session, model, ids, lambda vectors, mask: vectors)
     _require_equal(report, precision, vectors, own, "of the pooled file and ours", "pooled")
     norms = [np.linalg.norm(v, axis=1) for v in (vectors, own)]
     if not np.allclose(norms[0], norms[1], rtol=0.01):
         report["problems"].append(f"{precision} vectors of the pooled file have other norms")
-
-
-def padded_vectors(
-    session: Session,
-    model: Embedder,
-    token_ids: Sequence[TokenIds],
-    head: Callable[[Float32, TokenIds], Float32] | None = None,
-) -> Float32:
-    """Return the vectors (n, dim) of a portable file in padded batches.
-
-    :param head: from the file's first output and the mask to vectors; None for the model's pooling.
-    """
-    head = head or model.head
-    pad_id = model.artifact.manifest.pad_token_id
-    vectors, start = [], 0
-    while start < len(token_ids):
-        batch = token_ids[start : start + PADDED_TEXTS]
-        batch = batch[: max(1, PADDED_SCORES // max(map(len, batch)) ** 2)]
-        start += len(batch)
-        ids = np.full((len(batch), max(map(len, batch))), pad_id, np.int64)
-        mask = np.zeros_like(ids)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        vectors.append(head(session.run(ids, mask), mask))
-    return np.concatenate(vectors)
 
 
 def count_variant(model: Embedder, texts: Sequence[str], vectors: Float32) -> int:
