@@ -79,8 +79,5 @@ def test_an_unsuitable_precision_is_an_error_with_the_next_step(artifact, name, 
     held = with_precisions(artifact, "fp32", "int8", "fp16")
     with pytest.raises(ValueError, match=message):
         choose_precision(held, name, provider)
-
-
-def test_a_missing_precision_names_those_held_and_how_to_add_it(artifact):
     with pytest.raises(ValueError, match=r"precisions=\['fp32', 'int8'\] and force=True"):
         choose_precision(with_precisions(artifact, "fp32"), "int8")

@@ -22,12 +22,8 @@ def test_a_bar_shows_progress_on_standard_error(capsys):
     assert out == ""
     assert "Comparing: 100%" in err
     assert "4/4" in err
-
-
-def test_a_disabled_bar_prints_nothing(capsys):
-    bar = progress_bar(desc="Training", unit="step", total=4, disable=True)
-    bar.update(4)
-    bar.close()
+    with progress_bar(desc="Training", unit="step", total=4, disable=True) as bar:
+        bar.update(4)
     assert capsys.readouterr() == ("", "")
 
 
