@@ -25,7 +25,7 @@ def export(
     ),
     via: str = Option(
         "auto",
-        help="direct (BERT), torch or optimum (others), adopt (existing ONNX files) or auto.",
+        help="direct (BERT family), torch or optimum (others), adopt (ONNX files) or auto.",
     ),
     pooling: str | None = Option(None, help="mean, cls, max, ...; overrides the checkpoint's own."),
     revision: str | None = Option(None, help="Branch, tag or commit of a Hub id."),
