@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+from typer import Argument, Option
 
 from onnxsim_embed.cli.output import counted
 
@@ -14,18 +15,15 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    directory: Annotated[Path, typer.Argument(help="An artifact or a checkpoint.")],
-    reader: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--reader",
-            help="sentence-transformers, fastembed, text-embeddings-inference, transformers.js, tokenizers or onnxsim-embed; repeatable. Default: all.",
-        ),
-    ] = None,
-    fix: Annotated[
-        bool,
-        typer.Option("--fix", help="Write the changes of JSON files; all other keys stay."),
-    ] = False,
+    directory: Path = Argument(..., help="An artifact or a checkpoint."),
+    reader: list[str] | None = Option(
+        None,
+        help="sentence-transformers, fastembed, text-embeddings-inference, transformers.js, tokenizers "
+        "or onnxsim-embed; repeatable; default: all.",
+    ),
+    fix: bool = Option(
+        False, "--fix", help="Write the changes of JSON files; all other keys stay."
+    ),
 ) -> None:
     """List the files and keys of a directory that would break other programs, and their fixes.
 

@@ -5,77 +5,43 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from onnxsim_embed.cli.options import DEFAULT_MODEL, Force, NoHeader, Quiet
+from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import on_terminal, print_table
 
 
 def finetune(
-    file: Annotated[
-        Path,
-        typer.Argument(help="Pairs of texts: csv, tsv, jsonl or parquet."),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write.")],
-    model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="Recipe name, checkpoint directory or Hub id."),
-    ] = DEFAULT_MODEL,
-    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the pairs.")] = 1,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs in a training step.")] = 64,
-    learning_rate: Annotated[
-        float, typer.Option("--learning-rate", help="Maximum, after a tenth of the steps.")
-    ] = 2e-5,
-    source_column: Annotated[
-        str | None, typer.Option("--source-column", help="Default: source_sentence.")
-    ] = None,
-    target_column: Annotated[
-        str | None, typer.Option("--target-column", help="Default: target_sentence.")
-    ] = None,
-    score_column: Annotated[
-        str | None,
-        typer.Option(
-            "--score-column", help="Numbers, higher for more similar pairs. Default: score."
-        ),
-    ] = None,
-    negative_column: Annotated[
-        str | None,
-        typer.Option(
-            "--negative-column",
-            help="Hard negatives: texts that look like the target and are not. Default: a third column.",
-        ),
-    ] = None,
-    delimiter: Annotated[
-        str | None, typer.Option("--delimiter", help="Of csv and tsv. Default: detected.")
-    ] = None,
-    no_header: NoHeader = False,
-    on_error: Annotated[
-        str,
-        typer.Option("--on-error", help="fail, or skip rows without their texts or score."),
-    ] = "fail",
-    hard_negatives: Annotated[
-        int, typer.Option("--hard-negatives", help="Number to mine for each pair.")
-    ] = 0,
-    evaluation: Annotated[
-        Path | None,
-        typer.Option("--eval", help="Evaluation pairs (default: a held-out split)."),
-    ] = None,
-    held_out: Annotated[
-        float,
-        typer.Option(
-            "--held-out",
-            help="Fraction not trained on: half for validation, half for evaluation.",
-        ),
-    ] = 0.2,
-    patience: Annotated[
-        int,
-        typer.Option("--patience", help="Stop after this many evaluations without improvement."),
-    ] = 3,
-    seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal models.")] = 0,
-    force: Force = False,
-    quiet: Quiet = False,
+    file: Path = Argument(..., help="Pairs of texts: csv, tsv, jsonl or parquet."),
+    output: Path = Option(..., "--output", "-o", help="Directory to write."),
+    model: options.Model = options.DEFAULT_MODEL,
+    epochs: float = Option(1, help="Passes over the pairs."),
+    batch_size: int = Option(64, help="Pairs in a training step."),
+    learning_rate: float = Option(2e-5, help="Maximum, after a tenth of the steps."),
+    source_column: str | None = Option(None, help="Default: source_sentence."),
+    target_column: str | None = Option(None, help="Default: target_sentence."),
+    score_column: str | None = Option(
+        None, help="Numbers, higher for more similar pairs; default: score."
+    ),
+    negative_column: str | None = Option(
+        None, help="Texts that look like the target and are not; default: a third column."
+    ),
+    delimiter: options.Delimiter = None,
+    no_header: options.NoHeader = False,
+    on_error: str = Option("fail", help="fail, or skip rows without their texts or score."),
+    hard_negatives: int = Option(0, help="Number to mine for each pair."),
+    evaluation: Path | None = Option(
+        None, "--eval", help="Evaluation pairs; default: a held-out split."
+    ),
+    held_out: float = Option(
+        0.2, help="Fraction not trained on: half for validation, half for evaluation."
+    ),
+    patience: int = Option(3, help="Stop after this many evaluations without improvement."),
+    seed: int = Option(0, help="Equal seeds give equal models."),
+    force: options.Force = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fine-tune a model on pairs of texts, export it, and evaluate it on held-out pairs.
 

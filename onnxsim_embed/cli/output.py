@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -126,7 +127,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         console.print(table)
     lines = list(map(str.rstrip, captured.get().splitlines()))
     if missing := header[columns:]:
-        lines.append(f"The terminal is too narrow for: {', '.join(missing)}.")
+        note = f"The terminal is too narrow for: {', '.join(missing)}."
+        lines += textwrap.wrap(note, console.width)
     typer.echo("\n".join(["", *lines, ""]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import replace
@@ -16,7 +15,7 @@ from typer import Argument, Option
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.inputs import Rows, Texts, VectorInputs, with_inputs
 from onnxsim_embed.cli.output import check_table, counted
-from onnxsim_embed.files.atomic import atomic_file
+from onnxsim_embed.files.tables import write_rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -89,7 +88,9 @@ def search(
     if output is None:
         _print(asked, results, len(vectors), inputs.quiet)
         return
-    _write(results, output)
+    if output.suffix == ".jsonl":
+        results["score"] = list(map(float, results["score"]))
+    write_rows(results, output)
     if not inputs.quiet:
         typer.echo(
             f"Searched {counted(len(vectors), 'row')} for {counted(len(asked), 'query')} in "
@@ -177,17 +178,3 @@ def _print(queries: list[str], results: dict[str, list[Any]], rows: int, quiet: 
             typer.echo(header if found else "none above the threshold")
         for line in found:
             typer.echo(line)
-
-
-def _write(results: dict[str, list[Any]], output: Path) -> None:
-    from onnxsim_embed.files.tables import write_rows
-
-    if output.suffix != ".jsonl":
-        write_rows(results, output)
-        return
-    results = results | {"score": [float(score) for score in results["score"]]}
-    rows = [dict(zip(results, cells, strict=True)) for cells in zip(*results.values(), strict=True)]
-    with atomic_file(output) as work:
-        work.write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8"
-        )

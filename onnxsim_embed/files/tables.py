@@ -19,8 +19,16 @@ from onnxsim_embed.files.texts import SURROGATES
 
 
 def write_rows(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], path: str | Path) -> None:
-    """Write columns of equal length as csv (or tsv, by the file's ending), with a header."""
+    """Write columns of equal length as csv, tsv or jsonl (by the file's ending), by their names."""
     path = Path(path)
+    if path.suffix == ".jsonl":
+        cells = zip(*columns.values(), strict=True)
+        lines = (
+            json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in cells
+        )
+        with atomic_file(path) as work, work.open("w", encoding="utf-8", newline="") as stream:
+            stream.writelines(f"{line}\n" for line in lines)
+        return
     rows = [list(map(str, row)) for row in zip(*columns.values(), strict=True)]
     with atomic_file(path) as work, work.open("w", encoding="utf-8", newline="") as stream:
         _write_delimited(stream, list(columns), rows, path.suffix)
