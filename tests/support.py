@@ -264,6 +264,18 @@ def tiny_bert(hidden_act: str = "gelu", change=None, **config):
     return load_encoder(config, tensors)
 
 
+def quantize(encoder, seen, pick=lambda name, fits: fits[0]):
+    """Return the int8 encoder, and what the manifest records; `pick` chooses the fit of each input."""
+    from onnxsim_embed.export.quantization import encoder as quantization
+    from onnxsim_embed.export.quantization.gptq import quantize_table
+
+    groups = quantization.fit_encoder(encoder, seen)
+    choice = {name: pick(name.partition(".")[2], group.fits) for name, group in groups.items()}
+    linears = quantization.Quantizer(groups)(choice, final=True)
+    int8 = quantization.assemble(encoder, quantize_table(encoder.words), choice, linears)
+    return int8, quantization.describe_layers(groups, choice)
+
+
 def random_token_ids(seed: int, texts: int, longest: int = 45) -> list[np.ndarray]:
     """Texts of random tokens between [CLS] and [SEP]."""
     rng = np.random.default_rng(seed)

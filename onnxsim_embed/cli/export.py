@@ -47,6 +47,9 @@ def export(
     on_error: options.OnError = "fail",
     min_fidelity: options.MinFidelity = None,
     bar: options.Bar = None,
+    int8_effort: float = Option(
+        0.05, help="Share of time that the float32 parts of int8 may add; 0 for none."
+    ),
     onnx_output: str | None = Option(
         None, help="Output of adopted ONNX files that holds the hidden states; default: detected."
     ),
@@ -87,6 +90,7 @@ def export(
         force=force,
         onnx_output=onnx_output,
         pooled=pooled,
+        int8_effort=int8_effort,
     )
     if quiet:
         return

@@ -13,7 +13,7 @@ from onnxsim_embed.artifact.recipes import Recipe
 from onnxsim_embed.errors import CheckpointError, MissingExtraError
 from onnxsim_embed.export.adopt import find_onnx
 from onnxsim_embed.export.architectures import ARCHITECTURES
-from onnxsim_embed.export.build import Builder, fail
+from onnxsim_embed.export.build import INT8_EFFORT, Builder, fail
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.onnx.trace import REQUIREMENTS, missing_package
 from onnxsim_embed.export.quantization.calibration import check_calibration
@@ -47,6 +47,7 @@ def export_model(
     onnx_output: str | None = None,
     pooled: bool = False,
     bar: tuple[float, float] | None = None,
+    int8_effort: float = INT8_EFFORT,
 ) -> Artifact:
     """Export a checkpoint to an artifact directory and verify it against its reference.
 
@@ -69,8 +70,8 @@ def export_model(
     :param source: name of the source in the manifest, for a checkpoint that was downloaded before.
     :param calibration: at least 16 different texts that resemble those to be embedded, from which
         int8 quantization ranges are chosen; None for the bundled texts.
-    :param min_fidelity: minimum mean and worst-case cosine of int8 against fp32; None for 0.995 and
-        0.98.
+    :param min_fidelity: minimum mean and worst-case cosine of int8 against fp32; None for 0.999 and
+        0.99. Where int8 misses it, more is computed in float32, and a warning says how much.
     :param skip_unfaithful: omit int8 or fp16, with a warning, if it misses its threshold; otherwise
         the export fails.
     :param force: replace an existing artifact.
@@ -78,6 +79,7 @@ def export_model(
     :param pooled: also write, for each precision, a file such as onnx/model_pooled.onnx whose first
         output is `sentence_embedding`, float32 (batch, dim), for readers without pooling.
     :param bar: deprecated name of `min_fidelity`.
+    :param int8_effort: time that float32 parts of int8 may add, as a share of the time without them.
     :returns: the artifact.
     :raises CheckpointError: if the checkpoint cannot be read or its architecture not exported.
     :raises VerificationError: if the result is not faithful; nothing is written then.
@@ -93,8 +95,7 @@ def export_model(
         raise ValueError(f"unknown precision {unknown[0]!r}; known are {', '.join(MODEL_FILES)}")
     if via not in VIAS:
         raise ValueError(f"unknown via {via!r}; known are {', '.join(VIAS)}")
-    if invalid := [dim for dim in matryoshka_dims if type(dim) is not int or dim < 1]:
-        raise ValueError(f"matryoshka_dims must be positive integers, got {invalid[0]!r}")
+    _check_numbers(matryoshka_dims, int8_effort)
     if calibration is not None:
         check_calibration(calibration)
     directory, known = locate_checkpoint(
@@ -125,8 +126,15 @@ def export_model(
         if "fp16" in precisions:
             builder.add_fp16(skip_unfaithful)
         if "int8" in precisions:
-            builder.add_int8(calibration, min_fidelity, skip_unfaithful)
+            builder.add_int8(calibration, min_fidelity, skip_unfaithful, int8_effort)
     return Artifact.open(target)
+
+
+def _check_numbers(matryoshka_dims: Sequence[int], int8_effort: float) -> None:
+    if invalid := [dim for dim in matryoshka_dims if type(dim) is not int or dim < 1]:
+        raise ValueError(f"matryoshka_dims must be positive integers, got {invalid[0]!r}")
+    if not 0 <= int8_effort <= 1:
+        raise ValueError(f"int8_effort must be between 0 and 1, got {int8_effort}")
 
 
 def verify_recipe(

@@ -28,6 +28,7 @@ from onnxsim_embed.artifact.manifest import (
 )
 from onnxsim_embed.artifact.recipes import Recipe
 from onnxsim_embed.errors import VerificationError
+from onnxsim_embed.export import verify
 from onnxsim_embed.export.adopt import adopt
 from onnxsim_embed.export.architectures import pad_token_id
 from onnxsim_embed.export.card import write_card
@@ -41,18 +42,37 @@ from onnxsim_embed.export.onnx.fp16 import METHOD as FP16_METHOD
 from onnxsim_embed.export.onnx.fp16 import write_fp16
 from onnxsim_embed.export.onnx.pooled import write_pooled
 from onnxsim_embed.export.onnx.trace import REQUIREMENTS, trace
-from onnxsim_embed.export.quantization.calibration import calibration_texts, collect_activations
-from onnxsim_embed.export.quantization.encoder import METHOD, quantize_static
-from onnxsim_embed.export.quantization.ranges import ERROR_BUDGET
+from onnxsim_embed.export.quantization.calibration import (
+    TokenIds,
+    calibration_texts,
+    collect_activations,
+)
+from onnxsim_embed.export.quantization.encoder import (
+    METHOD,
+    Quantizer,
+    assemble,
+    describe_layers,
+    fit_encoder,
+)
+from onnxsim_embed.export.quantization.gptq import quantize_table
+from onnxsim_embed.export.quantization.search import Choice, Search, hold_out, vector_loss
 from onnxsim_embed.export.verify import Report, verify_derived, verify_fp32
 from onnxsim_embed.export.weights import Tensors
-from onnxsim_embed.runtime.pooling import load_head
+from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.pooling import Head, load_head
 from onnxsim_embed.runtime.tokenization import Tokenizer
+from onnxsim_embed.system.hardware import CPU_PROVIDER, available_cpus
+from onnxsim_embed.system.onnx_session import start_session
 
 logger = logging.getLogger(__name__)
 
-# Where int8 misses its threshold, the worst quarter of the linear layers stays float32, then half.
-KEPT_SHARES = (0.0, 0.25, 0.5)
+Float32 = npt.NDArray[np.float32]
+
+# Time that float32 parts of int8 may add by default, as a share of the time without them.
+INT8_EFFORT = 0.05
+
+# Where int8 misses its threshold, more and more is computed in float32, up to this share.
+MAX_EFFORT = 0.8
 
 # Facts of a checkpoint that the manifest repeats.
 SHARED_FACTS = (
@@ -83,17 +103,33 @@ class DirectEncoder:
         return _write_encoder(self.encoder, "fp32", "float32 throughout", work)
 
     def prepare_int8(
-        self, work: Path, token_ids: Sequence[npt.NDArray[np.int64]]
-    ) -> Callable[[float], PrecisionEntry]:
-        """Run the calibration texts; return a function from an error budget to the int8 files."""
-        activations = collect_activations(self.encoder, token_ids)
+        self, work: Path, token_ids: TokenIds, head: Head
+    ) -> tuple[Search, Callable[[Choice], PrecisionEntry]]:
+        """Run the calibration texts; return the search, and a function that writes a choice."""
+        encoder = self.encoder
+        assert isinstance(encoder.words, np.ndarray)
+        rest, held_out = hold_out(token_ids)
+        groups = fit_encoder(encoder, collect_activations(encoder, rest))
+        quantize, words = Quantizer(groups), quantize_table(encoder.words)
 
-        def write(budget: float) -> PrecisionEntry:
-            quantized = quantize_static(self.encoder, activations, budget)
-            entry = _write_encoder(quantized.encoder, "int8", METHOD, work)
-            return replace(entry, layers=quantized.layers)
+        def vectors(encoder: Encoder) -> list[Float32]:
+            model = build_encoder(encoder, "run").SerializeToString()
+            session = start_session(model, [CPU_PROVIDER], available_cpus())
+            hidden = (session.run(None, {"input_ids": ids[:, None]})[0] for ids in held_out)
+            return [head(states.swapaxes(0, 1)) for states in hidden]
 
-        return write
+        def int8(choice: Choice, final: bool) -> Encoder:
+            return assemble(encoder, words, choice, quantize(choice, final))
+
+        def loss(choice: Choice) -> float:
+            return vector_loss(reference, vectors(int8(choice, final=False)))
+
+        def write(choice: Choice) -> PrecisionEntry:
+            entry = _write_encoder(int8(choice, final=True), "int8", METHOD, work)
+            return replace(entry, layers=describe_layers(groups, choice))
+
+        reference = vectors(encoder)
+        return Search(groups, loss), write
 
 
 def _write_encoder(encoder: Encoder, precision: str, method: str, work: Path) -> PrecisionEntry:
@@ -207,8 +243,9 @@ class Builder:
         calibration: Sequence[str] | None,
         min_fidelity: tuple[float, float] | None,
         skip_unfaithful: bool,
+        effort: float = INT8_EFFORT,
     ) -> None:
-        """Write the int8 files, if some share of the linear layers in float32 makes them faithful."""
+        """Write the int8 files, with as much in float32 as makes them faithful."""
         texts = calibration_texts() if calibration is None else list(calibration)
         tokens = Tokenizer(self.work / "tokenizer.json", self.manifest.max_seq_length)(texts)
         provenance = {
@@ -217,21 +254,31 @@ class Builder:
             "tokens": len(tokens.ids),
             "sha256": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
         }
+        artifact = self._publish(self.manifest)
+        reference = Embedder(artifact, precision="fp32", device="cpu").encode(
+            verify.verification_texts(), prompt=""
+        )
         token_ids = np.split(tokens.ids, tokens.offsets[1:-1])
         logger.info("running %d calibration texts", len(texts))
-        write = self.encoder.prepare_int8(self.work, token_ids)
-        budget = ERROR_BUDGET
-        errors: list[float] = []
-        for share in KEPT_SHARES:
-            if share:
-                budget = min(budget, float(np.quantile(errors, 1 - share, method="lower")))
+        search, write = self.encoder.prepare_int8(self.work, token_ids, load_head(artifact))
+        choice: Choice = {}
+        budgets = [effort, *(2**n * max(effort, INT8_EFFORT) for n in range(1, 10))]
+        for budget in (budget for budget in budgets if budget <= max(effort, MAX_EFFORT)):
+            last, choice = choice, search.choose(budget, linears=budget > effort)
+            if choice == last:
+                continue
             logger.info("quantizing to int8")
-            entry, artifact = self._draft("int8", replace(write(budget), calibration=provenance))
-            errors = [choice["error"] for layer in entry.layers for choice in layer.values()]
-            report = verify_derived("int8", artifact, min_fidelity)
+            entry = replace(write(choice), calibration=provenance | search.describe(choice))
+            entry, artifact = self._draft("int8", entry)
+            report = verify_derived("int8", artifact, min_fidelity, reference=reference)
             if not report["problems"]:
                 break
             logger.warning("%s", "; ".join(report["problems"]))
+        if budget > effort and not report["problems"]:
+            logger.warning(
+                "int8 is faithful with float32 parts that add %.0f %% to its time (int8_effort allows "
+                "%.0f %%)", 100 * search.share(choice), 100 * effort,
+            )  # fmt: skip
         self._accept("int8", entry, report, skip_unfaithful)
 
     def _accept(

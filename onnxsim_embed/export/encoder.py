@@ -49,6 +49,14 @@ class InputQuantization:
 
 
 @dataclass(frozen=True)
+class FloatChannels:
+    """Input channels whose part of an int8 linear is computed in float32 (LLM.int8(), arXiv:2208.07339)."""
+
+    columns: npt.NDArray[np.int64]  # (k,)
+    weight: Float32  # (k, out_features)
+
+
+@dataclass(frozen=True)
 class StaticLinear:
     """An int8 linear layer with a fixed input range; its weight is symmetric per output channel."""
 
@@ -56,6 +64,7 @@ class StaticLinear:
     scales: Float32
     bias: Float32 | None
     input: InputQuantization
+    side: FloatChannels | None = None  # their rows of `weight` are zero
 
 
 AnyLinear = Linear | StaticLinear

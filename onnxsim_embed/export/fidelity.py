@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -18,7 +18,10 @@ from onnxsim_embed.similarity.unit_rows import unit_vectors
 Float32 = npt.NDArray[np.float32]
 
 # Default minimum mean and worst-case cosine of a precision to its reference.
-FIDELITY_THRESHOLDS = {"fp32": (0.999999, 0.99999), "int8": (0.995, 0.98), "fp16": (0.9999, 0.999)}
+FIDELITY_THRESHOLDS = {"fp32": (0.999999, 0.99999), "int8": (0.999, 0.99), "fp16": (0.9999, 0.999)}
+
+# What a report of int8 says of single texts.
+LOW_COSINE, WORST_TEXTS = 0.99, 5
 
 FIDELITY_HEADER = [
     "precision", "compared with", "texts", "min cosine", "1st percentile", "mean cosine",
@@ -79,6 +82,18 @@ def compare_vectors(reference: Float32, vectors: Float32) -> Fidelity:
         spearman=rank,
         top10_overlap=float(np.mean(shared)),
     )
+
+
+def worst_texts(reference: Float32, vectors: Float32, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the share of texts with a cosine below LOW_COSINE, and the beginnings of the worst texts."""
+    cosines = row_cosines(reference, vectors)
+    worst = np.argsort(cosines, kind="stable")[:WORST_TEXTS]
+    return {
+        f"below_{LOW_COSINE}": round(float((cosines < LOW_COSINE).mean()), 6),
+        "worst_texts": [
+            {"cosine": round(float(cosines[row]), 6), "text": texts[row][:60]} for row in worst
+        ],
+    }
 
 
 def check_known_answer(model: Embedder, answer: KnownAnswer) -> list[str]:

@@ -16,11 +16,13 @@ from onnxsim_embed.artifact.manifest import MODEL_FILES, Artifact, PrecisionEntr
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.fidelity import FIDELITY_THRESHOLDS, bundled_texts, row_cosines
 from onnxsim_embed.export.onnx.builder import operator_counts
-from onnxsim_embed.export.onnx.files import load_graph, save_graph
+from onnxsim_embed.export.onnx.files import OUTPUT, load_graph, save_graph
 from onnxsim_embed.export.quantization.calibration import Activations, TokenIds, observe
-from onnxsim_embed.export.quantization.encoder import METHOD
-from onnxsim_embed.export.quantization.onnx import find_linears, quantize_graph
+from onnxsim_embed.export.quantization.encoder import METHOD, Quantizer, describe_fit
+from onnxsim_embed.export.quantization.onnx import find_linears, fit_graph, quantize_graph
+from onnxsim_embed.export.quantization.search import Choice, Search, hold_out, vector_loss
 from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.pooling import Head
 from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.onnx_session import start_session
@@ -45,18 +47,39 @@ class GraphEncoder:
         counts = operator_counts(load_graph(work / MODEL_FILES["fp32"]))
         return _entry("fp32", self.method, counts, self.data)
 
-    def prepare_int8(self, work: Path, token_ids: TokenIds) -> Callable[[float], PrecisionEntry]:
-        """Run the calibration texts; return a function that quantizes within a budget and writes."""
-        path = work / MODEL_FILES["fp32"]
-        seen = observe_linears(path, token_ids)
+    def prepare_int8(
+        self, work: Path, token_ids: TokenIds, head: Head
+    ) -> tuple[Search, Callable[[Choice], PrecisionEntry]]:
+        """Run the calibration texts; return the search, and a function that writes a choice."""
+        path, target = work / MODEL_FILES["fp32"], work / MODEL_FILES["int8"]
+        rest, held_out = hold_out(token_ids)
+        seen = observe_linears(path, rest)
+        model = load_graph(path, weights=True)
+        linears = {entry.input: entry.name for entry in reversed(find_linears(model))}
+        groups = fit_graph(model, seen)
+        quantize = Quantizer(groups)
 
-        def write(budget: float) -> PrecisionEntry:
+        def vectors(path: Path) -> list[Float32]:
+            session = start_session(str(path), [CPU_PROVIDER])
+            return [head(_run(session, [OUTPUT], ids[None])[0]) for ids in held_out]
+
+        def save(choice: Choice, final: bool) -> PrecisionEntry:
             model = load_graph(path, weights=True)
-            choices = quantize_graph(model, seen, budget)
-            data = save_graph(model, work / MODEL_FILES["int8"])
-            return replace(_entry("int8", METHOD, operator_counts(model), data), layers=choices)
+            quantize_graph(model, choice, quantize(choice, final))
+            return _entry("int8", METHOD, operator_counts(model), save_graph(model, target))
 
-        return write
+        def loss(choice: Choice) -> float:
+            save(choice, final=False)
+            return vector_loss(reference, vectors(target))
+
+        def write(choice: Choice) -> PrecisionEntry:
+            layers = [
+                {linears[name]: describe_fit(groups[name], fit)} for name, fit in choice.items()
+            ]
+            return replace(save(choice, final=True), layers=tuple(layers))
+
+        reference = vectors(path)
+        return Search(groups, loss), write
 
 
 def _entry(

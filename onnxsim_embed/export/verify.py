@@ -164,19 +164,24 @@ def verify_derived(
     artifact: Artifact,
     min_fidelity: tuple[float, float] | None = None,
     texts: Sequence[str] | None = None,
+    reference: Float32 | None = None,
 ) -> Report:
     """Compare int8 or fp16 with the fp32 file of the same artifact.
 
     fp16 runs in padded batches, as on a GPU; its "batch_variant" is None, as those differ by rounding.
+
+    :param reference: vectors of fp32, if they are known.
     """
     logger.info("verifying %s", precision)
     texts = verification_texts() if texts is None else list(texts)
     model = Embedder(artifact, precision="fp32", device="cpu")
-    reference = model.encode(texts, prompt="")
+    if reference is None:
+        reference = model.encode(texts, prompt="")
     if precision != "fp16":
         model = Embedder(artifact, precision=precision, device="cpu")
         vectors = model.encode(texts, prompt="")
         report = _judge(precision, reference, vectors, "fp32", min_fidelity)
+        report |= fidelity.worst_texts(reference, vectors, texts)
         _check_batches(report, precision, model, texts, vectors)
         return report
     session = Session(artifact.open_file("fp16"), "cpu")

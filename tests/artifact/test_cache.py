@@ -197,14 +197,13 @@ def test_a_damaged_artifact_outside_the_cache_is_left_alone(tiny, tmp_path, expo
 def test_an_unfaithful_int8_is_skipped_once_and_the_reason_kept(tiny, monkeypatch, exports):
     from onnxsim_embed.export import build
 
-    record, quantize = export.export_model, build.quantize_static
+    record, assemble = export.export_model, build.assemble
 
-    def corrupt(bert, seen, budget):
-        made = quantize(bert, seen, budget)
-        norm = replace(made.encoder.norm, bias=made.encoder.norm.bias + np.float32(3))
-        return replace(made, encoder=replace(made.encoder, norm=norm))
+    def corrupt(*arguments):
+        made = assemble(*arguments)
+        return replace(made, norm=replace(made.norm, bias=made.norm.bias + np.float32(3)))
 
-    monkeypatch.setattr(build, "quantize_static", corrupt)
+    monkeypatch.setattr(build, "assemble", corrupt)
     monkeypatch.setattr(export, "export_model", partial(record, precisions=["fp32", "int8"]))
     for _ in range(2):
         model = Embedder.from_pretrained(tiny)

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from support import random_token_ids, run_onnx, tiny_bert
+from support import quantize, random_token_ids, run_onnx, tiny_bert
 
 from onnxsim_embed.export.encoder import InputQuantization, Int8Table, StaticLinear
 from onnxsim_embed.export.onnx.builder import (
@@ -15,7 +15,6 @@ from onnxsim_embed.export.onnx.builder import (
 )
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.quantization.calibration import collect_activations
-from onnxsim_embed.export.quantization.encoder import quantize_static
 
 
 def test_a_constant_is_added_once_and_keeps_shape_and_type():
@@ -75,7 +74,7 @@ def test_anything_but_a_linear_is_rejected():
 def berts():
     bert = tiny_bert()
     seen = collect_activations(bert, random_token_ids(0, 60))
-    return {"fp32": bert, "int8": quantize_static(bert, seen).encoder}
+    return {"fp32": bert, "int8": quantize(bert, seen)[0]}
 
 
 @pytest.fixture(params=["fp32", "int8"])

@@ -9,6 +9,7 @@ from support import (
     bert_config,
     bert_tensors,
     cosines,
+    quantize,
     random_token_ids,
     run_onnx,
     tiny_bert,
@@ -20,7 +21,6 @@ from onnxsim_embed.export.encoder import ACTIVATIONS, load_encoder
 from onnxsim_embed.export.onnx.builder import operator_counts
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.quantization.calibration import collect_activations
-from onnxsim_embed.export.quantization.encoder import quantize_static
 from onnxsim_embed.runtime.pooling import Head, PoolingMode
 
 TOLERANCE = 2e-5  # max absolute difference of a hidden state from PyTorch's
@@ -47,7 +47,7 @@ ATTENTION = {
 
 
 def quantized(bert):
-    return quantize_static(bert, collect_activations(bert, random_token_ids(0, 60))).encoder
+    return quantize(bert, collect_activations(bert, random_token_ids(0, 60)))[0]
 
 
 @pytest.fixture(scope="module")

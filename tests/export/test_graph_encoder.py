@@ -9,7 +9,8 @@ from support import random_token_ids
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.graph_encoder import hidden_size, observe_linears
 from onnxsim_embed.export.onnx.builder import GraphBuilder
-from onnxsim_embed.export.quantization.onnx import quantize_graph
+from onnxsim_embed.export.quantization.encoder import Quantizer
+from onnxsim_embed.export.quantization.onnx import fit_graph, quantize_graph
 
 RNG = np.random.default_rng(0)
 
@@ -44,10 +45,11 @@ def test_a_linear_without_an_input_for_each_token_stays_float32_with_a_warning(t
     seen = observe_linears(tmp_path / "m.onnx", texts)
     assert set(seen) == {"x"}
     assert "1 linear layers" in caplog.text
-    (choice,) = quantize_graph(model, seen, 0.02)
+    groups = fit_graph(model, seen)
+    choice = {name: group.fits[0] for name, group in groups.items()}
+    quantize_graph(model, choice, Quantizer(groups)(choice, final=True))
     kinds = [node.op_type for node in model.graph.node]
     assert (kinds.count("MatMul"), kinds.count("MatMulIntegerToFloat")) == (1, 1)
-    assert all("kept" not in value for value in choice.values())
 
 
 @pytest.mark.parametrize("graph", [{"words": False}, {"positions": False, "scale": np.inf}])

@@ -5,23 +5,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support import cosines, random_token_ids, run_onnx, tiny_bert
+from support import cosines, quantize, random_token_ids, run_onnx, tiny_bert
 
 from onnxsim_embed.export.encoder import ACTIVATIONS, Int8Table, Linear, StaticLinear
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.quantization import encoder as quantization
-from onnxsim_embed.export.quantization import ranges
+from onnxsim_embed.export.quantization import gptq, ranges, search
 from onnxsim_embed.export.quantization.calibration import collect_activations, input_names
-from onnxsim_embed.export.quantization.encoder import LINEARS, quantize_static
+from onnxsim_embed.export.quantization.encoder import GROUPS
 from onnxsim_embed.export.quantization.ranges import (
     CHANNEL_STEP,
-    ERROR_BUDGET,
     activation_function,
-    fit_outlier_split,
     fit_smoothing,
 )
 
-GROUPS = ("query, key, value", "output", "up", "down")
+LINEARS = [name for names in GROUPS.values() for name in names]
 IDS = np.random.default_rng(9).integers(5, 90, (12, 20))
 
 
@@ -55,7 +53,7 @@ def seen(bert):
 
 @pytest.fixture(scope="module")
 def quantized(bert, seen):
-    return quantize_static(bert, seen)
+    return quantize(bert, seen)
 
 
 def hidden(bert) -> np.ndarray:
@@ -91,40 +89,24 @@ def dequantized(bert):
     return replace(bert, words=words, layers=layers)
 
 
-def report_errors(monkeypatch, *groups: str, error: float = 0.5):
-    """Let the search report this error for the inputs of these linears."""
-
-    def smoothing(seen, weights, **options):
-        group = "query, key, value" if len(weights) == 3 else "output" if options else "up"
-        fit = fit_smoothing(seen, weights, **options)
-        return replace(fit, error=error) if group in groups else fit
-
-    def split(*args):
-        fit = fit_outlier_split(*args)
-        return replace(fit, error=error) if "down" in groups else fit
-
-    monkeypatch.setattr(ranges, "fit_smoothing", smoothing)
-    monkeypatch.setattr(ranges, "fit_outlier_split", split)
-
-
 # What it computes
 
 
 def test_every_linear_and_the_words_become_int8(quantized):
-    for layer in quantized.encoder.layers:
+    for layer in quantized[0].layers:
         for linear in (getattr(layer, name) for name in LINEARS):
             assert isinstance(linear, StaticLinear)
             assert (linear.weight.dtype, linear.scales.dtype) == (np.int8, np.float32)
             assert linear.bias.dtype == np.float32
             assert linear.weight.min() >= -127
         assert layer.query.input is layer.key.input is layer.value.input
-    assert isinstance(quantized.encoder.words, Int8Table)
+    assert isinstance(quantized[0].words, Int8Table)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_it_stays_close_to_the_float_encoder(activation):
     bert = tiny_bert(activation)
-    assert fidelity(bert, quantize_static(bert, observe(bert)).encoder) > 0.995
+    assert fidelity(bert, quantize(bert, observe(bert))[0]) > 0.995
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 1.0])
@@ -133,10 +115,9 @@ def test_shift_and_smoothing_leave_the_float_function_as_it_was(monkeypatch, exp
     """With weights that are hardly rounded, almost nothing is left to differ."""
     bert = bert_with_outliers(3)
     seen = observe(bert)
-    report_errors(monkeypatch, "down")  # down stays float32, and without split channels
     choices = {"exponents": [exponent], "shifts": [shift]}
     monkeypatch.setattr(
-        ranges, "fit_smoothing", lambda *args, **own: fit_smoothing(*args, **(own or choices))
+        ranges, "fit_smoothing", lambda *args, **own: fit_smoothing(*args, **(choices | own))
     )
     fine = 2.0**-20
     monkeypatch.setattr(
@@ -144,8 +125,10 @@ def test_shift_and_smoothing_leave_the_float_function_as_it_was(monkeypatch, exp
         "quantize_gptq",
         lambda weight, _: (np.rint(weight / fine), np.full(weight.shape[1], fine, np.float32)),
     )
-    monkeypatch.setattr(quantization, "quantize_table", lambda table: table)
-    back = dequantized(quantize_static(bert, seen).encoder)
+    monkeypatch.setattr(gptq, "quantize_table", lambda table: table)
+    # Down stays float32, and without split channels.
+    int8, _ = quantize(bert, seen, lambda name, fits: None if name == "down" else fits[0])
+    back = dequantized(int8)
     before = [bert.norm, *(layer.attention_norm for layer in bert.layers), bert.layers[0].norm]
     after = [back.norm, *(layer.attention_norm for layer in back.layers), back.layers[0].norm]
     for old, new in zip(before, after, strict=True):
@@ -158,20 +141,20 @@ def test_shift_and_smoothing_leave_the_float_function_as_it_was(monkeypatch, exp
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_split_channels_add_up_and_their_padding_computes_nothing(activation):
     bert = bert_with_outliers(12, activation, intermediate_size=96)
-    int8 = quantize_static(bert, observe(bert))
-    splits = [choice["down"]["copies"] for choice in int8.layers]
+    int8, choices = quantize(bert, observe(bert))
+    splits = [choice["down"]["copies"] for choice in choices]
     assert max(splits) > 0
-    for layer, split in zip(int8.encoder.layers, splits, strict=True):
+    for layer, split in zip(int8.layers, splits, strict=True):
         added = layer.up.weight.shape[1] - 96
         assert (added % CHANNEL_STEP, added >= split) == (0, True)
         assert len(layer.down.weight) == 96 + added
         assert not layer.down.weight[96 + split :].any()
         assert not layer.up.weight[:, 96 + split :].any()
-    assert fidelity(bert, int8.encoder) > 0.99
+    assert fidelity(bert, int8) > 0.99
 
 
 def test_ranges_cover_what_was_seen(quantized, seen):
-    for number, layer in enumerate(quantized.encoder.layers):
+    for number, layer in enumerate(quantized[0].layers):
         _, context, _, up = (seen[name] for name in input_names(number))
         output, down = layer.output.input, layer.down.input
         low = -int(output.zero_point) * output.scale
@@ -184,40 +167,50 @@ def test_ranges_cover_what_was_seen(quantized, seen):
 # What stays float32
 
 
-def test_a_budget_of_zero_keeps_every_linear(bert, seen, monkeypatch):
-    monkeypatch.setattr(quantization, "quantize_table", lambda table: table)
-    result = quantize_static(bert, seen, budget=0)
-    assert all(group["kept"] == "float32" for layer in result.layers for group in layer.values())
-    for layer in result.encoder.layers:
-        assert all(isinstance(getattr(layer, name), Linear) for name in LINEARS)
-    assert np.abs(hidden(result.encoder) - hidden(bert)).max() < 1e-5
-
-
-@pytest.mark.parametrize("kept", [*((group,) for group in GROUPS), ("up", "down"), GROUPS[:2]])
-@pytest.mark.parametrize("error", [0.5, float("nan")])
-def test_linears_above_the_budget_stay_float32_and_shifts_are_undone(monkeypatch, kept, error):
+@pytest.mark.parametrize("kept", [*((names,) for names in GROUPS), ("up", "down"), tuple(GROUPS)])
+def test_linears_stay_float32_where_chosen_and_shifts_are_undone(kept):
     bert = bert_with_outliers(3)
+    int8, choices = quantize(
+        bert, observe(bert), lambda name, fits: None if name in kept else fits[0]
+    )
+    for layer, choice in zip(int8.layers, choices, strict=True):
+        for names, linears in GROUPS.items():
+            kind = Linear if names in kept else StaticLinear
+            assert all(isinstance(getattr(layer, name), kind) for name in linears)
+            assert choice[names].get("kept") == ("float32" if names in kept else None)
+    assert fidelity(bert, int8) > (0.9999 if len(kept) == 4 else 0.99)
+
+
+@pytest.mark.parametrize("names", GROUPS)
+def test_float_channels_are_the_largest_and_their_int8_weights_zero(monkeypatch, names):
+    monkeypatch.setattr(search, "CHANNEL_COUNTS", (0, 2))
+    bert = bert_with_outliers(12)
     seen = observe(bert)
-    report_errors(monkeypatch, *kept, error=error)
-    result = quantize_static(bert, seen)
-    for layer, choices in zip(result.encoder.layers, result.layers, strict=True):
-        for group in GROUPS:
-            kind = Linear if group in kept else StaticLinear
-            assert all(isinstance(getattr(layer, name), kind) for name in group.split(", "))
-            assert choices[group].get("kept") == ("float32" if group in kept else None)
-    assert fidelity(bert, result.encoder) > 0.99
+    int8, choices = quantize(bert, seen, lambda name, fits: fits[-1] if name == names else fits[0])
+    for layer, choice in zip(int8.layers, choices, strict=True):
+        assert [name for name in GROUPS if "float_channels" in choice[name]] == [names]
+        for name in GROUPS[names]:
+            linear = getattr(layer, name)
+            assert linear.side.columns.shape == (2,)
+            assert linear.side.weight.shape == (2, linear.weight.shape[1])
+            assert not linear.weight[linear.side.columns].any()
+    if names in ("up", "down"):
+        outliers = {"up": [3, 20], "down": [5, 40]}[names]
+        assert getattr(int8.layers[0], names).side.columns.tolist() == outliers
+    assert fidelity(bert, int8) > 0.99
 
 
 # What is recorded, and determinism
 
 
 def test_choices_are_recorded_as_json(quantized):
-    assert len(quantized.layers) == 2
-    for choices in quantized.layers:
+    layers = quantized[1]
+    assert len(layers) == 2
+    for choices in layers:
         assert set(choices) == set(GROUPS)
-        assert all(0 < choice["error"] < ERROR_BUDGET for choice in choices.values())
+        assert all(0 < choice["error"] < 0.02 for choice in choices.values())
         assert set(choices["down"]) == {"error", "range", "copies"}
-    assert json.loads(json.dumps(quantized.layers)) == list(quantized.layers)
+    assert json.loads(json.dumps(layers)) == list(layers)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -226,9 +219,9 @@ def test_any_number_of_threads_gives_the_same_bytes_and_leaves_the_arguments_unc
 ):
     monkeypatch.setattr(quantization, "available_cpus", lambda: workers)
     bert, rows = tiny_bert(), {name: part.rows.copy() for name, part in seen.items()}
-    again = quantize_static(bert, seen)
-    assert again.layers == quantized.layers
-    first, second = (build_encoder(result.encoder) for result in (quantized, again))
+    again = quantize(bert, seen)
+    assert again[1] == quantized[1]
+    first, second = (build_encoder(result[0]) for result in (quantized, again))
     assert first.SerializeToString() == second.SerializeToString()
     assert build_encoder(bert).SerializeToString() == build_encoder(tiny_bert()).SerializeToString()
     assert all(np.array_equal(seen[name].rows, rows[name]) for name in seen)
@@ -236,4 +229,4 @@ def test_any_number_of_threads_gives_the_same_bytes_and_leaves_the_arguments_unc
 
 def test_a_quantized_encoder_is_not_quantized_again(quantized, seen):
     with pytest.raises(TypeError, match="quantized already"):
-        quantize_static(quantized.encoder, seen)
+        quantize(quantized[0], seen)

@@ -9,9 +9,15 @@ from onnx import TensorProto, helper
 from support import run_onnx
 
 from onnxsim_embed.export.onnx.builder import GraphBuilder
-from onnxsim_embed.export.quantization import ranges
+from onnxsim_embed.export.quantization import ranges, search
 from onnxsim_embed.export.quantization.calibration import Activations
-from onnxsim_embed.export.quantization.onnx import find_linears, quantize_graph
+from onnxsim_embed.export.quantization.encoder import Quantizer
+from onnxsim_embed.export.quantization.onnx import (
+    find_linears,
+    fit_graph,
+    follows_norm,
+    quantize_graph,
+)
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.standard_normal((50, 32)).astype(np.float32)
@@ -38,6 +44,13 @@ def seen(rows: np.ndarray) -> dict[str, Activations]:
     return {"x": Activations(rows.min(axis=0), rows.max(axis=0), rows)}
 
 
+def quantize(model: onnx.ModelProto, seen, keep: bool = False) -> dict:
+    groups = fit_graph(model, seen)
+    choice = {name: None if keep else group.fits[0] for name, group in groups.items()}
+    quantize_graph(model, choice, Quantizer(groups)(choice, final=True))
+    return choice
+
+
 def noise(model: onnx.ModelProto, exact: onnx.ModelProto, ids: np.ndarray) -> float:
     """Return the mean squared difference of two graphs, relative to the variance."""
     [a], [b] = (run_onnx(graph, ids) for graph in (model, exact))
@@ -60,9 +73,8 @@ def test_a_product_that_something_else_reads_keeps_its_add():
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_quantized_graph_gives_nearly_the_same(bias):
     model = graph(bias=bias)
-    (choice,) = quantize_graph(model, seen(TABLE), 0.02)
+    assert list(quantize(model, seen(TABLE))) == ["x"]
     onnx.checker.check_model(model)
-    assert list(choice) == ["y" if bias else "out"]
     kinds = [node.op_type for node in model.graph.node]
     assert "MatMul" not in kinds
     assert kinds.count("MatMulIntegerToFloat") == kinds.count("QuantizeLinear") == 1
@@ -70,12 +82,44 @@ def test_a_quantized_graph_gives_nearly_the_same(bias):
     assert 0 < noise(model, graph(bias=bias), np.arange(50)[None]) < 0.001
 
 
-def test_a_linear_above_the_budget_or_without_activations_stays_float32():
+def test_a_linear_stays_float32_where_chosen_or_without_activations():
     model = graph()
-    (choice,) = quantize_graph(model, seen(TABLE), 0.0)
-    assert choice["y"]["kept"] == "float32"
+    quantize(model, seen(TABLE), keep=True)
     assert [node.op_type for node in model.graph.node][-2:] == ["MatMul", "Add"]
-    assert quantize_graph(graph(), {}, 0.02) == ()
+    assert fit_graph(graph(), {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("operators", "smoothed"),
+    [
+        (["LayerNormalization"], True),
+        (["LayerNormalization", "Reshape", "Transpose"], True),
+        (["ReduceMean", "Sub", "Div", "Mul", "Add"], True),
+        (["LayerNormalization", "Gelu"], False),
+        (["LayerNormalization", "MatMul", "Add", "Erf", "Mul"], False),
+        (["Softmax", "MatMul", "Transpose", "Reshape"], False),
+    ],
+)
+def test_only_what_follows_a_norm_is_smoothed(operators, smoothed):
+    names = ["x", *map(str, range(len(operators)))]
+    nodes = [
+        helper.make_node(operator, [before], [name])
+        for operator, before, name in zip(operators, names, names[1:], strict=False)
+    ]
+    model = helper.make_model(helper.make_graph(nodes, "g", [], []))
+    assert follows_norm(model, names[-1]) == smoothed
+
+
+def test_float_channels_are_multiplied_beside_the_int8_product(monkeypatch):
+    monkeypatch.setattr(search, "CHANNEL_COUNTS", (2,))
+    rows = RNG.standard_normal((50, 32)).astype(np.float32)
+    rows[:, [4, 9]] *= 50
+    model = graph(rows)
+    (fit,) = quantize(model, seen(rows)).values()
+    assert fit.float_channels.tolist() == [4, 9]
+    kinds = [node.op_type for node in model.graph.node]
+    assert (kinds.count("MatMulIntegerToFloat"), kinds.count("MatMul")) == (1, 1)
+    assert noise(model, graph(rows), np.arange(50)[None]) < 1e-3
 
 
 def test_a_graph_with_split_channels_equals_the_float_one(monkeypatch):
@@ -85,7 +129,7 @@ def test_a_graph_with_split_channels_equals_the_float_one(monkeypatch):
     rows = np.maximum(RNG.standard_normal((2048, 192)), -0.17).astype(np.float32)
     rows[:, 7] = RNG.uniform(-0.17, 40, 2048)
     weight = (RNG.standard_normal((192, 16)) * 0.1).astype(np.float32)
-    split = ranges.fit_outlier_split(seen(rows)["x"], [weight])
+    split = ranges.fit_outlier_splits(seen(rows)["x"], [weight])[0]
     assert set(split.columns) == {7}
     assert float(split.range.scale) < 40 / 255 / 1.9
     inputs = split.apply(rows)
@@ -93,7 +137,6 @@ def test_a_graph_with_split_channels_equals_the_float_one(monkeypatch):
     # Each split channel is off by half a step at most.
     assert np.abs(total - rows[:, 7]).max() <= float(split.range.scale) * (len(split.columns) + 1)
     model = graph(rows, weight)
-    (choice,) = quantize_graph(model, seen(rows), 0.02)
-    assert choice["y"]["copies"] >= 1
+    assert len(quantize(model, seen(rows))["x"].columns) >= 1
     assert {"Concat", "Sub"} <= {node.op_type for node in model.graph.node}
     assert noise(model, graph(rows, weight), np.arange(0, 2048, 7)[None]) < 0.001

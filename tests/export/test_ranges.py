@@ -13,8 +13,9 @@ from onnxsim_embed.export.quantization.ranges import (
     Range,
     Smoothing,
     activation_function,
-    fit_outlier_split,
+    fit_outlier_splits,
     fit_smoothing,
+    largest,
     output_error,
     plan_split_channels,
     smoothing_multiplier,
@@ -37,9 +38,12 @@ def outliers(seed: int, factor: float = 40, shift: float = 0) -> np.ndarray:
     return rows
 
 
+NONE = np.zeros(0, np.int64)
+
+
 def identity(channels: int) -> Smoothing:
     ones = np.ones(channels, np.float32)
-    return Smoothing(Range.of(0, 1), 0.0, 0 * ones, ones)
+    return Smoothing(Range.of(0, 1), 0.0, 0 * ones, ones, NONE)
 
 
 # A range
@@ -156,15 +160,15 @@ def test_a_few_huge_channels_are_split(name):
     rows = normal(16, 600, 192)
     rows[:, [4, 77]] = rows[:, [4, 77]] * 15 + 25
     weight = normal(17, 192, 24)
-    fit = fit_outlier_split(seen(rows), [weight], activation)
+    fit, *_ = fit_outlier_splits(seen(rows), [weight], activation)
     inner = activation(rows) if name else rows
     plain = Range.of(float(inner.min()), float(inner.max())).round_trip(inner)
     assert set(fit.columns) == {4, 77}
     assert fit.range.ends[1] < 0.7 * inner.max()
-    assert fit.error < 0.3 * output_error(identity(192), plain, [inner @ weight], [weight])
+    assert fit.error < 0.3 * output_error(identity(192), plain, inner, [inner @ weight], [weight])
     inputs, transformed = fit.apply(rows), fit.transform(Linear(weight, None))
-    error = output_error(fit, inputs, [inner @ weight], [weight], final=not name)
-    assert fit.error == pytest.approx(error, rel=1e-4)
+    error = output_error(fit, inputs, inner, [inner @ weight], [weight])
+    assert fit.error == pytest.approx(error, rel=0.01)
     outputs = inputs @ transformed.weight + transformed.bias
     assert np.square(outputs - inner @ weight).mean() < 0.01 * (inner @ weight).var()
     assert inputs.shape[1] % (CHANNEL_STEP if name else 1) == 0
@@ -172,8 +176,8 @@ def test_a_few_huge_channels_are_split(name):
 
 def test_splitting_is_worth_a_limited_number_of_channels():
     rows = np.abs(normal(18, 500, 480)) * np.geomspace(0.1, 100, 480, dtype=np.float32)
-    fit = fit_outlier_split(seen(rows), [normal(19, 480, 8)], activation_function("relu"))
-    assert len(fit.columns) <= 480 // CHANNELS_PER_SPLIT
+    fit, *_ = fit_outlier_splits(seen(rows), [normal(19, 480, 8)], activation_function("relu"))
+    assert len(fit.columns) <= 480 // CHANNELS_PER_SPLIT[0]
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -190,7 +194,7 @@ def test_splitting_is_worth_a_limited_number_of_channels():
 )
 def test_every_activation_gets_a_range(name, rows):
     activation = activation_function(name)
-    fit = fit_outlier_split(seen(rows), [normal(24, rows.shape[1], 8)], activation)
+    fit, *_ = fit_outlier_splits(seen(rows), [normal(24, rows.shape[1], 8)], activation)
     assert np.isfinite(fit.error)
     quantized, inner = fit.apply(rows)[:, : rows.shape[1]], activation(rows)
     inside = inner <= fit.range.ends[1]
@@ -209,10 +213,46 @@ def test_rows_are_spread_over_all():
     assert subsample(rows[:7], 1024).shape == (7, 1)
 
 
-def test_a_fine_range_has_no_error_but_the_weights_own():
+def test_every_output_channel_counts_alike():
     rows, weight = normal(25, 300, 32), normal(26, 32, 12)
+    weight[:, 3] *= np.float32(30)
     fit, outputs = identity(32), [rows @ weight]
-    nearest, final = (output_error(fit, rows, outputs, [weight], final) for final in (False, True))
-    assert 0 < nearest < 1e-4
-    assert final < 1.02 * nearest
-    assert output_error(fit, np.zeros_like(rows), outputs, [weight]) == pytest.approx(1, rel=0.1)
+    assert 0 < output_error(fit, rows, rows, outputs, [weight]) < 1e-4
+    lost = output_error(fit, np.zeros_like(rows), rows, outputs, [weight])
+    assert lost == pytest.approx(1, rel=0.1)
+    inputs = rows.copy()
+    inputs[:, 0] = 0
+    few = output_error(fit, inputs, rows, outputs, [weight])
+    weight[:, 3] /= np.float32(30)
+    assert few == pytest.approx(
+        output_error(fit, inputs, rows, [rows @ weight], [weight]), rel=0.01
+    )
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_float_channels_are_exact_and_the_rest_gets_a_finer_range(split):
+    rows, weight = outliers(27), normal(28, 96, 20)
+
+    def fit(channels):
+        if split:
+            return fit_outlier_splits(seen(rows), [weight], channels=channels)[0]
+        return fit_smoothing(seen(rows), [weight], channels=channels)
+
+    plain, best = fit(0), fit(3)
+    assert best.float_channels.tolist() == [3, 50, 90]
+    assert not best.apply(rows)[:, best.float_channels].any()
+    assert not best.transform(Linear(weight, None)).weight[best.float_channels].any()
+    assert best.error < 0.5 * plain.error
+
+
+def test_the_largest_channels_are_in_their_order():
+    assert largest(np.array([3, 9, 1, 9, 4], np.float32), 3).tolist() == [1, 3, 4]
+    assert largest(np.ones(4, np.float32), 0).dtype == np.int64
+
+
+def test_a_channel_far_beyond_the_rest_gets_a_fine_range():
+    """The range that pays is a fiftieth of the largest value."""
+    rows = normal(29, 600, 960)
+    rows[:, 5] = np.abs(rows[:, 5]) * 50
+    (fit, *_) = fit_outlier_splits(seen(rows), [normal(30, 960, 8)], activation_function("relu"))
+    assert fit.range.ends[1] < 0.1 * rows.max()

@@ -16,6 +16,7 @@ from onnx.external_data_helper import set_external_data
 
 from onnxsim_embed.export.encoder import (
     AnyLinear,
+    FloatChannels,
     InputQuantization,
     Int8Table,
     Linear,
@@ -95,7 +96,20 @@ class GraphBuilder:
         inputs = [levels, weight, scale, self.constant(f"{prefix}scales", linear.scales), zero]
         if linear.bias is not None:
             inputs += ["", self.constant(f"{prefix}bias", linear.bias)]
-        return self.op("MatMulIntegerToFloat", *inputs, name=name, domain=MICROSOFT)
+        if linear.side is None:
+            return self.op("MatMulIntegerToFloat", *inputs, name=name, domain=MICROSOFT)
+        y = self.op("MatMulIntegerToFloat", *inputs, name=f"{prefix}int8", domain=MICROSOFT)
+        side = self._float_channels(linear.side, x, prefix)
+        return self.op("Add", y, side, name=name)
+
+    def _float_channels(self, side: FloatChannels, x: str, prefix: str) -> str:
+        """Multiply some channels of x in float32; they are gathered once for all linears."""
+        columns = f"{x}{self.separator}float_channels"
+        if f"{columns}{self.separator}columns" not in self.initializers:
+            index = self.constant(f"{columns}{self.separator}columns", side.columns)
+            self.op("Gather", x, index, name=columns, axis=-1)
+        weight = self.constant(f"{prefix}float.weight", side.weight)
+        return self.op("MatMul", columns, weight, name=f"{prefix}float")
 
     def _quantized(self, quantization: InputQuantization, x: str) -> tuple[str, str, str]:
         """Quantize x, once for all linears that take it; return levels, scale and zero point."""

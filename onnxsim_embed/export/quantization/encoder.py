@@ -1,131 +1,227 @@
 """float32 encoder -> int8 encoder with static ranges.
 
 Weights are int8 with one scale per output channel; the input of each linear is uint8 with one fixed
-scale and zero point, so that a vector does not depend on its batch. Besides smoothing and
-outlier-channel splitting (ranges.py), a *shift* by a layer norm's bias centres each channel's range
-on zero; the linears that follow and the residual undo it through their biases.
-
-Each input gets the candidate of least measured output error. A linear whose error exceeds a budget
-keeps its float32 weights.
+scale and zero point, so that a vector does not depend on its batch. Besides float channels, smoothing
+and outlier-channel splitting (ranges.py), a *shift* by the bias of what makes an input centres each
+channel's range on zero; the linears that follow and the residual undo it through their biases. The
+attention's output is not smoothed, though the value's weights could absorb it for nothing: on unseen
+texts its channels exceed what they reached in calibration, which cost more than was gained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.export.encoder import Encoder, InputQuantization, Layer, Linear, StaticLinear
+from onnxsim_embed.export.encoder import (
+    AnyLinear,
+    Encoder,
+    FloatChannels,
+    InputQuantization,
+    Int8Table,
+    Linear,
+    StaticLinear,
+)
 from onnxsim_embed.export.quantization import ranges
 from onnxsim_embed.export.quantization.calibration import Activations, input_names
-from onnxsim_embed.export.quantization.gptq import quantize_gptq, quantize_table
-from onnxsim_embed.export.quantization.ranges import ERROR_BUDGET, Activation, Fit, bias_of
+from onnxsim_embed.export.quantization.gptq import quantize_gptq, quantize_nearest
+from onnxsim_embed.export.quantization.ranges import Fit, bias_of
+from onnxsim_embed.export.quantization.search import Choice, Group, channel_counts
 from onnxsim_embed.system.hardware import available_cpus
 from onnxsim_embed.system.threads import single_blas_thread
 
 Float32 = npt.NDArray[np.float32]
+T = TypeVar("T")
+R = TypeVar("R")
 
-LINEARS = ("query", "key", "value", "output", "up", "down")
-METHOD = "static: int8 weights per output channel, one fixed uint8 range for each input"
+# The linears of a layer by their input.
+GROUPS = {
+    "query, key, value": ("query", "key", "value"),
+    "output": ("output",),
+    "up": ("up",),
+    "down": ("down",),
+}
+METHOD = (
+    "static: int8 weights per output channel, one fixed uint8 range for each input, "
+    "the largest channels of some in float32"
+)
 
 
 @dataclass(frozen=True)
-class Quantized:
-    """An int8 encoder, and what was chosen for each layer."""
+class Quantizer:
+    """Quantizes groups of linears; each way of each group once."""
 
-    encoder: Encoder
-    layers: tuple[dict[str, Any], ...]
+    groups: Mapping[str, Group]
+    known: dict[tuple[str, int, bool], list[StaticLinear]] = field(default_factory=dict)
+
+    def __call__(self, choice: Choice, final: bool) -> dict[str, Sequence[AnyLinear]]:
+        """Return the linears of each group.
+
+        :param final: round weights with GPTQ, not to the nearest level, which takes a tenth of the time.
+        """
+        keys = {name: (name, id(fit), final) for name, fit in choice.items() if fit is not None}
+
+        def quantize(name: str) -> list[StaticLinear]:
+            group, fit = self.groups[name], choice[name]
+            assert fit is not None
+            return quantize_linears(group.linears, fit, group.seen.rows if final else None)
+
+        missing = [name for name, key in keys.items() if key not in self.known]
+        for name, linears in zip(missing, in_parallel(quantize, missing), strict=True):
+            self.known[keys[name]] = linears
+        return {
+            name: self.known[keys[name]] if name in keys else self.groups[name].linears
+            for name in choice
+        }
 
 
-def quantize_static(
-    encoder: Encoder, seen: Mapping[str, Activations], budget: float = ERROR_BUDGET
-) -> Quantized:
-    """Quantize every linear layer and the word embeddings.
+def in_parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Map items on threads, each with one BLAS thread.
+
+    BLAS threads that share processors with anything else wait for each other (a factorization here took
+    5 s on two threads, 0.15 s on one).
+    """
+    with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
+        return list(workers.map(function, items))
+
+
+def fit_encoder(encoder: Encoder, seen: Mapping[str, Activations]) -> dict[str, Group]:
+    """Return each input of linears, by layer and linears, with ways to quantize it.
 
     :param encoder: the float32 encoder.
     :param seen: its activations over the calibration texts, from `collect_activations`.
-    :param budget: relative squared output error above which a linear stays float32.
     """
     if not isinstance(encoder.words, np.ndarray):
         raise TypeError("the encoder is quantized already")
     activation = ranges.activation_function(encoder.activation)
 
-    def quantize(number: int) -> tuple[Layer, Float32, dict[str, Any]]:
-        inputs = [seen[name] for name in input_names(number)]
-        return _quantize_layer(encoder.layers[number], inputs, activation, budget)
+    def fit(key: tuple[int, str]) -> Group:
+        number, names = key
+        linears = tuple(getattr(encoder.layers[number], name) for name in GROUPS[names])
+        weights = [linear.weight for linear in linears]
+        inputs = seen[input_names(number)[list(GROUPS).index(names)]]
+        fits: list[Fit] = []
+        for channels in channel_counts(weights):
+            if names == "down":
+                fits += ranges.fit_outlier_splits(inputs, weights, activation, channels)
+            else:
+                plain = {"exponents": (0.0,), "shifts": (0.0,)} if names == "output" else {}
+                fits.append(ranges.fit_smoothing(inputs, weights, channels=channels, **plain))
+        return Group(linears, inputs, tuple(fits))
 
-    # Layers in parallel, each with one BLAS thread: BLAS threads that share processors with anything
-    # else wait for each other (a factorization here took 5 s on two threads, 0.15 s on one).
-    with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
-        layers, shifts, choices = zip(
-            *workers.map(quantize, range(len(encoder.layers))), strict=True
+    keys = [(number, names) for number in range(len(encoder.layers)) for names in GROUPS]
+    groups = in_parallel(fit, keys)
+    return {
+        f"layer{number}.{names}": group for (number, names), group in zip(keys, groups, strict=True)
+    }
+
+
+def assemble(
+    encoder: Encoder, words: Int8Table, choice: Choice, linears: Mapping[str, Sequence[AnyLinear]]
+) -> Encoder:
+    """Return the int8 encoder of quantized linears and words."""
+    layers, shifts = [], []
+    for number, layer in enumerate(encoder.layers):
+        parts: dict[str, Any] = {
+            name: linear
+            for names, group in GROUPS.items()
+            for name, linear in zip(group, linears[f"layer{number}.{names}"], strict=True)
+        }
+        qkv, _, up, down = (choice[f"layer{number}.{names}"] for names in GROUPS)
+        # What a shift adds to the residual, the linear that is added to it takes back.
+        shift, up_shift = (
+            fit.shift if isinstance(fit, ranges.Smoothing) else np.float32(0) for fit in (qkv, up)
         )
+        if isinstance(down, ranges.ChannelSplit):
+            parts["up"] = _add_split_channels(parts["up"], down)
+        for name, residual in (("output", shift), ("down", up_shift)):
+            parts[name] = replace(parts[name], bias=bias_of(parts[name]) - residual)
+        norm = replace(layer.attention_norm, bias=layer.attention_norm.bias + up_shift)
+        layers.append(replace(layer, attention_norm=norm, **parts))
+        shifts.append(shift)
     # What makes a layer's input makes its shift; nothing follows the last.
     first = "norm" if encoder.projection is None else "projection"
     sources = [getattr(encoder, first), *(layer.norm for layer in layers)]
-    shifts += (np.float32(0),)
     source, *norms = (
         replace(source, bias=source.bias + shift)
-        for source, shift in zip(sources, shifts, strict=True)
+        for source, shift in zip(sources, [*shifts, np.float32(0)], strict=True)
     )
-    layers = tuple(replace(layer, norm=norm) for layer, norm in zip(layers, norms, strict=True))
-    changes = {first: source, "words": quantize_table(encoder.words), "layers": layers}
-    return Quantized(replace(encoder, **changes), choices)
+    layers = [replace(layer, norm=norm) for layer, norm in zip(layers, norms, strict=True)]
+    return replace(encoder, words=words, layers=tuple(layers), **{first: source})
 
 
-def _quantize_layer(
-    layer: Layer, seen: Sequence[Activations], activation: Activation, budget: float
-) -> tuple[Layer, Float32, dict[str, Any]]:
-    """Return the int8 layer, the shift that the norm before it must make, and what was chosen."""
-    attention, context, up_input, up_output = seen
-    linears: dict[str, Any] = {name: getattr(layer, name) for name in LINEARS}
-    weights = {name: linear.weight for name, linear in linears.items()}
-    qkv = ranges.fit_smoothing(attention, [weights[name] for name in ("query", "key", "value")])
-    output = ranges.fit_smoothing(context, [weights["output"]], exponents=(0.0,), shifts=(0.0,))
-    up = ranges.fit_smoothing(up_input, [weights["up"]])
-    down = ranges.fit_outlier_split(up_output, [weights["down"]], activation)
-    fits: dict[str, Fit] = {"query, key, value": qkv, "output": output, "up": up, "down": down}
-    shift, up_shift = (
-        fit.shift if fit.error <= budget else np.zeros_like(fit.shift) for fit in (qkv, up)
-    )
-    # What a shift adds to the residual, the linear that is added to it takes back.
-    for name, residual in (("output", shift), ("down", up_shift)):
-        linears[name] = replace(linears[name], bias=bias_of(linears[name]) - residual)
-    if down.error <= budget:
-        linears["up"] = down.transform_previous(linears["up"])
-    for (names, fit), inputs in zip(fits.items(), seen, strict=True):
-        if fit.error <= budget:
-            group = names.split(", ")
-            quantized = quantize_linears([linears[name] for name in group], fit, inputs.rows)
-            linears |= zip(group, quantized, strict=True)
-    norm = replace(layer.attention_norm, bias=layer.attention_norm.bias + up_shift)
-    choices = {names: describe_fit(fit, budget) for names, fit in fits.items()}
-    return replace(layer, attention_norm=norm, **linears), shift, choices
+def _add_split_channels(up: AnyLinear, split: ranges.ChannelSplit) -> AnyLinear:
+    """Return the linear before the activation with lowered split channels among its outputs."""
+
+    def widen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        edges = [(0, 0)] * (array.ndim - 1) + [split.padding]
+        return np.concatenate([array, np.pad(array[..., split.columns], edges)], axis=-1)
+
+    bias = widen(bias_of(up))
+    end = len(bias) - split.padding[1]
+    bias[end - len(split.columns) : end] -= split.offsets
+    if isinstance(up, Linear):
+        return Linear(widen(up.weight), bias)
+    side = up.side and replace(up.side, weight=widen(up.side.weight))
+    return replace(up, weight=widen(up.weight), scales=widen(up.scales), bias=bias, side=side)
 
 
-def quantize_linears(linears: Sequence[Linear], fit: Fit, rows: Float32) -> list[StaticLinear]:
-    """Quantize linears of one input, of which `rows` are a sample (tokens, channels)."""
+def quantize_linears(
+    linears: Sequence[Linear], fit: Fit, rows: Float32 | None
+) -> list[StaticLinear]:
+    """Quantize linears of one input.
+
+    :param rows: a sample of the input (tokens, channels) for GPTQ; None to round to the nearest levels.
+    """
     # Side by side, as GPTQ factors the second moments of their input once.
     weight = np.concatenate([linear.weight for linear in linears], axis=1)
     joined = fit.transform(Linear(weight, np.concatenate([bias_of(linear) for linear in linears])))
-    values, scales = quantize_gptq(joined.weight, fit.apply(rows))
+    values, scales = (
+        quantize_nearest(joined.weight)
+        if rows is None
+        else quantize_gptq(joined.weight, fit.apply(rows))
+    )
     multiplier = fit.multiplier if isinstance(fit, ranges.Smoothing) and fit.exponent else None
     quantization = InputQuantization(fit.range.scale, fit.range.zero_point, multiplier)
     ends = np.cumsum([linear.weight.shape[1] for linear in linears])[:-1]
-    arrays = (values, scales, bias_of(joined).astype(np.float32))
+    columns = fit.float_channels
+    arrays = (values, scales, bias_of(joined).astype(np.float32), weight[columns])
     split = zip(*(np.split(array, ends, axis=-1) for array in arrays), strict=True)
-    return [StaticLinear(values, scales, bias, quantization) for values, scales, bias in split]
+    return [
+        StaticLinear(
+            values,
+            scales,
+            bias,
+            quantization,
+            FloatChannels(columns, side) if len(columns) else None,
+        )
+        for values, scales, bias, side in split
+    ]
 
 
-def describe_fit(fit: Fit, budget: float) -> dict[str, Any]:
-    """Return what the manifest records of a choice, and whether the linears stayed float32."""
+def describe_layers(groups: Mapping[str, Group], choice: Choice) -> tuple[dict[str, Any], ...]:
+    """Return what the manifest records of a choice, for each layer by its linears."""
+    layers: dict[str, dict[str, Any]] = {}
+    for name, fit in choice.items():
+        layer, _, linears = name.partition(".")
+        layers.setdefault(layer, {})[linears] = describe_fit(groups[name], fit)
+    return tuple(layers.values())
+
+
+def describe_fit(group: Group, fit: Fit | None) -> dict[str, Any]:
+    """Return what the manifest records of a choice."""
+    if fit is None:
+        return {"error": float(f"{group.fits[0].error:.3g}"), "kept": "float32"}
     record: dict[str, Any] = {"error": float(f"{fit.error:.3g}")}
     if isinstance(fit, ranges.ChannelSplit):
         record |= {"range": round(fit.range.ends[1], 3), "copies": len(fit.columns)}
     elif fit.exponent:
         record["exponent"] = fit.exponent
-    return record if fit.error <= budget else record | {"kept": "float32"}
+    if len(fit.float_channels):
+        record["float_channels"] = len(fit.float_channels)
+    return record

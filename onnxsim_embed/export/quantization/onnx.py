@@ -11,22 +11,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxsim_embed.export.encoder import Linear, StaticLinear
+from onnxsim_embed.export.encoder import AnyLinear, Linear
 from onnxsim_embed.export.onnx.builder import MICROSOFT, GraphBuilder
 from onnxsim_embed.export.onnx.files import subgraphs
 from onnxsim_embed.export.quantization import ranges
 from onnxsim_embed.export.quantization.calibration import Activations
-from onnxsim_embed.export.quantization.encoder import describe_fit, quantize_linears
+from onnxsim_embed.export.quantization.encoder import in_parallel
 from onnxsim_embed.export.quantization.gptq import quantize_table
-from onnxsim_embed.system.hardware import available_cpus
-from onnxsim_embed.system.threads import single_blas_thread
+from onnxsim_embed.export.quantization.search import Choice, Group, channel_counts
 
 MIN_WEIGHT_SIZE = 256  # quantizing smaller weights gains nothing
 
@@ -82,38 +80,72 @@ def _matrices(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     }
 
 
-def quantize_graph(
-    model: onnx.ModelProto, seen: Mapping[str, Activations], budget: float
-) -> tuple[dict[str, Any], ...]:
-    """Quantize every linear layer and the word embeddings.
+def fit_graph(model: onnx.ModelProto, seen: Mapping[str, Activations]) -> dict[str, Group]:
+    """Return each input of linears, by its name, with ways to quantize it.
 
-    :param model: float32, its weights in memory; changed in place.
+    :param model: float32, its weights in memory.
     :param seen: activations of the linears' inputs, by name; a linear whose input is missing stays
         float32.
-    :param budget: relative squared output error above which a linear stays float32.
-    :returns: what was chosen for each input.
+    """
+    linears: dict[str, list[Linear]] = defaultdict(list)
+    for entry in find_linears(model):
+        if entry.input in seen:
+            linears[entry.input].append(entry.linear)
+    normed = {name for name in linears if follows_norm(model, name)}
+
+    def fit(name: str) -> Group:
+        weights = [linear.weight for linear in linears[name]]
+        fits: list[ranges.Fit] = []
+        for channels in channel_counts(weights):
+            split = ranges.fit_outlier_splits(seen[name], weights, channels=channels)[0]
+            options: dict[str, Any] = {} if name in normed else {"exponents": (0.0,)}
+            smoothing = ranges.fit_smoothing(
+                seen[name], weights, shifts=(0.0,), channels=channels, **options
+            )
+            fits.append(smoothing if smoothing.error <= split.error else split)
+        return Group(tuple(linears[name]), seen[name], tuple(fits))
+
+    return dict(zip(linears, in_parallel(fit, list(linears)), strict=True))
+
+
+def follows_norm(model: onnx.ModelProto, name: str) -> bool:
+    """Return whether a value is a layer norm's output: only such inputs are smoothed.
+
+    Behind an activation or attention, a channel may exceed many times what it reached in calibration
+    when a text speaks of something else; with a range of its own, it would saturate.
+    """
+    producers = {output: node for node in model.graph.node for output in node.output}
+    names, visited = [name], set[str]()
+    while names:
+        node = producers.get(names.pop())
+        if node is None or node.output[0] in visited:
+            continue
+        if "LayerNorm" in node.op_type or node.op_type in ("ReduceMean", "Sqrt"):
+            return True
+        visited.add(node.output[0])
+        if node.op_type in ("Add", "Sub", "Mul", "Div", "Cast", "Reshape", "Transpose", "Identity"):
+            names += node.input
+    return False
+
+
+def quantize_graph(
+    model: onnx.ModelProto, choice: Choice, quantized: Mapping[str, Sequence[AnyLinear]]
+) -> None:
+    """Replace linear layers and the word embeddings by quantized ones.
+
+    :param model: float32, its weights in memory; changed in place.
+    :param choice: the fit of each input; None keeps its linears in float32.
+    :param quantized: the linears of each input.
     """
     groups: dict[str, list[GraphLinear]] = defaultdict(list)
-    for linear in find_linears(model):
-        if linear.input in seen:
-            groups[linear.input].append(linear)
-
-    def quantize(name: str) -> tuple[ranges.Fit, Sequence[StaticLinear]]:
-        linears = [entry.linear for entry in groups[name]]
-        weights = [linear.weight for linear in linears]
-        smoothing = ranges.fit_smoothing(seen[name], weights, shifts=(0.0,))
-        split = ranges.fit_outlier_split(seen[name], weights)
-        fit: ranges.Fit = smoothing if smoothing.error <= split.error else split
-        return fit, quantize_linears(linears, fit, seen[name].rows) if fit.error <= budget else ()
-
-    # See encoder.py for why BLAS gets one thread.
-    with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
-        fits = dict(zip(groups, workers.map(quantize, groups), strict=True))
+    for entry in find_linears(model):
+        groups[entry.input].append(entry)
     b, tables = GraphBuilder(separator="::"), _matrices(model)
     linears = {
         entry.outputs[0]: (fit, entry, static)
-        for name, (fit, quantized) in fits.items()
-        for entry, static in zip(groups[name], quantized, strict=False)
+        for name, fit in choice.items()
+        for entry, static in zip(groups[name], quantized[name], strict=True)
+        if fit is not None
     }
     replaced = {output for _, entry, _ in linears.values() for output in entry.outputs}
     for node in model.graph.node:
@@ -136,12 +168,9 @@ def quantize_graph(
     model.graph.initializer.extend(tensor for tensor in constants if tensor.name in used)
     if MICROSOFT not in {entry.domain for entry in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-    return tuple(
-        {groups[name][0].name: describe_fit(fit, budget)} for name, (fit, _) in fits.items()
-    )
 
 
-def _split_channels(b: GraphBuilder, fit: ranges.Fit, x: str) -> str:
+def _split_channels(b: GraphBuilder, fit: ranges.Fit | None, x: str) -> str:
     """Add the split channels of an input, once for all linears that take it."""
     if not isinstance(fit, ranges.ChannelSplit) or not len(fit.columns):
         return x
