@@ -67,11 +67,8 @@ class OnnxsimDocumentEmbedder(_Embedder):
     same model, precision, device and threads share one model in memory.
 
     :param model: recipe name, artifact directory, checkpoint directory or Hub id.
-    :param precision: "auto", "fp32" or "int8".
-    :param device: "auto", "cpu", "cuda", "cuda:N" or "openvino".
-    :param threads: number of batches run concurrently; None for that of available processors.
-    :param batch_size: maximum number of texts per model call; None (recommended) fits batches to the
-        processor's cache.
+    :param precision: as for `Embedder`, as are `device` and `threads`.
+    :param batch_size: maximum number of texts per model call; None (recommended) fits the caches.
     :param prompt: string prepended to each document; None for the model's own.
     :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
     :param truncate_dim: truncate embeddings to this dimension.
@@ -158,13 +155,8 @@ class OnnxsimDocumentEmbedder(_Embedder):
 class OnnxsimTextEmbedder(_Embedder):
     """Haystack component that returns the embedding of a query, by `encode_query`.
 
-    :param model: recipe name, artifact directory, checkpoint directory or Hub id.
-    :param precision: "auto", "fp32" or "int8".
-    :param device: "auto", "cpu", "cuda", "cuda:N" or "openvino".
-    :param threads: number of batches run concurrently; None for that of available processors.
+    :param model: as for OnnxsimDocumentEmbedder, as are the others.
     :param prompt: string prepended to the query; None for the model's "query" prompt.
-    :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
-    :param truncate_dim: truncate embeddings to this dimension.
     :raises MissingExtraError: at import, if haystack-ai is not installed.
 
     Usage::

@@ -27,12 +27,8 @@ class OnnxsimEmbeddings(Embeddings):
     The model is loaded on first use. LangChain runs `aembed_documents` and `aembed_query` in a thread.
 
     :param model: recipe name, artifact directory, checkpoint directory, Hub id, or an Embedder.
-    :param precision: "auto", "fp32" or "int8"; an Embedder keeps its own.
-    :param device: "auto", "cpu", "cuda", "cuda:N" or "openvino"; an Embedder keeps its own.
-    :param threads: number of batches run concurrently; None for that of available processors; an
-        Embedder keeps its own.
-    :param batch_size: maximum number of texts per model call; None (recommended) fits batches to the
-        processor's cache.
+    :param precision: as for `Embedder`, as are `device` and `threads`; an Embedder keeps its own.
+    :param batch_size: maximum number of texts per model call; None (recommended) fits the caches.
     :param query_prompt: string prepended to each query; None for the model's "query" prompt.
     :param document_prompt: string prepended to each document; None for the model's own.
     :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.

@@ -29,11 +29,8 @@ class OnnxsimEmbedding(BaseEmbedding):
     pickles carry only the settings.
 
     :param model_name: recipe name, artifact directory, checkpoint directory or Hub id.
-    :param precision: "auto", "fp32" or "int8".
-    :param device: "auto", "cpu", "cuda", "cuda:N" or "openvino".
-    :param threads: number of batches run concurrently; None for that of available processors.
-    :param batch_size: maximum number of texts per model call; None (recommended) fits batches to the
-        processor's cache.
+    :param precision: as for `Embedder`, as are `device` and `threads`.
+    :param batch_size: maximum number of texts per model call; None (recommended) fits the caches.
     :param query_prompt: string prepended to each query; None for the model's "query" prompt.
     :param document_prompt: string prepended to each text; None for the model's own.
     :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.

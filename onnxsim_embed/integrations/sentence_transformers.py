@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.options import OutputPrecision
-from onnxsim_embed.runtime.postprocess import Mask, Output
+from onnxsim_embed.runtime.options import EncodeOptions, OutputPrecision
+from onnxsim_embed.runtime.postprocess import make_output
 from onnxsim_embed.runtime.prompts import Prompted
 from onnxsim_embed.runtime.tokenization import Tokens
 
@@ -49,10 +49,7 @@ def load(
 
     :param model: recipe name, artifact directory, checkpoint directory, Hub id, an Embedder, or a
         directory that `save_pretrained` wrote.
-    :param precision: weight precision: "auto", "fp32" or "int8"; an Embedder keeps its own.
-    :param device: "auto", "cpu", "cuda", "cuda:N" or "openvino"; an Embedder keeps its own.
-    :param threads: number of batches run concurrently; None for that of available processors; an
-        Embedder keeps its own.
+    :param precision: as for `Embedder`, as are `device` and `threads`; an Embedder keeps its own.
     :param truncate_dim: truncate embeddings to this dimension.
     :raises MissingExtraError: at import, if sentence-transformers is not installed.
 
@@ -232,21 +229,9 @@ def _run(
     embedder: Embedder, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], skip: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return hidden states (n, tokens, hidden), with zeros for padding, and embeddings (n, dim)."""
-    real = mask == 1
-    offsets = np.concatenate([[0], np.cumsum(real.sum(axis=1))])
+    offsets = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
+    tokens = Tokens(ids[mask == 1], offsets, np.zeros(len(ids), np.bool_))
+    output = make_output(embedder.head, 0, EncodeOptions(output_value="token_embeddings"))
     hidden = np.zeros((*ids.shape, embedder.artifact.manifest.hidden_size), np.float32)
-    vectors = np.zeros((len(ids), embedder.embedding_dimension), np.float32)
-
-    def finish(states: npt.NDArray[np.float32], padding: Mask) -> npt.NDArray[Any]:
-        rows = np.empty(len(states), object)
-        every = [slice(None)] * len(states) if padding is None else padding == 1
-        pooled = embedder.head(states, padding, skip)
-        for row, kept in enumerate(every):
-            rows[row] = states[row][kept].copy(), pooled[row]
-        return rows
-
-    tokens = Tokens(ids[real], offsets, np.zeros(len(ids), np.bool_))
-    results = embedder._pipeline.run_tokens(tokens, Output(finish, (), object))
-    for row, (states, vector) in enumerate(results):
-        hidden[row, real[row]], vectors[row] = states, vector
-    return hidden, vectors
+    hidden[mask == 1] = np.concatenate(embedder._pipeline.run_tokens(tokens, output))
+    return hidden, embedder.head(hidden, mask, skip)
