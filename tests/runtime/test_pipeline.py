@@ -44,37 +44,29 @@ def created_sessions(monkeypatch):
 # lone batches
 
 
-def test_short_texts_never_pay_for_a_second_session(artifact, monkeypatch):
-    made = created_sessions(monkeypatch)
-    monkeypatch.setattr(session, "LONE_SECONDS", 60.0)
-    model = Embedder(artifact, threads=2)
-    for text in TEXTS:
-        model.encode(text)
-    assert made == [1]
-
-
-def test_long_texts_one_at_a_time_get_a_session_of_several_threads_once(artifact, monkeypatch):
-    made = created_sessions(monkeypatch)
-    monkeypatch.setattr(session, "LONE_SECONDS", 0.0)
-    model = Embedder(artifact, threads=16)
-    for _ in range(3 * session.LONE_CALLS):
-        model.encode("water road")
-    assert made == [1, session.LONE_THREADS]
-
-
-@pytest.mark.parametrize("threads", [1, None])
-def test_one_thread_needs_no_second_session(artifact, monkeypatch, threads):
-    made = created_sessions(monkeypatch)
-    monkeypatch.setattr(session, "LONE_SECONDS", 0.0)
+@pytest.mark.parametrize(
+    ("seconds", "threads", "made"),
+    [(60.0, 2, [1]), (0.0, 16, [1, session.LONE_THREADS]), (0.0, 1, [1]), (0.0, None, [1])],
+    ids=["short texts", "long texts", "one thread", "one processor"],
+)
+def test_repeated_long_texts_get_a_second_session_once(
+    artifact, monkeypatch, seconds, threads, made
+):
+    created = created_sessions(monkeypatch)
+    monkeypatch.setattr(session, "LONE_SECONDS", seconds)
     monkeypatch.setattr("onnxsim_embed.runtime.loading.available_cpus", lambda: 1)
     model = Embedder(artifact, threads=threads)
     for _ in range(3 * session.LONE_CALLS):
         model.encode("water road")
-    assert made == [1]
+    assert created == made
 
 
-def assert_the_same_from_either_session(directory, precision, monkeypatch):
-    model = Embedder(directory, precision=precision, threads=2)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "model", ["artifact", pytest.param("real_artifact", marks=pytest.mark.real)]
+)
+def test_a_vector_is_the_same_from_either_session(request, monkeypatch, model, precision):
+    model = Embedder(request.getfixturevalue(model), precision=precision, threads=2)
     expected = model.encode(LENGTHS)
     monkeypatch.setattr(session, "LONE_SECONDS", 0.0)
     monkeypatch.setattr(session, "LONE_CALLS", 0)
@@ -82,17 +74,6 @@ def assert_the_same_from_either_session(directory, precision, monkeypatch):
     for text, vector in zip(LENGTHS, expected, strict=True):
         np.testing.assert_array_equal(model.encode(text), vector)
     assert model._pipeline._lone.second is not None
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_vector_is_the_same_from_either_session(artifact, monkeypatch, precision):
-    assert_the_same_from_either_session(artifact, precision, monkeypatch)
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_vector_of_minilm_is_the_same_from_either_session(real_artifact, monkeypatch, precision):
-    assert_the_same_from_either_session(real_artifact, precision, monkeypatch)
 
 
 # threads
