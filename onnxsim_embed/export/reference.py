@@ -99,7 +99,7 @@ def load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers is
         raise CheckpointError(
             f"architecture {checkpoint.architecture!r} is defined by code inside the checkpoint (auto_map "
             "in config.json), which is never run; use a copy of the model whose config.json names an "
-            "architecture of transformers, or adopt its ONNX file with via='adopt'"
+            "architecture of transformers, or a directory of its ONNX file without the weights"
         )
     try:
         with quiet_transformers():
