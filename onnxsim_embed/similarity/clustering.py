@@ -67,10 +67,8 @@ def deduplicate(
     first = np.arange(len(unit))
     scores = np.ones(len(unit), np.float32)
     kept = np.zeros(0, np.int64)
-    compared, repeated, equal = first.copy(), np.zeros(0, np.int64), first
-    if texts is not None:
-        equal, twin = _first_equal(unit, texts)
-        compared, repeated = np.flatnonzero(equal == first), np.flatnonzero(equal != first)
+    equal, twin = (first.copy(),) * 2 if texts is None else _first_equal(unit, texts)
+    compared, repeated = np.flatnonzero(equal == first), np.flatnonzero(equal != first)
     for start in range(0, len(compared), CHUNK_ROWS):
         rows = compared[start : start + CHUNK_ROWS]
         if len(kept):
@@ -89,12 +87,11 @@ def deduplicate(
                 first[similar[undecided]] = rows[row]
                 scores[similar[undecided]] = matrix.data[entries][undecided]
         kept = np.concatenate([kept, rows[first[rows] == rows]])
-    if texts is not None:  # the other rows of equal vectors share the fate of the first
-        own = equal if drop_unseen else twin
-        first[repeated] = np.where(first[equal] == equal, own, first[equal])[repeated]
-        scores[repeated] = scores[equal[repeated]]
-        kept = np.flatnonzero(first == np.arange(len(first)))
-    return Duplicates(kept, first, scores)
+    # The other rows of equal vectors share the fate of the first.
+    own = equal if drop_unseen else twin
+    first[repeated] = np.where(first[equal] == equal, own, first[equal])[repeated]
+    scores[repeated] = scores[equal[repeated]]
+    return Duplicates(np.flatnonzero(first == np.arange(len(first))), first, scores)
 
 
 def unseen_rows(vectors: npt.ArrayLike, texts: Sequence[str]) -> Int64:
