@@ -71,8 +71,8 @@ Float32 = npt.NDArray[np.float32]
 # Time that float32 parts of int8 may add by default, as a share of the time without them.
 INT8_EFFORT = 0.05
 
-# Where int8 misses its threshold, more and more is computed in float32, up to this share.
-MAX_EFFORT = 0.8
+# Where int8 misses its threshold, more and more is computed in float32, up to a share of MAX_EFFORT.
+MORE_EFFORT, MAX_EFFORT = (1.5, 2, 4, 8, 16), 0.8
 
 # Facts of a checkpoint that the manifest repeats.
 SHARED_FACTS = (
@@ -262,7 +262,7 @@ class Builder:
         logger.info("running %d calibration texts", len(texts))
         search, write = self.encoder.prepare_int8(self.work, token_ids, load_head(artifact))
         choice: Choice = {}
-        budgets = [effort, *(2**n * max(effort, INT8_EFFORT) for n in range(1, 10))]
+        budgets = [effort, *(more * max(effort, INT8_EFFORT) for more in MORE_EFFORT)]
         for budget in (budget for budget in budgets if budget <= max(effort, MAX_EFFORT)):
             last, choice = choice, search.choose(budget, linears=budget > effort)
             if choice == last:
