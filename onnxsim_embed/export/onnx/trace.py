@@ -43,6 +43,8 @@ def trace(checkpoint: Checkpoint, via: str, target: Path) -> tuple[int, int, tup
     :raises CheckpointError: if the weights are incomplete or broken, or the architecture cannot be
         traced.
     """
+    import torch  # noqa: F401 - sets the levels of its loggers, which are silenced below
+
     architecture = checkpoint.architecture
     work = target.parent / "traced"
     work.mkdir()
