@@ -56,7 +56,7 @@ DropUnseen = Annotated[
 MinFidelity = Annotated[
     str | None,
     Option(
-        "--min-fidelity", metavar="MEAN,MIN", help="Minimum cosines of int8; default: 0.995,0.98."
+        "--min-fidelity", metavar="MEAN,MIN", help="Minimum cosines of int8; default: 0.999,0.99."
     ),
 ]
 Bar = Annotated[str | None, Option("--bar", hidden=True)]  # before: --min-fidelity
@@ -134,7 +134,7 @@ def parse_min_fidelity(text: str | None) -> tuple[float, float] | None:
     except ValueError:
         mean = least = float("nan")
     if not (-1 <= mean <= 1 and -1 <= least <= 1):
-        raise ValueError(f"--min-fidelity: expected two cosines such as 0.995,0.98, got {text!r}")
+        raise ValueError(f"--min-fidelity: expected two cosines such as 0.999,0.99, got {text!r}")
     return mean, least
 
 
