@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -52,6 +53,7 @@ def load(
     :param precision: as for `Embedder`, as are `device` and `threads`; an Embedder keeps its own.
     :param truncate_dim: truncate embeddings to this dimension.
     :raises MissingExtraError: at import, if sentence-transformers is not installed.
+    :raises ValueError: if a saved model has modules of its own behind this package's.
 
     Usage::
 
@@ -61,27 +63,27 @@ def load(
         vectors = model.encode(["feeder roads", "cold chain for vaccines"])
         print(model.similarity(vectors[:1], vectors[1:]).shape)
     """
-    if not isinstance(model, Embedder):
-        if (Path(model) / OnnxEncoder.folder).is_dir():
-            settings = {"device": device, "threads": threads}
-            settings |= {} if precision == "auto" else {"precision": precision}
-            return SentenceTransformer(
-                str(model),
-                device="cpu",
-                truncate_dim=truncate_dim,
-                trust_remote_code=True,  # to import this module
-                model_kwargs=settings,
-            )
-        model = Embedder(model, precision=precision, device=device, threads=threads)
-    prompts = {"query": model.query_prompt(), "document": model.document_prompt()}
-    return SentenceTransformer(
-        modules=[OnnxEncoder(model)],
-        device="cpu",
-        prompts=prompts | model.prompts,
-        default_prompt_name=model.default_prompt_name,
-        similarity_fn_name=model.artifact.manifest.similarity_fn_name,
-        truncate_dim=truncate_dim,
-    )
+    if not isinstance(model, Embedder) and (Path(model) / OnnxEncoder.folder).is_dir():
+        # Not by sentence-transformers' loader, which would run any code in the directory.
+        if len(json.loads((Path(model) / "modules.json").read_text("utf-8"))) > 1:
+            raise ValueError(f"{model} has modules behind OnnxEncoder; load takes models without")
+        settings = {"device": device, "threads": threads}
+        settings |= {} if precision == "auto" else {"precision": precision}
+        encoder = OnnxEncoder.load(str(model), OnnxEncoder.folder, model_kwargs=settings)
+        stored = json.loads((Path(model) / "config_sentence_transformers.json").read_text("utf-8"))
+        names = ("prompts", "default_prompt_name", "similarity_fn_name")
+        known = {name: stored[name] for name in names if name in stored}
+    else:
+        if not isinstance(model, Embedder):
+            model = Embedder(model, precision=precision, device=device, threads=threads)
+        encoder = OnnxEncoder(model)
+        prompts = {"query": model.query_prompt(), "document": model.document_prompt()}
+        known = {
+            "prompts": prompts | model.prompts,
+            "default_prompt_name": model.default_prompt_name,
+            "similarity_fn_name": model.artifact.manifest.similarity_fn_name,
+        }
+    return SentenceTransformer(modules=[encoder], device="cpu", truncate_dim=truncate_dim, **known)
 
 
 class OnnxEncoder(InputModule):

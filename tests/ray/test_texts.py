@@ -328,4 +328,5 @@ def test_without_ray_the_extra_is_named(tmp_path, monkeypatch, refuse, command):
     path = write(tmp_path / "a.csv", "text\na\n")
     monkeypatch.setitem(sys.modules, "ray", None)
     message = refuse(command, path, "--engine", "ray", "-o", tmp_path / "v", code=1)
-    assert message.endswith("pip install 'onnxsim-embed[ray]'\n")
+    assert "pip install" in message
+    assert "[ray]" in message
