@@ -255,12 +255,12 @@ def test_all_mpnet_base_v2_equals_sentence_transformers(tmp_path):
         pytest.skip("ONNXSIM_EMBED_MPNET does not name the directory of all-mpnet-base-v2")
     from sentence_transformers import SentenceTransformer
 
-    sources = ("verification.jsonl", "calibration.jsonl")
-    texts = [text for source in sources for text in bundled_texts(source)][::2][:290]
-    texts += ["", " ", "a", "<pad>", "one <pad> two<pad>three", "far too long, " * 400, *TEXTS[:4]]
+    texts = ["", " ", "a", "<pad>", "one <pad> two<pad>three", "far too long, " * 400, *TEXTS[:2]]
+    texts += bundled_texts("verification.jsonl") + bundled_texts("calibration.jsonl")
+    texts = list(dict.fromkeys(texts))[:300]
     artifact = export_model(directory, tmp_path / "a", precisions=["fp32"])
     vectors = Embedder(artifact).encode(texts)
     expected = SentenceTransformer(directory, device="cpu").encode(texts, batch_size=8)
-    assert len(texts) == len(set(texts)) == 300
+    assert len(texts) == 300
     assert np.abs(vectors - expected).max() < 1e-5
     assert np.array_equal(vectors, Embedder(artifact).encode(texts, batch_size=1))
