@@ -347,3 +347,11 @@ def write_shards(directory, vectors, sizes, ids=None, id_type="int64", diagnosti
     stored = VectorDirectory(target, vectors.shape[1], tuple(shards), provenance())
     stored.write_index()
     return stored
+
+
+def iter_column(path, column=None, **options):
+    """Yield the texts of a column; a row without one is an error."""
+    from onnxsim_embed.files.texts import ReadReport, iter_rows
+
+    for text, _, _ in iter_rows(path, column, report=ReadReport(), **options):
+        yield text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import typer
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.inputs import Counted, Inputs, with_inputs
@@ -33,6 +33,7 @@ RANGE_TEXTS = 10_000
 @with_inputs
 def encode(
     inputs: Inputs,
+    context: Context,
     file: str = Argument(
         ..., help="csv, tsv, jsonl, parquet or txt (also .gz); - for standard input."
     ),
@@ -72,19 +73,17 @@ def encode(
             "ranges": ranges,
             "save_ranges": save_ranges,
             "report": report,
-            **inputs.local,
+            "device": inputs.local["device"],
         },
     ):
         encode_on_ray(
             file,
             output,
             inputs,
-            id_column=inputs.id_column,
+            _on_error(context, inputs.on_error, strict),
             prompt_name=prompt_name,
-            max_seq_length=inputs.max_seq_length,
             normalize_embeddings=normalize,
             truncate_dim=truncate_dim,
-            on_error="raise" if strict else "skip",
             address=address,
         )
         return
@@ -177,6 +176,16 @@ def _save_ranges(vectors: npt.NDArray[Any], path: Path | None) -> npt.NDArray[An
     if path is not None:
         write_vectors(ranges, path)
     return ranges
+
+
+def _on_error(context: Context, on_error: str, strict: bool) -> str:
+    """Return what happens to rows without a text on Ray, where the default is to skip them."""
+    source = context.get_parameter_source("on_error")
+    if source is None or source.name == "DEFAULT":
+        return "fail" if strict else "skip"
+    if strict and on_error != "fail":
+        raise ValueError(f"--strict cannot be combined with --on-error {on_error}")
+    return on_error
 
 
 def _check_report(report: Path, output: Path, force: bool) -> None:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from onnxsim_embed.cli.inputs import Inputs
-from onnxsim_embed.cli.output import counted, on_terminal
+from onnxsim_embed.cli.output import counted, name_options, on_terminal
+
+if TYPE_CHECKING:
+    from onnxsim_embed.ray import EncodedFiles
 
 NAMED_ROWS = 5  # rows with diagnostics that are printed; rejected.jsonl lists them all
 
 
-def encode_on_ray(source: str, directory: str, inputs: Inputs, **options: Any) -> None:  # noqa: ANN401
+def encode_on_ray(
+    source: str,
+    directory: str,
+    inputs: Inputs,
+    on_error: str,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Encode files on a cluster, and print the result.
 
     :param options: of `onnxsim_embed.ray.encode_files`.
@@ -27,22 +37,36 @@ def encode_on_ray(source: str, directory: str, inputs: Inputs, **options: Any) -
         raise ValueError(
             f"-o {directory}: --engine ray writes a directory: pass a name without a suffix"
         )
-    from onnxsim_embed.files.uris import display_name
     from onnxsim_embed.ray import encode_files
 
     started = time.perf_counter()
     result = encode_files(
-        source, directory, inputs.model, column=inputs.column, kind=inputs.kind,
-        precision=inputs.precision, actor_threads=inputs.threads, force=inputs.force,
-        show_progress_bar=inputs.show_progress_bar, **options,
+        source, directory, inputs.model, column=inputs.column, id_column=inputs.id_column,
+        kind=inputs.kind, delimiter=inputs.delimiter, header=not inputs.no_header, on_error=on_error,
+        precision=inputs.precision, max_seq_length=inputs.max_seq_length, actor_threads=inputs.threads,
+        force=inputs.force, show_progress_bar=inputs.show_progress_bar, **options,
     )  # fmt: skip
-    seconds = time.perf_counter() - started
+    _print_encoded(source, directory, result, time.perf_counter() - started, inputs.quiet)
+
+
+def _print_encoded(
+    source: str, directory: str, result: EncodedFiles, seconds: float, quiet: bool
+) -> None:
+    from onnxsim_embed.files.uris import display_name
+
     for remark in result.remarks[:NAMED_ROWS]:
         typer.echo(f"row {remark.id!r}: {remark.reason}", err=True)
     if (more := len(result.remarks) - NAMED_ROWS) > 0:
         typer.echo(f"and {counted(more, 'row')} more, in rejected.jsonl", err=True)
-    if inputs.quiet:
+    for name, report in islice(result.reports.items(), NAMED_ROWS):
+        for message in report.problems():
+            warning = message in report.warnings
+            if warning or not quiet:
+                typer.echo(name_options(f"{name}: {message}."), err=warning)
+    if quiet:
         return
+    for line in dict.fromkeys(report.describe() for report in result.reports.values()):
+        typer.echo(f"Read {display_name(source)}: {line}.")
     vectors, actors = result.vectors, result.actors
     skipped = sum(not remark.encoded for remark in result.remarks)
     if result.rows_found:

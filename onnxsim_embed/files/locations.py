@@ -108,6 +108,13 @@ def open_file(location: str) -> Iterator[IO[bytes]]:
         yield cast("IO[bytes]", stream)
 
 
+def file_version(location: str) -> str:
+    """Return the size and time of the last change of a file."""
+    system, path = _resolve(location)
+    info = system.get_file_info(path)
+    return f"{info.size} {info.mtime_ns}"
+
+
 def find_files(location: str | Path) -> list[str]:
     """Return the sorted text files of a path, directory, glob pattern or URI.
 

@@ -107,49 +107,60 @@ def iter_texts(
     :raises ValueError: if the column does not exist (naming those that do) or an argument is invalid.
     :raises TableError: if the file is empty, damaged or not UTF-8, or a row has no text, naming it.
     """
-    if on_error not in ON_ERROR:
-        raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
     log, report = report is None, report if report is not None else ReadReport()
-    with open_rows(path, kind, delimiter=delimiter, header=header, source=source) as rows:
-        for value, row in _values(display_name(path), column, rows, report, id_column):
-            number, report.rows = report.rows, report.rows + 1
-            if isinstance(value, str) and not SURROGATES.search(value):
-                text = value
-            else:
-                held = "null" if value is None else repr(value)[:60]
-                kind = "valid Unicode text" if isinstance(value, str) else "text"
-                problem = row.error or f"has no {kind} ({held})"
-                if on_error == "fail":
-                    advice = "fix the row, or pass on_error='skip' or on_error='blank'"
-                    raise TableError(f"{_place(path, number, row)} {problem}; {advice}")
-                if on_error == "skip":
-                    report.skipped[number] = problem
-                    continue
-                report.blanked[number], text = problem, ""
-            if not text.strip():
-                report.empty.append(number)
-            if id_column is not None:
-                report.ids.append(_id(path, number, row, id_column))
-            yield text
+    for text, problem, row in iter_rows(
+        path, column, kind=kind, delimiter=delimiter, header=header, on_error=on_error,
+        id_column=id_column, report=report, source=source,
+    ):  # fmt: skip
+        number = report.rows - 1
+        if problem:
+            (report.skipped if on_error == "skip" else report.blanked)[number] = problem
+        if problem and on_error == "skip":
+            continue
+        if not text.strip():
+            report.empty.append(number)
+        if id_column is not None:
+            report.ids.append(row_id(path, number, row, id_column))
+        yield text
     for message in report.problems() if log else ():
         logger.warning("%s: %s", display_name(path), message)
 
 
-def iter_column(
+def iter_rows(
     path: str | Path,
     column: str | None = None,
     *,
     kind: str | None = None,
     delimiter: str | None = None,
     header: bool = True,
+    on_error: str = "fail",
+    id_column: str | None = None,
+    report: ReadReport,
     source: IO[bytes] | None = None,
-) -> Iterator[Any]:
-    """Yield the raw values of a column; see `iter_texts`."""
+) -> Iterator[tuple[str, str, Row]]:
+    """Yield the text of each row, what is wrong with it (then the text is empty), and the row.
+
+    For the parameters see `iter_texts`; only the number of rows and the columns are reported.
+    """
+    if on_error not in ON_ERROR:
+        raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
     with open_rows(path, kind, delimiter=delimiter, header=header, source=source) as rows:
-        for number, (value, row) in enumerate(_values(path, column, rows, ReadReport())):
-            if row.error is not None:
-                raise TableError(f"{_place(path, number, row)} {row.error}")
-            yield value
+        for value, row in _values(display_name(path), column, rows, report, id_column):
+            if problem := text_problem(value):
+                problem = row.error or problem
+            if problem and on_error == "fail":
+                advice = "fix the row, or pass on_error='skip' or on_error='blank'"
+                raise TableError(f"{_place(path, report.rows, row)} {problem}; {advice}")
+            report.rows += 1
+            yield "" if problem else value, problem, row
+
+
+def text_problem(value: object) -> str:
+    """Return why a value is not a text; an empty string if it is one."""
+    if isinstance(value, str) and not SURROGATES.search(value):
+        return ""
+    held = "null" if value is None else repr(value)[:60]
+    return f"has no {'valid Unicode ' if isinstance(value, str) else ''}text ({held})"
 
 
 def read_scored_pairs(
@@ -213,9 +224,10 @@ def _values(
 ) -> Iterator[tuple[Any, Row]]:
     """Yield the value of the text column of each row, and the row."""
     name, row = _choose_column(path, column, rows, report), None
-    if id_column is not None and id_column not in rows.names:
-        known = ", ".join(rows.names) or "none"
-        raise ValueError(f"{path} has no column {id_column!r}; it has: {known}")
+    known = id_column in rows.names or not (rows.names or rows.plain)  # an empty file has none
+    if id_column is not None and not known:
+        names = ", ".join(rows.names) or "none"
+        raise ValueError(f"{path} has no column {id_column!r}; it has: {names}")
     rows.columns = [c for c in (name, id_column) if c is not None] or None
     for number, row in enumerate(rows.rows):
         if report.reason == "the only column" and len(row.values) > 1:
@@ -256,7 +268,7 @@ def _choose_column(
     return report.column
 
 
-def _id(path: str | Path, number: int, row: Row, column: str) -> str | int:
+def row_id(path: str | Path, number: int, row: Row, column: str) -> str | int:
     """Return the id of a row; raise TableError if it has none."""
     value = row.values.get(column)
     if not isinstance(value, (str, int)) or value == "" or SURROGATES.search(str(value)):

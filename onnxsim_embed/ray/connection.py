@@ -15,12 +15,16 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxsim_embed.errors import MissingExtraError, OnnxsimEmbedError
 from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.uris import is_uri
+from onnxsim_embed.ray import encoder
 from onnxsim_embed.system.hardware import available_cpus
+
+if TYPE_CHECKING:
+    from onnxsim_embed.ray.encoder import RowOptions
 
 # Processors that an actor reserves for each of its threads, and a task that reads texts or loads vectors.
 ACTOR_SHARE = 0.9
@@ -38,7 +42,7 @@ def require_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for package in ("ray", "pandas", "pyarrow"):  # what ray[data] consists of
         if importlib.util.find_spec(package) is None:
-            raise MissingExtraError("--engine ray", "ray", "ray[data]")
+            raise MissingExtraError("onnxsim_embed.ray", "ray", "ray[data]")
 
 
 @contextmanager
@@ -146,10 +150,18 @@ def ask_nodes(function: Callable[..., Any], *arguments: object) -> list[tuple[st
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     answers = []
     for node in nodes():
+        if not node["Resources"].get("CPU"):
+            continue  # runs no tasks of ours
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
         answer = task.options(scheduling_strategy=there).remote(*arguments)
         answers.append((node["NodeManagerAddress"], answer))
     return [(address, ray.get(answer)) for address, answer in answers]
+
+
+def check_nodes(options: RowOptions) -> None:
+    """Raise OnnxsimEmbedError, naming the node, if one would compute other vectors than the driver."""
+    for address, facts in ask_nodes(encoder.node_facts):
+        options.check_node(address, facts)
 
 
 def check_shared(directory: Directory, readable: str | None = None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from onnxsim_embed.ray.connection import cluster_cpus, plan_actors, require_ray
+from onnxsim_embed.files.texts import text_problem
+from onnxsim_embed.ray.connection import check_nodes, cluster_cpus, plan_actors, require_ray
 from onnxsim_embed.ray.encoder import PackedModel, RowOptions, TextEncoder, prepare_model
 from onnxsim_embed.ray.tasks import actor_pool, retry_actors
 
@@ -46,8 +47,9 @@ def encode_dataset(
     :param column: column of the texts.
     :param output_column: column of the vectors, float32 lists of the model's dimension; null without one.
     :param error_column: column of strings: why a row has no vector, or null.
-    :param on_error: "skip" gives a row without a usable text (null, not a string, invalid Unicode) a null
-        vector; "raise" stops.
+    :param precision: "auto" requires that all processors choose the same, and raises naming a node.
+    :param on_error: "skip" gives a row without a text (null, not a string, invalid Unicode) a null vector,
+        "blank" that of an empty text; "fail" stops.
     :param batch_size: rows that an actor takes at a time.
     :param actor_threads: threads of each actor; None for the number up to 4 that leaves the fewest
         processors idle.
@@ -69,6 +71,7 @@ def encode_dataset(
         model, precision, max_seq_length, on_error, prompt_name=prompt_name, prompt=prompt,
         normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim,
     )  # fmt: skip
+    check_nodes(options)
     plan = plan_actors(cluster_cpus(), actor_threads, actors, spare=1)
     retry_actors(ds.context)
     return ds.map_batches(
@@ -113,7 +116,11 @@ class DatasetEncoder:
                 f"the dataset has no column {text_column!r}; it has: {', '.join(batch.column_names)}"
             )
         values = batch.column(text_column).to_pylist()
-        encoded, vectors, diagnostics = self._encoder.encode(range(len(values)), values)
+        problems = {
+            row: reason for row, value in enumerate(values) if (reason := text_problem(value))
+        }
+        texts = ["" if row in problems else value for row, value in enumerate(values)]
+        encoded, vectors, diagnostics = self._encoder.encode(range(len(values)), texts, problems)
         rows = np.zeros((len(values), vectors.shape[1]), np.float32)
         rows[encoded] = vectors
         missing = np.ones(len(values), bool)

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxsim_embed import __version__
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, is_artifact
 from onnxsim_embed.artifact.recipes import cache_directory
-from onnxsim_embed.errors import ArtifactError, TableError
+from onnxsim_embed.errors import ArtifactError, OnnxsimEmbedError, TableError
 from onnxsim_embed.files.atomic import atomic_directory
+from onnxsim_embed.files.checkpoint import differing_settings
 from onnxsim_embed.files.provenance import Provenance
+from onnxsim_embed.files.texts import ON_ERROR
 from onnxsim_embed.files.vector_directory import RowDiagnostic
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import EncodeOptions
 from onnxsim_embed.runtime.provenance import provenance_of
+from onnxsim_embed.system.hardware import int8_supported
+from onnxsim_embed.system.onnx_session import RUNTIME_VERSION
 
 Float32 = npt.NDArray[np.float32]
 
+logger = logging.getLogger(__name__)
+
 # Longer texts are reported, although their beginning is encoded: rather a damaged row than a text.
 LONG_TEXT = 1_000_000
-
-ON_ERROR = ("skip", "raise")
 
 
 @dataclass(frozen=True)
@@ -78,12 +84,17 @@ class RowOptions:
 
     :param encode: options of the encode call.
     :param max_seq_length: tokens after which a text is truncated; None for the model's own limit.
-    :param on_error: "skip" leaves out rows without a usable text and reports them; "raise" stops.
+    :param on_error: what to do with rows without a text: "skip", "blank" or "fail".
+    :param int8: whether processors must be those for which int8 is exact (True), or must not be (False),
+        as precision="auto" chose for them; None after an explicit choice.
+    :param provenance: of the driver's vectors, and so of those of all actors.
     """
 
     encode: EncodeOptions
     max_seq_length: int | None = None
     on_error: str = "skip"
+    int8: bool | None = None
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
         if self.on_error not in ON_ERROR:
@@ -100,26 +111,65 @@ class RowOptions:
         embedder.encode_with(self.encode, [])
         return provenance_of(embedder, self.encode)
 
+    def check_node(self, node: str, facts: NodeFacts) -> None:
+        """Raise OnnxsimEmbedError if a node would compute other vectors than the driver."""
+        supported, reason, versions = facts
+        precision = self.provenance.precision if self.provenance else ""
+        if self.int8 is not None and supported != self.int8:
+            raise OnnxsimEmbedError(
+                f"node {node}: {reason}, but precision='auto' chose {precision} by the processor of this "
+                "process: pass precision='fp32', or precision='int8' for vectors that depend on the node"
+            )
+        ours = {name: getattr(self.provenance, name) for name in versions}
+        if differing := differing_settings(ours, versions):
+            raise OnnxsimEmbedError(
+                f"node {node} has other versions ({differing}): install the same on all nodes"
+            )
+        if precision == "int8" and not supported:
+            logger.warning(
+                "node %s: %s: its vectors differ from those of other nodes", node, reason
+            )
+
+
+# Whether int8 is exact on the processor of a node, why, and the versions that vectors depend on.
+NodeFacts = tuple[bool, str, dict[str, str]]
+
+
+def node_facts() -> NodeFacts:
+    """Return what vectors of this node depend on."""
+    versions = {"onnxsim_embed": __version__, "onnxruntime": RUNTIME_VERSION}
+    return (*int8_supported(), versions)
+
 
 def prepare_model(
     model: str | Embedder,
-    precision: str,
-    max_seq_length: int | None,
-    on_error: str,
+    precision: str = "auto",
+    max_seq_length: int | None = None,
+    on_error: str = "skip",
+    prompt_name: str | None = None,
+    prompt: str | None = None,
     **encode: Any,  # noqa: ANN401
 ) -> tuple[Embedder, RowOptions, Provenance]:
     """Return a model that is set up as those of the actors, the actors' options, and the provenance.
 
-    :param encode: arguments of `EncodeOptions`.
+    :param precision: "auto" is that of a loaded model.
+    :param encode: other arguments of `EncodeOptions`.
     """
+    int8: bool | None = None
     if isinstance(model, Embedder):
         artifact = Artifact.open(model.artifact.directory)
-        embedder = Embedder(artifact, precision=model.precision, device="cpu", threads=1)
+        chosen = model.precision if precision == "auto" else precision
+        embedder = Embedder(artifact, precision=chosen, device="cpu", threads=1)
+        int8 = True if precision == "auto" and chosen == "int8" else None
     else:
         embedder = Embedder.from_pretrained(model, precision=precision, device="cpu", threads=1)
-    prompt = embedder.prompt_text(encode.pop("prompt_name"), encode.pop("prompt"))
-    options = RowOptions(EncodeOptions(prompt=prompt, **encode), max_seq_length, on_error)
-    return embedder, options, options.apply(embedder)
+        if precision == "auto" and "int8" in embedder.artifact.manifest.precisions:
+            int8 = embedder.precision == "int8"
+    prompt = embedder.prompt_text(prompt_name, prompt)
+    on_error = {"raise": "fail"}.get(on_error, on_error)  # its earlier name
+    options = RowOptions(EncodeOptions(prompt=prompt, **encode), max_seq_length, on_error, int8)
+    provenance = options.apply(embedder)
+    return embedder, replace(options, provenance=provenance), provenance
 
 
 class TextEncoder:
@@ -136,41 +186,32 @@ class TextEncoder:
         self._embedder = packed.load(threads)
         self._options = options
         self.provenance = options.apply(self._embedder)
+        options.check_node(ray.util.get_node_ip_address(), node_facts())
 
     def encode(
-        self, ids: Sequence[Any], values: Sequence[Any]
+        self, ids: Sequence[Any], texts: Sequence[str], problems: Mapping[int, str]
     ) -> tuple[list[int], Float32, list[RowDiagnostic]]:
         """Return the numbers of the rows that have a vector, their vectors, and diagnostics of rows.
 
         :param ids: ids of the rows.
-        :param values: texts, or what the source holds instead.
-        :raises TableError: with on_error="raise", naming a row without a usable text.
+        :param texts: their texts, empty where there is none.
+        :param problems: why there is none, by row.
+        :raises TableError: with on_error="fail", naming a row without a text.
         """
         diagnostics, encoded = [], []
-        for row, (name, value) in enumerate(zip(ids, values, strict=True)):
-            if (problem := _problem(value)) is None:
-                encoded.append(row)
-                if len(value) > LONG_TEXT:
-                    reason = f"a text of {len(value):,} characters: its beginning was encoded"
-                    diagnostics.append(RowDiagnostic(name, reason, encoded=True))
-            elif self._options.on_error == "raise":
+        for row, (name, text) in enumerate(zip(ids, texts, strict=True)):
+            reason, has_vector = problems.get(row, ""), True
+            if reason:
+                has_vector = self._options.on_error == "blank"
+            elif len(text) > LONG_TEXT:
+                reason = f"has a text of {len(text):,} characters: its beginning was encoded"
+            if row in problems and self._options.on_error == "fail":
                 raise TableError(
-                    f"row {name!r} holds {problem}; fill it, drop it, or use on_error='skip'"
+                    f"row {name!r} {reason}; fix it, or pass on_error='skip' or 'blank'"
                 )
-            else:
-                diagnostics.append(RowDiagnostic(name, problem, encoded=False))
-        texts = [values[row] for row in encoded]
-        return encoded, self._embedder.encode_with(self._options.encode, texts), diagnostics
-
-
-def _problem(value: object) -> str | None:
-    """Return why a value cannot be encoded; None if it can."""
-    if value is None:
-        return "no text (null)"
-    if not isinstance(value, str):
-        return f"no text but {value!r:.60}"
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        return f"no valid Unicode (character {error.start}: a lone surrogate)"
-    return None
+            if reason:
+                diagnostics.append(RowDiagnostic(name, reason, encoded=has_vector))
+            if has_vector:
+                encoded.append(row)
+        chosen = [texts[row] for row in encoded]
+        return encoded, self._embedder.encode_with(self._options.encode, chosen), diagnostics

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxsim_embed.files.locations import Directory, find_files
+from onnxsim_embed.files.texts import ReadReport
 from onnxsim_embed.files.uris import display_name
 from onnxsim_embed.files.vector_directory import JOB, RowDiagnostic, VectorDirectory
 from onnxsim_embed.ray import connection
 from onnxsim_embed.ray.encoder import PackedModel, prepare_model
 from onnxsim_embed.ray.shards import ShardCheckpoint, ShardReader, encode_shards
 from onnxsim_embed.ray.tasks import plain_errors
-from onnxsim_embed.ray.texts import Columns, TextFile, group_files, survey, with_rows
+from onnxsim_embed.ray.texts import (
+    Columns,
+    TextFile,
+    group_files,
+    repeated_ids,
+    survey,
+    with_rows,
+)
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.provenance import model_settings
 from onnxsim_embed.system.progress import progress_bar
 from onnxsim_embed.system.units import check_integer
+
+logger = logging.getLogger(__name__)
 
 # Rows of a shard: some ten seconds of one thread, the work that a kill may lose, and 3 MB of vectors.
 SHARD_ROWS = 2048
@@ -38,6 +49,7 @@ class EncodedFiles:
     :param actors: the actors that encoded; None if nothing was left to encode.
     :param seconds: from the start of the first shard to the end of the last one, without the start of the
         cluster and the loading of models.
+    :param reports: the columns that were read of each file, and what was found in it.
     """
 
     vectors: VectorDirectory
@@ -45,6 +57,7 @@ class EncodedFiles:
     remarks: Sequence[RowDiagnostic]
     actors: connection.Actors | None
     seconds: float
+    reports: Mapping[str, ReadReport] = field(default_factory=dict)
 
 
 def encode_files(
@@ -55,6 +68,8 @@ def encode_files(
     column: str | None = None,
     id_column: str | None = None,
     kind: str | None = None,
+    delimiter: str | None = None,
+    header: bool = True,
     precision: str = "auto",
     prompt_name: str | None = None,
     prompt: str | None = None,
@@ -81,8 +96,11 @@ def encode_files(
     :param column: column of the texts.
     :param id_column: column of the ids of the rows; None for their numbers from 0.
     :param kind: csv, tsv, jsonl, parquet or txt; None for each file's ending.
-    :param on_error: "skip" leaves out rows without a usable text, and lists them in rejected.jsonl;
-        "raise" stops at the first.
+    :param delimiter: delimiter of csv and tsv; None: detected.
+    :param header: whether csv and tsv begin with column names; else the columns are "0", "1", ...
+    :param precision: "auto" requires that all processors choose the same, and raises naming a node.
+    :param on_error: rows without a text: "skip" leaves them out, "blank" encodes an empty text; both list
+        them in rejected.jsonl. "fail" raises at the first, before anything is encoded.
     :param part_rows: rows of a shard.
     :param address: of a cluster; None for the open connection, RAY_ADDRESS, or a new one on this machine.
     :param force: start over, and replace the vectors in the directory. For actor_threads and actors see
@@ -91,9 +109,10 @@ def encode_files(
     :raises FileExistsError: if the directory holds something else.
     :raises ValueError: if it holds vectors of a run with other settings, naming those that differ; as
         `Embedder.encode`.
-    :raises TableError: for a damaged file; if another process writes the directory; with on_error="raise",
-        naming a row without a usable text.
-    :raises OnnxsimEmbedError: if a node does not see a path, or the cluster cannot be reached.
+    :raises TableError: for a damaged file; if another process writes the directory; with on_error="fail",
+        naming a row without a text.
+    :raises OnnxsimEmbedError: if a node does not see a path, would compute other vectors (its processor or
+        its versions), or the cluster cannot be reached.
 
     Usage::
 
@@ -106,11 +125,11 @@ def encode_files(
     output = Directory(directory)
     locations = find_files(source)
     local = _check_output(output, locations)
-    columns = Columns(column, id_column, kind)
     embedder, options, provenance = prepare_model(
         model, precision, max_seq_length, on_error, prompt_name=prompt_name, prompt=prompt,
         normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim,
     )  # fmt: skip
+    columns = Columns(column, id_column, kind, delimiter, header, options.on_error)
     checkpoint = ShardCheckpoint(output, local)
     with checkpoint, connection.cluster(address), plain_errors():
         import ray
@@ -119,12 +138,19 @@ def encode_files(
         count_rows = ray.remote(num_cpus=1)(survey)
         surveys = [count_rows.remote(location, columns) for location in locations]
         files, id_type = with_rows(ray.get(surveys))
+        connection.check_nodes(options)
+        if (repeated := repeated_ids(files)) > 0:
+            logger.warning("%s ids of %s are not unique", f"{repeated:,}", source)
         total = sum(file.rows for file in files)
         settings = {
             **model_settings(embedder),
             **{name: getattr(provenance, name) for name in SETTINGS},
             "column": column,
             "id_column": id_column,
+            "kind": kind,
+            "delimiter": delimiter,
+            "header": header,
+            "blank": options.on_error == "blank",
             "part_rows": part_rows,
             "rows": total,
             "input": _digest(files),
@@ -163,7 +189,8 @@ def encode_files(
         )
         checkpoint.finish(vectors, count)
     diagnostics = [entry for shard in vectors.shards for entry in shard.diagnostics]
-    return EncodedFiles(vectors, rows_found, diagnostics, plan, max(times) - min(times))
+    reports = {display_name(file.location): file.report for file in files}
+    return EncodedFiles(vectors, rows_found, diagnostics, plan, max(times) - min(times), reports)
 
 
 def _check_output(output: Directory, inputs: Sequence[str]) -> Path | None:

@@ -85,6 +85,11 @@ class ShardCheckpoint(Checkpoint):
             if name in (INDEX, JOB, REJECTED) or name.startswith("part-"):
                 self.output.delete(name)
 
+    def read(self) -> dict[str, Any] | None:
+        """See `Checkpoint`; earlier versions had fewer settings."""
+        journal = super().read()
+        return journal and {"header": True, "blank": False, **journal}
+
     def _take_over(self) -> None:
         self.output.write(OWNER, self.token.encode())
 
@@ -192,7 +197,11 @@ class ShardEncoder:
         token: str,
         id_type: str,
     ) -> None:
-        self._encoder = TextEncoder(model, options, threads)
+        self._encoder: TextEncoder | Exception
+        try:
+            self._encoder = TextEncoder(model, options, threads)
+        except EXPECTED as error:  # Ray would repeat the start
+            self._encoder = error
         self._output, self._token = output, token
         self._id_type = id_type
 
@@ -202,7 +211,7 @@ class ShardEncoder:
         number, rows = -1, 0
         try:
             texts: TextShard = unpack(row["texts"])
-            number, rows = texts.number, len(texts.values)
+            number, rows = texts.number, len(texts.texts)
             shard: object = self._write(texts)
         except EXPECTED as error:
             shard = error
@@ -210,7 +219,9 @@ class ShardEncoder:
 
     def _write(self, texts: TextShard) -> VectorShard:
         encoder = self._encoder
-        encoded, vectors, diagnostics = encoder.encode(texts.ids, texts.values)
+        if isinstance(encoder, Exception):
+            raise encoder
+        encoded, vectors, diagnostics = encoder.encode(texts.ids, texts.texts, texts.problems)
         ids = [texts.ids[row] for row in encoded]
         content, digest = pack_shard(ids, vectors, diagnostics, encoder.provenance, self._id_type)
         check_owner(self._output, self._token)

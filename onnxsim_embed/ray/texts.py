@@ -1,5 +1,6 @@
-"""Text files -> shards of rows that never change, whoever reads them.
+"""From files to shards of texts: a survey of the files, groups of small ones, and the rows of each shard.
 
+A shard has the same rows in every run: they depend on the files and the rows of a shard, not on the cluster.
 Files are read by `files.texts`, as without an engine, and not by Ray Data's own readers, which turn a csv column
 of digits into numbers and reject a cell of several lines.
 """
@@ -8,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import count, islice
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import IO, Any, cast
 
+import numpy as np
+import numpy.typing as npt
+
 from onnxsim_embed.errors import NoTextsError, TableError
-from onnxsim_embed.files.locations import open_file
-from onnxsim_embed.files.rows import kind_of
-from onnxsim_embed.files.texts import iter_column
+from onnxsim_embed.files.locations import file_version, open_file
+from onnxsim_embed.files.rows import Row, kind_of
+from onnxsim_embed.files.texts import ReadReport, iter_rows, row_id
 from onnxsim_embed.files.uris import display_name
 
 # Bytes read from an object store at a time; each request takes tens of milliseconds.
@@ -26,21 +30,32 @@ READ_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of texts and of ids, and the format of files; None as in `files.texts.iter_texts`."""
+    """How files are read; see `files.texts.iter_texts`."""
 
     text: str | None = None
     id: str | None = None  # None: numbers of the rows, from 0
     kind: str | None = None
+    delimiter: str | None = None
+    header: bool = True
+    on_error: str = "skip"
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A surveyed file; id_type is int64 or string, None for a file without rows."""
+    """A surveyed file.
+
+    :param id_type: int64 or string, None for a file without rows.
+    :param version: what changes when the file is written.
+    :param id_hashes: 64 bits for each row's id.
+    """
 
     location: str
     rows: int
     digest: str
     id_type: str | None
+    version: str | None = None
+    report: ReadReport = field(default_factory=ReadReport)
+    id_hashes: npt.NDArray[np.uint64] | None = field(default=None, compare=False, repr=False)
 
     def changed(self) -> TableError:
         """Return the error for a file whose rows are not those of the survey."""
@@ -48,6 +63,11 @@ class TextFile:
             f"{display_name(self.location)} has changed while it was encoded: it had {self.rows:,} rows; "
             "repeat the call with force=True, or for another directory"
         )
+
+    def check(self) -> None:
+        """Raise TableError if the file was written since the survey."""
+        if self.version is not None and file_version(self.location) != self.version:
+            raise self.changed()
 
 
 @dataclass(frozen=True)
@@ -70,11 +90,12 @@ class Group:
 
 @dataclass(frozen=True)
 class TextShard:
-    """Rows of a group; values are texts, or what the file holds instead of them."""
+    """Rows of a group; `problems` says why rows, by their position, have no text."""
 
     number: int
     ids: list[Any]
-    values: list[Any]
+    texts: list[str]
+    problems: Mapping[int, str]
 
 
 class _HashingStream(io.RawIOBase):
@@ -102,25 +123,33 @@ class _BatchedReader(io.BufferedReader):
 
 
 def survey(location: str, columns: Columns) -> TextFile:
-    """Count a file's rows, check their ids and digest its content; a file may be empty.
+    """Count a file's rows, check their texts and ids, and digest its content; a file may be empty.
 
     :raises ValueError: for a column that does not exist.
-    :raises TableError: for a damaged file, or an invalid id, naming the row.
+    :raises TableError: for a damaged file, an invalid id, or with on_error="fail" a row without a text.
     """
-    digest, name = hashlib.sha256(), display_name(location)
-    rows = sum(1 for _ in _column(location, columns.text, columns.kind, digest))
-    common = "int64" if rows and columns.id is None else None
-    if rows and columns.id is not None:
-        ids = _column(location, columns.id, columns.kind, digest)
-        for row, value in enumerate(ids):
-            id_type = _id_type(value)
-            common = common or id_type
-            if id_type is None or id_type != common:
-                allowed = f"as before, of type {common}" if id_type else "64-bit integers or texts"
-                raise TableError(
-                    f"{name}: row {row} has the id {value!r:.60}; ids must be {allowed}"
-                )
-    return TextFile(location, rows, digest.hexdigest()[:16], common)
+    digest, report, version = hashlib.sha256(), ReadReport(), file_version(location)
+    common, hashes = None, bytearray()
+    for text, problem, row in _read(location, columns, report, digest):
+        if not text.strip() and not problem:
+            report.empty.append(report.rows - 1)
+        name = _row_id(location, columns, report.rows - 1, row, problem)
+        if columns.id is None or name is None:
+            continue
+        id_type = "int64" if isinstance(name, int) else "string"
+        common = common or id_type
+        if id_type != common:
+            raise TableError(
+                f"{display_name(location)}: row {report.rows - 1} has the id {name!r:.60}; ids must be as "
+                f"before, of type {common}"
+            )
+        hashes += hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
+    if report.rows and columns.id is None:
+        common = "int64"
+    return TextFile(
+        location, report.rows, digest.hexdigest()[:16], common, version, report,
+        np.frombuffer(bytes(hashes), np.uint64),
+    )  # fmt: skip
 
 
 def with_rows(files: Sequence[TextFile]) -> tuple[list[TextFile], str]:
@@ -132,24 +161,35 @@ def with_rows(files: Sequence[TextFile]) -> tuple[list[TextFile], str]:
     if not used:
         others = f", nor do {len(files) - 1} others" if len(files) > 1 else ""
         raise NoTextsError(f"{display_name(files[0].location)} holds no texts{others}")
-    for file in used:
-        if file.id_type != used[0].id_type:
+    typed = [file for file in used if file.id_type]
+    for file in typed:
+        if file.id_type != typed[0].id_type:
             raise TableError(
                 f"{display_name(file.location)} has ids of type {file.id_type}, and "
-                f"{display_name(used[0].location)} of type {used[0].id_type}: use one type"
+                f"{display_name(typed[0].location)} of type {typed[0].id_type}: use one type"
             )
-    return used, str(used[0].id_type)
+    return used, str(typed[0].id_type) if typed else "string"
 
 
-def _id_type(value: Any) -> str | None:  # noqa: ANN401 - whatever a file holds
-    if type(value) is int and -(1 << 63) <= value < 1 << 63:
-        return "int64"
-    if isinstance(value, str) and value.isascii():
-        return "string"
-    try:
-        return "string" if isinstance(value, str) and value.encode() else None
-    except UnicodeEncodeError:
+def repeated_ids(files: Sequence[TextFile]) -> int:
+    """Return the number of ids that an earlier row has too, by 64-bit digests."""
+    hashes = [file.id_hashes for file in files if file.id_hashes is not None]
+    every = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
+    return len(every) - len(np.unique(every))
+
+
+def _row_id(location: str, columns: Columns, number: int, row: Row, problem: str) -> Any:  # noqa: ANN401
+    """Return the id of a row; None where the row is malformed and skipped."""
+    if columns.id is None:
+        return number
+    if row.error and problem and columns.on_error == "skip":
         return None
+    name = row_id(display_name(location), number, row, columns.id)
+    if isinstance(name, bool) or (isinstance(name, int) and not -(1 << 63) <= name < 1 << 63):
+        raise TableError(
+            f"{display_name(location)}: row {number} has the id {name}; ids must be 64-bit integers or texts"
+        )
+    return name
 
 
 def group_files(files: Sequence[TextFile], shard_rows: int) -> list[Group]:
@@ -183,47 +223,59 @@ def read_shards(
             if number == numbers[-1]:
                 next(rows, None)  # raises if the last file has more rows
             if number in missing:
-                ids, values = zip(*chunk, strict=True)
-                yield TextShard(number, list(ids), list(values))
+                ids, texts, problems = map(list, zip(*chunk, strict=True))
+                unusable = {row: reason for row, reason in enumerate(problems) if reason}
+                yield TextShard(number, ids, texts, unusable)
 
 
-def _rows(group: Group, columns: Columns, id_type: str) -> Generator[tuple[Any, Any], None, None]:
+def _rows(
+    group: Group, columns: Columns, id_type: str
+) -> Generator[tuple[Any, str, str], None, None]:
+    """Yield the id of each row, its text, and why it has none."""
     first = group.first_row
     for file in group.files:
-        rows = 0
-        values = _column(file.location, columns.text, columns.kind)
-        ids: Iterator[Any] = count(first)
-        if columns.id is not None:
-            ids = _column(file.location, columns.id, columns.kind)
-        for name, value in zip(ids, values, strict=False):
-            if rows == file.rows or type(name) is not (int if id_type == "int64" else str):
+        file.check()
+        report = ReadReport()
+        for text, problem, row in _read(file.location, columns, report):
+            number = report.rows - 1
+            name = _row_id(file.location, columns, number, row, problem)
+            kind = int if id_type == "int64" else str
+            if number == file.rows or (name is not None and columns.id and type(name) is not kind):
                 raise file.changed()
-            yield name, value
-            rows += 1
-        if rows < file.rows:
+            if name is None:
+                name = f"{display_name(file.location)}: row {number}"
+            yield first + number if columns.id is None else name, text, problem
+        if report.rows < file.rows:
             raise file.changed()
+        file.check()
         first += file.rows
 
 
-def _column(
+def _read(
     location: str,
-    column: str | None,
-    kind: str | None,
+    columns: Columns,
+    report: ReadReport,
     digest: Any = None,  # noqa: ANN401
-) -> Iterator[Any]:
-    """Yield the values of a column, none if the file is empty, and digest what they are made of."""
+) -> Iterator[tuple[str, str, Row]]:
+    """Yield the rows of a file, none if it is empty, and digest what they are made of."""
     name = display_name(location)
-    kind = kind or kind_of(name)
+    kind = columns.kind or kind_of(name)
+    options: dict[str, Any] = {
+        "kind": kind, "delimiter": columns.delimiter, "header": columns.header, "report": report,
+        "on_error": columns.on_error, "id_column": columns.id,
+    }  # fmt: skip
     try:
         with open_file(location) as stream:
             if kind == "parquet":
-                for value in iter_column(name, column, kind=kind, source=stream):
+                for text, problem, row in iter_rows(name, columns.text, source=stream, **options):
                     if digest is not None:
-                        digest.update(repr(value).encode() + b"\n")
-                    yield value
+                        digest.update(repr(problem or text).encode() + b"\n")
+                        if columns.id is not None:
+                            digest.update(repr(row.values.get(columns.id)).encode() + b"\n")
+                    yield text, problem, row
                 return
             raw = stream if digest is None else _HashingStream(stream, digest)
             source = _BatchedReader(cast("io.RawIOBase", raw), READ_BYTES)
-            yield from iter_column(name, column, kind=kind, source=source)
+            yield from iter_rows(name, columns.text, source=source, **options)
     except NoTextsError:
         return

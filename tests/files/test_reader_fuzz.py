@@ -13,10 +13,11 @@ import re
 
 import numpy as np
 import pytest
+from support import iter_column
 
 from onnxsim_embed.errors import NoTextsError, TableError
 from onnxsim_embed.files.tables import row_writer, write_rows
-from onnxsim_embed.files.texts import SURROGATES, iter_column, iter_texts
+from onnxsim_embed.files.texts import SURROGATES, iter_texts
 
 FILES = int(os.environ.get("FUZZ_FILES", "1200"))
 PIECES = ["a", "road", "é", "🙂", " ", "", "x,y", ";", "|", '"', '""', "'", "\\", "\n", "\r", "\r\n",

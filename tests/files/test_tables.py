@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
+from support import iter_column
 
 from onnxsim_embed.errors import OnnxsimEmbedError
 from onnxsim_embed.files.tables import row_writer, write_rows
-from onnxsim_embed.files.texts import iter_column, iter_texts
+from onnxsim_embed.files.texts import iter_texts
 
 TEXTS = [
     "a road",

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
+from support import iter_column
 
 from onnxsim_embed.errors import MissingExtraError, NoTextsError, TableError
 from onnxsim_embed.files import rows as reader
 from onnxsim_embed.files.texts import (
     ReadReport,
-    iter_column,
     iter_texts,
     read_scored_pairs,
 )

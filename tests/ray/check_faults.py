@@ -311,7 +311,7 @@ def test_invalid_rows_are_named_and_the_others_encoded(three, artifact, model, t
     code, out, err = Command(*call, "--strict", "-o", tmp_path / "strict").end()
     assert (code, out) == (1, "")
     assert err.count("\n") == 1
-    assert any(f"row 'n{row}' holds" in err for row in (7, 2100, 2999))
+    assert any(f"row {row} has no" in err for row in (7, 2100, 2999))
     assert not (tmp_path / "strict/index.json").exists()
 
 

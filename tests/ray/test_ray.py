@@ -6,18 +6,21 @@ import csv
 import json
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
+from support import contents
 
 pytest.importorskip("ray")
 
 import onnxsim_embed
 from onnxsim_embed import Embedder, similarity_matrix
+from onnxsim_embed.artifact import precision as choosing
 from onnxsim_embed.errors import OnnxsimEmbedError, TableError
 from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.vector_directory import VectorDirectory, open_vectors
-from onnxsim_embed.ray import cluster, encode_dataset, encode_files, graph, write_graph
+from onnxsim_embed.ray import cluster, encode_dataset, encode_files, encoder, graph, write_graph
 from onnxsim_embed.ray.connection import Actors, plan_actors
 from onnxsim_embed.ray.encoder import PackedModel, prepare_model
 from onnxsim_embed.ray.shards import ShardCheckpoint, check_owner
@@ -28,23 +31,20 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
-WORDS = [
-    "river",
-    "school",
-    "solar",
-    "market",
-    "road",
-    "water",
-    "village",
-    "forest",
-    "007",
-    "line\nbreak",
-]
+WORDS = ["river", "school", "solar", "market", "road", "water", "village", "forest", "007", "line\nbreak"]  # fmt: skip
 
 
 def some_texts(count: int, seed: int = 0) -> list[str]:
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(WORDS, rng.integers(1, 6))) for _ in range(count)]
+
+
+def names(directory):
+    return (
+        sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+        if directory.exists()
+        else []
+    )
 
 
 def write_csv(path, texts, first=0):
@@ -60,8 +60,27 @@ def engine(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("RAY_ADDRESS", raising=False)
+        log, ticks, over = tmp_path_factory.mktemp("stderr") / "2", [], threading.Event()
+
+        def tick():
+            while not over.wait(0.01):
+                ticks.append(os.write(2, b"tick\n"))
+
+        thread, kept = threading.Thread(target=tick), os.dup(2)
+        with log.open("wb") as stream:
+            os.dup2(stream.fileno(), 2)
+        thread.start()
         with cluster():
-            yield
+            over.set()
+            thread.join()
+            os.dup2(kept, 2)
+            os.close(kept)
+            yield len(ticks), log.read_bytes()
+
+
+def test_messages_of_other_threads_appear_while_ray_starts(engine):
+    ticks, printed = engine
+    assert printed.count(b"tick\n") == ticks > 10
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +129,7 @@ def test_what_is_done_is_not_done_again(encoded, model, tmp_path):
     made = {name for name in after if after[name] != before.get(name)}
     assert made == {"part-00001.parquet", "part-00003.parquet"}
     again = encode_files(*arguments, column="text", part_rows=20)
+    assert again.vectors == done.vectors
     assert (again.rows_found, again.actors) == (90, None)
 
 
@@ -193,8 +213,8 @@ def test_rows_without_a_usable_text_are_reported(model, artifact, run, tmp_path)
     done = encode_files(path, target, model, **options)
     assert done.vectors.ids() == [7, 10, 11]
     found = {entry.id: (entry.reason, entry.encoded) for entry in done.remarks}
-    assert found[8] == found[13] == ("no text (null)", False)
-    assert found[9] == ("no text but 3.5", False)
+    assert found[8] == found[13] == ("has no text (null)", False)
+    assert found[9] == ("has no text (3.5)", False)
     assert "10,000,000 characters" in found[11][0]
     assert "surrogate" in found[12][0]
     assert [found[name][1] for name in (11, 12)] == [True, False]
@@ -207,8 +227,121 @@ def test_rows_without_a_usable_text_are_reported(model, artifact, run, tmp_path)
     again = encode_files(path, target, model, **options)  # diagnostics outlive the run
     assert {entry.id for entry in again.remarks} == {8, 9, 11, 12, 13}
     assert again.rows_found == 7
-    with pytest.raises(TableError, match="row 8 holds no text"):
-        encode_files(path, tmp_path / "v", model, on_error="raise", **options)
+    for on_error in ("fail", "raise"):
+        with pytest.raises(TableError, match=r"row 1 has no text \(null\)"):
+            encode_files(path, tmp_path / "v", model, on_error=on_error, **options)
+    assert names(tmp_path / "v") == []  # nothing was encoded
+    with pytest.raises(ValueError, match="blank: False, now True"):
+        encode_files(path, target, model, on_error="blank", **options)
+    done = encode_files(path, tmp_path / "v", model, on_error="blank", **options)
+    texts = [row.get("text") if row["id"] in (7, 10, 11) else "" for row in POISON]
+    assert np.array_equal(done.vectors.read(), model.encode(texts))
+    assert [(entry.id, entry.encoded) for entry in done.remarks] == [
+        (8, True), (9, True), (11, True), (12, True), (13, True),
+    ]  # fmt: skip
+
+
+def test_shards_without_a_vector(model, tmp_path):
+    path, target = tmp_path / "texts.jsonl", tmp_path / "vectors"
+    for values, rows in [([None] * 4 + ["a road"], 1), ([None] * 3, 0)]:
+        path.write_text("".join(json.dumps({"text": value}) + "\n" for value in values))
+        done = encode_files(path, target, model, part_rows=2, force=True)
+        assert [shard.rows for shard in done.vectors.shards] == [0, 0, 1][: -(-len(values) // 2)]
+        assert np.array_equal(done.vectors.read(), model.encode(["a road"] * rows))
+        assert done.vectors.ids() == [4] * rows
+        graph_of = write_graph(target, tmp_path / "g", threshold=0.5, force=True)
+        assert graph_of.to_matrix().shape == (rows, rows)
+
+
+def test_repeated_ids_are_named(model, tmp_path, caplog):
+    path = write_csv(tmp_path / "a.csv", ["a road", "a river"])
+    path.write_text(path.read_text().replace("n1", "n0"))
+    done = encode_files(path, tmp_path / "v", model, column="text", id_column="name")
+    assert done.vectors.ids() == ["n0", "n0"]
+    assert "1 ids" in caplog.text
+
+
+def test_inputs_and_models_that_change_between_runs_are_rejected(
+    encoded, artifact, model, tmp_path
+):
+    texts = some_texts(9)
+    path, target = write_csv(tmp_path / "a.csv", texts), tmp_path / "v"
+    encode_files(path, target, model, column="text")
+    before = contents(target)
+    (target / "index.json").unlink()
+    shutil.copytree(artifact, tmp_path / "changed")
+    manifest = tmp_path / "changed/onnxsim_embed.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"pooling": ["cls"]}))
+    changed = Embedder(tmp_path / "changed", precision="int8")
+    for used, options, message in [
+        (changed, {}, r"model: tiny \w{16}, now tiny \w{16}"),
+        (model, {"precision": "fp32"}, "precision: int8, now fp32"),
+        (model, {"kind": "tsv", "delimiter": ","}, "kind: None, now tsv, delimiter: None, now ,"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            encode_files(path, target, used, column="text", **options)
+    write_csv(path, texts[::-1])
+    with pytest.raises(ValueError, match=r"\(input: \w{16}, now \w{16}\)"):
+        encode_files(path, target, model, column="text")
+    write_csv(path, texts)
+    journal = json.loads((target / "job.json").read_text())
+    for name in ("kind", "delimiter", "header", "blank"):  # as version 0.1.0 wrote it
+        del journal[name]
+    (target / "job.json").write_text(json.dumps(journal))
+    assert encode_files(path, target, model, column="text").rows_found == 9
+    assert contents(target) | {"job.json": b""} == before | {"job.json": b""}
+
+
+# processors and versions of the nodes
+
+EQUAL = {"onnxsim_embed": onnxsim_embed.__version__, "onnxruntime": encoder.RUNTIME_VERSION}
+
+
+@pytest.mark.parametrize(
+    ("driver", "node", "loaded", "precision", "error"),
+    [(True, False, False, "auto", "no VNNI.*'fp32'"), (False, True, False, "auto", "chose fp32"),
+     (True, False, True, "auto", "chose int8"), (True, True, False, "auto", None),
+     (False, False, False, "auto", None), (True, False, False, "fp32", None),
+     (True, False, False, "int8", None), (True, False, True, "int8", None)],
+)  # fmt: skip
+def test_int8_is_never_the_driver_s_choice_for_other_processors(
+    artifact, model, monkeypatch, caplog, driver, node, loaded, precision, error
+):
+    """A stand-in for two processors, with and without VNNI."""
+    reasons = {True: "VNNI", False: "no VNNI"}
+    monkeypatch.setattr(choosing, "int8_supported", lambda: (driver, reasons[driver]))
+    _, options, provenance = prepare_model(model if loaded else str(artifact), precision)
+    options.check_node("10.0.0.1", (driver, reasons[driver], EQUAL))
+    caplog.clear()
+    if error is None:
+        options.check_node("10.0.0.7", (node, reasons[node], EQUAL))
+    else:
+        with pytest.raises(OnnxsimEmbedError, match=rf"node 10\.0\.0\.7: .*{error}"):
+            options.check_node("10.0.0.7", (node, reasons[node], EQUAL))
+    unlike = provenance.precision == "int8" and not node and error is None
+    assert ("10.0.0.7" in caplog.text) is unlike
+
+
+@pytest.mark.parametrize(("facts", "message"), [
+    ((False, "no VNNI", EQUAL), "no VNNI"),
+    ((True, "", EQUAL | {"onnxruntime": "1.9"}), r"\(onnxruntime: .*, now 1\.9\)"),
+])  # fmt: skip
+def test_a_node_that_would_compute_other_vectors_stops_the_run(
+    encoded, model, tmp_path, monkeypatch, facts, message
+):
+    import ray.data
+
+    directory, _, _ = encoded
+    packed, options, _ = prepare_model(model)
+    monkeypatch.setattr(encoder, "node_facts", lambda: facts)
+    with pytest.raises(OnnxsimEmbedError, match=f"node .*{message}"):
+        encode_files(directory / "part0.csv", tmp_path / "v", model, column="text")
+    assert names(tmp_path / "v") in ([], ["job.json"])
+    with pytest.raises(OnnxsimEmbedError, match=f"node .*{message}"):  # in an actor
+        encoder.TextEncoder(PackedModel.of(packed), options, 1)
+    ds = ray.data.from_items([{"text": "a"}])
+    with pytest.raises(OnnxsimEmbedError, match=f"node .*{message}"):
+        encode_dataset(ds, model)
 
 
 def test_mistakes_are_errors_without_ray_s_words(encoded, model, tmp_path):
@@ -253,7 +386,7 @@ def test_a_dataset_gets_vectors(model, tmp_path):
     assert [row["id"] for row in rows] == list(range(71))
     assert np.array_equal(np.stack([row["vector"] for row in rows[:70]]), model.encode(texts[:70]))
     assert {row["vector_error"] for row in rows[:70]} == {None}
-    assert (rows[70]["vector"], rows[70]["vector_error"]) == (None, "no text (null)")
+    assert (rows[70]["vector"], rows[70]["vector_error"]) == (None, "has no text (null)")
 
 
 def test_a_damaged_copy_of_the_model_is_made_anew(model, tmp_path, monkeypatch):
@@ -330,12 +463,15 @@ def test_an_interrupted_graph_continues(vectors, tmp_path, monkeypatch):
     before = {path.name: path.stat().st_mtime_ns for path in shards.glob("part-*")}
     with pytest.raises(ValueError, match=r"\(threshold: 0.3, now 0.4\)"):
         write_graph(vectors, tmp_path / "g", threshold=0.4, block_rows=64)
-    with pytest.raises(ValueError, match="--engine ray"):
+    with pytest.raises(ValueError, match=r"onnxsim_embed\.ray\.write_graph"):
         onnxsim_embed.write_graph(vectors, tmp_path / "g", threshold=0.3)
     made = write_graph(vectors, tmp_path / "g", threshold=0.3)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "g").glob("p*")}
     assert [name for name in after if after[name] != before.get(name)] == ["part-00002.npz"]
     assert np.array_equal(made.to_matrix().data, similarity_matrix(vectors, threshold=0.3).data)
+    assert write_graph(vectors, tmp_path / "g", threshold=0.3) == made
+    with pytest.raises(FileExistsError, match=r"threshold: 0\.3, now 0\.4"):
+        write_graph(vectors, tmp_path / "g", threshold=0.4)
     assert not (tmp_path / ".g.partial").exists()
 
 
@@ -411,7 +547,31 @@ def test_the_commands_do_both(artifact, run, texts_csv, tmp_path):
     code, out, _ = run(
         "encode", texts_csv, "--engine", "ray", "-c", "text", "-m", artifact, "-o", target
     )
-    assert (code, out.splitlines()[0]) == (0, "Found 12 rows of an earlier run.")
+    assert (code, out.splitlines()[:3]) == (0, [
+        f"{texts_csv}: 2 of 12 texts are empty: rows 2, 3.",
+        f"Read {texts_csv}: column 'text' (as chosen), delimiter ','.",
+        "Found 12 rows of an earlier run.",
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "ids", "code"), [
+    ([], [0, 2], 0), (["--on-error", "skip"], [0, 2], 0), (["--on-error", "blank"], [0, 1, 2], 0),
+    (["--on-error", "fail"], None, 1), (["--strict"], None, 1), (["--strict", "--on-error", "fail"], None, 1),
+])  # fmt: skip
+def test_delimiter_header_and_rows_without_a_text(run, artifact, tmp_path, arguments, ids, code):
+    path, target = tmp_path / "a.csv", tmp_path / "v"
+    path.write_text('1|a road\n2\n3|the, "sun"\n')
+    reading = ["--delimiter", "|", "--no-header", "-c", "1", *arguments]
+    got = run("encode", path, "--engine", "ray", "-m", artifact, "-o", target, *reading)
+    assert got[0] == code
+    if ids is None:
+        assert "row 1 has no text (null)" in got[2]
+        return
+    texts = ["a road", "", 'the, "sun"']
+    stored = open_vectors(target)
+    assert stored.ids() == ids
+    expected = Embedder(artifact).encode([texts[row] for row in ids])
+    assert np.array_equal(stored.read(), expected)
 
 
 @pytest.mark.parametrize(
@@ -421,8 +581,7 @@ def test_the_commands_do_both(artifact, run, texts_csv, tmp_path):
         ("encode - -o v --engine ray", "standard input"),
         ("encode t.csv -o v.npy --engine ray", "directory"),
         ("encode t.csv -o v --engine ray --dtype int8", "--dtype"),
-        ("encode t.csv -o v --engine ray --delimiter ;", "--delimiter"),
-        ("encode t.csv -o v --engine ray --no-header", "--no-header"),
+        ("encode t.csv -o v --engine ray --strict --on-error skip", "--strict"),
         ("similarity v -o g --engine ray --on-error skip", "--on-error"),
         ("encode t.csv -o v.npy --id-column n", "--id-column"),
         ("similarity v -o m.npz --engine ray", "directory"),

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib
 import io
 import json
+import pkgutil
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -18,9 +22,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+import onnxsim_embed.ray
 from onnxsim_embed.errors import TableError
+from onnxsim_embed.files.texts import iter_texts
 from onnxsim_embed.ray import texts as ray_texts
-from onnxsim_embed.ray.texts import Columns, TextFile, group_files, read_shards, survey, with_rows
+from onnxsim_embed.ray.texts import (
+    Columns,
+    TextFile,
+    group_files,
+    read_shards,
+    repeated_ids,
+    survey,
+    with_rows,
+)
 
 TEXTS = ["a road", 'the "old" river, by the sea', "two\nlines\r\nmore", "", "  ", "007", "1.50", "naïve 漢字 🙂", "NA", "true"]  # fmt: skip
 IDS = [f"{number:03}" for number in range(len(TEXTS))]
@@ -80,7 +94,7 @@ def shards_of(files, shard_rows, columns=Columns(), id_type="int64", finished=()
 
 
 def rows_of(shards):
-    return [pair for shard in shards for pair in zip(shard.ids, shard.values, strict=True)]
+    return [pair for shard in shards for pair in zip(shard.ids, shard.texts, strict=True)]
 
 
 # survey
@@ -122,25 +136,64 @@ def test_the_digest_tells_contents_apart(tmp_path, ending):
     assert digests[-1] == digests[0]
 
 
-def test_values_that_are_not_texts_are_handed_on(tmp_path):
-    """The encoder reports them row by row."""
-    values = [None, 5, 1.5, True, ["a"], {"b": 1}, "\ud800", "good"]
-    path = write(tmp_path / "part-0000", as_jsonl(range(8), values))
-    columns = Columns("text", "id", "jsonl")
+@pytest.mark.parametrize("on_error", ["skip", "blank"])
+def test_rows_without_a_text_are_handed_on_with_the_reason(tmp_path, on_error):
+    values = [None, 5, ["a"], "\ud800", "good", ""]
+    path = write(tmp_path / "part-0000", as_jsonl(range(6), values))
+    columns = Columns("text", "id", "jsonl", on_error=on_error)
     files, id_type = surveyed([path], columns)
-    assert rows_of(shards_of(files, 3, columns, id_type)) == list(enumerate(values))
+    shards = shards_of(files, 4, columns, id_type)
+    assert rows_of(shards) == [*((row, "") for row in range(4)), (4, "good"), (5, "")]
+    reasons = [f"has no text ({held})" for held in ("null", "5", "['a']")]
+    reasons.append("has no valid Unicode text ('\\ud800')")
+    assert [shard.problems for shard in shards] == [dict(enumerate(reasons)), {}]
+    assert files[0].report.empty == [5]
+    with pytest.raises(TableError) as one_process:
+        list(iter_texts(path, "text", kind="jsonl"))
+    with pytest.raises(TableError) as caught:
+        survey(path, replace(columns, on_error="fail"))
+    assert str(caught.value) == str(one_process.value)
+
+
+def test_a_malformed_row_is_skipped_with_its_place(tmp_path):
+    path = write(tmp_path / "a.jsonl", b'{"id": 1, "text": "a"}\n{"id"\n{"id": 3, "text": "c"}\n')
+    files, id_type = surveyed([path], TWO)
+    [shard] = shards_of(files, 9, TWO, id_type)
+    assert shard.ids == [1, f"{path}: row 1", 3]
+    assert shard.problems[1].startswith("is not JSON")
+    with pytest.raises(TableError, match="row 1 has no id"):
+        survey(path, replace(TWO, on_error="blank"))
+
+
+def test_delimiters_and_headers_are_those_of_one_process(tmp_path):
+    path = write(tmp_path / "a.csv", "a b;c, d\ne;f\n")
+    for options in ({"delimiter": ";", "header": False}, {"header": False}, {"delimiter": ","}):
+        columns = Columns("0" if "header" in options else "a b;c", **options)
+        files, _ = surveyed([path], columns)
+        expected = list(iter_texts(path, columns.text, **options))
+        assert [shard.texts for shard in shards_of(files, 9, columns)] == [expected]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_repeated_ids_are_counted(tmp_path, ending):
+    for number, ids in enumerate([["a", "b", "c"], ["d", "b", "b"]]):
+        write(tmp_path / f"{number}.{ending}", FORMATS[ending](ids, TEXTS[:3]))
+    files, _ = surveyed(sorted(tmp_path.iterdir()), TWO)
+    assert (repeated_ids(files[:1]), repeated_ids(files)) == (0, 2)
+    assert repeated_ids(surveyed(sorted(tmp_path.iterdir()), Columns("text"))[0]) == 0
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [(None, "None"), (1.5, "1.5"), (True, "True"), (2**63, "9223372036854775808"), ("\ud800", r"'\ud800'"),
-     ([1], "[1]"), ("7", "of type int64")],
+     ([1], "[1]"), ("7", "of type int64"), ("", "''")],
 )  # fmt: skip
 def test_an_invalid_id_is_named_before_anything_is_encoded(tmp_path, name, reason):
     path = write(tmp_path / "a.jsonl", as_jsonl([1, 2, name, 4], "abcd"))
     with pytest.raises(TableError) as caught:
         survey(path, TWO)
-    assert str(caught.value).startswith(f"{path}: row 2 has ")
+    assert "row 2 has " in str(caught.value)
+    assert str(caught.value).startswith(path)
     assert reason in str(caught.value)
     assert str(caught.value).isprintable()
 
@@ -237,7 +290,7 @@ def test_ids_go_with_their_texts_over_files_of_several_formats(tmp_path, shard_r
 
 
 def test_reading_is_lazy_and_ends_with_the_last_missing_shard(tmp_path, monkeypatch):
-    taken, read = [], ray_texts.iter_column
+    taken, read = [], ray_texts.iter_rows
 
     def counted(*arguments, **options):
         for value in read(*arguments, **options):
@@ -246,7 +299,7 @@ def test_reading_is_lazy_and_ends_with_the_last_missing_shard(tmp_path, monkeypa
 
     write_lines(tmp_path, [100])
     files, _ = surveyed([tmp_path / "000.txt"])
-    monkeypatch.setattr(ray_texts, "iter_column", counted)
+    monkeypatch.setattr(ray_texts, "iter_rows", counted)
     finished = [0, 2, 3, 4, 5, 6, 7, 8, 9]
     assert [shard.number for shard in shards_of(files, 10, finished=finished)] == [1]
     assert len(taken) == 20
@@ -276,7 +329,7 @@ def test_an_object_store_is_asked_for_much_at_a_time(tmp_path, monkeypatch, endi
     monkeypatch.setattr(ray_texts, "READ_BYTES", 100_000)
     monkeypatch.setattr(ray_texts, "open_file", lambda name: Store(Path(name).read_bytes()))
     files, id_type = surveyed([path], TWO)
-    assert [shard.values for shard in shards_of(files, 1000, TWO, id_type)] == [texts]
+    assert [shard.texts for shard in shards_of(files, 1000, TWO, id_type)] == [texts]
     assert set(asked) == {100_000}
 
 
@@ -302,6 +355,16 @@ def test_a_file_with_other_rows_stops_before_a_shard_is_wrong(tmp_path, which, r
     assert shards == expected[: len(shards)]
 
 
+def test_a_file_that_was_written_since_the_survey_is_not_read(tmp_path):
+    """Although it has as many rows."""
+    write_lines(tmp_path, [4])
+    files, _ = surveyed(tmp_path.iterdir())
+    time.sleep(0.01)
+    write(tmp_path / "000.txt", "other text\n" * 4)
+    with pytest.raises(TableError, match="changed"):
+        shards_of(files, 2)
+
+
 @pytest.mark.parametrize(("before", "after"), [([1, 2], ["1", "2"]), (["1", "2"], [1, 2]), ([1, 2], [1, None])])  # fmt: skip
 def test_ids_that_change_their_type(tmp_path, before, after):
     path = write(tmp_path / "a.jsonl", as_jsonl(before, "ab"))
@@ -312,6 +375,12 @@ def test_ids_that_change_their_type(tmp_path, before, after):
 
 
 # where Ray is not installed
+
+
+def test_no_public_name_hides_a_submodule():
+    for module in pkgutil.iter_modules(onnxsim_embed.ray.__path__):
+        imported = importlib.import_module(f"onnxsim_embed.ray.{module.name}")
+        assert getattr(onnxsim_embed.ray, module.name) is imported
 
 
 def test_neither_the_package_nor_its_command_line_imports_ray():
