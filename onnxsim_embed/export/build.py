@@ -71,8 +71,8 @@ Float32 = npt.NDArray[np.float32]
 # Time that float32 parts of int8 may add by default, as a share of the time without them.
 INT8_EFFORT = 0.05
 
-# Where int8 misses its threshold, more and more is computed in float32, up to a share of MAX_EFFORT.
-MORE_EFFORT, MAX_EFFORT = (1.5, 2, 4, 8, 16), 0.8
+# Where int8 misses its threshold, more and more is computed in float32, in the end all linears (1.6).
+MORE_EFFORT, MAX_EFFORT = (1.5, 2, 4, 8, 16, 32), 1.7
 
 # Facts of a checkpoint that the manifest repeats.
 SHARED_FACTS = (

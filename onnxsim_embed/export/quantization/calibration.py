@@ -109,11 +109,9 @@ def observe(
                 flat = value.reshape(ids.size, -1)
                 sample = flat[sampled.ravel()]
                 batches[name].append(Activations(flat.min(axis=0), flat.max(axis=0), sample))
-    return {
-        name: Activations(
-            np.min([batch.low for batch in seen], axis=0),
-            np.max([batch.high for batch in seen], axis=0),
-            np.concatenate([batch.rows for batch in seen]),
-        )
-        for name, seen in batches.items()
-    }
+    result = {}
+    for name in list(batches):
+        seen = batches.pop(name)  # joined one by one: not all samples are in memory twice
+        lows, highs, samples = zip(*((b.low, b.high, b.rows) for b in seen), strict=True)
+        result[name] = Activations(np.min(lows, 0), np.max(highs, 0), np.concatenate(samples))
+    return result
