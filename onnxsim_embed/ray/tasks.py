@@ -58,7 +58,12 @@ def retry_actors(context: Any) -> None:  # noqa: ANN401 - Ray Data's DataContext
 
 
 def actor_pool(count: int) -> Any:  # noqa: ANN401
-    """Return a pool of actors that continues with fewer after the loss of a node."""
+    """Return a pool of actors that continues with fewer after the loss of a node.
+
+    An actor has one shard and the next: with Ray's default of more, a small object store spills to disk.
+    """
     from ray.data import ActorPoolStrategy
 
-    return ActorPoolStrategy(min_size=1, max_size=count, initial_size=count)
+    return ActorPoolStrategy(
+        min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=2
+    )
