@@ -1,6 +1,7 @@
 """Architectures that are traced: the same artifact, compared with PyTorch."""
 
 import functools
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -62,6 +63,7 @@ KINDS = {
     "mpnet": PADDED_WITH_1,
     "nomic_bert": SMALL,
 }  # fmt: skip
+FEW = ("albert", "deberta-v2", "modernbert")  # each takes seconds; `make interop` traces all
 # Where padding is token 1.
 OTHER_ORDER = ["[CLS]", "[PAD]", "[SEP]", *(t for t in VOCABULARY if t not in ("[CLS]", "[PAD]", "[SEP]"))]  # fmt: skip
 
@@ -125,7 +127,7 @@ def traced(tmp_path_factory):
     return export
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS if os.environ.get("ONNXSIM_EMBED_ALL_TRACES") else FEW)
 def test_an_architecture_is_traced_and_equals_pytorch(traced, kind):
     directory, artifact = traced(kind)
     manifest = artifact.manifest
@@ -139,11 +141,6 @@ def test_an_architecture_is_traced_and_equals_pytorch(traced, kind):
     assert (report["reference"], report["problems"], report["batch_variant"]) == ("PyTorch", [], 0)
     assert report["lengths_min_cosine"] > 0.99999
     check_hidden_states(directory, artifact.directory / MODEL_FILES["fp32"])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_int8_of_a_traced_model_is_verified(traced, kind):
-    manifest = traced(kind)[1].manifest
     assert manifest.verification["int8"]["batch_variant"] == 0
     assert manifest.verification["int8"]["mean_cosine"] >= 0.995
     int8 = manifest.precisions["int8"]
