@@ -105,7 +105,7 @@ def run(monkeypatch, capsys):
 
 
 @pytest.fixture
-def refuse(run):
+def reject(run):
     """Call the program, expecting exit code 2 (or another) and one line; return the line."""
 
     def call(*arguments, code=2):

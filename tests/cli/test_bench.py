@@ -26,14 +26,14 @@ def test_own_texts_are_measured(run, artifact, texts_csv, tmp_path, monkeypatch)
     assert list(result["systems"]) == ["ours-int8", "ours-fp32"]
 
 
-def test_an_unknown_peer_or_case_is_one_line(refuse, artifact):
-    assert "unknown peer 'jax'; allowed are torch, " in refuse("bench", "--against", "torch,jax")
-    assert "unknown case 'speed'; allowed are latency, growth, start" in refuse(
+def test_an_unknown_peer_or_case_is_one_line(reject, artifact):
+    assert "unknown peer 'jax'; allowed are torch, " in reject("bench", "--against", "torch,jax")
+    assert "unknown case 'speed'; allowed are latency, growth, start" in reject(
         "bench", "--cases", "speed"
     )
 
 
-def test_results_that_are_there_are_kept(refuse, artifact, tmp_path):
+def test_results_that_are_there_are_kept(reject, artifact, tmp_path):
     (tmp_path / "text.json").write_text("{}")
-    assert "--force" in refuse("bench", "--model", artifact, "-o", tmp_path)
+    assert "--force" in reject("bench", "--model", artifact, "-o", tmp_path)
     assert (tmp_path / "text.json").read_text() == "{}"

@@ -168,10 +168,10 @@ def test_printed_texts_are_short_and_printable(run, files, artifact):
         ("cluster", "in.csv", "-o", "old.csv"),
     ],
 )
-def test_outputs_are_replaced_only_by_force_and_quietly(run, refuse, files, arguments):
+def test_outputs_are_replaced_only_by_force_and_quietly(run, reject, files, arguments):
     (files / "old.csv").write_text("old")
     arguments = (*arguments, "--vectors", "v.npy", "-q")
-    assert "--force" in refuse(*arguments)
+    assert "--force" in reject(*arguments)
     assert (files / "old.csv").read_text() == "old"
     assert run(*arguments, "--force") == (0, "", "")
     assert (files / "old.csv").read_text() != "old"
@@ -193,8 +193,8 @@ def test_outputs_are_replaced_only_by_force_and_quietly(run, refuse, files, argu
         (["cluster", "in.csv", "-o", "out.csv", "--vectors", "v.npy", "-t", "-1"], "-1"),
     ],
 )  # fmt: skip
-def test_a_wrong_call_writes_nothing(refuse, files, arguments, message):
+def test_a_wrong_call_writes_nothing(reject, files, arguments, message):
     np.save("2.npy", VECTORS[:2])
     before = sorted(files.iterdir())
-    assert message in refuse(*arguments)
+    assert message in reject(*arguments)
     assert sorted(files.iterdir()) == before

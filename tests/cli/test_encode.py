@@ -94,7 +94,7 @@ def test_number_format_width_and_length_are_those_asked_for(
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_ranges_are_computed_saved_and_read_from_a_file(
-    run, refuse, tmp_path, artifact, texts_csv, monkeypatch, dtype
+    run, reject, tmp_path, artifact, texts_csv, monkeypatch, dtype
 ):
     vectors = Embedder(artifact).encode(TEXTS)
     arguments = ["encode", texts_csv, "-m", artifact, "--dtype", dtype, "-o"]
@@ -109,9 +109,9 @@ def test_ranges_are_computed_saved_and_read_from_a_file(
     monkeypatch.setattr("onnxsim_embed.cli.encode.RANGE_TEXTS", 5)
     assert "from 5 of 12 texts" in run(*arguments, tmp_path / "sampled.npy")[1]
     assert (np.load(tmp_path / "sampled.npy") != computed).any()
-    assert "ranges.npy exists" in refuse(*arguments, tmp_path / "n.npy", *saving)
+    assert "ranges.npy exists" in reject(*arguments, tmp_path / "n.npy", *saving)
     (tmp_path / "one.txt").write_text("a road\n")
-    assert "at least 2 texts" in refuse(
+    assert "at least 2 texts" in reject(
         "encode", tmp_path / "one.txt", *arguments[2:], tmp_path / "n.npy"
     )
 
@@ -126,7 +126,7 @@ def test_given_ranges_are_used(run, tmp_path, artifact, texts_csv):
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected, strict=True)
 
 
-def test_the_report_says_what_the_run_did(run, refuse, tmp_path, artifact, texts_csv):
+def test_the_report_says_what_the_run_did(run, reject, tmp_path, artifact, texts_csv):
     report, output = tmp_path / "report.json", tmp_path / "v.npy"
     arguments = ["encode", texts_csv, "-m", artifact, "--precision", "int8", "--report", report]
     assert run(*arguments, "-o", output)[0] == 0
@@ -137,17 +137,17 @@ def test_the_report_says_what_the_run_did(run, refuse, tmp_path, artifact, texts
     assert 0 < table["seconds_tokenize"] < table["seconds"]
     for unit in ("texts", "tokens"):
         assert table[f"{unit}_per_second"] == pytest.approx(table[unit] / table["seconds"])
-    assert "report.json exists" in refuse(*arguments, "-o", tmp_path / "w.npy")
-    assert "target of two outputs" in refuse(*arguments[:-1], output, "-o", output, "--force")
+    assert "report.json exists" in reject(*arguments, "-o", tmp_path / "w.npy")
+    assert "target of two outputs" in reject(*arguments[:-1], output, "-o", output, "--force")
     beside = tmp_path / "v.npy.json"  # the sidecar
-    assert "two outputs" in refuse(*arguments[:-1], beside, "-o", output, "--force")
+    assert "two outputs" in reject(*arguments[:-1], beside, "-o", output, "--force")
     assert names(tmp_path) == ["report.json", "texts.csv", "v.npy", "v.npy.json"]
 
 
-def test_an_existing_output_is_replaced_only_by_force(run, refuse, tmp_path, artifact, texts_csv):
+def test_an_existing_output_is_replaced_only_by_force(run, reject, tmp_path, artifact, texts_csv):
     output = tmp_path / "v.npy"
     output.write_text("mine")
-    assert "--force" in refuse("encode", texts_csv, "-m", artifact, "-o", output)
+    assert "--force" in reject("encode", texts_csv, "-m", artifact, "-o", output)
     assert output.read_text() == "mine"
     assert run("encode", texts_csv, "-m", artifact, "-o", output, "--force")[0] == 0
     assert np.load(output).shape == (len(TEXTS), 32)
@@ -165,11 +165,11 @@ def test_an_existing_output_is_replaced_only_by_force(run, refuse, tmp_path, art
     ],
 )
 def test_broken_input_is_one_line(
-    refuse, tmp_path, artifact, name, content, arguments, code, message
+    reject, tmp_path, artifact, name, content, arguments, code, message
 ):
     (tmp_path / name).write_bytes(content)
     arguments = [tmp_path / name, "-m", artifact, "-o", tmp_path / "v.npy", *arguments]
-    assert message in refuse("encode", *arguments, code=code)
+    assert message in reject("encode", *arguments, code=code)
     assert names(tmp_path) == [name]
 
 
@@ -186,9 +186,9 @@ def test_broken_input_is_one_line(
         (["--device", "gpu"], "unknown device 'gpu'"),
     ],
 )
-def test_a_wrong_setting_is_one_line(refuse, tmp_path, artifact, texts_csv, arguments, message):
+def test_a_wrong_setting_is_one_line(reject, tmp_path, artifact, texts_csv, arguments, message):
     arguments = [texts_csv, "-m", artifact, "-o", tmp_path / "v.npy", *arguments]
-    assert message in refuse("encode", *arguments)
+    assert message in reject("encode", *arguments)
     assert names(tmp_path) == ["texts.csv"]
 
 
@@ -207,13 +207,13 @@ def whole(artifact, tmp_path_factory):
 
 
 def test_a_broken_row_midway_keeps_those_before(
-    run, refuse, tmp_path, artifact, whole, small_blocks
+    run, reject, tmp_path, artifact, whole, small_blocks
 ):
     rows = [json.dumps(line) for line in LINES]
     output = tmp_path / "v.npy"
     arguments = ["encode", tmp_path / "a.jsonl", "-m", artifact, "-o", output]
     write_lines(tmp_path / "a.jsonl", [*rows[:21], '{"text": null}', *rows[22:]])
-    message = refuse(*arguments, code=1)
+    message = reject(*arguments, code=1)
     assert "row 21 has no text (null)" in message
     assert message.endswith("; 21 rows kept: the same command continues\n")
     write_lines(tmp_path / "a.jsonl", rows)
@@ -225,25 +225,25 @@ def test_a_broken_row_midway_keeps_those_before(
 
 
 def test_standard_input_is_continued_when_it_is_piped_again(
-    run, refuse, tmp_path, artifact, whole, small_blocks, monkeypatch
+    run, reject, tmp_path, artifact, whole, small_blocks, monkeypatch
 ):
     output = tmp_path / "v.npy"
     arguments = ["encode", "-", "--format", "jsonl", "-m", artifact, "-o", output]
     rows = [json.dumps(line) for line in LINES]
     pipe(monkeypatch, [*rows[:40], "{"])
-    assert "line 41: row 40 is not JSON" in refuse(*arguments, code=1)
+    assert "line 41: row 40 is not JSON" in reject(*arguments, code=1)
     pipe(monkeypatch, rows)
     assert run(*arguments)[1].startswith("Found 40 rows of an earlier run.")
     assert output.read_bytes() == whole["v.npy"]
 
 
 @pytest.fixture
-def half_done(refuse, tmp_path, artifact):
+def half_done(reject, tmp_path, artifact):
     """The arguments of a command that was stopped after one row."""
     broken = write_lines(tmp_path / "lines.jsonl", ['"a road"', "{"])
     precision = ["--precision", "int8"]
     arguments = ["encode", broken, "-m", artifact, "-o", tmp_path / "v.npy", *precision]
-    message = refuse(*arguments, code=1)
+    message = reject(*arguments, code=1)
     assert message.endswith("; 1 row kept: the same command continues\n")
     write_lines(broken, ['"a road"', '"the sun"'])
     return arguments
@@ -256,19 +256,19 @@ def test_a_continued_run_reports_itself_and_replaces_its_report(run, tmp_path, h
     assert (table["texts"], table["rows"], table["rows_found"]) == (1, 2, 1)
 
 
-def test_another_job_is_refused_by_name(run, refuse, half_done):
+def test_another_job_is_refused_by_name(run, reject, half_done):
     arguments = ["--max-seq-length", 20]
-    got = refuse(*half_done, *arguments)
+    got = reject(*half_done, *arguments)
     assert "(--max-seq-length: 48, now 20)" in got
     assert got.endswith("or start over with --force\n")
     assert run(*half_done, *arguments, "--force")[0] == 0
 
 
-def test_after_force_the_way_on_is_without_it(run, refuse, tmp_path, artifact):
+def test_after_force_the_way_on_is_without_it(run, reject, tmp_path, artifact):
     (tmp_path / "v.npy").write_text("mine")
     broken = write_lines(tmp_path / "lines.jsonl", ['"a road"', '"the sun"', "{"])
     arguments = ["encode", broken, "-m", artifact, "-o", tmp_path / "v.npy"]
-    message = refuse(*arguments, "--force", code=1)
+    message = reject(*arguments, "--force", code=1)
     assert message.endswith("; 2 rows kept: the same command without --force continues\n")
     assert (tmp_path / "v.npy").read_text() == "mine"
     write_lines(broken, ['"a road"', '"the sun"'])
@@ -312,12 +312,12 @@ def fed_until(artifact, output, lines, rows):
 
 @pytest.mark.parametrize("name", ["v.npy", "v.parquet"])
 def test_a_killed_run_is_continued_and_no_byte_differs(
-    run, refuse, tmp_path, artifact, whole, lines_txt, small_blocks, name
+    run, reject, tmp_path, artifact, whole, lines_txt, small_blocks, name
 ):
     output = tmp_path / name
     arguments = ["encode", lines_txt, "-m", artifact, "-o", output]
     with fed_until(artifact, output, LINES[:44], 32) as process:
-        assert f"another process is writing {output}" in refuse(*arguments, code=1)
+        assert f"another process is writing {output}" in reject(*arguments, code=1)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
     assert names(tmp_path) == [f".{name}.partial", "lines.txt"]

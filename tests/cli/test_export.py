@@ -45,12 +45,12 @@ def test_sizes_and_fidelity_are_one_table(run, checkpoint, tmp_path, few_texts):
         assert fact in out
 
 
-def test_export_replaces_an_artifact_only_by_force(run, refuse, tmp_path, checkpoint, monkeypatch):
+def test_export_replaces_an_artifact_only_by_force(run, reject, tmp_path, checkpoint, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("export", checkpoint, "--precision", "fp32")[0] == 0
     target = tmp_path / f"{checkpoint.name}-onnx"  # the default name
     before = (target / "onnxsim_embed.json").read_bytes()
-    assert "--force" in refuse("export", checkpoint)
+    assert "--force" in reject("export", checkpoint)
     assert (target / "onnxsim_embed.json").read_bytes() == before
     assert run("export", checkpoint, "--force")[0] == 0
     assert (target / "onnx/model_int8.onnx").exists()
@@ -68,23 +68,23 @@ def test_export_replaces_an_artifact_only_by_force(run, refuse, tmp_path, checkp
         ("--min-fidelity", "2,0", "got '2,0'"),
     ],
 )
-def test_a_wrong_option_names_what_is_allowed(refuse, checkpoint, tmp_path, option, value, message):
-    assert message in refuse("export", checkpoint, "-o", tmp_path / "a", option, value)
+def test_a_wrong_option_names_what_is_allowed(reject, checkpoint, tmp_path, option, value, message):
+    assert message in reject("export", checkpoint, "-o", tmp_path / "a", option, value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_of_no_model_lists_the_recipes(refuse, tmp_path):
-    message = refuse("export", tmp_path / "nowhere", "-o", tmp_path / "new", code=1)
+def test_export_of_no_model_lists_the_recipes(reject, tmp_path):
+    message = reject("export", tmp_path / "nowhere", "-o", tmp_path / "new", code=1)
     assert "all-MiniLM-L6-v2" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_calibration_texts_come_from_a_file(run, refuse, tmp_path, checkpoint):
+def test_calibration_texts_come_from_a_file(run, reject, tmp_path, checkpoint):
     texts, target = tmp_path / "texts.csv", tmp_path / "new"
     lines = "".join(f"{i},project {i} in the village\n" for i in range(30))
     texts.write_text(f"id,name\n{lines}", encoding="utf-8")
     arguments = ["export", checkpoint, "-o", target, "--calibrate", texts]
-    assert "id, name" in refuse(*arguments)
+    assert "id, name" in reject(*arguments)
     code, out, _ = run(*arguments, "--column", "name", "--min-fidelity", "0.5,0.1")
     assert (code, target.is_dir()) == (0, True), out
 

@@ -104,15 +104,15 @@ def test_a_worse_model_is_reported_in_bold_even_when_quiet(
     assert bool(text) == (worse or not quiet)
 
 
-def test_errors_are_one_line(refuse, pairs_csv, tmp_path, checkpoint):
+def test_errors_are_one_line(reject, pairs_csv, tmp_path, checkpoint):
     output = ["-o", tmp_path / "o", "-m", checkpoint]
-    assert "none.csv" in refuse("finetune", tmp_path / "none.csv", *output, code=1)
-    assert "source_sentence" in refuse("finetune", pairs_csv, *output)
+    assert "none.csv" in reject("finetune", tmp_path / "none.csv", *output, code=1)
+    assert "source_sentence" in reject("finetune", pairs_csv, *output)
     header = "source_sentence,target_sentence\n"
     pairs_csv.write_text(header + "a,b\n", encoding="utf-8")
-    assert "at least 10" in refuse("finetune", pairs_csv, *output)
+    assert "at least 10" in reject("finetune", pairs_csv, *output)
     pairs_csv.write_text(header + "a,\n", encoding="utf-8")
-    assert "row 0" in refuse("finetune", pairs_csv, *output, code=1)
+    assert "row 0" in reject("finetune", pairs_csv, *output, code=1)
     assert not (tmp_path / "o").exists()
 
 

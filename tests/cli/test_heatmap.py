@@ -65,34 +65,34 @@ def test_vectors_with_and_without_texts(run, tmp_path, vectors, drawn, ending):
 
 
 @pytest.mark.parametrize("kind", ["vectors", "texts"])
-def test_too_many_rows_name_the_limit(refuse, artifact, vectors, tmp_path, monkeypatch, kind):
+def test_too_many_rows_name_the_limit(reject, artifact, vectors, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(graph_files, "HEATMAP_ROWS", 5)
     file = vectors
     if kind == "texts":
         file = tmp_path / "t.txt"
         file.write_text("word\n" * 9, encoding="utf-8")
-    line = refuse("heatmap", file, "-o", tmp_path / "m.png", "-m", artifact)
+    line = reject("heatmap", file, "-o", tmp_path / "m.png", "-m", artifact)
     assert "at most 5 rows; draw the first with --limit 5" in line
     assert not (tmp_path / "m.png").exists()
 
 
-def test_what_cannot_be_drawn_is_one_line(refuse, vectors, tmp_path, monkeypatch):
+def test_what_cannot_be_drawn_is_one_line(reject, vectors, tmp_path, monkeypatch):
     texts, output = tmp_path / "t.txt", tmp_path / "m.png"
     texts.write_text("one\ntwo\n", encoding="utf-8")
-    assert "holds 9 vectors for 2 rows of" in refuse("heatmap", vectors, "-o", output, "--texts", texts)  # fmt: skip
-    assert "--texts requires a file of vectors" in refuse(
+    assert "holds 9 vectors for 2 rows of" in reject("heatmap", vectors, "-o", output, "--texts", texts)  # fmt: skip
+    assert "--texts requires a file of vectors" in reject(
         "heatmap", texts, "-o", output, "--texts", texts
     )
-    assert "pictures can be" in refuse("heatmap", vectors, "-o", tmp_path / "m.xyz")
-    assert "there is no file" in refuse("heatmap", tmp_path / "none.csv", "-o", output, code=1)
+    assert "pictures can be" in reject("heatmap", vectors, "-o", tmp_path / "m.xyz")
+    assert "there is no file" in reject("heatmap", tmp_path / "none.csv", "-o", output, code=1)
     np.save(tmp_path / "empty.npy", np.zeros((0, 4)))
-    assert "holds no rows" in refuse("heatmap", tmp_path / "empty.npy", "-o", output)
+    assert "holds no rows" in reject("heatmap", tmp_path / "empty.npy", "-o", output)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
-        assert "[plot]'" in refuse("heatmap", tmp_path / "none.csv", "-o", output, code=1)
-        assert "[plot]'" in refuse("similarity", "none.csv", "--heatmap", output, code=1)
+        assert "[plot]'" in reject("heatmap", tmp_path / "none.csv", "-o", output, code=1)
+        assert "[plot]'" in reject("similarity", "none.csv", "--heatmap", output, code=1)
     output.write_bytes(b"mine")
-    assert "--force" in refuse("heatmap", vectors, "-o", output)
+    assert "--force" in reject("heatmap", vectors, "-o", output)
     assert output.read_bytes() == b"mine"
 
 

@@ -56,10 +56,10 @@ def test_info_describes_an_artifact(run, artifact):
         assert part in out
 
 
-def test_info_of_other_directories_and_names(refuse, tmp_path, checkpoint):
+def test_info_of_other_directories_and_names(reject, tmp_path, checkpoint):
     for directory in (tmp_path, checkpoint):
-        assert "onnxsim_embed.json" in refuse("info", directory, code=1)
-    assert "onnxsim-embed models" in refuse("info", "no-such-model", code=1)
+        assert "onnxsim_embed.json" in reject("info", directory, code=1)
+    assert "onnxsim-embed models" in reject("info", "no-such-model", code=1)
 
 
 def test_info_describes_vectors_with_and_without_provenance(run, tmp_path, artifact, texts_csv):

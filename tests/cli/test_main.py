@@ -176,10 +176,10 @@ def test_only_errors_raised_on_purpose_are_wrong_calls(run, monkeypatch, fault, 
         ["dedupe", "texts.txt", "-o", "none/out.csv"],
     ],
 )
-def test_what_is_missing_has_one_code_in_every_command(refuse, tmp_path, monkeypatch, arguments):
+def test_what_is_missing_has_one_code_in_every_command(reject, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts.txt").write_text("a road\n")
-    assert "none" in refuse(*arguments, code=1)
+    assert "none" in reject(*arguments, code=1)
     assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
 
 
@@ -226,12 +226,12 @@ def test_the_script_is_installed():
     assert script.load() is cli.main
 
 
-def test_cached_models_are_listed_and_removed(run, refuse, tmp_path, monkeypatch, checkpoint):
+def test_cached_models_are_listed_and_removed(run, reject, tmp_path, monkeypatch, checkpoint):
     monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path))
     (tmp_path / "t.txt").write_text("a road\n")
     assert run("encode", tmp_path / "t.txt", "-m", checkpoint, "-o", tmp_path / "v.npy")[0] == 0
     code, out, _ = run("cache", "list")
     assert (code, "1 model, " in out, "tiny" in out) == (0, True, True)
-    assert "tiny" in refuse("cache", "clear", "other")
+    assert "tiny" in reject("cache", "clear", "other")
     assert run("cache", "clear")[1].startswith("Removed 1 model, ")
     assert run("cache", "list")[1] == f"0 models, 0.0 MB in {tmp_path}\n"

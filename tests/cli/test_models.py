@@ -73,11 +73,11 @@ def test_eval_takes_the_precisions_it_is_given(run, tmp_path, artifact):
     )
 
 
-def test_eval_reads_other_delimiters_and_skips_rows(run, refuse, tmp_path, artifact, caplog):
+def test_eval_reads_other_delimiters_and_skips_rows(run, reject, tmp_path, artifact, caplog):
     path = tmp_path / "pairs.csv"
     path.write_text("a~b~x\nthe road~the river~2\na cat~~4,5\n\ndata~code~1\nsun~sky~4\n")
     arguments = ("eval", path, "-m", artifact, "--precision", "fp32", "--delimiter", "~")
-    assert "row 2 " in refuse(*arguments, code=1)
+    assert "row 2 " in reject(*arguments, code=1)
     code, out, _ = run(*arguments, "--on-error", "skip")
     assert (code, table(out)["fp32"][2]) == (0, "3")
     assert "2 of 6 rows without a pair are skipped: rows 2, 3" in caplog.text
@@ -96,10 +96,10 @@ def test_eval_reads_other_delimiters_and_skips_rows(run, refuse, tmp_path, artif
         ("a,b,1\nc,d,1\n", 2, "two different"),
     ],
 )
-def test_eval_says_what_is_wrong_with_its_file(refuse, tmp_path, artifact, text, code, message):
+def test_eval_says_what_is_wrong_with_its_file(reject, tmp_path, artifact, text, code, message):
     path = tmp_path / "pairs.csv"
     path.write_text(text, encoding="utf-8")
-    assert message in refuse("eval", path, "-m", artifact, code=code)
+    assert message in reject("eval", path, "-m", artifact, code=code)
 
 
 # verify
@@ -135,9 +135,9 @@ def test_verify_against_another_checkpoint_fails(run, artifact, tmp_path, texts_
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", *(MODEL_FILES[p] for p in PRECISIONS)])
-def test_verify_of_a_damaged_file_fails_naming_it(refuse, artifact, tmp_path, name):
+def test_verify_of_a_damaged_file_fails_naming_it(reject, artifact, tmp_path, name):
     copy = shutil.copytree(artifact, tmp_path / "copy")
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
-    assert f"{copy / name} is damaged" in refuse("verify", copy, code=1)
+    assert f"{copy / name} is damaged" in reject("verify", copy, code=1)

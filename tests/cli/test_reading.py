@@ -164,11 +164,11 @@ def test_ids_name_rows_in_every_output(command, tmp_path, vectors):
     ],
 )
 def test_ids_that_cannot_be_are_one_line(
-    refuse, artifact, tmp_path, monkeypatch, arguments, code, message
+    reject, artifact, tmp_path, monkeypatch, arguments, code, message
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text("id,text\n1,a road\n,the sun\n")
-    assert message in refuse("encode", "a.csv", "-m", artifact, *arguments, code=code)
+    assert message in reject("encode", "a.csv", "-m", artifact, *arguments, code=code)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -201,10 +201,10 @@ def test_a_header_that_looks_like_a_text_is_a_warning(command, tmp_path):
     ],
 )
 def test_quantized_vectors_are_not_compared_as_components(
-    refuse, tmp_path, monkeypatch, command, dtype
+    reject, tmp_path, monkeypatch, command, dtype
 ):
     monkeypatch.chdir(tmp_path)
     np.save("v.npy", np.arange(8, dtype=dtype).reshape(2, 4))
     (tmp_path / "t.txt").write_text("a road\na river\n")
-    assert f"{dtype} vectors" in refuse(*command.split())
+    assert f"{dtype} vectors" in reject(*command.split())
     assert not list(tmp_path.glob("m.*"))

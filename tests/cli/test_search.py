@@ -130,10 +130,10 @@ def test_cut_vectors(run, artifact, files, tmp_path):
         (np.ones(32, np.float32), "not vectors of shape"),
     ],
 )  # fmt: skip
-def test_vectors_that_do_not_fit(refuse, artifact, tmp_path, array, message):
+def test_vectors_that_do_not_fit(reject, artifact, tmp_path, array, message):
     np.save(tmp_path / "v.npy", array)
     code = 1 if array.ndim == 1 else 2
-    line = refuse("search", QUERY, "--in", tmp_path / "v.npy", "-m", artifact, code=code)
+    line = reject("search", QUERY, "--in", tmp_path / "v.npy", "-m", artifact, code=code)
     assert re.search(message, line)
 
 
@@ -152,9 +152,9 @@ def test_vectors_that_do_not_fit(refuse, artifact, tmp_path, array, message):
         ((QUERY, "--in", "{}/vectors.npy", "--queries", "{}/q.csv"), "there is no file"),
     ],
 )
-def test_a_wrong_call_is_one_line(refuse, files, arguments, message):
+def test_a_wrong_call_is_one_line(reject, files, arguments, message):
     code = 1 if "there is no" in message else 2
-    assert message in refuse("search", *(part.format(files) for part in arguments), code=code)
+    assert message in reject("search", *(part.format(files) for part in arguments), code=code)
 
 
 # vectors that say what made them
@@ -184,8 +184,8 @@ def test_vectors_are_searched_with_the_precision_and_width_that_made_them(run, a
     assert out.split() == ["1", f"{best.scores[0, 0]:.4f}", str(best.indices[0, 0])]
 
 
-def test_vectors_of_another_model_are_refused(run, refuse, other, described):
-    line = refuse("search", QUERY, "--in", described, "-m", other)
+def test_vectors_of_another_model_are_refused(run, reject, other, described):
+    line = reject("search", QUERY, "--in", described, "-m", other)
     assert f"{described} holds vectors of another model than {other} (" in line
     assert "model digest" in line
     assert line.endswith("or --any-model to search nevertheless\n")
@@ -193,8 +193,8 @@ def test_vectors_of_another_model_are_refused(run, refuse, other, described):
     assert run(*told)[0] == 0
 
 
-def test_vectors_of_another_width_are_refused(refuse, artifact, described):
-    line = refuse("search", QUERY, "--in", described, "-m", artifact, "--truncate-dim", 8)
+def test_vectors_of_another_width_are_refused(reject, artifact, described):
+    line = reject("search", QUERY, "--in", described, "-m", artifact, "--truncate-dim", 8)
     assert re.search(r"\b16\b.*\b8\b", line)
 
 

@@ -112,17 +112,17 @@ def test_the_same_call_goes_on_after_a_stop(run, tmp_path, vectors_npy, how, cod
     assert names(tmp_path) == ["graph", "vectors.npy"]
 
 
-def test_a_directory_is_replaced_only_by_force(run, refuse, tmp_path, vectors_npy):
+def test_a_directory_is_replaced_only_by_force(run, reject, tmp_path, vectors_npy):
     target = tmp_path / "graph"
     assert run("similarity", vectors_npy, "-o", target)[0] == 0
-    assert "graph exists; replace it with --force" in refuse(
+    assert "graph exists; replace it with --force" in reject(
         "similarity", vectors_npy, "-o", target
     )
     assert run("similarity", vectors_npy, "-o", target, "-t", 0.9, "--force")[0] == 0
     assert open_graph(target).threshold == 0.9
     (tmp_path / "mine").mkdir()
     for force in ([], ["--force"]):
-        message = refuse("similarity", vectors_npy, "-o", tmp_path / "mine", *force)
+        message = reject("similarity", vectors_npy, "-o", tmp_path / "mine", *force)
         assert "mine exists and is not a similarity graph; choose another name" in message
 
 
@@ -151,11 +151,11 @@ def test_a_directory_is_replaced_only_by_force(run, refuse, tmp_path, vectors_np
     ],
 )
 def test_outputs_that_make_no_sense_are_refused(
-    refuse, tmp_path, vectors_npy, monkeypatch, arguments, message
+    reject, tmp_path, vectors_npy, monkeypatch, arguments, message
 ):
     monkeypatch.chdir(tmp_path)
     code = 1 if "nowhere" in message else 2
-    assert message in refuse("similarity", vectors_npy, *arguments, code=code)
+    assert message in reject("similarity", vectors_npy, *arguments, code=code)
     assert names(tmp_path) == ["vectors.npy"]
 
 
@@ -174,29 +174,29 @@ def test_an_estimate_writes_nothing(run, tmp_path, vectors_npy, monkeypatch, out
 
 
 @pytest.mark.parametrize("output", [["-o", "m.npz"], ["--pairs", "p.csv"]])
-def test_what_does_not_fit_is_one_line(refuse, tmp_path, vectors_npy, monkeypatch, output):
+def test_what_does_not_fit_is_one_line(reject, tmp_path, vectors_npy, monkeypatch, output):
     monkeypatch.chdir(tmp_path)
     call = ["similarity", vectors_npy, "-t", -1, "--max-memory", "200kB", *output]
-    message = refuse(*call, code=1)
+    message = reject(*call, code=1)
     assert "more than " in message
     monkeypatch.setattr(budget, "SMALL_COMPARISON", 1)
-    message = refuse(*call, code=1)
+    message = reject(*call, code=1)
     assert "about 14,000 scores" in message
     assert "-o DIRECTORY" in message
     assert names(tmp_path) == ["vectors.npy"]
 
 
-def test_more_neighbours_than_fit_are_one_line(refuse, run, tmp_path, vectors_npy):
+def test_more_neighbours_than_fit_are_one_line(reject, run, tmp_path, vectors_npy):
     options = ["--top-k", 100, "--max-memory", "200kB"]
-    message = refuse("similarity", vectors_npy, "-o", tmp_path / "n.csv", *options, code=1)
+    message = reject("similarity", vectors_npy, "-o", tmp_path / "n.csv", *options, code=1)
     assert "-o DIRECTORY" in message
     assert run("similarity", vectors_npy, "-o", tmp_path / "graph", *options)[0] == 0
     assert open_graph(tmp_path / "graph").nnz == 12_000
 
 
-def test_no_memory_is_refused_before_any_text_is_encoded(refuse, tmp_path, monkeypatch):
+def test_no_memory_is_refused_before_any_text_is_encoded(reject, tmp_path, monkeypatch):
     monkeypatch.setattr("onnxsim_embed.cli.inputs.Inputs.open", lambda *_: pytest.fail("it began"))
-    message = refuse("similarity", tmp_path / "texts.csv", "--max-memory", "0")
+    message = reject("similarity", tmp_path / "texts.csv", "--max-memory", "0")
     assert "--max-memory must be positive" in message
 
 

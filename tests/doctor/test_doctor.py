@@ -383,12 +383,12 @@ def test_the_command_prints_findings_and_fixes_them(run, model):
     assert run("doctor", model)[0] == 0
 
 
-def test_only_the_named_readers_count(run, refuse, model):
+def test_only_the_named_readers_count(run, reject, model):
     change(model / "tokenizer_config.json", model_max_length=512)
     assert run("doctor", model, "--reader", "text-embeddings-inference")[0] == 0
     assert run("doctor", model, "--reader", "fastembed")[0] == 1
-    assert ", ".join(READERS) in refuse("doctor", model, "--reader", "fast")
-    assert str(model / "none") in refuse("doctor", model / "none", code=1)
+    assert ", ".join(READERS) in reject("doctor", model, "--reader", "fast")
+    assert str(model / "none") in reject("doctor", model / "none", code=1)
 
 
 def test_file_contents_cannot_control_a_terminal(run, model):

@@ -158,7 +158,7 @@ def test_a_graph_s_own_sentence_embedding_is_compared(foreign, tmp_path):
 
 
 def test_several_hidden_states_are_listed_and_one_chosen_by_name(
-    foreign, artifact, tmp_path, refuse
+    foreign, artifact, tmp_path, reject
 ):
     edit(foreign, give_inner_states_too)
     with pytest.raises(CheckpointError, match=r"found 2; .*embeddings .*encoded.*onnx_output=NAME"):
@@ -166,7 +166,7 @@ def test_several_hidden_states_are_listed_and_one_chosen_by_name(
     exported = export_model(foreign, tmp_path / "a", precisions=FP32, onnx_output="encoded")
     assert_vectors_of(exported, artifact)
     options = ["--onnx-output", "nothing", "--precision", "fp32"]
-    assert "--onnx-output NAME" in refuse("export", foreign, "-o", tmp_path / "b", *options, code=1)
+    assert "--onnx-output NAME" in reject("export", foreign, "-o", tmp_path / "b", *options, code=1)
     name = "last_hidden_state"
     edit(foreign, lambda model: onnx_files.rename_value(model.graph, "embeddings", name))
     again = export_model(foreign, tmp_path / "c", precisions=FP32, onnx_output="encoded")

@@ -588,9 +588,9 @@ def test_delimiter_header_and_rows_without_a_text(run, artifact, tmp_path, argum
         ("similarity v -o m --engine ray --estimate", "--estimate"),
     ],
 )
-def test_options_that_the_engine_does_not_have(refuse, arguments, message, tmp_path, monkeypatch):
+def test_options_that_the_engine_does_not_have(reject, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert message in refuse(*arguments.split())
+    assert message in reject(*arguments.split())
 
 
 # processors

@@ -393,9 +393,9 @@ def test_neither_the_package_nor_its_command_line_imports_ray():
 
 
 @pytest.mark.parametrize("command", ["encode", "similarity"])
-def test_without_ray_the_extra_is_named(tmp_path, monkeypatch, refuse, command):
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch, reject, command):
     path = write(tmp_path / "a.csv", "text\na\n")
     monkeypatch.setitem(sys.modules, "ray", None)
-    message = refuse(command, path, "--engine", "ray", "-o", tmp_path / "v", code=1)
+    message = reject(command, path, "--engine", "ray", "-o", tmp_path / "v", code=1)
     assert "pip install" in message
     assert "[ray]" in message
