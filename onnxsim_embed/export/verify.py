@@ -174,7 +174,8 @@ def verify_derived(
     """
     logger.info("verifying %s", precision)
     texts = verification_texts() if texts is None else list(texts)
-    model = Embedder(artifact, precision="fp32", device="cpu")
+    if reference is None or precision == "fp16":
+        model = Embedder(artifact, precision="fp32", device="cpu")
     if reference is None:
         reference = model.encode(texts, prompt="")
     if precision != "fp16":
