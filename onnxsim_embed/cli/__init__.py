@@ -82,10 +82,8 @@ def _version(requested: bool) -> None:
 
 def main() -> None:
     """Run the command line; every failure is one line on standard error and an exit code."""
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # any text can be printed, whatever the console's code page
+    # Any text can be printed, whatever the console's code page.
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

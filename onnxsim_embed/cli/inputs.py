@@ -219,10 +219,7 @@ class Texts:
 
     def print_problems(self) -> None:
         """Print rows without a text, and what may be a mistake, after reading."""
-        for message in self.report.problems():
-            warning = message in self.report.warnings
-            if warning or not self.inputs.quiet:
-                typer.echo(name_options(f"{self.path}: {message}."), err=warning)
+        print_problems(self.path, self.report, self.inputs.quiet)
 
     @property
     def rows(self) -> Sequence[int]:
@@ -278,6 +275,14 @@ class Texts:
         hint = "" if dropped else " (--drop-unseen drops them)"
         why = "whose texts differ from others only where the model does not see it"
         self.warn(texts, "dropped" if dropped else "found", why + hint)
+
+
+def print_problems(name: str, report: ReadReport, quiet: bool) -> None:
+    """Print rows without a text, and what may be a mistake, of a file that was read."""
+    for message in report.problems():
+        warning = message in report.warnings
+        if warning or not quiet:
+            typer.echo(name_options(f"{name}: {message}."), err=warning)
 
 
 def with_inputs(command: Command) -> Command:

@@ -112,9 +112,8 @@ def prepare(command: Callable[..., None]) -> Callable[..., None]:
         command(**values)
 
     signature = [p.replace(kind=p.KEYWORD_ONLY) for p in (*parameters.values(), debugging)]
-    run.__doc__ = re.sub(
-        r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or ""
-    )  # typer keeps lines
+    # Typer keeps the lines of a paragraph.
+    run.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
     run.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in signature}
     return run

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnxsim_embed.cli.inputs import Inputs
-from onnxsim_embed.cli.output import counted, name_options, on_terminal
+from onnxsim_embed.cli.inputs import Inputs, print_problems
+from onnxsim_embed.cli.output import counted, on_terminal
 
 if TYPE_CHECKING:
     from onnxsim_embed.ray import EncodedFiles
@@ -59,10 +59,7 @@ def _print_encoded(
     if (more := len(result.remarks) - NAMED_ROWS) > 0:
         typer.echo(f"and {counted(more, 'row')} more, in rejected.jsonl", err=True)
     for name, report in islice(result.reports.items(), NAMED_ROWS):
-        for message in report.problems():
-            warning = message in report.warnings
-            if warning or not quiet:
-                typer.echo(name_options(f"{name}: {message}."), err=warning)
+        print_problems(name, report, quiet)
     if quiet:
         return
     for line in dict.fromkeys(report.describe() for report in result.reports.values()):

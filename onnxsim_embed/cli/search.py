@@ -71,7 +71,7 @@ def search(
     rows = inputs.read(where, encode=encode)
     vectors = rows.vectors
     if not len(vectors):
-        raise ValueError(f"{stored} holds no vectors")
+        raise ValueError(f"{stored or where} holds no vectors")
     dim = truncate_dim or embedder.embedding_dimension
     if vectors.shape[1] != dim:
         raise ValueError(
@@ -102,9 +102,8 @@ def _read_queries(
     given: list[str], file: str | None, column: str | None, inputs: VectorInputs
 ) -> list[str]:
     """Return the queries of the command line, then those of --queries."""
-    asked = [
-        os.fsencode(query).decode(errors="surrogateescape") for query in given
-    ]  # in any locale
+    # In any locale.
+    asked = [os.fsencode(query).decode(errors="surrogateescape") for query in given]
     if file is not None:
         asked += replace(inputs, column=column, id_column=None, kind=None).open(file).read()
     if not asked:
