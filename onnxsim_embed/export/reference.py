@@ -30,9 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Texts in a padded batch: enough for lengths to differ, few enough for a small machine.
 PADDED_TEXTS = 16
-PADDED_SCORES = (
-    PADDED_TEXTS * 512**2
-)  # attention scores of a head: models of 8,192 tokens run alone
+# Attention scores of a head in such a batch: texts of 8,192 tokens run alone.
+PADDED_SCORES = PADDED_TEXTS * 512**2
 
 # With these the added tokens and a text beyond the maximum length; see `probe_texts`.
 PROBES = (

@@ -59,9 +59,8 @@ def trace(checkpoint: Checkpoint, via: str, target: Path) -> tuple[int, int, tup
             for entry in graph.graph.input:
                 if any(axis.dim_value for axis in entry.type.tensor_type.shape.dim):
                     raise ValueError("its graph would take texts of one length only")
-        except (
-            Exception
-        ) as error:  # torch's, optimum's, and KeyError for unregistered architectures
+        # torch's, optimum's, and KeyError for unregistered architectures
+        except Exception as error:
             raise CheckpointError(
                 f"architecture {architecture!r} cannot be exported with via={via!r}: {first_line(error)}"
             ) from error

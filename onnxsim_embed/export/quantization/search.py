@@ -31,7 +31,7 @@ CHANNEL_COUNTS = (0, 4, 8, 16)
 # before the activation computes it too.
 FLOAT_PRODUCT, FLOAT_CHANNEL, FLOAT_LINEAR, SPLIT_CHANNEL = 26.0, 4.0, 1.6, 1.2
 
-# Every so many calibration texts one is for the search, and no more of it than this: short texts lose
+# One in HELD_OUT_STEP calibration texts is for the search, and no more of it than this: short texts lose
 # most, and the search runs them again and again.
 HELD_OUT_STEP, HELD_OUT_TOKENS = 6, 64
 
