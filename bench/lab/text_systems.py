@@ -58,7 +58,7 @@ def ours(precision: str, settings: Settings) -> tuple[Any, Any, Any]:
     )
     if dynamic:
         session = import_module("onnxsim_embed.runtime.session").Session
-        model._pipeline.session = session(dynamic_file(Path(settings["work"])), "cpu")
+        model._pipeline.engine = session(dynamic_file(Path(settings["work"])), "cpu")
 
     def encode(texts: list[str], batch: int) -> Any:  # noqa: ANN401 - an array
         # A lone text goes the way of a query.

@@ -136,7 +136,7 @@ class Embedder(Prompted):
     @property
     def provider(self) -> str:
         """The execution provider that runs the model."""
-        return self._pipeline.session.provider
+        return self._pipeline.engine.provider
 
     @property
     def threads(self) -> int:
@@ -211,7 +211,7 @@ class Embedder(Prompted):
         :raises ValueError: for an unknown prompt, an invalid precision, range, dimension or device.
         :raises ImportError: if tensors are requested without PyTorch.
         """
-        own_device = "cpu" if self._pipeline.session.runs_on_cpu else "cuda"
+        own_device = "cpu" if self._pipeline.engine.runs_on_cpu else "cuda"
         if device is not None and str(device) not in (own_device, str(self._device)):
             raise ValueError(
                 f"this model was loaded on {self.provider}, got device={str(device)!r}; load it with "

@@ -61,7 +61,7 @@ def _load(artifact: Artifact, precision: str, device: Device, threads: int | Non
         provider = first_provider(tried)
         chosen = choose_precision(artifact, precision, provider)
         pipeline = _make_pipeline(artifact, chosen, tried, threads)
-        if device != "auto" or pipeline.session.provider == provider:
+        if device != "auto" or pipeline.engine.provider == provider:
             break
         logger.warning("using the CPU: %s could not be started", provider)
     return LoadedModel(artifact, head, chosen, pipeline)

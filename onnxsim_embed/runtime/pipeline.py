@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.runtime.batching import PADDED_TOKEN_BUDGET, TOKEN_BUDGET, plan_batches
+from onnxsim_embed.runtime.engine import Engine, LoneEngine
 from onnxsim_embed.runtime.postprocess import Mask, Output
 from onnxsim_embed.runtime.report import EncodeReport, TokenBar
-from onnxsim_embed.runtime.session import LoneSession, Session
 from onnxsim_embed.runtime.tokenization import Tokenizer, Tokens
 
 # Texts tokenized together, ahead of inference. Large enough to group equal lengths well, small enough
@@ -54,20 +54,20 @@ class _Window:
 
 
 class Pipeline:
-    """Runs texts through tokenizer, session and pooling; any number of threads may call it.
+    """Runs texts through tokenizer, engine and pooling; any number of threads may call it.
 
-    :param make_session: creates a session with that number of intra-op threads.
+    :param make_engine: creates an engine with that number of threads inside a call.
     :param threads: number of batches run concurrently.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, make_session: Callable[[int], Session], threads: int
+        self, tokenizer: Tokenizer, make_engine: Callable[[int], Engine], threads: int
     ) -> None:
         self.tokenizer = tokenizer
-        self.session = make_session(1)
+        self.engine = make_engine(1)
         self.threads = threads
-        self.token_budget = TOKEN_BUDGET if self.session.runs_on_cpu else PADDED_TOKEN_BUDGET
-        self._make_session = make_session
+        self.token_budget = TOKEN_BUDGET if self.engine.runs_on_cpu else PADDED_TOKEN_BUDGET
+        self._make_engine = make_engine
         self._last_report = EncodeReport()
         self._own_reports = threading.local()
         self._reset_threads()
@@ -77,7 +77,7 @@ class Pipeline:
         """Start without workers: at first, and in a forked child, which has none of its parent's threads."""
         self._lock = threading.Lock()
         self._workers: ThreadPoolExecutor | None = None
-        self._lone = LoneSession(self.session, self._make_session, self.threads)
+        self._lone = LoneEngine(self.engine, self._make_engine, self.threads)
 
     @property
     def last_report(self) -> EncodeReport:
@@ -87,7 +87,7 @@ class Pipeline:
 
     def _finish_report(self, report: EncodeReport, started: float) -> None:
         report.seconds = time.perf_counter() - started
-        report.threads, report.provider = self.threads, self.session.provider
+        report.threads, report.provider = self.threads, self.engine.provider
         self._last_report = self._own_reports.last = report
 
     def stream(
@@ -151,7 +151,7 @@ class Pipeline:
         tokens = self.tokenizer([prefix + text if prefix else text])
         ids, mask = self._inputs(tokens, np.zeros(1, np.int64))
         tokenized = time.perf_counter()
-        hidden = self._lone.run(ids, mask)
+        hidden = self._lone.run(ids, mask, output.pooled)
         ran = time.perf_counter()
         result = output.finish(hidden, mask)[0]
         report = EncodeReport(1, 1, len(tokens.ids), int(tokens.truncated[0]))
@@ -166,7 +166,7 @@ class Pipeline:
     @contextmanager
     def settings(self, *, threads: int, token_budget: int) -> Iterator[None]:
         """Run with other threads and batches inside the block; not while other threads encode."""
-        lone = LoneSession(self.session, self._make_session, threads)
+        lone = LoneEngine(self.engine, self._make_engine, threads)
         inside = {"threads": threads, "token_budget": token_budget, "_workers": None, "_lone": lone}
         before = {name: getattr(self, name) for name in inside}
         vars(self).update(inside)
@@ -218,7 +218,7 @@ class Pipeline:
         self, window: _Window, tokens: Tokens, rows: npt.NDArray[np.int64], batch_size: int | None
     ) -> None:
         """Plan the batches of some rows of a window and hand them to the threads."""
-        padded = not self.session.runs_on_cpu
+        padded = not self.engine.runs_on_cpu
         counts = tokens.counts[rows]
         plan = plan_batches(counts, self.token_budget, batch_size, padded=padded)
         batches = [rows[batch] for batch in plan]
@@ -249,7 +249,8 @@ class Pipeline:
         """Run one batch, write its results into the window, return its number of tokens."""
         started = time.perf_counter()
         ids, mask = self._inputs(tokens, rows)
-        hidden = self._lone.run(ids, mask) if lone else self.session.run(ids, mask)
+        run = self._lone.run if lone else self.engine.run
+        hidden = run(ids, mask, window.output.pooled)
         ran = time.perf_counter()
         window.results[rows] = window.output.finish(hidden, mask)
         pooled = time.perf_counter()
@@ -261,7 +262,7 @@ class Pipeline:
     def _inputs(
         self, tokens: Tokens, rows: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], Mask]:
-        if self.session.runs_on_cpu:
+        if self.engine.runs_on_cpu:
             return tokens.stack(rows), None
         return tokens.pad(rows, self.tokenizer.pad_token_id)
 

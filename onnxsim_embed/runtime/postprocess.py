@@ -20,11 +20,13 @@ class Output(NamedTuple):
     :param finish: maps hidden, float32 (batch, tokens, hidden), and its mask to one result a row.
     :param shape: shape of one text's result.
     :param dtype: dtype of the results.
+    :param pooled: whether `finish` may be given the model's own embeddings (batch, dim) instead.
     """
 
     finish: Callable[[Float32, Mask], npt.NDArray[Any]]
     shape: tuple[int, ...]
     dtype: npt.DTypeLike
+    pooled: bool = False
 
 
 def make_output(head: Head, dim: int, options: EncodeOptions, skip: int = 0) -> Output:
@@ -45,11 +47,12 @@ def make_output(head: Head, dim: int, options: EncodeOptions, skip: int = 0) -> 
         )
     # Quantizing no rows yields the shape and dtype of a row, and checks the ranges.
     sample = quantize_vectors(np.zeros((0, kept), np.float32), options.precision, options.ranges)
-    return Output(
-        lambda hidden, mask: finish_vectors(head(hidden, mask, skip), options),
-        sample.shape[1:],
-        sample.dtype,
-    )
+
+    def finish(hidden: Float32, mask: Mask) -> npt.NDArray[Any]:
+        vectors = hidden if hidden.ndim == 2 else head(hidden, mask, skip)
+        return finish_vectors(vectors, options)
+
+    return Output(finish, sample.shape[1:], sample.dtype, pooled=not skip)
 
 
 def check_truncation(truncate_dim: int | None, dim: int) -> int:

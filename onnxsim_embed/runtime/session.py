@@ -1,11 +1,9 @@
-"""Providers, threads and the ONNX session."""
+"""ONNX Runtime as an engine: providers, threads and the session."""
 
 from __future__ import annotations
 
 import re
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +12,6 @@ import numpy.typing as npt
 from onnxsim_embed.errors import ArtifactError
 from onnxsim_embed.system.hardware import CPU_PROVIDER, GPU_PROVIDERS, available_cpus
 from onnxsim_embed.system.onnx_session import Device, Provider, onnxruntime, start_session
-
-# A lone batch (a single text, for example) that takes longer than this on one thread is run by a
-# second session with several intra-op threads. Measured on two cores: below 3 ms starting and joining
-# threads at every operator costs more than it saves, above it saves up to 45 %. That session holds
-# the weights a second time, so it is created only after repeated lone batches.
-LONE_SECONDS = 0.003
-LONE_CALLS = 3
-LONE_THREADS = 4
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 OPENVINO = ("OpenVINOExecutionProvider", "onnxruntime-openvino")
@@ -86,7 +76,7 @@ def openvino_options(intra_op_threads: int) -> dict[str, str]:
 
 
 class Session:
-    """An ONNX session; any number of threads may share it.
+    """An ONNX session; see `Engine`.
 
     :param path: the ONNX file.
     :param device: see `resolve_providers`.
@@ -126,16 +116,12 @@ class Session:
         return self.provider not in GPU_PROVIDERS
 
     def run(
-        self, input_ids: npt.NDArray[np.int64], attention_mask: npt.NDArray[np.int64] | None = None
+        self,
+        input_ids: npt.NDArray[np.int64],
+        attention_mask: npt.NDArray[np.int64] | None = None,
+        pooled: bool = False,
     ) -> npt.NDArray[np.float32]:
-        """Run the encoder.
-
-        :param input_ids: int64 array (batch, tokens).
-        :param attention_mask: int64 array (batch, tokens), or None if every token is real.
-        :returns: hidden, float32 array (batch, tokens, hidden); a view, not always contiguous.
-        :raises ArtifactError: if onnxruntime fails, as for token ids that the model does not have.
-        :raises ValueError: for padding if the model has no mask as input.
-        """
+        """Run the encoder; see `Engine.run`."""
         feed = {"input_ids": input_ids}
         if self.sequence_major:
             if attention_mask is not None and not attention_mask.all():
@@ -154,44 +140,3 @@ class Session:
                 f"onnxruntime cannot run {self._path} on token ids up to {largest}: {error}"
             ) from error
         return hidden.transpose(1, 0, 2) if self.sequence_major else np.asarray(hidden, np.float32)
-
-
-class LoneSession:
-    """Runs the only batch of a call, on several threads if it is long enough.
-
-    :param session: the session of one thread.
-    :param make_session: creates a session with that number of intra-op threads.
-    :param threads: number of threads that may run.
-    """
-
-    def __init__(
-        self, session: Session, make_session: Callable[[int], Session], threads: int
-    ) -> None:
-        self._session, self._make_session, self._threads = session, make_session, threads
-        self._lock = threading.Lock()
-        self._calls = 0
-        self._token_seconds = float("inf")  # the minimum that a token took
-        self.second: Session | None = None
-
-    def run(
-        self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64] | None
-    ) -> npt.NDArray[np.float32]:
-        """Run the encoder; see `Session.run`."""
-        if self._threads == 1 or not self._session.runs_on_cpu:
-            return self._session.run(ids, mask)
-        # Only one at a time: several lone batches at once occupy the processors as they are.
-        long = ids.size * self._token_seconds > LONE_SECONDS
-        if long and self._lock.acquire(blocking=False):
-            try:
-                self._calls += 1
-                if self.second is None and self._calls > LONE_CALLS:
-                    self.second = self._make_session(min(self._threads, LONE_THREADS))
-                if self.second is not None:
-                    return self.second.run(ids, mask)
-            finally:
-                self._lock.release()
-        started = time.perf_counter()
-        hidden = self._session.run(ids, mask)
-        seconds = (time.perf_counter() - started) / max(1, ids.size)
-        self._token_seconds = min(self._token_seconds, seconds)
-        return hidden

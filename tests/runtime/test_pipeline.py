@@ -15,7 +15,7 @@ import pytest
 from support import TEXTS
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.runtime import pipeline, session
+from onnxsim_embed.runtime import engine, pipeline
 from onnxsim_embed.runtime.session import Session
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -46,17 +46,17 @@ def created_sessions(monkeypatch):
 
 @pytest.mark.parametrize(
     ("seconds", "threads", "made"),
-    [(60.0, 2, [1]), (0.0, 16, [1, session.LONE_THREADS]), (0.0, 1, [1]), (0.0, None, [1])],
+    [(60.0, 2, [1]), (0.0, 16, [1, engine.LONE_THREADS]), (0.0, 1, [1]), (0.0, None, [1])],
     ids=["short texts", "long texts", "one thread", "one processor"],
 )
-def test_repeated_long_texts_get_a_second_session_once(
+def test_repeated_long_texts_get_a_second_engine_once(
     artifact, monkeypatch, seconds, threads, made
 ):
     created = created_sessions(monkeypatch)
-    monkeypatch.setattr(session, "LONE_SECONDS", seconds)
+    monkeypatch.setattr(engine, "LONE_SECONDS", seconds)
     monkeypatch.setattr("onnxsim_embed.runtime.loading.available_cpus", lambda: 1)
     model = Embedder(artifact, threads=threads)
-    for _ in range(3 * session.LONE_CALLS):
+    for _ in range(3 * engine.LONE_CALLS):
         model.encode("water road")
     assert created == made
 
@@ -65,11 +65,11 @@ def test_repeated_long_texts_get_a_second_session_once(
 @pytest.mark.parametrize(
     "model", ["artifact", pytest.param("real_artifact", marks=pytest.mark.real)]
 )
-def test_a_vector_is_the_same_from_either_session(request, monkeypatch, model, precision):
+def test_a_vector_is_the_same_from_either_engine(request, monkeypatch, model, precision):
     model = Embedder(request.getfixturevalue(model), precision=precision, threads=2)
     expected = model.encode(LENGTHS)
-    monkeypatch.setattr(session, "LONE_SECONDS", 0.0)
-    monkeypatch.setattr(session, "LONE_CALLS", 0)
+    monkeypatch.setattr(engine, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "LONE_CALLS", 0)
     model.encode("x")
     for text, vector in zip(LENGTHS, expected, strict=True):
         np.testing.assert_array_equal(model.encode(text), vector)
@@ -80,7 +80,7 @@ def test_a_vector_is_the_same_from_either_session(request, monkeypatch, model, p
 
 
 def test_several_threads_with_lone_and_many_texts_at_once(artifact, monkeypatch):
-    monkeypatch.setattr(session, "LONE_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "LONE_SECONDS", 0.0)
     model = Embedder(artifact, threads=2)
     expected = model.encode(TEXTS)
 
@@ -100,8 +100,8 @@ def test_a_forked_child_encodes(artifact):
     code = """
 import os, sys
 from onnxsim_embed import Embedder
-from onnxsim_embed.runtime import pipeline, session
-session.LONE_SECONDS, session.LONE_CALLS = 0.0, 0
+from onnxsim_embed.runtime import engine, pipeline
+engine.LONE_SECONDS, engine.LONE_CALLS = 0.0, 0
 model = Embedder(sys.argv[1], threads=2)
 texts = [f"water {'road ' * n}" for n in range(40)]
 expected, one = model.encode(texts), [model.encode("a road") for _ in range(3)][-1]
@@ -254,7 +254,7 @@ def test_auto_warns_and_uses_the_cpu_if_cuda_does_not_start(artifact, monkeypatc
     )
     model = Embedder(artifact)
     assert model.provider == CPU
-    assert model._pipeline.session.sequence_major  # the run path's own file
+    assert model._pipeline.engine.sequence_major  # the run path's own file
     assert f"using the CPU: {CUDA} could not be started" in caplog.text
     assert model.encode(TEXTS).shape == (len(TEXTS), 32)
 
