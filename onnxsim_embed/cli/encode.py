@@ -84,6 +84,7 @@ def encode(
             prompt_name=prompt_name,
             normalize_embeddings=normalize,
             truncate_dim=truncate_dim,
+            **inputs.encoding,
             address=address,
         )
         return
@@ -105,6 +106,7 @@ def encode(
         "prompt_name": prompt_name,
         "normalize_embeddings": normalize,
         "truncate_dim": truncate_dim,
+        **inputs.encoding,
         "show_progress_bar": inputs.show_progress_bar,
     }
     limits = None if ranges is None else read_vectors(ranges)
@@ -206,4 +208,5 @@ def _write_report(result: EncodeResult, embedder: Embedder, path: Path) -> None:
         "rows": result.rows,
         "rows_found": result.rows_found,
     }
+    del table["row_tokens"]
     write_json(path, table)

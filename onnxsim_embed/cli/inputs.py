@@ -39,6 +39,8 @@ class Inputs:
     precision: options.Precision = "auto"
     device: options.Device = "auto"
     max_seq_length: options.MaxSeqLength = None
+    long_texts: options.LongTexts = "truncate"
+    stride: options.Stride = 0
     threads: options.Threads = None
     kind: options.Format = None
     delimiter: options.Delimiter = None
@@ -60,6 +62,11 @@ class Inputs:
             "on_error": self.on_error != "fail",
             "device": self.device not in ("auto", "cpu"),
         }
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """The arguments of `encode` for long texts."""
+        return {"long_texts": self.long_texts, "stride": self.stride}
 
     @property
     def show_progress_bar(self) -> bool:
@@ -95,13 +102,16 @@ class Inputs:
             f"{report.seconds_tokenize:.2f} s; summed over threads, run {report.seconds_run:.2f} s "
             f"and pool {report.seconds_pool:.2f} s."
         )
-        for numbers, state in (
-            (report.truncated_rows, f"Truncated to {embedder.max_seq_length} tokens"),
-            (report.unknown_rows, "Of tokens unknown to the model only"),
+        if report.split:
+            typer.echo(f"Encoded as windows of their tokens: {counted(report.split, 'text')}.")
+        lost = f" Cut off: {counted(report.lost_tokens, 'token')}."
+        for numbers, state, more in (
+            (report.truncated_rows, f"Truncated to {embedder.max_seq_length} tokens", lost),
+            (report.unknown_rows, "Of tokens unknown to the model only", ""),
         ):
             if numbers:
                 named = list_rows([rows[number] for number in numbers])
-                typer.echo(f"{state}: {counted(len(numbers), 'text')}, {named}.")
+                typer.echo(f"{state}: {counted(len(numbers), 'text')}, {named}.{more}")
 
 
 class Rows(NamedTuple):
@@ -230,7 +240,8 @@ class Texts:
     def encode(self, texts: list[str]) -> npt.NDArray[Any]:
         """Encode texts, and print the report."""
         embedder = self.inputs.load()
-        vectors = embedder.encode(texts, show_progress_bar=self.inputs.show_progress_bar)
+        show = self.inputs.show_progress_bar
+        vectors = embedder.encode(texts, show_progress_bar=show, **self.inputs.encoding)
         report = embedder.last_report
         self.inputs.print_encoded(embedder, report, self.rows)
         self.truncated[:], self.unknown[:] = report.truncated_rows, report.unknown_rows

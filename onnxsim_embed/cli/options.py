@@ -29,6 +29,12 @@ MaxSeqLength = Annotated[
     int | None,
     Option("--max-seq-length", help="Maximum tokens of a text; default: the model's."),
 ]
+LongTexts = Annotated[
+    str, Option("--long-texts", help="Beyond that length: truncate, or mean of windows.")
+]
+Stride = Annotated[
+    int, Option("--stride", min=0, help="Tokens that windows of --long-texts mean share.")
+]
 Format = Annotated[
     str | None, Option("--format", help="csv, tsv, jsonl, parquet, txt; default: the suffix.")
 ]

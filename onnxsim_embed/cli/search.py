@@ -64,7 +64,9 @@ def search(
 
     def encode(source: Texts, texts: list[str]) -> npt.NDArray[Any]:
         show = inputs.show_progress_bar
-        vectors = embedder.encode_document(texts, show_progress_bar=show, truncate_dim=truncate_dim)
+        vectors = embedder.encode_document(
+            texts, show_progress_bar=show, truncate_dim=truncate_dim, **inputs.encoding
+        )
         inputs.print_encoded(embedder, embedder.last_report, source.rows)
         return vectors
 
@@ -81,7 +83,8 @@ def search(
     started = time.perf_counter()
     index = VectorIndex(vectors)
     best = index.search(
-        embedder.encode_query(asked, truncate_dim=truncate_dim), min(k, len(vectors))
+        embedder.encode_query(asked, truncate_dim=truncate_dim, **inputs.encoding),
+        min(k, len(vectors)),
     )
     seconds = time.perf_counter() - started
     results = _results(asked, best, rows, threshold, inputs.no_text)

@@ -45,6 +45,7 @@ class Provenance:
     :param truncate_dim: dimension that they were truncated to.
     :param dtype: output dtype in the words of `Embedder.encode`.
     :param ranges: digest of the quantization ranges of int8 and uint8.
+    :param long_texts: how texts beyond `max_seq_length` were encoded; None if they were truncated.
     """
 
     model: str
@@ -62,10 +63,14 @@ class Provenance:
     provider: str
     onnxsim_embed: str
     onnxruntime: str
+    long_texts: str | None = None
 
     def to_table(self, **others: Any) -> dict[str, Any]:  # noqa: ANN401 - what JSON holds
         """Return its JSON representation, with other entries beside it."""
-        return {"format_version": FORMAT_VERSION, "origin": asdict(self), **others}
+        origin = asdict(self)
+        if self.long_texts is None:  # readable by earlier versions
+            del origin["long_texts"]
+        return {"format_version": FORMAT_VERSION, "origin": origin, **others}
 
 
 # The types that JSON may hold for each field.
@@ -141,7 +146,7 @@ def parse_provenance(table: Any) -> Provenance:  # noqa: ANN401 - from JSON
     if not isinstance(table, dict) or table.get("format_version") != FORMAT_VERSION:
         raise ValueError("it is not a provenance record, or one of another version")
     values = table.get("origin")
-    if not isinstance(values, dict) or set(values) != set(FIELD_TYPES):
+    if not isinstance(values, dict) or {"long_texts", *values} != set(FIELD_TYPES):
         raise ValueError(f"it must have the fields {', '.join(FIELD_TYPES)}")
     for name, value in values.items():
         if type(value) not in FIELD_TYPES[name]:

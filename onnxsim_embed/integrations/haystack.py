@@ -72,6 +72,7 @@ class OnnxsimDocumentEmbedder(_Embedder):
     :param prompt: string prepended to each document; None for the model's own.
     :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
     :param truncate_dim: truncate embeddings to this dimension.
+    :param long_texts: "truncate" texts beyond the model's length, or "mean" of windows; see `Embedder.encode`.
     :param progress_bar: whether to show a progress bar.
     :param meta_fields_to_embed: fields of a document's meta that are prepended to its content.
     :param embedding_separator: separator of those fields and the content.
@@ -98,6 +99,7 @@ class OnnxsimDocumentEmbedder(_Embedder):
         prompt: str | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
+        long_texts: str = "truncate",
         progress_bar: bool = False,
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
@@ -107,6 +109,7 @@ class OnnxsimDocumentEmbedder(_Embedder):
         self.prompt = prompt
         self.normalize_embeddings = normalize_embeddings
         self.truncate_dim = truncate_dim
+        self.long_texts = long_texts
         self.progress_bar = progress_bar
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
@@ -177,11 +180,13 @@ class OnnxsimTextEmbedder(_Embedder):
         prompt: str | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
+        long_texts: str = "truncate",
     ) -> None:
         self._set_model(model, precision, device, threads)
         self.prompt = prompt
         self.normalize_embeddings = normalize_embeddings
         self.truncate_dim = truncate_dim
+        self.long_texts = long_texts
 
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, list[float]]:

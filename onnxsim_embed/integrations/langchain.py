@@ -33,6 +33,7 @@ class OnnxsimEmbeddings(Embeddings):
     :param document_prompt: string prepended to each document; None for the model's own.
     :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
     :param truncate_dim: truncate embeddings to this dimension.
+    :param long_texts: "truncate" texts beyond the model's length, or "mean" of windows; see `Embedder.encode`.
     :param show_progress_bar: whether `embed_documents` shows a progress bar.
     :raises MissingExtraError: at import, if langchain-core is not installed.
 
@@ -58,6 +59,7 @@ class OnnxsimEmbeddings(Embeddings):
         document_prompt: str | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
+        long_texts: str = "truncate",
         show_progress_bar: bool = False,
     ) -> None:
         if isinstance(model, Embedder):
@@ -69,6 +71,7 @@ class OnnxsimEmbeddings(Embeddings):
         self.document_prompt = document_prompt
         self.normalize_embeddings = normalize_embeddings
         self.truncate_dim = truncate_dim
+        self.long_texts = long_texts
         self.show_progress_bar = show_progress_bar
 
     def __repr__(self) -> str:

@@ -35,6 +35,7 @@ class OnnxsimEmbedding(BaseEmbedding):
     :param document_prompt: string prepended to each text; None for the model's own.
     :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
     :param truncate_dim: truncate embeddings to this dimension.
+    :param long_texts: "truncate" texts beyond the model's length, or "mean" of windows; see `Embedder.encode`.
     :param embed_batch_size: number of nodes that LlamaIndex passes per call, at most 2048.
     :raises MissingExtraError: at import, if llama-index-core is not installed.
 
@@ -61,6 +62,7 @@ class OnnxsimEmbedding(BaseEmbedding):
     document_prompt: str | None = Field(default=None, description="Prepended to each text.")
     normalize_embeddings: bool | None = Field(default=None, description="Scale to L2 norm 1.")
     truncate_dim: int | None = Field(default=None, description="Dimension of truncated embeddings.")
+    long_texts: str = Field(default="truncate", description="truncate or mean.")
     # LlamaIndex's own default of 10 leaves hardly any texts of equal length for one batch.
     embed_batch_size: int = Field(default=1024, gt=0, le=2048, description="Nodes per call.")
     _model: LazyModel = PrivateAttr()

@@ -69,8 +69,14 @@ def embed_documents(adapter: Any, texts: Iterable[str], prompt: str | None) -> l
     """
     check_iterable(texts)
     model: Embedder = adapter._model.get()
-    names = ("batch_size", "normalize_embeddings", "truncate_dim", "show_progress_bar")
-    options: dict[str, Any] = {name: getattr(adapter, name, None) for name in names}
+    names = (
+        "batch_size",
+        "normalize_embeddings",
+        "truncate_dim",
+        "show_progress_bar",
+        "long_texts",
+    )
+    options: dict[str, Any] = {n: getattr(adapter, n) for n in names if hasattr(adapter, n)}
     vectors: list[list[float]] = model.encode_document(texts, prompt=prompt, **options).tolist()
     return vectors
 
@@ -80,7 +86,8 @@ def embed_query(adapter: Any, text: str, prompt: str | None) -> list[float]:  # 
     if not isinstance(text, str):
         raise TypeError(f"expected one text as a string, got {type(text).__name__}")
     model: Embedder = adapter._model.get()
-    options = {name: getattr(adapter, name) for name in ("normalize_embeddings", "truncate_dim")}
+    names = ("normalize_embeddings", "truncate_dim", "long_texts")
+    options = {name: getattr(adapter, name) for name in names}
     vector: npt.NDArray[np.float32] = model.encode_query(text, prompt=prompt, **options)
     numbers: list[float] = vector.tolist()
     return numbers

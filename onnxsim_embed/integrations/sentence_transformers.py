@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.options import EncodeOptions, OutputPrecision
+from onnxsim_embed.runtime.options import EncodeOptions, LongTexts, OutputPrecision
 from onnxsim_embed.runtime.postprocess import make_output
 from onnxsim_embed.runtime.prompts import Prompted
 from onnxsim_embed.runtime.tokenization import Tokens
@@ -42,6 +42,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     truncate_dim: int | None = None,
+    long_texts: LongTexts = "truncate",
 ) -> SentenceTransformer:
     """Return a SentenceTransformer that runs on this package, for libraries that take one.
 
@@ -52,6 +53,8 @@ def load(
         directory that `save_pretrained` wrote.
     :param precision: as for `Embedder`, as are `device` and `threads`; an Embedder keeps its own.
     :param truncate_dim: truncate embeddings to this dimension.
+    :param long_texts: "truncate" texts beyond the model's length, or "mean" of windows; see
+        `Embedder.encode`. It is not saved with the model.
     :raises MissingExtraError: at import, if sentence-transformers is not installed.
     :raises ValueError: if a saved model has modules of its own behind this package's.
 
@@ -83,7 +86,11 @@ def load(
             "default_prompt_name": model.default_prompt_name,
             "similarity_fn_name": model.artifact.manifest.similarity_fn_name,
         }
-    return SentenceTransformer(modules=[encoder], device="cpu", truncate_dim=truncate_dim, **known)
+    loaded = SentenceTransformer(
+        modules=[encoder], device="cpu", truncate_dim=truncate_dim, **known
+    )
+    loaded.long_texts = long_texts
+    return loaded
 
 
 class OnnxEncoder(InputModule):
@@ -171,6 +178,8 @@ class SentenceTransformer(sentence_transformers.SentenceTransformer):
     The class has its base's name, which sentence-transformers saves and expects in a saved model.
     """
 
+    long_texts: LongTexts = "truncate"
+
     def encode(
         self,
         inputs: str | Iterable[str] | None = None,
@@ -214,6 +223,7 @@ class SentenceTransformer(sentence_transformers.SentenceTransformer):
             precision=precision or "float32",
             normalize_embeddings=normalize_embeddings,
             truncate_dim=None if limit is None else min(limit, embedder.embedding_dimension),
+            long_texts=self.long_texts,
             convert_to_numpy=convert_to_numpy,
             convert_to_tensor=convert_to_tensor,
         )
@@ -232,7 +242,7 @@ def _run(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return hidden states (n, tokens, hidden), with zeros for padding, and embeddings (n, dim)."""
     offsets = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
-    tokens = Tokens(ids[mask == 1], offsets, np.zeros(len(ids), np.bool_))
+    tokens = Tokens(ids[mask == 1], offsets, np.zeros(len(ids), np.int64))
     output = make_output(embedder.head, 0, EncodeOptions(output_value="token_embeddings"))
     hidden = np.zeros((*ids.shape, embedder.artifact.manifest.hidden_size), np.float32)
     hidden[mask == 1] = np.concatenate(embedder._pipeline.run_tokens(tokens, output))

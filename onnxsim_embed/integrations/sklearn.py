@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.integrations.loading import LazyModel, ModelSettings
 from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.options import LongTexts
 from onnxsim_embed.runtime.tokenization import check_iterable
 
 try:
@@ -35,6 +36,7 @@ class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     :param prompt: string prepended to each text; None for the model's default prompt, if it has one.
     :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
     :param truncate_dim: truncate embeddings to this dimension.
+    :param long_texts: "truncate" texts beyond the model's length, or "mean" of windows; see `Embedder.encode`.
     :raises MissingExtraError: at import, if scikit-learn is not installed.
 
     Usage::
@@ -60,6 +62,7 @@ class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         prompt: str | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
+        long_texts: LongTexts = "truncate",
     ) -> None:
         self.model = model
         self.precision = precision
@@ -69,6 +72,7 @@ class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         self.prompt = prompt
         self.normalize_embeddings = normalize_embeddings
         self.truncate_dim = truncate_dim
+        self.long_texts = long_texts
 
     def fit(self, X: Iterable[str], y: object = None) -> EmbeddingVectorizer:  # noqa: N803 - scikit-learn's names
         """Load the model.
@@ -97,6 +101,7 @@ class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
             batch_size=self.batch_size,
             normalize_embeddings=self.normalize_embeddings,
             truncate_dim=self.truncate_dim,
+            long_texts=self.long_texts,
         )
 
     @property

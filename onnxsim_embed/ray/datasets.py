@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
     from onnxsim_embed.runtime.embedder import Embedder
+    from onnxsim_embed.runtime.options import LongTexts
 
 # Rows that an actor takes at a time: enough to fill its threads, few enough to repeat.
 BATCH_ROWS = 1024
@@ -31,6 +32,8 @@ def encode_dataset(
     max_seq_length: int | None = None,
     normalize_embeddings: bool | None = None,
     truncate_dim: int | None = None,
+    long_texts: LongTexts = "truncate",
+    stride: int = 0,
     on_error: str = "skip",
     batch_size: int = BATCH_ROWS,
     actor_threads: int | None = None,
@@ -70,6 +73,7 @@ def encode_dataset(
     embedder, options, _ = prepare_model(
         model, precision, max_seq_length, on_error, prompt_name=prompt_name, prompt=prompt,
         normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim,
+        long_texts=long_texts, stride=stride,
     )  # fmt: skip
     check_nodes(options)
     plan = plan_actors(cluster_cpus(), actor_threads, actors, spare=1)

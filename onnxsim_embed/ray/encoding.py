@@ -26,6 +26,7 @@ from onnxsim_embed.ray.texts import (
     with_rows,
 )
 from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.options import LongTexts
 from onnxsim_embed.runtime.provenance import model_settings
 from onnxsim_embed.system.progress import progress_bar
 from onnxsim_embed.system.units import check_integer
@@ -36,7 +37,9 @@ logger = logging.getLogger(__name__)
 SHARD_ROWS = 2048
 
 # What of the provenance the shards of one directory share, beside the model.
-SETTINGS = ("prompt", "max_seq_length", "normalize", "truncate_dim", "onnxsim_embed", "onnxruntime")
+SETTINGS = (
+    "prompt", "max_seq_length", "normalize", "truncate_dim", "long_texts", "onnxsim_embed", "onnxruntime",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def encode_files(
     max_seq_length: int | None = None,
     normalize_embeddings: bool | None = None,
     truncate_dim: int | None = None,
+    long_texts: LongTexts = "truncate",
+    stride: int = 0,
     on_error: str = "skip",
     part_rows: int = SHARD_ROWS,
     actor_threads: int | None = None,
@@ -128,6 +133,7 @@ def encode_files(
     embedder, options, provenance = prepare_model(
         model, precision, max_seq_length, on_error, prompt_name=prompt_name, prompt=prompt,
         normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim,
+        long_texts=long_texts, stride=stride,
     )  # fmt: skip
     columns = Columns(column, id_column, kind, delimiter, header, options.on_error)
     checkpoint = ShardCheckpoint(output, local)

@@ -16,11 +16,14 @@ import numpy.typing as npt
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import (
     EncodeOptions,
+    LongTexts,
     OutputPrecision,
+    OutputValue,
     check_positive,
 )
 from onnxsim_embed.runtime.postprocess import check_truncation, finish_vectors
 from onnxsim_embed.runtime.prompts import Prompted
+from onnxsim_embed.runtime.report import EncodeReport
 from onnxsim_embed.runtime.tokenization import as_list, check_texts
 
 
@@ -35,7 +38,30 @@ class _Request:
     texts: list[str]
     prompt: str
     options: EncodeOptions
+    report: EncodeReport
     result: asyncio.Future[npt.NDArray[Any]]
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Arguments of `Embedder.encode` that must be equal to share a model call."""
+        names = ("output_value", "long_texts", "stride")
+        return {"prompt": self.prompt} | {name: getattr(self.options, name) for name in names}
+
+    def finish(self, vectors: Any, whole: EncodeReport, first: int) -> Any:  # noqa: ANN401
+        """Return the result, and fill the report, from those of a model call.
+
+        :param vectors: the rows of this request.
+        :param first: the first of them in the call.
+        """
+        rows = range(first, first + len(self.texts))
+        report = self.report
+        report.texts, report.row_tokens = len(rows), whole.row_tokens[rows.start : rows.stop]
+        report.tokens = sum(report.row_tokens)
+        report.truncated_rows = [row - first for row in whole.truncated_rows if row in rows]
+        report.truncated = len(report.truncated_rows)
+        if self.options.output_value == "token_embeddings":
+            return list(vectors)
+        return finish_vectors(vectors, self.options)
 
 
 class AsyncEmbedder(Prompted):
@@ -124,7 +150,11 @@ class AsyncEmbedder(Prompted):
         ranges: npt.ArrayLike | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
-    ) -> npt.NDArray[Any]:
+        output_value: OutputValue = "sentence_embedding",
+        long_texts: LongTexts = "truncate",
+        stride: int = 0,
+        report: EncodeReport | None = None,
+    ) -> Any:  # noqa: ANN401 - an array or a list of arrays
         """Return the embeddings of texts, bit for bit those of `Embedder.encode`.
 
         :param inputs: one text, or any iterable of texts, read before this first waits.
@@ -135,7 +165,11 @@ class AsyncEmbedder(Prompted):
             uint8; None computes them from this caller's embeddings.
         :param normalize_embeddings: True scales embeddings to unit L2 norm.
         :param truncate_dim: truncate embeddings to this dimension, before `normalize_embeddings`.
-        :returns: array (n, dim), or (dim,) for one text; float32 unless `precision` differs.
+        :param output_value: as for `Embedder.encode`, as are `long_texts` and `stride`.
+        :param report: filled with this call's texts, tokens (those of repeated texts each time) and
+            truncated texts.
+        :returns: array (n, dim), or (dim,) for one text; float32 unless `precision` differs. With
+            "token_embeddings" a list of n float32 arrays (tokens, hidden), or one such array.
         :raises TypeError: if the input is not a text or an iterable of texts, naming the row.
         :raises ValueError: for an unknown prompt, an invalid precision, range or dimension, or naming
             the row that is not valid Unicode.
@@ -151,6 +185,9 @@ class AsyncEmbedder(Prompted):
             ranges=ranges,
             normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
+            output_value=output_value,
+            long_texts=long_texts,
+            stride=stride,
         )
         prefix = self.prompt_text(prompt_name, prompt)
         dim = self.embedder.embedding_dimension
@@ -158,11 +195,15 @@ class AsyncEmbedder(Prompted):
         texts = as_list(inputs)
         check_texts(texts)
         # Invalid ranges show on zeros, before they meet other requests. One row alone has no range.
-        result = finish_vectors(np.zeros((min(len(texts), 2), dim), np.float32), options)
+        result: Any = finish_vectors(np.zeros((min(len(texts), 2), dim), np.float32), options)
+        if not texts and output_value == "token_embeddings":
+            result = []
         if texts:
             if self.embedder.artifact.manifest.include_prompt:
                 texts, prefix = [prefix + text for text in texts], ""
-            result = await self._answer(_Request(texts, prefix, options, loop.create_future()))
+            result = await self._answer(
+                _Request(texts, prefix, options, report or EncodeReport(), loop.create_future())
+            )
         return result[0] if isinstance(inputs, str) else result
 
     async def aclose(self) -> None:
@@ -195,7 +236,7 @@ class AsyncEmbedder(Prompted):
                 self._reset()
         return loop
 
-    async def _answer(self, request: _Request) -> npt.NDArray[Any]:
+    async def _answer(self, request: _Request) -> Any:  # noqa: ANN401
         """Return the result of a request after its batch has run."""
         self._waiting[request] = len(request.texts)
         if self._running is None:
@@ -217,7 +258,7 @@ class AsyncEmbedder(Prompted):
         texts = 0
         for request, count in list(self._waiting.items()):
             texts += count
-            if batch and (texts > self._max_texts or request.prompt != batch[0].prompt):
+            if batch and (texts > self._max_texts or request.shared != batch[0].shared):
                 break
             batch.append(request)
             del self._waiting[request]
@@ -245,23 +286,24 @@ class AsyncEmbedder(Prompted):
         self._running = None
         self._start()
 
-    def _encode(self, batch: list[_Request]) -> list[npt.NDArray[Any] | Exception]:
+    def _encode(self, batch: list[_Request]) -> list[Any]:
         """Return each request's result or error. Runs in the worker."""
         try:
             texts = [text for request in batch for text in request.texts]
             # A single text without a list is a little faster.
             single = texts[0] if len(texts) == 1 else texts
-            vectors = self.embedder.encode(single, prompt=batch[0].prompt)
-            vectors = np.atleast_2d(vectors)
+            vectors: Any = self.embedder.encode(single, **batch[0].shared)
+            vectors = vectors[None] if len(texts) == 1 else vectors
+            whole = self.embedder.last_report
             if len(batch) == 1:
-                return [finish_vectors(vectors, batch[0].options)]
-            ends = np.cumsum([len(request.texts) for request in batch])
-            rows = np.split(vectors, ends[:-1])
-            # Copies: a row that one caller keeps must not keep the embeddings of all.
-            return [
-                finish_vectors(part.copy(), request.options)
-                for request, part in zip(batch, rows, strict=True)
-            ]
+                return [batch[0].finish(vectors, whole, 0)]
+            results, first = [], 0
+            for request in batch:
+                part = vectors[first : first + len(request.texts)]
+                # Copies: a row that one caller keeps must not keep the embeddings of all.
+                results.append(request.finish(part.copy(), whole, first))
+                first += len(request.texts)
+            return results
         except Exception as error:
             if len(batch) == 1:
                 return [error]

@@ -18,6 +18,7 @@ from onnxsim_embed.runtime.options import (
     EncodeArguments,
     EncodeOptions,
     LoadArguments,
+    LongTexts,
     OutputPrecision,
     OutputValue,
     check_positive,
@@ -26,6 +27,7 @@ from onnxsim_embed.runtime.postprocess import Output, as_tensors, make_output, q
 from onnxsim_embed.runtime.prompts import Prompted
 from onnxsim_embed.runtime.report import EncodeReport
 from onnxsim_embed.runtime.tokenization import as_list, check_iterable
+from onnxsim_embed.runtime.windows import WindowSplitter
 from onnxsim_embed.system.onnx_session import Device
 
 if TYPE_CHECKING:
@@ -176,6 +178,8 @@ class Embedder(Prompted):
         ranges: npt.ArrayLike | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
+        long_texts: LongTexts = "truncate",
+        stride: int = 0,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: str | None = None,
@@ -201,6 +205,10 @@ class Embedder(Prompted):
         :param normalize_embeddings: True scales embeddings to unit L2 norm. None and False leave them
             as the model's own modules return them (many end in a normalization layer).
         :param truncate_dim: truncate embeddings to this dimension, before `normalize_embeddings`.
+        :param long_texts: what to do with texts of more tokens than `max_seq_length`: "truncate" them, or
+            "mean": encode windows of that length, which end after a sentence where possible, and
+            return their mean, weighted by tokens (and scaled to unit L2 norm if the model does so).
+        :param stride: with "mean", number of tokens that consecutive windows share.
         :param convert_to_numpy: False returns a list of PyTorch tensors, one a text.
         :param convert_to_tensor: True returns one PyTorch tensor in place of an array.
         :param device: None, or the device of the model, which is fixed when it is loaded.
@@ -231,6 +239,8 @@ class Embedder(Prompted):
             ranges=ranges,
             normalize_embeddings=normalize_embeddings,
             truncate_dim=truncate_dim,
+            long_texts=long_texts,
+            stride=stride,
         )
         result = self.encode_with(options, texts, bool(show_progress_bar))
         if convert_to_numpy and not convert_to_tensor:
@@ -246,7 +256,7 @@ class Embedder(Prompted):
         own_ranges = options.precision in RANGED and options.ranges is None
         computed = replace(options, precision="float32") if own_ranges else options
         prefix, output = self._prefix_and_output(computed)
-        if single and not own_ranges:
+        if single and not own_ranges and output.long_texts is None:
             return self._pipeline.run_one(rows[0], prefix, output)
         result = np.empty((len(rows), *output.shape), output.dtype)
         done = 0
@@ -317,7 +327,10 @@ class Embedder(Prompted):
         prefix = self.prompt_text(options.prompt_name, options.prompt)
         pooled = self.artifact.manifest.include_prompt or not prefix
         skip = 0 if pooled else self._pipeline.tokenizer.prompt_tokens(prefix)
-        return prefix, make_output(self.head, self.embedding_dimension, options, skip)
+        splitter = None
+        if options.long_texts == "mean":
+            splitter = WindowSplitter(self._pipeline.tokenizer, prefix, options.stride)
+        return prefix, make_output(self.head, self.embedding_dimension, options, skip, splitter)
 
     def token_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
         """Return each text's token ids as the model sees them: truncated, with special tokens.

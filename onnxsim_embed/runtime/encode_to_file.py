@@ -22,7 +22,7 @@ from onnxsim_embed.files.checkpoint import (
     ids_digest,
 )
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.options import RANGED, EncodeOptions, OutputPrecision
+from onnxsim_embed.runtime.options import RANGED, EncodeOptions, LongTexts, OutputPrecision
 from onnxsim_embed.runtime.provenance import encode_settings, provenance_of
 from onnxsim_embed.runtime.report import EncodeReport
 from onnxsim_embed.runtime.tokenization import check_iterable, check_texts, name_invalid_text
@@ -61,6 +61,8 @@ def encode_to_file(
     ranges: npt.ArrayLike | None = None,
     normalize_embeddings: bool | None = None,
     truncate_dim: int | None = None,
+    long_texts: LongTexts = "truncate",
+    stride: int = 0,
     ids: Sequence[Any] | None = None,
     force: bool = False,
     on_rows: Callable[[int], None] | None = None,
@@ -110,6 +112,8 @@ def encode_to_file(
         ranges=ranges,
         normalize_embeddings=normalize_embeddings,
         truncate_dim=truncate_dim,
+        long_texts=long_texts,
+        stride=stride,
     )
     empty = embedder.encode_with(options, [])  # raises for invalid dimensions
     report, provenance = EncodeReport(), provenance_of(embedder, options)

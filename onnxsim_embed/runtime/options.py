@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnxsim_embed.system.onnx_session import Device  # imports onnxruntime
 
 OutputValue = Literal["sentence_embedding", "token_embeddings"]
+LongTexts = Literal["truncate", "mean"]
 OutputPrecision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
 # Output dtypes that map the quantization range of each dimension to 256 steps.
@@ -28,6 +29,8 @@ class EncodeArguments(TypedDict, total=False):
     ranges: npt.ArrayLike | None
     normalize_embeddings: bool | None
     truncate_dim: int | None
+    long_texts: LongTexts
+    stride: int
 
 
 class ResultArguments(EncodeArguments, total=False):
@@ -71,6 +74,8 @@ class EncodeOptions:
     ranges: npt.ArrayLike | None = None
     normalize_embeddings: bool | None = None
     truncate_dim: int | None = None
+    long_texts: LongTexts = "truncate"
+    stride: int = 0
 
     def __post_init__(self) -> None:
         for name in ("prompt_name", "prompt"):
@@ -79,7 +84,11 @@ class EncodeOptions:
                 raise TypeError(f"{name} must be a string or None, got {type(value).__name__}")
         check_positive("batch_size", self.batch_size)
         check_positive("truncate_dim", self.truncate_dim)
-        for name, allowed in (("output_value", OutputValue), ("precision", OutputPrecision)):
+        for name, allowed in (
+            ("output_value", OutputValue),
+            ("precision", OutputPrecision),
+            ("long_texts", LongTexts),
+        ):
             value, known = getattr(self, name), get_args(allowed)
             if value not in known:
                 message = f"{name} {value!r} is not one of {', '.join(known)}"
@@ -88,6 +97,11 @@ class EncodeOptions:
                         f"; {value} is a weight precision: Embedder(..., precision={value!r})"
                     )
                 raise ValueError(message)
+        check_integer("stride", self.stride, 0)
+        if self.long_texts != "mean" and self.stride:
+            raise ValueError(f"stride applies to long_texts='mean' only, got {self.long_texts!r}")
+        if self.long_texts == "mean" and self.output_value == "token_embeddings":
+            raise ValueError("long_texts='mean' has no token embeddings; pass 'truncate'")
         if self.ranges is not None:
             if self.precision not in RANGED:
                 raise ValueError(

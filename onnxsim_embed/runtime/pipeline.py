@@ -39,10 +39,11 @@ FIRST_ROWS = 256
 class _Window:
     """Texts of a call that are in progress.
 
-    :param results: array (n, ...), filled at first occurrences.
+    :param results: array (n, ...), filled at first occurrences; with `merge`, of windows of texts.
     :param first: row of each text's first occurrence, int64 (n,), or None without repeated texts.
     :param batches: functions that run one batch each and return its number of tokens, or their
         futures if threads run them.
+    :param merge: maps the results of windows of texts to those of texts.
     """
 
     output: Output
@@ -50,6 +51,7 @@ class _Window:
     results: npt.NDArray[Any]
     first: npt.NDArray[np.int64] | None
     batches: Sequence[Callable[[], int]] = ()
+    merge: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
     cancel: Callable[[], object] = lambda: None
 
 
@@ -154,8 +156,8 @@ class Pipeline:
         hidden = self._lone.run(ids, mask, output.pooled)
         ran = time.perf_counter()
         result = output.finish(hidden, mask)[0]
-        report = EncodeReport(1, 1, len(tokens.ids), int(tokens.truncated[0]))
-        report.truncated_rows = [0] * report.truncated
+        report = EncodeReport(1, 1, len(tokens.ids), int(tokens.truncated[0]), int(tokens.lost[0]))
+        report.truncated_rows, report.row_tokens = [0] * report.truncated, [report.tokens]
         report.unknown_rows = self.tokenizer.unknown_only(tokens, prefix).tolist()
         report.seconds_tokenize = tokenized - started
         report.seconds_run = ran - tokenized
@@ -191,25 +193,42 @@ class Pipeline:
             texts = [prefix + text if isinstance(text, str) else text for text in texts]
         tokens = self.tokenizer(texts, report.texts)
         first, rows = _first_occurrences(texts)
-        results = np.empty((len(texts), *output.shape), output.dtype)
-        window = _Window(output, report, results, first)
+        report.distinct += len(rows)
+        merge = owners = windows = None
+        if output.long_texts is not None:
+            split, of_windows, merge_windows = output.long_texts
+            tokens, windows = split(texts, tokens)
+        if windows is not None:
+            output = of_windows
+            merge = partial(merge_windows, windows)
+            counts = np.diff(windows.starts)
+            owners = np.repeat(np.arange(len(texts)), counts)
+            rows = np.flatnonzero(np.isin(owners, rows))
+            report.split += int(np.count_nonzero(counts > 1))
+        results = np.zeros((len(tokens.lost), *output.shape), output.dtype)
+        window = _Window(output, report, results, first, merge=merge)
+        of_rows = np.bincount(owners, tokens.counts) if owners is not None else tokens.counts
         listed = (
-            (report.truncated_rows, np.flatnonzero(tokens.truncated)),
-            (report.unknown_rows, self.tokenizer.unknown_only(tokens, prefix)),
+            (report.truncated_rows, np.flatnonzero(tokens.truncated) + report.texts),
+            (
+                report.unknown_rows,
+                self.tokenizer.unknown_only(tokens, prefix, owners) + report.texts,
+            ),
+            (report.row_tokens, of_rows.astype(np.int64)),
         )
         for known, new in listed:
-            known += (new[: LISTED_ROWS - len(known)] + report.texts).tolist()
+            known += new[: LISTED_ROWS - len(known)].tolist()
         report.texts += len(texts)
-        report.distinct += len(rows)
         report.tokens += int(tokens.counts[rows].sum())
         report.truncated += int(tokens.truncated.sum())
+        report.lost_tokens += int(tokens.lost.sum())
         report.seconds_tokenize += time.perf_counter() - started
         self._submit(window, tokens, rows, batch_size)
         return window
 
     def run_tokens(self, tokens: Tokens, output: Output) -> npt.NDArray[Any]:
         """Return the results of texts that are tokenized already: rows as in `stream`."""
-        results = np.empty((len(tokens.truncated), *output.shape), output.dtype)
+        results = np.empty((len(tokens.lost), *output.shape), output.dtype)
         window = _Window(output, EncodeReport(), results, None)
         self._submit(window, tokens, np.arange(len(results)), None)
         return self._finish(window)
@@ -236,6 +255,8 @@ class Pipeline:
             tokens = run()
             if bar is not None:
                 bar.update(tokens)
+        if window.merge is not None:
+            window.results = window.merge(window.results)
         if window.first is not None:
             repeated = np.flatnonzero(window.first != np.arange(len(window.first)))
             window.results[repeated] = window.results[window.first[repeated]]

@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from onnxsim_embed.runtime.options import RANGED, EncodeOptions, OutputPrecision, check_ranges
 from onnxsim_embed.runtime.pooling import Float32, Head, normalize
+from onnxsim_embed.runtime.windows import Windows, WindowSplitter
 
 Mask = npt.NDArray[np.int64] | None
+Merge = Callable[[Windows, Float32], npt.NDArray[Any]]
 
 
 class Output(NamedTuple):
@@ -21,20 +23,30 @@ class Output(NamedTuple):
     :param shape: shape of one text's result.
     :param dtype: dtype of the results.
     :param pooled: whether `finish` may be given the model's own embeddings (batch, dim) instead.
+    :param long_texts: for long_texts="mean": what splits texts, the output of their windows, and what
+        maps the vectors of windows, float32 (windows, dim), to one result a text.
     """
 
     finish: Callable[[Float32, Mask], npt.NDArray[Any]]
     shape: tuple[int, ...]
     dtype: npt.DTypeLike
     pooled: bool = False
+    long_texts: tuple[WindowSplitter, Output, Merge] | None = None
 
 
-def make_output(head: Head, dim: int, options: EncodeOptions, skip: int = 0) -> Output:
+def make_output(
+    head: Head,
+    dim: int,
+    options: EncodeOptions,
+    skip: int = 0,
+    splitter: WindowSplitter | None = None,
+) -> Output:
     """Return the output stage of a model for some options.
 
     :param head: the model's own pooling.
     :param dim: dimension of its vectors.
     :param skip: number of tokens at the beginning of each text that are not pooled.
+    :param splitter: splits long texts into windows; None if they are truncated.
     :raises ValueError: for dimensions that the model does not have, or missing ranges.
     """
     kept = check_truncation(options.truncate_dim, dim)
@@ -52,7 +64,14 @@ def make_output(head: Head, dim: int, options: EncodeOptions, skip: int = 0) -> 
         vectors = hidden if hidden.ndim == 2 else head(hidden, mask, skip)
         return finish_vectors(vectors, options)
 
-    return Output(finish, sample.shape[1:], sample.dtype, pooled=not skip)
+    def merge(windows: Windows, vectors: Float32) -> npt.NDArray[Any]:
+        return finish_vectors(windows.mean(vectors, head.normalizes), options)
+
+    output = Output(finish, sample.shape[1:], sample.dtype, pooled=not skip)
+    if splitter is None:
+        return output
+    of_windows = make_output(head, dim, EncodeOptions(), skip)
+    return output._replace(long_texts=(splitter, of_windows, merge))
 
 
 def check_truncation(truncate_dim: int | None, dim: int) -> int:

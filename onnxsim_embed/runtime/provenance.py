@@ -41,6 +41,7 @@ def provenance_of(embedder: Embedder, options: EncodeOptions | None = None) -> P
         provider=embedder.provider,
         onnxsim_embed=__version__,
         onnxruntime=RUNTIME_VERSION,
+        long_texts=_long_texts(options),
     )
 
 
@@ -64,6 +65,7 @@ def encode_settings(embedder: Embedder, options: EncodeOptions) -> dict[str, Any
         "ranges": _ranges_digest(options),
         "normalize": bool(options.normalize_embeddings),
         "truncate_dim": options.truncate_dim,
+        "long_texts": _long_texts(options),
         "dim": embedder.embedding_dimension,
         "provider": embedder.provider,
         "onnxsim_embed": __version__,
@@ -90,6 +92,11 @@ def _weight_digests(manifest: Manifest, precision: str) -> list[str]:
     entry = manifest.precisions[precision]
     names = (entry.encoder, entry.file, *entry.data)
     return [manifest.files[name].sha256 for name in names if name is not None]
+
+
+def _long_texts(options: EncodeOptions) -> str | None:
+    """Return how long texts are encoded, None if they are truncated."""
+    return None if options.long_texts == "truncate" else f"mean, stride {options.stride}"
 
 
 def _ranges_digest(options: EncodeOptions) -> str | None:

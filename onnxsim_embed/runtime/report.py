@@ -16,9 +16,13 @@ class EncodeReport:
     :param texts: number of encoded texts.
     :param distinct: texts run through the model: repeated ones within a few thousand run once.
     :param tokens: tokens of the distinct texts, special tokens included.
-    :param truncated: texts that exceed the model's maximum length.
+    :param truncated: texts that exceed the model's maximum length and were truncated to it.
+    :param lost_tokens: tokens cut off in all; estimated from the characters for texts of tens of times
+        the maximum length, of which only the beginning is tokenized.
+    :param split: texts that exceed the maximum length and were encoded as windows.
     :param truncated_rows: their rows, at most LISTED_ROWS.
     :param unknown_rows: rows of texts whose tokens are all unknown to the model, at most LISTED_ROWS.
+    :param row_tokens: tokens of each text, of at most LISTED_ROWS.
     :param seconds: wall time of the whole call.
     :param seconds_tokenize: wall time of tokenization.
     :param seconds_run: time inside the ONNX session, summed over threads.
@@ -29,8 +33,11 @@ class EncodeReport:
     distinct: int = 0
     tokens: int = 0
     truncated: int = 0
+    lost_tokens: int = 0
+    split: int = 0
     truncated_rows: list[int] = field(default_factory=list)
     unknown_rows: list[int] = field(default_factory=list)
+    row_tokens: list[int] = field(default_factory=list, repr=False)
     seconds: float = 0.0
     seconds_tokenize: float = 0.0
     seconds_run: float = 0.0

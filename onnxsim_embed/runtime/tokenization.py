@@ -21,9 +21,14 @@ from onnxsim_embed.system.threads import limit_rayon_threads
 # Characters per token that are read of a very long text at first; few languages need more.
 CHARACTERS_PER_TOKEN = 16
 
+# Characters of a long text that are tokenized together, of which each takes some 500 bytes of memory.
+PIECE = 1 << 16
+
 # A prefix of a text may end inside a special token such as [MASK], so that its last few tokens are
 # wrong. It must have this number of tokens beyond those that are kept.
 SPARE_TOKENS = 32
+
+SPACE = re.compile(r"[ \n]")
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,18 @@ class Tokens:
 
     :param ids: int64 array (total,), the ids of all texts, special tokens included.
     :param offsets: int64 array (n + 1,); the ids of text i are ids[offsets[i]:offsets[i + 1]].
-    :param truncated: bool array (n,), whether text i exceeds the model's maximum length.
+    :param lost: int64 array (n,), tokens of text i beyond the model's maximum length; estimated from
+        the characters if only a prefix of the text was tokenized.
     """
 
     ids: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
-    truncated: npt.NDArray[np.bool_]
+    lost: npt.NDArray[np.int64]
+
+    @property
+    def truncated(self) -> npt.NDArray[np.bool_]:
+        """Whether each text exceeds the model's maximum length, bool array (n,)."""
+        return self.lost > 0
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -176,13 +187,44 @@ class Tokenizer:
         :raises ValueError: naming the row, if one is not valid Unicode (a lone surrogate).
         """
         check_texts(texts, first_row)
-        encodings = self._encode_prefixes(texts, first_row)
+        encodings, ends = self._encode_prefixes(texts, first_row)
         counts = np.fromiter((len(e) for e in encodings), np.int64, len(encodings))
         offsets = np.zeros(len(encodings) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
         ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int64, int(offsets[-1]))
-        truncated = np.fromiter((bool(e.overflowing) for e in encodings), np.bool_, len(encodings))
-        return Tokens(ids, offsets, truncated)
+        lost = np.zeros(len(encodings), np.int64)
+        special = self._backend.num_special_tokens_to_add(False)
+        for row, encoding in enumerate(encodings):
+            if overflowing := encoding.overflowing:
+                kept = len(encoding) - special
+                read = kept + sum(len(part) - special for part in overflowing)
+                characters = len(texts[row])
+                lost[row] = round(read * characters / ends.get(row, characters)) - kept
+        return Tokens(ids, offsets, lost)
+
+    def content(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return all tokens of a text of any length, without special tokens.
+
+        :returns: their ids and the character at which each ends, int64 arrays (tokens,).
+        """
+        ids, ends, start = [], [], 0
+        while start < len(text):
+            space = SPACE.search(text, start + PIECE) if self._boundary else None
+            stop = len(text) if space is None else space.start()
+            encoding = self._encode([text[start:stop]], [text], 0)[0]
+            parts = [encoding, *encoding.overflowing]
+            for part in parts if self._direction == "right" else reversed(parts):
+                own = np.array(part.special_tokens_mask) == 0
+                ids.append(np.array(part.ids)[own])
+                ends.append(np.array(part.offsets)[own, 1] + start)
+            start = stop
+        return np.concatenate(ids), np.concatenate(ends)
+
+    def special_ids(self) -> tuple[list[int], list[int]]:
+        """Return the ids of the special tokens before and after every text."""
+        encoding = self._encode(["a"], ["a"], 0)[0]
+        mask = encoding.special_tokens_mask
+        return encoding.ids[: mask.index(0)], encoding.ids[len(mask) - mask[::-1].index(0) :]
 
     def prompt_tokens(self, prompt: str) -> int:
         """Return the number of tokens at the beginning of each text that are the prompt's.
@@ -192,27 +234,38 @@ class Tokenizer:
         encoding = self._encode([prompt], [prompt], 0)[0]
         return len(encoding) - sum(encoding.special_tokens_mask[-1:])
 
-    def unknown_only(self, tokens: Tokens, prompt: str = "") -> npt.NDArray[np.int64]:
-        """Return the rows of texts whose tokens after the prompt are all unknown to the vocabulary."""
+    def unknown_only(
+        self, tokens: Tokens, prompt: str = "", owners: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Return the texts whose tokens after the prompt are all unknown to the vocabulary.
+
+        :param owners: int64 array (n,), the text of each row; None if each row is a text.
+        """
         unknown = tokens.ids == self._unknown
         if self._unknown is None or not unknown.any():
             return np.zeros(0, np.int64)
         ignored = [token for token in self._no_content if token is not None]
         known = ~np.isin(tokens.ids, ignored)
-        rows = np.repeat(np.arange(len(tokens.truncated)), tokens.counts)
-        numbers = [
-            np.bincount(rows[which], minlength=len(tokens.truncated)) for which in (unknown, known)
-        ]
+        owners = np.arange(len(tokens.lost)) if owners is None else owners
         of_prompt = np.count_nonzero(~np.isin(self([prompt]).ids, ignored)) if prompt else 0
-        return np.flatnonzero((numbers[0] > 0) & (numbers[1] <= of_prompt))
+        of_prompts = of_prompt * np.bincount(owners)
+        texts = np.repeat(owners, tokens.counts)
+        numbers = [
+            np.bincount(texts[which], minlength=len(of_prompts)) for which in (unknown, known)
+        ]
+        return np.flatnonzero((numbers[0] > 0) & (numbers[1] <= of_prompts))
 
-    def _encode_prefixes(self, texts: Sequence[str], first_row: int) -> list[Encoding]:
+    def _encode_prefixes(
+        self, texts: Sequence[str], first_row: int
+    ) -> tuple[list[Encoding], dict[int, int]]:
         """Encode a prefix of each text that is long enough to fill the model.
 
         The library tokenizes a whole text before it truncates the tokens, with some 500 bytes of
         memory per character. If words are split before anything else, a prefix that ends at a word
         boundary has the first tokens of the whole text; if those are more than enough, the rest of
         the text changes nothing.
+
+        :returns: an encoding of each text, and the ends of prefixes by row.
         """
         most = CHARACTERS_PER_TOKEN * self._max_seq_length
         ends = {
@@ -222,15 +275,18 @@ class Tokenizer:
         }
         prefixes = [text[: ends.get(row)] for row, text in enumerate(texts)] if ends else texts
         encodings = self._encode(prefixes, texts, first_row)
-        while ends := {
+        while longer := {
             row: self._word_end(texts[row], 4 * end)
             for row, end in ends.items()
             if end < len(texts[row]) and sum(map(len, encodings[row].overflowing)) < SPARE_TOKENS
         }:
-            again = self._encode([texts[row][:end] for row, end in ends.items()], texts, first_row)
-            for row, encoding in zip(ends, again, strict=True):
+            again = self._encode(
+                [texts[row][:end] for row, end in longer.items()], texts, first_row
+            )
+            for row, encoding in zip(longer, again, strict=True):
                 encodings[row] = encoding
-        return encodings
+            ends |= longer
+        return encodings, ends
 
     def _word_end(self, text: str, start: int) -> int:
         """Return the position of the first word boundary from `start` on, or the text's length."""
