@@ -61,8 +61,9 @@ from onnxsim_embed.export.weights import Tensors
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.pooling import Head, load_head
 from onnxsim_embed.runtime.tokenization import Tokenizer
-from onnxsim_embed.system.hardware import CPU_PROVIDER, available_cpus
+from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.onnx_session import start_session
+from onnxsim_embed.system.threads import map_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +115,12 @@ class DirectEncoder:
 
         def vectors(encoder: Encoder) -> list[Float32]:
             model = build_encoder(encoder, "run").SerializeToString()
-            session = start_session(model, [CPU_PROVIDER], available_cpus())
-            hidden = (session.run(None, {"input_ids": ids[:, None]})[0] for ids in held_out)
-            return [head(states.swapaxes(0, 1)) for states in hidden]
+            session = start_session(model, [CPU_PROVIDER])
+
+            def vector(ids: npt.NDArray[np.int64]) -> Float32:
+                return head(session.run(None, {"input_ids": ids[:, None]})[0].swapaxes(0, 1))
+
+            return list(map_chunks(vector, held_out))
 
         def int8(choice: Choice, final: bool) -> Encoder:
             return assemble(encoder, words, choice, quantize(choice, final))

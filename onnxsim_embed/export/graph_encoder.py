@@ -26,6 +26,7 @@ from onnxsim_embed.runtime.pooling import Head
 from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.onnx_session import start_session
+from onnxsim_embed.system.threads import map_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +62,15 @@ class GraphEncoder:
 
         def vectors(path: Path) -> list[Float32]:
             session = start_session(str(path), [CPU_PROVIDER])
-            return [head(_run(session, [OUTPUT], ids[None])[0]) for ids in held_out]
+            return list(
+                map_chunks(lambda ids: head(_run(session, [OUTPUT], ids[None])[0]), held_out)
+            )
 
         def save(choice: Choice, final: bool) -> PrecisionEntry:
-            model = load_graph(path, weights=True)
-            quantize_graph(model, choice, quantize(choice, final))
-            return _entry("int8", METHOD, operator_counts(model), save_graph(model, target))
+            int8 = onnx.ModelProto()
+            int8.CopyFrom(model)
+            quantize_graph(int8, choice, quantize(choice, final))
+            return _entry("int8", METHOD, operator_counts(int8), save_graph(int8, target))
 
         def loss(choice: Choice) -> float:
             save(choice, final=False)

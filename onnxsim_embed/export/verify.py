@@ -183,13 +183,14 @@ def verify_derived(
         vectors = model.encode(texts, prompt="")
         report = _judge(precision, reference, vectors, "fp32", min_fidelity)
         report |= fidelity.worst_texts(reference, vectors, texts)
-        _check_batches(report, precision, model, texts, vectors)
+        if not report["problems"]:  # the export tries again and again
+            _check_batches(report, precision, model, texts, vectors)
         return report
     session = Session(artifact.open_file("fp16"), "cpu")
     n, ids = len(texts), model.token_ids(texts)
     ids += references.length_probes(ids, model.max_seq_length)
     vectors = references.padded_vectors(session, model, ids)
-    report = _judge("fp16", reference, vectors[:n], "fp32") | {"batch_variant": None}
+    report = _judge("fp16", reference, vectors[:n], "fp32")
     rows = [*range(0, n, PORTABLE_STEP), *range(n, len(ids))]
     alone = np.concatenate([references.padded_vectors(session, model, [ids[row]]) for row in rows])
     _require_equal(report, "fp16", vectors[rows], alone, "in a batch and alone")
@@ -215,7 +216,10 @@ def _judge(
             f"{len(vectors)} texts"
         )
     rounded: Report = {key: round(value, 6) for key, value in asdict(measured).items()}
-    return {"reference": name, "texts": len(vectors), **rounded, "problems": problems}
+    return {
+        "reference": name, "texts": len(vectors), **rounded, "batch_variant": None,
+        "problems": problems,
+    }  # fmt: skip
 
 
 def _check_batches(
@@ -267,16 +271,15 @@ def _check_pooled(
 def count_variant(model: Embedder, texts: Sequence[str], vectors: Float32) -> int:
     """Return the number of vectors that change, by a bit or more, with the batch composition.
 
-    Texts are encoded alone, shuffled, in large batches, and on one thread and several.
+    Texts are encoded alone on one thread, and shuffled in large batches on several.
     """
     order = np.random.default_rng(0).permutation(len(texts))
     shuffled = np.empty_like(vectors)
-    shuffled[order] = model.encode([texts[i] for i in order], prompt="")
-    others = [shuffled, model.encode(texts, prompt="", batch_size=1)]
-    for threads in (1, 3):
-        with model.settings(threads=threads, token_budget=8 * TOKEN_BUDGET):
-            others.append(model.encode(texts, prompt=""))
-    return int(np.any([(other != vectors).any(axis=1) for other in others], axis=0).sum())
+    with model.settings(threads=3, token_budget=8 * TOKEN_BUDGET):
+        shuffled[order] = model.encode([texts[i] for i in order], prompt="")
+    with model.settings(threads=1, token_budget=TOKEN_BUDGET):
+        alone = model.encode(texts, prompt="", batch_size=1)
+    return int(((shuffled != vectors) | (alone != vectors)).any(axis=1).sum())
 
 
 def _require_equal(

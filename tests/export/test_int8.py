@@ -59,7 +59,7 @@ def test_int8_records_what_was_chosen_and_on_what(artifact):
     assert cosines == sorted(cosines)
     assert cosines[0] == report["min_cosine"]
     assert 0 <= entry.calibration["additional_time"] <= 0.05
-    assert 0 < entry.calibration["held_out_loss"] < 0.001
+    assert 0 < entry.calibration["held_out_loss_without"] < 0.002
 
 
 def test_calibration_texts_decide_the_file_and_are_recorded_by_their_digest(checkpoint, tmp_path):

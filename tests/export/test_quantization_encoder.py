@@ -18,6 +18,7 @@ from onnxsim_embed.export.quantization.ranges import (
     activation_function,
     fit_smoothing,
 )
+from onnxsim_embed.system import threads
 
 LINEARS = [name for names in GROUPS.values() for name in names]
 IDS = np.random.default_rng(9).integers(5, 90, (12, 20))
@@ -217,7 +218,7 @@ def test_choices_are_recorded_as_json(quantized):
 def test_any_number_of_threads_gives_the_same_bytes_and_leaves_the_arguments_unchanged(
     monkeypatch, seen, quantized, workers
 ):
-    monkeypatch.setattr(quantization, "available_cpus", lambda: workers)
+    monkeypatch.setattr(threads, "available_cpus", lambda: workers)
     bert, rows = tiny_bert(), {name: part.rows.copy() for name, part in seen.items()}
     again = quantize(bert, seen)
     assert again[1] == quantized[1]

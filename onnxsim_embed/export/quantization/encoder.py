@@ -10,10 +10,9 @@ texts its channels exceed what they reached in calibration, which cost more than
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +31,9 @@ from onnxsim_embed.export.quantization.calibration import Activations, input_nam
 from onnxsim_embed.export.quantization.gptq import quantize_gptq, quantize_nearest
 from onnxsim_embed.export.quantization.ranges import Fit, bias_of
 from onnxsim_embed.export.quantization.search import Choice, Group, channel_counts
-from onnxsim_embed.system.hardware import available_cpus
-from onnxsim_embed.system.threads import single_blas_thread
+from onnxsim_embed.system.threads import map_chunks
 
 Float32 = npt.NDArray[np.float32]
-T = TypeVar("T")
-R = TypeVar("R")
 
 # The linears of a layer by their input.
 GROUPS = {
@@ -72,22 +68,12 @@ class Quantizer:
             return quantize_linears(group.linears, fit, group.seen.rows if final else None)
 
         missing = [name for name, key in keys.items() if key not in self.known]
-        for name, linears in zip(missing, in_parallel(quantize, missing), strict=True):
+        for name, linears in zip(missing, map_chunks(quantize, missing), strict=True):
             self.known[keys[name]] = linears
         return {
             name: self.known[keys[name]] if name in keys else self.groups[name].linears
             for name in choice
         }
-
-
-def in_parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Map items on threads, each with one BLAS thread.
-
-    BLAS threads that share processors with anything else wait for each other (a factorization here took
-    5 s on two threads, 0.15 s on one).
-    """
-    with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as workers:
-        return list(workers.map(function, items))
 
 
 def fit_encoder(encoder: Encoder, seen: Mapping[str, Activations]) -> dict[str, Group]:
@@ -115,7 +101,7 @@ def fit_encoder(encoder: Encoder, seen: Mapping[str, Activations]) -> dict[str, 
         return Group(linears, inputs, tuple(fits))
 
     keys = [(number, names) for number in range(len(encoder.layers)) for names in GROUPS]
-    groups = in_parallel(fit, keys)
+    groups = map_chunks(fit, keys)
     return {
         f"layer{number}.{names}": group for (number, names), group in zip(keys, groups, strict=True)
     }

@@ -22,9 +22,9 @@ from onnxsim_embed.export.onnx.builder import MICROSOFT, GraphBuilder
 from onnxsim_embed.export.onnx.files import subgraphs
 from onnxsim_embed.export.quantization import ranges
 from onnxsim_embed.export.quantization.calibration import Activations
-from onnxsim_embed.export.quantization.encoder import in_parallel
 from onnxsim_embed.export.quantization.gptq import quantize_table
 from onnxsim_embed.export.quantization.search import Choice, Group, channel_counts
+from onnxsim_embed.system.threads import map_chunks
 
 MIN_WEIGHT_SIZE = 256  # quantizing smaller weights gains nothing
 
@@ -105,7 +105,7 @@ def fit_graph(model: onnx.ModelProto, seen: Mapping[str, Activations]) -> dict[s
             fits.append(smoothing if smoothing.error <= split.error else split)
         return Group(tuple(linears[name]), seen[name], tuple(fits))
 
-    return dict(zip(linears, in_parallel(fit, list(linears)), strict=True))
+    return dict(zip(linears, map_chunks(fit, list(linears)), strict=True))
 
 
 def follows_norm(model: onnx.ModelProto, name: str) -> bool:

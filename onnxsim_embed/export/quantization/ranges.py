@@ -28,7 +28,8 @@ Activation = Callable[[Float32], Float32]
 
 EXPONENTS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 SHIFTS = (0.0, 0.5, 1.0)
-SEARCH_ROWS = 512  # tokens that the search looks at; more do not change what it chooses
+# Tokens and output channels that the search looks at; more do not change what it chooses.
+SEARCH_ROWS, SEARCH_OUTPUTS = 512, 96
 # Ranges tried for an input with outlier channels: from this share of its maximum on, as channels of 100
 # beside others of 6 occur, each this much wider than the one before.
 SMALLEST_RANGE, RANGE_STEP = 1 / 64, 1.1
@@ -39,12 +40,6 @@ GPTQ_ERROR = np.float32(0.5)
 
 # An output channel that hardly varies counts as if it had this share of the mean variance.
 LEAST_VARIANCE = 1e-4
-
-# Share of tokens at either end of a channel that a range excludes; a sample of fewer than twice its
-# inverse is too small to tell, and its extremes count. On unseen texts a thousandth was never worse
-# than the extremes and better for very short ones; five thousandths were worse, and so were extremes
-# narrowed by 5 or widened by 10 %.
-OUTERMOST = 0.001
 
 # Split channels hold this multiple of the largest value seen: a channel that exceeds them saturates,
 # which costs far more than a coarser step.
@@ -165,9 +160,10 @@ def fit_smoothing(
     :param channels: number of float channels, the largest.
     """
     rows = subsample(seen.rows, SEARCH_ROWS)
+    weight_maxima = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
+    weights = [subsample(weight.T, SEARCH_OUTPUTS).T for weight in weights]
     outputs = [rows @ weight for weight in weights]
-    weight_maxima = np.abs(np.concatenate(weights, axis=1)).max(axis=1)
-    lowest, highest = channel_range(seen)
+    lowest, highest = seen.ends
     float_channels = largest(np.maximum(-lowest, highest), channels)
 
     def candidate(exponent: float, fraction: float) -> Smoothing:
@@ -190,14 +186,6 @@ def fit_smoothing(
 def largest(magnitudes: Float32, channels: int) -> Columns:
     """Return the largest channels, in their order."""
     return np.sort(np.argsort(-magnitudes, kind="stable")[:channels]).astype(np.int64)
-
-
-def channel_range(seen: Activations) -> tuple[Float32, Float32]:
-    """Return the lowest and highest value of each channel that a range must hold."""
-    if len(seen.rows) < 2 / OUTERMOST:
-        return seen.low, seen.high
-    low, high = np.quantile(seen.rows, [OUTERMOST, 1 - OUTERMOST], axis=0)
-    return low.astype(np.float32), high.astype(np.float32)
 
 
 def smoothing_multiplier(inputs: Float32, weights: Float32, exponent: float) -> Float32:
@@ -230,6 +218,7 @@ def fit_outlier_splits(
     activate: Activation = activation or (lambda values: values)
     rows = subsample(seen.rows, SEARCH_ROWS)
     inputs = activate(rows)
+    weights = [subsample(weight.T, SEARCH_OUTPUTS).T for weight in weights]
     outputs = [inputs @ weight for weight in weights]
     highest = activate(seen.high) * np.float32(HEADROOM)
     float_channels = largest(highest, channels)
