@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
-import re
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from documents import blocks, run_python
 
 from onnxsim_embed import Embedder
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ ]*\n?", re.MULTILINE | re.DOTALL)
-
-
-class Block(NamedTuple):
-    """A fenced block: language, text, first line, and what it must print where that is said."""
-
-    language: str
-    text: str
-    line: int
-    printed: str | None
-
-
-def blocks(readme):
-    found = list(FENCE.finditer(readme))
-    for match, after in zip(found, [*found[1:], None], strict=False):
-        between = readme[match.end() : after.start()] if after else "more"
-        says = after is not None and after[1] == "text" and not between.strip()
-        line = readme.count("\n", 0, match.start(2)) + 1
-        yield Block(match[1], match[2], line, after[2] if says else None)
 
 
 def commands(block):
@@ -85,20 +63,11 @@ def vectors(real_artifact):
     return Embedder(real_artifact).encode(texts)
 
 
-def run_python(block, namespace, document):
-    printed = io.StringIO()
-    # Blank lines before it make line numbers of tracebacks those of the document.
-    code = compile("\n" * (block.line - 1) + block.text, str(document), "exec")
-    with redirect_stdout(printed):
-        exec(code, namespace)
-    if block.printed is not None:
-        assert printed.getvalue().rstrip() == block.printed.rstrip(), f"{document}:{block.line}"
-
-
 @pytest.mark.real
 @pytest.mark.parametrize(
     "document",
-    list(filter(blocks_to_run, DOCUMENTS)),
+    # Recipes for other libraries run beside them: `make interop`.
+    [page for page in DOCUMENTS if page.parent.name != "recipes" and blocks_to_run(page)],
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_a_document_works_from_top_to_bottom(document, directory, real_artifact, vectors):

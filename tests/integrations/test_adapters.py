@@ -1,9 +1,10 @@
-"""The LangChain, LlamaIndex and Haystack adapters, where their libraries are installed (`make interop`)."""
+"""The LangChain, LlamaIndex, Haystack and Chroma adapters, where their libraries are installed (`make interop`)."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import pickle
 
 import numpy as np
@@ -105,7 +106,29 @@ class Haystack(LangChain):
         return [tuple(kind.from_dict(component.to_dict()) for kind, component in pairs)]
 
 
-@pytest.fixture(params=[LangChain, LlamaIndex, Haystack])
+class Chroma(LangChain):
+    library = "chromadb"
+
+    def __init__(self, model, batch_size=None, **options):
+        from onnxsim_embed.integrations.chroma import OnnxsimEmbeddingFunction
+
+        self.classes = [OnnxsimEmbeddingFunction]
+        self.adapter = OnnxsimEmbeddingFunction(model, **options)
+
+    def documents(self, texts):  # Chroma itself rejects an empty list
+        return texts and [vector.tolist() for vector in self.adapter(texts)]
+
+    def query(self, text):
+        return self.adapter.embed_query([text])[0].tolist()
+
+    async def both(self):
+        return [self.documents(TEXTS), self.query("a road")]
+
+    def copies(self):
+        return [self.adapter.build_from_config(json.loads(json.dumps(self.adapter.get_config())))]
+
+
+@pytest.fixture(params=[LangChain, LlamaIndex, Haystack, Chroma])
 def kind(request):
     pytest.importorskip(request.param.library, reason="the library is not installed: make interop")
     return request.param
@@ -248,3 +271,47 @@ def test_haystack_names_the_other_component(haystack):
     ):
         with pytest.raises(TypeError, match=message):
             run(wrong)
+
+
+@pytest.fixture
+def collection(artifact, tmp_path):
+    """A collection on disk with its function, and a function that opens it again."""
+    chromadb = pytest.importorskip("chromadb")
+    chroma = Chroma(artifact, precision="fp32", threads=1)
+    collection = chromadb.PersistentClient(str(tmp_path)).create_collection(
+        "texts", embedding_function=chroma.adapter
+    )
+    collection.add(ids=list(map(str, range(len(TEXTS)))), documents=TEXTS)
+    return chroma, collection, chromadb.PersistentClient(str(tmp_path)).get_collection
+
+
+def test_a_chroma_collection_builds_its_function_again(collection, model):
+    chroma, made, reopen = collection
+    again = reopen("texts")  # without a function: that of its configuration
+    found = again.query(query_texts=["a road"], include=["distances"])
+    assert found == made.query(query_texts=["a road"], include=["distances"])
+    stored = again.get(include=["embeddings"], ids=["0"])["embeddings"][0]
+    # Chroma scales vectors to length 1 once more.
+    np.testing.assert_allclose(stored, model.encode_document(TEXTS[0]), atol=1e-6)
+    built = again.configuration["embedding_function"]
+    assert type(built) is chroma.classes[0]
+    assert built.get_config() == chroma.adapter.get_config()
+    assert again.configuration["hnsw"]["space"] == "cosine"
+    expected = 1 - model.encode_document(TEXTS) @ model.encode_query("a road")
+    np.testing.assert_allclose(found["distances"][0], np.sort(expected)[:10], atol=1e-5)
+
+
+def test_a_chroma_collection_keeps_what_its_vectors_depend_on(collection, artifact):
+    chroma, made, reopen = collection
+    made.modify(configuration={"embedding_function": chroma.classes[0](artifact, threads=2)})
+    config = reopen("texts").configuration["embedding_function"].get_config()
+    assert (config["threads"], config["precision"]) == (2, "auto")
+    other = {"embedding_function": chroma.classes[0](artifact, truncate_dim=5)}
+    with pytest.raises(ValueError, match="truncate_dim=None, not 5"):
+        made.modify(configuration=other)
+
+
+def test_a_relative_path_is_kept_whole_by_chroma(artifact, monkeypatch):
+    pytest.importorskip("chromadb")
+    monkeypatch.chdir(artifact.parent)
+    assert Chroma(artifact.name).adapter.get_config()["model"] == str(artifact.resolve())

@@ -77,6 +77,7 @@ def test_pickles_and_copies_hold_only_the_settings(settings):
         ("langchain", "langchain_core", "langchain-core"),
         ("llama_index", "llama_index", "llama-index-core"),
         ("haystack", "haystack", "haystack-ai"),
+        ("chroma", "chromadb", "chromadb"),
         ("sklearn", "sklearn", "scikit-learn"),
         ("sentence_transformers", "sentence_transformers", "sentence-transformers"),
     ],

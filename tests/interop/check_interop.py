@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from environments import BUILD, ROOT, interpreter, versions
 from support import TEXTS, write_checkpoint
@@ -151,7 +153,11 @@ def run_reader(environment: str, script: Path, place: Path, job: dict[str, Any])
     """Run a script in an environment on a job; return the facts that it prints."""
     program = interpreter(environment)
     (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+        "HOME": job.get("home", str(Path.home())),
+    }
     done = subprocess.run(
         [program, str(script), str(place / "job.json"), str(BUILD / environment)],
         capture_output=True, text=True, check=False, encoding="utf-8", cwd=place,
@@ -398,18 +404,23 @@ def test_openvino(read, model):
 
 # the adapters, against the real libraries
 
+TESTS = ROOT / "tests" / "integrations"
+
 
 @pytest.mark.parametrize(
     "environment",
-    ["langchain", "llama-index", "haystack", "sklearn", "sentence-transformers",
+    ["langchain", "llama-index", "haystack", "chroma", "sklearn", "sentence-transformers",
      "sentence-transformers-oldest"],
 )  # fmt: skip
 def test_adapters(environment, report):
     """The adapter's tests of the default suite, where its library is installed: none is skipped."""
     name = environment.removesuffix("-oldest").replace("-", "_")
     chosen = f"{name} or {name.replace('_', '')}"
+    # A module of another library counts as skipped, whatever is chosen in it.
+    own = f"test_{name}.py" if (TESTS / f"test_{name}.py").exists() else "test_adapters.py"
+    files = map(str, (TESTS / "test_loading.py", TESTS / own))
     done = subprocess.run(
-        [interpreter(environment), "-m", "pytest", "tests/integrations", "-k", chosen],
+        [interpreter(environment), "-m", "pytest", *files, "-k", chosen],
         capture_output=True, text=True, check=False, encoding="utf-8", cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
@@ -430,3 +441,53 @@ def test_libraries_that_take_a_sentence_transformer(read, model, library):
     environment = "sentence-transformers-users"
     facts = read(environment, USERS, model.expected, library=library, what=library)
     print(facts, end=" ")
+
+
+# Chroma's default embedding function, and the recipes
+
+
+@pytest.fixture(scope="session")
+def home(real_checkpoint, tmp_path_factory) -> Path:
+    """A home directory with the model of Chroma's default function, traced by PyTorch.
+
+    Chroma downloads one where these six files are not there.
+    """
+
+    home = tmp_path_factory.mktemp("home")
+    target = home / ".cache/chroma/onnx_models/all-MiniLM-L6-v2/onnx"
+    target.mkdir(parents=True)
+    for name in ("config", "special_tokens_map", "tokenizer_config", "tokenizer"):
+        shutil.copy(real_checkpoint / f"{name}.json", target)
+    shutil.copy(real_checkpoint / "vocab.txt", target)
+    export_model(real_checkpoint, home / "traced", via="torch", precisions=["fp32"])
+    graph = onnx.load(home / "traced/onnx/model.onnx")
+    types = onnx.helper.make_tensor_value_info(
+        "token_type_ids", onnx.TensorProto.INT64, [None, None]
+    )
+    graph.graph.input.append(types)  # all 0 in Chroma, as in the traced graph
+    onnx.save(graph, target / "model.onnx")
+    return home
+
+
+CHROMA = READERS / "chroma_reader.py"
+
+
+@pytest.mark.parametrize("model", ["minilm"], indirect=True)
+def test_chroma_default(read, model, home, tmp_path):
+    (tmp_path / "all-MiniLM-L6-v2").symlink_to(model.artifact)
+    print(read("chroma", CHROMA, model.expected, home=str(home), what="Chroma's default"), end=" ")
+
+
+RECIPE = READERS / "recipe.py"
+HOSTS = {"bertopic": "sentence-transformers-users"}  # environments of other names
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs/recipes").glob("*.md")), ids=lambda page: page.stem
+)
+def test_recipes(page, minilm, home, tmp_path, report):
+    environment = HOSTS.get(page.stem, page.stem)
+    (tmp_path / "all-MiniLM-L6-v2").symlink_to(minilm.artifact)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    run_reader(environment, RECIPE, tmp_path, {"page": str(page), "home": str(home)})
+    report.append({"reader": f"recipe {page.stem}", "versions": versions(environment)})

@@ -67,6 +67,7 @@ ENVIRONMENTS = {
     "langchain": Environment(_adapter("langchain"), ("langchain-core",)),
     "llama-index": Environment(_adapter("llama-index"), ("llama-index-core",)),
     "haystack": Environment(_adapter("haystack"), ("haystack-ai",)),
+    "chroma": Environment(_adapter("chroma"), ("chromadb",)),
     # The extra of the same name, with the newest version and the oldest one that is supported.
     "sentence-transformers": Environment(_adapter("sentence-transformers", TORCH), READER[:2]),
     "sentence-transformers-oldest": Environment(
