@@ -85,6 +85,7 @@ def clear_cache(names: Sequence[str] | None = None) -> list[CachedModel]:
         _remove(model.path)
     if names is None:
         (cache_directory() / DIGESTS).unlink(missing_ok=True)
+        shutil.rmtree(cache_directory() / "openvino", ignore_errors=True)  # what it compiled
         for leftover in cache_directory().glob(".*-*.partial"):  # of exports that were killed
             shutil.rmtree(leftover, ignore_errors=True)
     return models

@@ -100,6 +100,10 @@ class Manifest:
     matryoshka_dims: tuple[int, ...] = ()
     include_prompt: bool = True
 
+    def entry(self, precision: str) -> PrecisionEntry:
+        """Return the files of a precision; bf16 computes those of fp32."""
+        return self.precisions["fp32" if precision == "bf16" else precision]
+
     def to_json(self) -> str:
         """Return the manifest as JSON with sorted keys; equal inputs give equal text."""
         return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -194,7 +198,7 @@ class Artifact:
 
     def open_file(self, precision: str) -> Path:
         """Return the portable file of a precision after checking it and its external data."""
-        entry = self.manifest.precisions[precision]
+        entry = self.manifest.entry(precision)
         for name in entry.data:
             self.file(name)
         return self.file(entry.file)

@@ -6,7 +6,12 @@ import logging
 from functools import lru_cache
 
 from onnxsim_embed.artifact.manifest import MODEL_FILES, Artifact
-from onnxsim_embed.system.hardware import CPU_PROVIDER, GPU_PROVIDERS, int8_supported
+from onnxsim_embed.system.hardware import (
+    CPU_PROVIDER,
+    GPU_PROVIDERS,
+    bf16_supported,
+    int8_supported,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +21,8 @@ def choose_precision(artifact: Artifact, precision: str, provider: str = CPU_PRO
 
     :param precision: "auto" or a precision of the artifact.
     :param provider: the execution provider that will run it.
-    :raises ValueError: for a precision that the artifact does not hold; for int8 on other providers
+    :raises ValueError: for a precision that the artifact does not hold; for bf16 on processors without
+        bfloat16 products; for int8 on other providers
         than the CPU, which have no kernels for its operators; for fp16 on other providers than a GPU,
         where it is slower than fp32 and no more accurate.
     """
@@ -31,7 +37,7 @@ def choose_precision(artifact: Artifact, precision: str, provider: str = CPU_PRO
         if not supported:
             logger.warning("using fp32: %s", reason)
         return "int8" if supported else "fp32"
-    if precision not in available:
+    if precision not in available and precision != "bf16":
         raise ValueError(_unavailable(artifact, precision))
     if precision == "int8" and not on_cpu:
         raise ValueError(
@@ -43,7 +49,9 @@ def choose_precision(artifact: Artifact, precision: str, provider: str = CPU_PRO
             f"precision 'fp16' runs on GPUs only; {provider} would compute it in float32, only "
             "slower: use precision='auto', or device='cuda'"
         )
-    supported, reason = int8_supported()
+    supported, reason = bf16_supported() if precision == "bf16" else int8_supported()
+    if precision == "bf16" and not supported:
+        raise ValueError(f"precision 'bf16' cannot be used here: {reason}; use precision='auto'")
     if precision == "int8" and not supported:
         _warn_once(
             f"precision='int8' was requested although {reason}: embeddings are less accurate than the "
@@ -66,7 +74,7 @@ def _unavailable(artifact: Artifact, precision: str) -> str:
         return f"{message}: the export skipped it because {'; '.join(problems)}"
     if precision not in MODEL_FILES:
         return (
-            f"{message}; allowed are auto, {', '.join(MODEL_FILES)} (the dtype of embeddings is an "
+            f"{message}; allowed are auto, {', '.join(MODEL_FILES)}, bf16 (the dtype of embeddings is an "
             "argument of encode: float32, float16, int8, uint8, binary, ubinary)"
         )
     return (

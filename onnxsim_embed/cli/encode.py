@@ -53,7 +53,6 @@ def encode(
     truncate_dim: int | None = Option(None, help="Truncate vectors to N dimensions."),
     normalize: bool = Option(False, "--normalize", help="Scale each vector to L2 norm 1."),
     report: Path | None = Option(None, help="Write counts and the time of each stage, .json."),
-    engine: options.Engine = None,
     address: options.Address = None,
     strict: bool = Option(
         False, "--strict", help="With --engine ray: fail at a row without a usable text."
@@ -66,7 +65,7 @@ def encode(
     may also be a directory, a glob pattern or a URI, and the output is a directory or URI.
     """
     if options.on_ray(
-        engine,
+        inputs.engine,
         {"strict": strict},
         {
             "dtype": dtype != "float32",

@@ -38,6 +38,7 @@ class Inputs:
     model: options.Model = options.DEFAULT_MODEL
     precision: options.Precision = "auto"
     device: options.Device = "auto"
+    engine: options.Engine = "auto"
     max_seq_length: options.MaxSeqLength = None
     long_texts: options.LongTexts = "truncate"
     stride: options.Stride = 0
@@ -82,6 +83,7 @@ class Inputs:
             precision=precision or self.precision,
             threads=self.threads,
             device=self.device,
+            engine=self.engine,
         )
         if self.max_seq_length is not None:
             embedder.max_seq_length = self.max_seq_length

@@ -19,12 +19,12 @@ Model = Annotated[
     str, Option("--model", "-m", help="Recipe name, artifact, checkpoint directory or Hub id.")
 ]
 Precision = Annotated[
-    str, Option("--precision", help="Weight precision: auto, fp32, int8 or fp16.")
+    str, Option("--precision", help="Weight precision: auto, fp32, int8, bf16 or fp16.")
 ]
 Threads = Annotated[
     int | None, Option("--threads", min=1, help="Default: all CPUs of this process.")
 ]
-Device = Annotated[str, Option("--device", help="auto, cpu, cuda, cuda:N or openvino.")]
+Device = Annotated[str, Option("--device", help="auto, cpu, cuda or cuda:N.")]
 MaxSeqLength = Annotated[
     int | None,
     Option("--max-seq-length", help="Maximum tokens of a text; default: the model's."),
@@ -72,7 +72,12 @@ Token = Annotated[
 ]
 Local = Annotated[bool, Option("--local-files-only", help="Use cached Hub models; no network.")]
 Engine = Annotated[
-    str | None, Option("--engine", help="ray: a cluster, or this machine; writes a directory.")
+    str,
+    Option(
+        "--engine",
+        help="auto, onnxruntime or openvino; with encode and similarity also ray: a cluster, or this "
+        "machine; writes a directory.",
+    ),
 ]
 Address = Annotated[
     str | None,
@@ -143,18 +148,17 @@ def parse_min_fidelity(text: str | None) -> tuple[float, float] | None:
     return mean, least
 
 
-def on_ray(
-    engine: str | None, only_ray: Mapping[str, object], only_local: Mapping[str, object]
-) -> bool:
+def on_ray(engine: str, only_ray: Mapping[str, object], only_local: Mapping[str, object]) -> bool:
     """Return whether a command runs on Ray, after checking that its options fit.
 
     :param only_ray: values of the options that require Ray, by name; None and False are not set.
     :param only_local: values of the options that Ray does not support.
     """
-    if engine not in (None, "ray"):
-        raise ValueError(f"unknown engine {engine!r}; allowed is ray")
-    wrong, verb = (only_local, "cannot be combined with") if engine else (only_ray, "requires")
+    if engine not in (allowed := ("auto", "onnxruntime", "openvino", "ray")):
+        raise ValueError(f"unknown engine {engine!r}; allowed are {', '.join(allowed)}")
+    on_ray = engine == "ray"
+    wrong, verb = (only_local, "cannot be combined with") if on_ray else (only_ray, "requires")
     for name, value in wrong.items():
         if value not in (None, False):
             raise ValueError(f"--{name.replace('_', '-')} {verb} --engine ray")
-    return engine is not None
+    return on_ray

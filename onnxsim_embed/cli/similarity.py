@@ -49,7 +49,6 @@ def similarity(
     max_memory: str | None = Option(
         None, help="Such as 4GB; default: three quarters of free memory."
     ),
-    engine: options.Engine = None,
     address: options.Address = None,
 ) -> None:
     """Compare all texts (or vectors) of a file with each other, exactly.
@@ -63,7 +62,7 @@ def similarity(
     local = inputs.local | {"pairs": pairs, "heatmap": heatmap, "show": show}
     local |= {"threads": inputs.threads, "id_column": inputs.id_column}
     local |= {"drop_duplicates": drop_duplicates, "estimate": estimate, "vectors": inputs.vectors}
-    distributed = options.on_ray(engine, {}, local)
+    distributed = options.on_ray(inputs.engine, {}, local)
     _check_targets(targets, pairs, heatmap, inputs.force, distributed)
     from onnxsim_embed.similarity.memory import MemoryBudget
     from onnxsim_embed.system.units import parse_bytes

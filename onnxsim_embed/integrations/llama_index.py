@@ -55,7 +55,7 @@ class OnnxsimEmbedding(BaseEmbedding):
 
     model_name: str = Field(description="Recipe name, artifact or checkpoint directory, or Hub id.")
     precision: str = Field(default="auto", description="auto, fp32 or int8.")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or openvino.")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N.")
     threads: int | None = Field(default=None, description="Batches run concurrently.")
     batch_size: int | None = Field(default=None, description="Texts in one call of the model.")
     query_prompt: str | None = Field(default=None, description="Prepended to each query.")

@@ -47,7 +47,7 @@ class PackedModel:
     def of(cls, embedder: Embedder) -> PackedModel:
         """Pack the files of a loaded model."""
         artifact, precision = embedder.artifact, embedder.precision
-        entry = artifact.manifest.precisions[precision]
+        entry = artifact.manifest.entry(precision)
         names = [MANIFEST, "tokenizer.json", entry.file, *entry.data]
         names += [] if entry.encoder is None else [entry.encoder]
         for path in artifact.manifest.dense:

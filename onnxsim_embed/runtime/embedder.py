@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Embedder(Prompted):
-    """A sentence-embedding model on ONNX Runtime.
+    """A sentence-embedding model on ONNX Runtime or OpenVINO.
 
     Any number of threads may share one Embedder. It pickles as its artifact's directory and settings.
 
@@ -45,10 +45,13 @@ class Embedder(Prompted):
 
     :param artifact: recipe name, artifact directory, checkpoint directory or Hub id, for example
         "all-MiniLM-L6-v2", "./my-model", "BAAI/bge-base-en-v1.5"; or an opened artifact.
-    :param precision: weight precision: "fp32", "int8" (CPU), "fp16" (GPU), or "auto" for the fastest
-        accurate one on this machine. The dtype of embeddings is an argument of `encode`.
+    :param precision: weight precision: "fp32", "int8" (CPU), "bf16" (fp32 weights computed in bfloat16,
+        on processors that have it), "fp16" (GPU), or "auto" for the fastest accurate one of fp32, int8
+        and fp16 on this machine. The dtype of embeddings is an argument of `encode`.
     :param device: "auto" (CUDA if onnxruntime offers it, otherwise the CPU), "cpu", "cuda",
-        "cuda:N", "openvino" or onnxruntime's own list of providers.
+        "cuda:N" or onnxruntime's own list of providers.
+    :param engine: "onnxruntime", "openvino" (the extra `openvino`; CPU), or "auto": OpenVINO for bf16,
+        otherwise ONNX Runtime.
     :param threads: number of batches run concurrently; None for the number of available processors.
     :param pooling: pooling mode of a checkpoint that specifies none.
     :param revision: revision of a Hub id.
@@ -56,8 +59,8 @@ class Embedder(Prompted):
     :param local_files_only: whether to load a Hub id from the local cache only.
     :raises CheckpointError: if the model cannot be located or exported.
     :raises ArtifactError: if an artifact is damaged.
-    :raises MissingExtraError: if the export needs a package that is not installed.
-    :raises ValueError: if the precision or device is not available.
+    :raises MissingExtraError: if the export or the engine needs a package that is not installed.
+    :raises ValueError: if the precision, engine or device is not available.
 
     Usage::
 
@@ -71,6 +74,7 @@ class Embedder(Prompted):
         *,
         precision: str = "auto",
         device: Device = "auto",
+        engine: str = "auto",
         threads: int | None = None,
         pooling: str | None = None,
         revision: str | None = None,
@@ -78,12 +82,13 @@ class Embedder(Prompted):
         local_files_only: bool = False,
     ) -> None:
         check_positive("threads", threads)
-        self._device = device
+        self._device, self._engine = device, engine
         self.artifact, self.head, self.precision, self._pipeline = load_model(
             artifact,
             precision,
             device,
             threads,
+            engine,
             pooling=pooling,
             revision=revision,
             token=token,
@@ -101,7 +106,12 @@ class Embedder(Prompted):
 
     def __reduce__(self) -> tuple[Any, ...]:
         artifact = replace(self.artifact, directory=self.artifact.directory.absolute())
-        settings = {"precision": self.precision, "device": self._device, "threads": self.threads}
+        settings = {
+            "precision": self.precision,
+            "device": self._device,
+            "engine": self._engine,
+            "threads": self.threads,
+        }
         names = ("prompts", "default_prompt_name", "max_seq_length")
         state = {name: getattr(self, name) for name in names}
         return load_pickled, (type(self), artifact, settings), (None, state)
@@ -137,7 +147,7 @@ class Embedder(Prompted):
 
     @property
     def provider(self) -> str:
-        """The execution provider that runs the model."""
+        """The execution provider of ONNX Runtime that runs the model, or "OpenVINO" and its version."""
         return self._pipeline.engine.provider
 
     @property

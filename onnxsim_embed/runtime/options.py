@@ -49,6 +49,7 @@ class LoadArguments(TypedDict, total=False):
 
     precision: str
     device: Device
+    engine: str
     threads: int | None
     pooling: str | None
     revision: str | None
@@ -92,7 +93,7 @@ class EncodeOptions:
             value, known = getattr(self, name), get_args(allowed)
             if value not in known:
                 message = f"{name} {value!r} is not one of {', '.join(known)}"
-                if name == "precision" and value in MODEL_FILES:
+                if name == "precision" and value in (*MODEL_FILES, "bf16"):
                     message += (
                         f"; {value} is a weight precision: Embedder(..., precision={value!r})"
                     )

@@ -89,7 +89,7 @@ def _head_digests(manifest: Manifest) -> list[Any]:
 
 def _weight_digests(manifest: Manifest, precision: str) -> list[str]:
     """Return the digests of the ONNX files of a precision."""
-    entry = manifest.precisions[precision]
+    entry = manifest.entry(precision)
     names = (entry.encoder, entry.file, *entry.data)
     return [manifest.files[name].sha256 for name in names if name is not None]
 

@@ -20,6 +20,10 @@ GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 X86_INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
+# x86 instructions that multiply bfloat16 and accumulate in float32.
+X86_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+
+
 def available_cpus(root: Path = Path("/")) -> int:
     """Return the number of processors that this process may use, at least 1.
 
@@ -106,3 +110,11 @@ def int8_supported(
     if not flags:
         return False, "the processor's flags are unknown, and int8 saturates on x86 without VNNI"
     return False, "the processor has no VNNI, so int8 products would saturate"
+
+
+def bf16_supported(flags: frozenset[str] | None = None) -> tuple[bool, str]:
+    """Return whether the processor multiplies in bfloat16, and the reason."""
+    flags = cpu_flags() if flags is None else flags
+    if supported := [flag for flag in X86_BF16_FLAGS if flag in flags]:
+        return True, f"the processor has {', '.join(supported)}"
+    return False, f"the processor has neither {' nor '.join(X86_BF16_FLAGS)}"

@@ -81,3 +81,15 @@ def test_an_unsuitable_precision_is_an_error_with_the_next_step(artifact, name, 
         choose_precision(held, name, provider)
     with pytest.raises(ValueError, match=r"precisions=\['fp32', 'int8'\] and force=True"):
         choose_precision(with_precisions(artifact, "fp32"), "int8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)]
+)
+def test_bf16_needs_a_processor_that_has_it(on, artifact, flags, has):
+    on("x86_64", flags)
+    if has:
+        assert choose_precision(Artifact.open(artifact), "bf16") == "bf16"
+        return
+    with pytest.raises(ValueError, match="neither avx512_bf16 nor amx_bf16"):
+        choose_precision(Artifact.open(artifact), "bf16")

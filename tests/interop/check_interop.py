@@ -390,18 +390,6 @@ def test_onnxruntime_as_the_readme_shows_it(read, model, tmp_path):
     read("onnxruntime", script, model.expected, what="onnxruntime, README")
 
 
-# OpenVINO's provider under our own run path
-
-OURS = READERS / "embedder_reader.py"
-
-
-def test_openvino(read, model):
-    facts = read("openvino", OURS, model.expected, device="openvino", what="onnxruntime-openvino")
-    assert facts["provider"] == "OpenVINOExecutionProvider"
-    assert facts["precision"] == "fp32"
-    print(f"{facts['ratio']:.2f} times our speed on the CPU provider", end=" ")
-
-
 # the adapters, against the real libraries
 
 TESTS = ROOT / "tests" / "integrations"

@@ -55,15 +55,6 @@ ENVIRONMENTS = {
         ("@huggingface/transformers", "onnxruntime-node", "onnxruntime-web"),
         installer="npm",
     ),
-    # As the message for device="openvino" says: both packages are the module `onnxruntime`.
-    "openvino": Environment(
-        (
-            ("install", "-e", f"{ROOT}[export]"),
-            ("uninstall", "-y", "onnxruntime"),
-            ("install", "onnxruntime-openvino"),
-        ),
-        ("onnxruntime-openvino",),
-    ),
     "langchain": Environment(_adapter("langchain"), ("langchain-core",)),
     "llama-index": Environment(_adapter("llama-index"), ("llama-index-core",)),
     "haystack": Environment(_adapter("haystack"), ("haystack-ai",)),

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.runtime.session import Session, openvino_options, resolve_providers
+from onnxsim_embed.runtime.session import Session, resolve_providers
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"
@@ -30,7 +30,6 @@ IDS = np.array([[2, 9, 10, 3], [2, 11, 12, 3]], np.int64)
         ("auto", [CUDA, CPU], [CUDA, CPU]),
         ("cuda", [CUDA, CPU], [(CUDA, {"device_id": "0"}), CPU]),
         ("cuda:1", [CUDA, CPU], [(CUDA, {"device_id": "1"}), CPU]),
-        ("openvino", [OPENVINO, CPU], [(OPENVINO, {"device_type": "CPU"}), CPU]),
         ([CPU], [CUDA, CPU], [CPU]),
         ([(CUDA, {"device_id": 3}), CPU], [CUDA, CPU], [(CUDA, {"device_id": 3}), CPU]),
     ],
@@ -42,22 +41,20 @@ def test_providers_of_a_device(device, available, expected):
 @pytest.mark.parametrize("device", ["gpu", "", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda 1"])
 def test_an_unknown_device_lists_the_known_ones(device):
     with pytest.raises(
-        ValueError, match=r"unknown device .*; allowed are auto, cpu, cuda, cuda:N, openvino"
+        ValueError, match=r"unknown device .*; allowed are auto, cpu, cuda, cuda:N or"
     ):
         resolve_providers(device, [CUDA, CPU])
 
 
-def test_openvino_gets_the_available_processors(monkeypatch):
-    monkeypatch.setattr("onnxsim_embed.runtime.session.available_cpus", lambda: 3)
-    shared, lone = openvino_options(1), openvino_options(2)
-    assert (shared["num_of_threads"], shared["num_streams"]) == ("3", "3")  # one for each caller
-    assert (lone["num_of_threads"], lone["num_streams"]) == ("2", "1")
+def test_openvino_is_no_device_but_an_engine():
+    with pytest.raises(ValueError, match="engine='openvino'"):
+        resolve_providers("openvino", [OPENVINO, CPU])
 
 
 @pytest.mark.parametrize(
     ("device", "advice"),
     [("cuda", "onnxruntime-gpu, or"), ("cuda:0", "onnxruntime-gpu, or"),
-     ("openvino", "onnxruntime-openvino, or"), (["TensorrtExecutionProvider", CPU], ""),
+     (["TensorrtExecutionProvider", CPU], ""),
      ([(CUDA, {"device_id": 0})], ""), ([], "")],
 )  # fmt: skip
 def test_an_unavailable_provider_is_an_error_with_advice(device, advice):

@@ -1,0 +1,115 @@
+"""OpenVINO under the run path: the same files, three precisions, no dependence on the batch."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from support import TEXTS
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.errors import ArtifactError, MissingExtraError, OnnxsimEmbedError
+from onnxsim_embed.runtime import engine, openvino_engine
+from onnxsim_embed.runtime.openvino_engine import OpenVINOEngine
+from onnxsim_embed.runtime.session import Session
+from onnxsim_embed.system.hardware import bf16_supported
+
+BF16, REASON = bf16_supported()
+TEXTS_OF_ALL_LENGTHS = [f"{'water road ' * (n // 2)}{'city' * (n % 2)}" for n in range(1, 46)]
+
+
+@pytest.fixture
+def openvino():
+    return pytest.importorskip("openvino", reason="the extra openvino is not installed")
+
+
+@pytest.fixture
+def load(openvino, artifact, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path / "cache"))
+    return lambda **arguments: Embedder(artifact, threads=2, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("precision", "cosine"),
+    [("fp32", 1 - 1e-6), ("int8", 0.98),
+     pytest.param("bf16", 0.999, marks=pytest.mark.skipif(not BF16, reason=REASON))],
+)  # fmt: skip
+def test_vectors(load, monkeypatch, precision, cosine):
+    monkeypatch.setattr(engine, "LONE_SECONDS", 0.0)
+    model = load(precision=precision, engine="auto" if precision == "bf16" else "openvino")
+    assert (model.precision, model.provider[:9]) == (precision, "OpenVINO ")
+    vectors = model.encode(TEXTS_OF_ALL_LENGTHS)
+    reference = load(precision="fp32").encode(TEXTS_OF_ALL_LENGTHS)
+    assert np.einsum("ij,ij->i", vectors, reference).min() > cosine
+    alone = np.stack([model.encode(text) for text in TEXTS_OF_ALL_LENGTHS])
+    np.testing.assert_array_equal(alone, vectors)
+    assert model._pipeline._lone.second is not None
+    with ThreadPoolExecutor(4) as workers:
+        for same in workers.map(model.encode, [TEXTS_OF_ALL_LENGTHS] * 4):
+            np.testing.assert_array_equal(same, vectors)
+    copy = pickle.loads(pickle.dumps(model))
+    assert (copy.provider, copy.precision) == (model.provider, precision)
+    np.testing.assert_array_equal(copy.encode(TEXTS), model.encode(TEXTS))
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model_int8.onnx"])
+def test_padding(openvino, artifact, tmp_path, name):
+    file = artifact / "onnx" / name
+    ids = np.array([[2, 9, 10, 3], [2, 11, 12, 3]], np.int64)
+    padded, mask = np.pad(ids, ((0, 0), (0, 3))), np.pad(np.ones_like(ids), ((0, 0), (0, 3)))
+    model = OpenVINOEngine(file, tmp_path, "fp32", 1)
+    expected = Session(file, "cpu").run(ids)
+    within = 0.1 if "int8" in name else 1e-4
+    np.testing.assert_allclose(model.run(ids), expected, atol=within)
+    np.testing.assert_allclose(model.run(padded, mask)[:, :4], expected, atol=within)
+
+
+def test_what_was_compiled_is_kept(load, tmp_path):
+    first = load(precision="fp32", engine="openvino")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.blob")}
+    again = load(precision="fp32", engine="openvino")
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.blob")}
+    assert len(kept) == 1
+    np.testing.assert_array_equal(again.encode(TEXTS), first.encode(TEXTS))
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "encoder_int8.onnx"])
+def test_a_token_id_beyond_the_embeddings(openvino, artifact, tmp_path, name):
+    with pytest.raises(ArtifactError, match="token id 5000"):
+        OpenVINOEngine(artifact / "onnx" / name, tmp_path, "fp32", 1).run(np.array([[5000, 2]]))
+
+
+def test_a_damaged_file(openvino, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"no onnx at all" * 9)
+    with pytest.raises(ArtifactError, match=r"OpenVINO cannot load .*model\.onnx"):
+        OpenVINOEngine(tmp_path / "model.onnx", tmp_path, "fp32", 1)
+
+
+def test_a_forked_child(load, monkeypatch):
+    model = load(precision="fp32", engine="openvino")
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    with pytest.raises(OnnxsimEmbedError, match="spawn"):
+        model.encode(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"engine": "tensorrt"}, {"engine": "onnxruntime", "precision": "bf16"},
+     {"engine": "openvino", "device": "cuda"}, {"precision": "bf16", "device": ["CPU"]},
+     {"engine": "openvino", "precision": "fp16"}],
+)  # fmt: skip
+def test_what_engines_do_not_have(artifact, arguments):
+    with pytest.raises(ValueError, match=r"engine|OpenVINO|fp16"):
+        Embedder(artifact, **arguments)
+
+
+def test_without_openvino(artifact, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    openvino_engine._core.cache_clear()
+    with pytest.raises(MissingExtraError, match="openvino"):
+        Embedder(artifact, engine="openvino")
