@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Real
 
 import numpy as np
@@ -11,7 +13,7 @@ from scipy import sparse
 from onnxsim_embed.similarity.memory import Estimate, MemoryBudget, Progress, estimate, pair_counter
 from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.scoring import dense_scores, exact_scores
-from onnxsim_embed.similarity.selection import Float32, Pairs, TopK, TopPairs
+from onnxsim_embed.similarity.selection import Float32, Pairs, RowPairs, TopK, TopPairs
 from onnxsim_embed.similarity.sparse import build_matrix, symmetric_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows, check_dims, unit_vectors
 from onnxsim_embed.system.units import check_integer
@@ -66,13 +68,14 @@ def similarity_matrix(
     """
     check_threshold(threshold)
     comparison = Comparison(vectors, other, max_memory, block_bytes)
-    above = comparison.above(threshold, entries=2 - (other is not None), show=show_progress_bar)
-    if other is not None:
-        return above
-    diagonal = comparison.left.diagonal(threshold)
-    if not include_self:
-        diagonal[:] = np.nan
-    return symmetric_matrix(above, diagonal)
+    entries = 2 - (other is not None)
+    with comparison.chunks(threshold, entries=entries, show=show_progress_bar) as chunks:
+        if other is not None:
+            return build_matrix(chunks, comparison.right.rows)
+        diagonal = comparison.left.diagonal(threshold)
+        if not include_self:
+            diagonal[:] = np.nan
+        return symmetric_matrix(chunks, diagonal)
 
 
 def similar_pairs(
@@ -93,7 +96,7 @@ def similar_pairs(
     """
     check_threshold(threshold)
     comparison = Comparison(vectors, other, max_memory, block_bytes)
-    return sorted_pairs(comparison.above(threshold, entries=2, show=show_progress_bar))
+    return sorted_pairs(comparison.above(threshold, entries=3, show=show_progress_bar))
 
 
 def sorted_pairs(pairs: sparse.csr_array) -> Pairs:
@@ -261,23 +264,31 @@ class Comparison:
         self._budget = MemoryBudget(max_memory)
         self._alone = other is None
         size = self._budget.vector_bytes
-        arrays = [x for x in (vectors, other) if x is not None]
+        arrays = [x for x in (vectors, None if other is vectors else other) if x is not None]
         sets = [x if isinstance(x, UnitRows) else UnitRows(x, size) for x in arrays]
         self.left, self.right = sets[0], sets[-1]
         check_dims(self.left.dim, self.right.dim)
         self._pairs = AllPairs(self.left, self.right, tile_bytes)
 
-    def above(self, threshold: float, *, entries: int = 1, show: bool = False) -> sparse.csr_array:
-        """Return the scores above a threshold; of one set, only the upper triangle.
+    @contextmanager
+    def chunks(
+        self, threshold: float, *, entries: int = 1, show: bool = False
+    ) -> Iterator[Iterator[RowPairs]]:
+        """Give the pairs above a threshold, chunk by chunk; of one set, only the upper triangle.
 
-        :param entries: entries of the final result for each pair.
+        :param entries: of PEAK_ENTRY_BYTES that the result takes for each pair.
         """
         self._budget.check_above(self.left, self.right, threshold)
         max_pairs = self._budget.max_entries(self.left, self.right) // entries
         counter = pair_counter(max_pairs, threshold)
         chunks = self._pairs.above(threshold, upper=self._alone, on_pairs=counter)
         with Progress(self.left.rows, show) as progress:
-            return build_matrix(map(progress.count, chunks), self.right.rows)
+            yield map(progress.count, chunks)
+
+    def above(self, threshold: float, *, entries: int = 1, show: bool = False) -> sparse.csr_array:
+        """Return the matrix of `chunks`."""
+        with self.chunks(threshold, entries=entries, show=show) as chunks:
+            return build_matrix(chunks, self.right.rows)
 
     def top_k(self, k: int, show: bool = False) -> TopK:
         """Return the top-k of each row; of one set, without the row itself."""

@@ -120,8 +120,10 @@ class SimilarityGraph:
                 f"building the matrix of {self.directory} takes {format_bytes(need)}, and max_memory "
                 f"allows {format_bytes(allowed)}: iterate over its shards with blocks()"
             )
-        stored = build_matrix((matrix_pairs(block) for _, block in self.blocks()), self.rows)
-        return stored if self.threshold is None else symmetric_matrix(stored, self._diagonal())
+        stored = (matrix_pairs(block) for _, block in self.blocks())
+        if self.threshold is None:
+            return build_matrix(stored, self.rows)
+        return symmetric_matrix(stored, self._diagonal())
 
     def _diagonal(self) -> npt.NDArray[np.float32]:
         path = self.directory / DIAGONAL

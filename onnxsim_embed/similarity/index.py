@@ -21,7 +21,7 @@ from onnxsim_embed.errors import TableError
 from onnxsim_embed.similarity import candidates, selection
 from onnxsim_embed.similarity.compare import check_k, check_threshold, similarity_matrix, top_k
 from onnxsim_embed.similarity.scoring import exact_scores
-from onnxsim_embed.similarity.selection import Float32, Int64, KthBounds, RowPairs, TopK
+from onnxsim_embed.similarity.selection import Float32, Int64, RowPairs, TopK
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import check_vectors, unit_vectors
 from onnxsim_embed.system.hardware import available_cpus, int8_supported
@@ -155,9 +155,7 @@ class VectorIndex:
         """Return the k nearest rows of some queries."""
 
         def bound(low: Float32, errors: Float32) -> Float32:
-            bounds = KthBounds(len(low), k)
-            bounds.add(low)
-            return _floor(bounds.kth[:, None].astype(np.float32), errors)
+            return _floor(selection.kth_bounds(low, k), errors)
 
         pairs, errors = self._candidates(unit, bound)
         # Of the candidates of all chunks, only those that may be among the top-k of all.

@@ -19,7 +19,7 @@ from onnxsim_embed.system.progress import progress_bar
 from onnxsim_embed.system.units import format_bytes, format_duration
 
 ENTRY_BYTES = 8  # of an entry of the result: a float32 score and an int32 column
-PEAK_ENTRY_BYTES = 24  # of an entry while the matrix is assembled from its chunks
+PEAK_ENTRY_BYTES = 16  # of an entry while the matrix is assembled from its chunks
 TOP_K_BYTES = 24  # of an entry of a top-k: a float32 score, an int64 column; twice while gathered
 MEMORY_SHARE = 0.75  # of the available memory that is used by default
 SAMPLE_ROWS = 256  # rows differ in entries by about their mean: an estimate is within a tenth or so
@@ -127,13 +127,13 @@ def _loaded_bytes(left: TiledRows, right: TiledRows) -> int:
 def estimate(left: UnitRows, right: UnitRows, threshold: float, k: int | None = None) -> Estimate:
     """Estimate the comparison above a threshold, or the top-k, from a sample of rows."""
     counts, seconds = _sample(left, right, threshold, k=k)
+    seconds /= 2 if left is right else 1  # each tile of one set is computed once
     loaded = _loaded_bytes(left, right)
     if k is not None:
         entries = left.rows * k
         peak_bytes = entries * TOP_K_BYTES + loaded
         return Estimate(entries, entries * (ENTRY_BYTES + 4), peak_bytes, seconds, exact=True)
     entries = round(float(counts.sum()) * left.rows / max(1, len(counts)))
-    seconds /= 2 if left is right else 1
     return Estimate(entries, entries * ENTRY_BYTES, entries * PEAK_ENTRY_BYTES + loaded, seconds)
 
 

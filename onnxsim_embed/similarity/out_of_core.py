@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from onnxsim_embed.similarity.candidates import Float32Scorer
-from onnxsim_embed.similarity.scoring import TiledComparison
-from onnxsim_embed.similarity.selection import RowPairs, TopK, top_k_of_rows
+from onnxsim_embed.similarity.scoring import MakeScorer, TiledComparison
+from onnxsim_embed.similarity.selection import BestOfRows, RowPairs, TopK, narrow
 from onnxsim_embed.similarity.unit_rows import TiledRows
 
 
@@ -19,10 +18,11 @@ class AllPairs:
         self.left = left
         self.right = right
         self._tile_bytes = tile_bytes
-        self._scorer_type: type[Float32Scorer] | None = None
+        self._make_scorer: MakeScorer | None = None
         self._in_memory: TiledComparison | None = None
         if left.in_memory and right.in_memory:
-            rows, columns = (units.load(slice(0, units.rows)) for units in (left, right))
+            rows = left.load(slice(0, left.rows))
+            columns = rows if left is right else right.load(slice(0, right.rows))
             self._in_memory = TiledComparison(rows, columns, tile_bytes)
 
     def above(
@@ -63,25 +63,22 @@ class AllPairs:
         self, k: int, *, skip_self: bool, rows: slice | None = None, columns: slice | None = None
     ) -> Iterator[TopK]:
         """Yield the top-k of each row among some columns, or all if they are fewer, chunk by chunk."""
+        both = self.left is self.right and rows is None and columns is None
         rows = rows or slice(0, self.left.rows)
         if self._in_memory is not None and columns is None:
             yield from self._in_memory.top_k(k, skip_self=skip_self, rows=rows)
             return
         columns = columns or slice(0, self.right.rows)
+        own = skip_self and columns.start <= rows.start < columns.stop
+        best = BestOfRows(rows.stop - rows.start, min(k, columns.stop - columns.start - own))
         for tile in self.left.tiles(rows.start, rows.stop):
-            height = tile.stop - tile.start
-            top = TopK(np.zeros((height, 0), np.float32), np.zeros((height, 0), np.int64))
-            for start, comparison in self._comparisons(tile, columns):
-                own = skip_self and comparison.left is comparison.right
-                available = min(k, len(comparison.right) - own)
-                if available:
-                    scores, indices = zip(*comparison.top_k(available, skip_self=own), strict=True)
-                    top = top_k_of_rows(
-                        np.hstack([top.scores, np.concatenate(scores)]),
-                        k,
-                        np.hstack([top.indices, np.concatenate(indices) + start]),
-                    )
-            yield top
+            first = tile.start - rows.start
+            others = slice(tile.start, columns.stop) if both else columns
+            for start, comparison in self._comparisons(tile, others) if best.k else ():
+                chunks = comparison.add_top_k(best, (first, start), both=both, skip_self=skip_self)
+                for _ in chunks:
+                    pass
+            yield best.top(slice(first, tile.stop - rows.start))
 
     def _comparisons(self, tile: slice, columns: slice) -> Iterator[tuple[int, TiledComparison]]:
         """Yield the first column and a comparison for each tile of some columns."""
@@ -94,18 +91,16 @@ class AllPairs:
         for other in tiles:
             same = self.left is self.right and other == tile
             right = left if same else self.right.load(other)
-            scorer = self._scorer_type(left, right) if self._scorer_type else None
-            comparison = TiledComparison(left, right, self._tile_bytes, scorer)
+            comparison = TiledComparison(left, right, self._tile_bytes, self._make_scorer)
             yield other.start, comparison
-            if self._scorer_type is None and comparison.scorer is not None:
-                self._scorer_type = type(comparison.scorer)
+            self._make_scorer = comparison.make_scorer
 
 
 def concatenate_pairs(tiles: list[RowPairs]) -> RowPairs:
     """Return the pairs of a chunk of rows from its tiles, whose columns rise from one to the next."""
     height = len(tiles[0].counts)
     row = np.concatenate([np.repeat(np.arange(height), pairs.counts) for pairs in tiles])
-    order = np.argsort(row, kind="stable")
+    order = np.argsort(narrow(row, height), kind="stable")
     columns = np.concatenate([pairs.columns for pairs in tiles])[order]
     scores = np.concatenate([pairs.scores for pairs in tiles])[order]
     return RowPairs(np.bincount(row, minlength=height), columns, scores)

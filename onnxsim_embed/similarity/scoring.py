@@ -9,37 +9,72 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxsim_embed.similarity import candidates, selection
-from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer
-from onnxsim_embed.similarity.selection import Float32, Int64, KthBounds, RowPairs, Scores, TopK
+from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer, PrefixRotation
+from onnxsim_embed.similarity.selection import (
+    BestOfRows,
+    Float32,
+    Int64,
+    RowPairs,
+    TopK,
+    kth_bounds,
+    narrow,
+)
 from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks, row_chunks
 from onnxsim_embed.system.units import check_integer
 
 PAIRS = 256  # scored at once: two copies of 384-dimensional rows stay in a second-level cache
 
-# A trial of both candidate scorers on a chunk's first columns costs more than it saves below these.
+# Pairs for each row of a tile from which on a product for each row, which copies only the columns, is
+# faster; and the share of a tile from which on the products of all its pairs are, which need no copies.
+ROW_PAIRS, DENSE_SHARE = 64, 0.25
+
+# A trial of candidate scorers on a chunk's first columns costs more than it saves below these.
 TRIAL_PAIRS, TRIAL_CHUNKS, TRIAL_COLUMNS = 1 << 24, 24, 8192
+PREFIX_PAIRS = 1 << 27  # from which on a trial of prefixes is worth their rotations
+PREFIX_PARTS = (3, 6)  # of the dimension; the shorter one is tried if the longer one pays
+SAMPLE_ROWS = 2048  # which a rotation is learnt from
+
+MakeScorer = Callable[[Float32, Float32], Float32Scorer]
 
 
 def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> Float32:
-    """Return the score of each pair, computed on its own; fastest if pairs are sorted by column."""
-    scores = np.empty(len(rows), np.float32)
-    shape = (min(PAIRS, len(rows)), left.shape[1])
-    a, b = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    lowest = 1 - candidates.rounding_bound(left.shape[1])
-    for first in range(0, len(rows), PAIRS):
-        out = scores[first : first + PAIRS]
-        x, y = a[: len(out)], b[: len(out)]
-        left.take(rows[first : first + PAIRS], axis=0, out=x, mode="clip")
-        right.take(columns[first : first + PAIRS], axis=0, out=y, mode="clip")
-        # A row times a column, pair by pair: BLAS's dot product, which depends on nothing else.
-        np.matmul(x[:, None, :], y[:, :, None], out=out[:, None, None])
-        near = np.flatnonzero(out > lowest)
-        out[near[(x[near] == y[near]).all(axis=1)]] = 1  # whatever the rounding, as is the clipping
+    """Return the score of each pair, computed on its own; fastest if pairs are sorted by row.
+
+    It is BLAS's dot product of the two rows, in the range of a cosine, and 1 for equal rows.
+    """
+    by_row = len(rows) > ROW_PAIRS * len(left)
+    if len(rows) > DENSE_SHARE * len(left) * len(right):
+        tile = np.empty((len(left), len(right)), np.float32)
+        scores = _dot(left[:, None], right[None], tile)[rows, columns]
+    else:
+        scores = np.empty(len(rows), np.float32)
+        starts = np.flatnonzero(np.diff(rows, prepend=-1)) if by_row else range(0, len(rows), PAIRS)
+        edges = [*map(int, starts), len(rows)]
+        a, b = np.empty((2, max(PAIRS, len(right)), left.shape[1]), np.float32)
+        for first, stop in pairwise(edges):
+            x, y = left[rows[first]], b[: stop - first]
+            right.take(columns[first:stop], axis=0, out=y, mode="clip")
+            if not by_row:
+                x = left.take(rows[first:stop], axis=0, out=a[: stop - first], mode="clip")
+            _dot(x, y, scores[first:stop])
+    near = np.flatnonzero(scores > 1 - candidates.rounding_bound(left.shape[1]))
+    for pairs in row_chunks(len(near), PAIRS):
+        chosen = near[pairs]
+        equal = (left[rows[chosen]] == right[columns[chosen]]).all(axis=1)
+        scores[chosen[equal]] = 1  # whatever the rounding, as is the clipping
     return np.clip(scores, np.float32(-1), np.float32(1), out=scores)
+
+
+def _dot(left: Float32, right: Float32, out: Float32) -> Float32:
+    # A row times a column, pair by pair: BLAS's dot product, which depends on nothing else.
+    np.matmul(left[..., None, :], right[..., None], out=out[..., None, None])
+    return out
 
 
 def dense_scores(left: Float32, right: Float32) -> Float32:
@@ -59,15 +94,16 @@ class TiledComparison:
     """A comparison of two sets of unit rows, or of one with itself (left is right).
 
     :param tile_bytes: bytes of approximate scores per thread.
-    :param scorer: candidate scorer; None tries both kinds and takes the faster.
+    :param make_scorer: of candidates; None tries several and takes the fastest.
     """
 
     def __init__(
-        self, left: Float32, right: Float32, tile_bytes: int, scorer: Float32Scorer | None = None
+        self, left: Float32, right: Float32, tile_bytes: int, make_scorer: MakeScorer | None = None
     ) -> None:
         self.left = left
         self.right = right
-        self.scorer = scorer
+        self.make_scorer = make_scorer
+        self._scorer: Float32Scorer | None = None
         tile_bytes = check_integer("block_bytes", tile_bytes)
         # Scores take four bytes each.
         self._height = max(1, min(chunk_height(len(left)), int((tile_bytes / 4) ** 0.5)))
@@ -83,9 +119,87 @@ class TiledComparison:
 
     def top_k(self, k: int, *, skip_self: bool, rows: slice | None = None) -> Iterator[TopK]:
         """Yield the top-k of some rows, chunk by chunk; `skip_self` excludes each row itself."""
+        rows = rows or slice(0, len(self.left))
+        best, start = BestOfRows(rows.stop - rows.start, k), rows.start
+        both = self.left is self.right and (start, rows.stop) == (0, len(self.left))
+        for chunk in self.add_top_k(best, (-start, 0), both=both, skip_self=skip_self, rows=rows):
+            yield best.top(slice(chunk.start - start, chunk.stop - start))
+
+    def add_top_k(
+        self,
+        best: BestOfRows,
+        offsets: tuple[int, int],
+        *,
+        both: bool,
+        skip_self: bool,
+        rows: slice | None = None,
+    ) -> Iterator[slice]:
+        """Add the pairs that may be among the top-k, and yield each chunk of rows that is complete.
+
+        :param offsets: of the numbers of rows and of columns in `best`.
+        :param both: a pair may be among the top-k of its row and of its column. Of a set with itself,
+            each tile is computed once, and a chunk is complete when all before it are.
+        :param skip_self: of a set with itself, exclude each row itself.
+        """
+        k = best.k
         scorer = self._choose_scorer(lambda trial: trial.top_k(k, skip_self=False), 4 * k)
-        top_k = partial(self._top_k, scorer, k=k, skip_self=skip_self)
-        yield from map_chunks(top_k, self._chunks(rows))
+        alone = self.left is self.right
+        add = partial(self._add_tile, scorer, best, offsets, skip_self=skip_self and alone)
+
+        def add_chunk(chunk: slice) -> slice:
+            square = chunk if both and alone else slice(0, 0)
+            for tile in self._column_tiles(scorer, square.start, square.stop):
+                add(chunk, tile, both=False)
+            for tile in self._column_tiles(scorer, square.stop, len(self.right)):
+                add(chunk, tile, both=both)
+            return chunk
+
+        yield from map_chunks(add_chunk, self._chunks(rows))
+
+    def _add_tile(
+        self,
+        scorer: Float32Scorer,
+        best: BestOfRows,
+        offsets: tuple[int, int],
+        chunk: slice,
+        tile: slice,
+        *,
+        both: bool,
+        skip_self: bool,
+    ) -> None:
+        left, right = self.left[chunk], self.right[tile]
+        scores = scorer.scores(chunk, tile)
+        rows = np.arange(chunk.start, chunk.stop) + offsets[0]
+        columns = np.arange(tile.start, tile.stop) + offsets[1]
+        own = np.arange(max(chunk.start, tile.start), min(chunk.stop, tile.stop) * skip_self)
+
+        def find(mask: npt.NDArray[np.bool_]) -> tuple[Int64, Int64, Float32]:
+            mask[own - chunk.start, own - tile.start] = False
+            row, column = selection.positions(mask)
+            return row, column, exact_scores(left, right, row, column)
+
+        def by_column(row: Int64, column: Int64, exact: Float32) -> tuple[Int64, Int64, Float32]:
+            order = np.argsort(narrow(column, len(columns)), kind="stable")
+            return column[order], row[order], exact[order]
+
+        row_bounds = best.bounds[rows]
+        if np.isneginf(row_bounds).any() and len(columns) > best.k:
+            seeds = BestOfRows(len(rows), best.k)
+            seeds.add(*find(scores >= kth_bounds(scores, best.k + 1)))
+            row_bounds = np.maximum(row_bounds, seeds.bounds)
+        mask = scores > scorer.bounds(row_bounds)[:, None]
+        if both:
+            column_bounds = best.bounds[columns]
+            if np.isneginf(column_bounds).any() and len(rows) > best.k:
+                seeds = BestOfRows(len(columns), best.k)
+                seeds.add(*by_column(*find(scores >= kth_bounds(scores.T, best.k + 1).T)))
+                column_bounds = np.maximum(column_bounds, seeds.bounds)
+            mask |= scores > scorer.bounds(column_bounds)
+        row, column, exact = find(mask)
+        best.add(rows[row], columns[column], exact)
+        if both:
+            column, row, exact = by_column(row, column, exact)
+            best.add(columns[column], rows[row], exact)
 
     def _chunks(self, rows: slice | None) -> list[slice]:
         rows = rows or slice(0, len(self.left))
@@ -94,85 +208,74 @@ class TiledComparison:
     def _choose_scorer(
         self, run: Callable[[TiledComparison], Iterator[object]], min_columns: int = 1
     ) -> Float32Scorer:
-        """Return the scorer; on the first call, choose the kind with which `run` is faster."""
-        if self.scorer is None:
-            int8 = min_columns <= TRIAL_COLUMNS and self._int8_is_faster(run)
-            self.scorer = (Int8Scorer if int8 else Float32Scorer)(self.left, self.right)
-        return self.scorer
+        """Return the scorer; on the first call, choose the one with which `run` is fastest."""
+        if self._scorer is None:
+            if self.make_scorer is None:
+                self.make_scorer = Float32Scorer
+                if min_columns <= TRIAL_COLUMNS:
+                    self.make_scorer = self._fastest(run)
+            self._scorer = self.make_scorer(self.left, self.right)
+        return self._scorer
 
-    def _int8_is_faster(self, run: Callable[[TiledComparison], Iterator[object]]) -> bool:
-        rows, columns = len(self.left), len(self.right)
-        if (
-            rows * columns < TRIAL_PAIRS
-            or rows < TRIAL_CHUNKS * MIN_CHUNK_ROWS
-            or not candidates.int8_scoring_supported(self.left.shape[1])
-        ):
-            return False
+    def _fastest(self, run: Callable[[TiledComparison], Iterator[object]]) -> MakeScorer:
+        rows, columns, dim = len(self.left), len(self.right), self.left.shape[1]
+        if rows * columns < TRIAL_PAIRS or rows < TRIAL_CHUNKS * MIN_CHUNK_ROWS:
+            return Float32Scorer
         left = self.left[rows // 2 : rows // 2 + MIN_CHUNK_ROWS]
         right = self.right[:TRIAL_COLUMNS]
 
-        def seconds(kind: type[Float32Scorer]) -> float:
-            scorer = kind(left, right)
+        def seconds(make_scorer: MakeScorer) -> float:
+            trial = TiledComparison(left, right, 4 * self._height * self._width, make_scorer)
+            trial._scorer = scorer = make_scorer(left, right)
             scorer.scores(slice(0, 1), slice(0, 1))
-            trial = TiledComparison(left, right, 4 * self._height * self._width, scorer)
             started = time.perf_counter()
             for _ in run(trial):
                 pass
             return time.perf_counter() - started
 
-        return seconds(Float32Scorer) > seconds(Int8Scorer)
+        kinds = [Float32Scorer, *[Int8Scorer] * candidates.int8_scoring_supported(dim)]
+        times: dict[MakeScorer, float] = {kind: seconds(kind) for kind in kinds}
+        kind = min(kinds, key=times.__getitem__)
+        fastest: MakeScorer = kind
+        if rows * columns >= PREFIX_PAIRS:
+            axes = candidates.principal_axes(self.right[:: -(-columns // SAMPLE_ROWS)])
+            for part in PREFIX_PARTS:
+                prefix = partial(kind, rotation=PrefixRotation(axes, dim // part))
+                times[prefix] = seconds(prefix)
+                if times[prefix] > times[fastest]:
+                    break
+                fastest = prefix
+        return fastest
 
-    def _column_tiles(self, scorer: Float32Scorer, start: int) -> Iterator[slice]:
-        """Yield the tiles of columns from `start` on, none of which crosses a block's edge."""
-        total = len(self.right)
-        block = scorer.block_columns or max(1, total)
-        while start < total:
-            stop = min(start + self._width, (start // block + 1) * block, total)
-            yield slice(start, stop)
-            start = stop
+    def _column_tiles(self, scorer: Float32Scorer, start: int, stop: int) -> Iterator[slice]:
+        """Yield the tiles of columns from `start` to `stop`, none of which crosses a block's edge."""
+        block = scorer.block_columns or max(1, stop)
+        while start < stop:
+            end = min(start + self._width, (start // block + 1) * block, stop)
+            yield slice(start, end)
+            start = end
 
     def _above(
         self, scorer: Float32Scorer, chunk: slice, threshold: float, upper: bool
     ) -> RowPairs:
-        bounds = scorer.lower_bounds(chunk, threshold)
-        pairs = [(np.zeros(0, np.int16), np.zeros(0, np.int64), np.zeros(0, np.float32))]
-        for tile in self._column_tiles(scorer, chunk.start if upper else 0):
-            row, column = selection.positions(scorer.scores(chunk, tile) > bounds)
-            # numpy sorts 16-bit integers by their digits, ten times faster than others.
-            narrow = column.astype(np.uint16) if tile.stop - tile.start <= 1 << 16 else column
-            order = np.argsort(narrow, kind="stable")
-            row, column = row[order], column[order] + tile.start
-            if upper:
-                greater = column > row + chunk.start
+        bound = scorer.bounds(threshold)
+        left = self.left[chunk]
+        pairs = [(np.zeros(0, np.uint16), np.zeros(0, np.int32), np.zeros(0, np.float32))]
+        for tile in self._column_tiles(scorer, chunk.start if upper else 0, len(self.right)):
+            row, column = selection.positions(scorer.scores(chunk, tile) > bound)
+            if upper and tile.start < chunk.stop:
+                greater = column + tile.start > row + chunk.start
                 row, column = row[greater], column[greater]
-            scores = exact_scores(self.left, self.right, row + chunk.start, column)
+            scores = exact_scores(left, self.right[tile], row, column)
             above = scores > np.float32(threshold)
-            pairs.append((row[above].astype(np.int16), column[above], scores[above]))
+            pairs.append(
+                (
+                    row[above].astype(np.uint16),
+                    column[above].astype(np.int32) + tile.start,
+                    scores[above],
+                )
+            )
         row, column, scores = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
         order = np.argsort(row, kind="stable")  # the pairs of a row come in order of columns
         counts = np.bincount(row, minlength=chunk.stop - chunk.start)
         return RowPairs(counts, column[order], scores[order])
-
-    def _top_k(self, scorer: Float32Scorer, chunk: slice, k: int, skip_self: bool) -> TopK:
-        height = chunk.stop - chunk.start
-        bounds, own = KthBounds(height, k), np.arange(height)
-
-        def lower_bounds() -> Scores:
-            # The approximate scores above which lie all that may be among the top-k.
-            return scorer.lower_bounds(chunk, scorer.exact_lower_bounds(chunk, bounds.kth))
-
-        parts = []
-        for tile in self._column_tiles(scorer, 0):
-            scores = scorer.scores(chunk, tile)
-            if skip_self:
-                mine = (own + chunk.start >= tile.start) & (own + chunk.start < tile.stop)
-                lowest = np.iinfo(np.int32).min if scores.dtype == np.int32 else -np.inf
-                scores[own[mine], own[mine] + chunk.start - tile.start] = lowest
-            maxima = bounds.add(scores)
-            row, column = bounds.positions_above(scores, maxima, lower_bounds())
-            parts.append((row, column + tile.start, scores[row, column]))
-        row, column, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        above = scores > lower_bounds()[row, 0]
-        row, column = row[above], column[above]
-        exact = exact_scores(self.left, self.right, row + chunk.start, column)
-        return selection.select_top_k(row, column, exact, height, k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ class RowPairs(NamedTuple):
     """Pairs of a chunk of rows, row by row, columns ascending."""
 
     counts: Int64  # (rows,), pairs of each row
-    columns: Int64
+    columns: npt.NDArray[np.integer[Any]]  # int32 or int64
     scores: Float32
 
 
@@ -55,52 +56,67 @@ def top_k_of_rows(scores: Scores, k: int, columns: Int64 | None = None) -> TopK:
     return select_top_k(row, numbers, scores[row, column], len(scores), k)
 
 
-class KthBounds:
-    """For each row a score that at least k of its scores so far reach, and few more.
+# A key that sorts pairs by descending score, then ascending column: -inf, and no column.
+NO_PAIR = (0x7F800000 << 32) | 0xFFFFFFFF
 
-    Columns are divided into groups; the k-th largest of the groups' maxima is such a score, as k groups
-    hold a score as large. It takes one pass at memory speed, where a partition of every row takes ten.
-    """
+
+class BestOfRows:
+    """The top-k of each row, collected from pairs by several threads; each pair may be added once."""
 
     def __init__(self, rows: int, k: int) -> None:
-        self.kth: Float64 = np.full(rows, -np.inf)
-        self._k = k
-        self._largest: Scores | None = None
+        self.k = k
+        self.bounds = np.full(rows, -np.inf, np.float32)  # the k-th best scores so far
+        self._keys = np.full((rows, k), NO_PAIR, np.int64)
+        self._lock = Lock()
 
-    def add(self, scores: Scores) -> Scores:
-        """Add a tile of scores, and return the maxima of its groups: g, g + groups, g + 2 groups, ..."""
-        rows, columns = scores.shape
-        size = self._group_size(columns)
-        groups = columns // size
-        maxima = scores[:, : groups * size].reshape(rows, size, groups).max(axis=1)
-        largest = maxima if self._largest is None else np.hstack([self._largest, maxima])
-        if largest.shape[1] > self._k:
-            largest = np.partition(largest, largest.shape[1] - self._k, axis=1)[:, -self._k :]
-        self._largest = largest
-        if largest.shape[1] == self._k:
-            self.kth = largest.min(axis=1).astype(np.float64)
-        return maxima
+    def add(self, row: Int64, column: Int64, scores: Float32) -> None:
+        """Add pairs, sorted by row; those below the bound of their row are ignored."""
+        useful = scores >= self.bounds[row]
+        row, column, scores = row[useful], column[useful], scores[useful]
+        if not len(row):
+            return
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(row)) + 1])
+        counts = np.diff(starts, append=len(row))
+        rows, line = row[starts], np.repeat(np.arange(len(starts)), counts)
+        k = self.k
+        keys = np.full((len(rows), k + counts.max()), NO_PAIR, np.int64)
+        keys[line, k + np.arange(len(row)) - starts[line]] = _keys(scores, column)
+        with self._lock:
+            keys[:, :k] = self._keys[rows]
+            keys.sort(axis=1)
+            self._keys[rows] = keys[:, :k]
+            self.bounds[rows] = _scores_of(keys[:, k - 1])
 
-    def _group_size(self, columns: int) -> int:
-        # There are several times k groups.
-        return 1 << max(0, min(64, columns // (4 * self._k)).bit_length() - 1)
+    def top(self, rows: slice) -> TopK:
+        """Return the top-k of some rows."""
+        keys = self._keys[rows]
+        return TopK(_scores_of(keys), keys & 0xFFFFFFFF)
 
-    def positions_above(
-        self, scores: Scores, maxima: Scores, bounds: Scores
-    ) -> tuple[Int64, Int64]:
-        """Return rows and columns of scores above their row's bound, columns of a row in any order."""
-        # Few groups exceed a bound, and only those are searched: by positions in the flattened tile,
-        # which numpy gathers several times as fast as by index pairs.
-        size, groups = self._group_size(scores.shape[1]), maxima.shape[1]
-        row, group = positions(maxima > bounds)
-        first = row * scores.shape[1] + group
-        values = scores.ravel().take(first[:, None] + groups * np.arange(size))
-        hit, member = positions(values > bounds[row])
-        rest_row, rest_column = positions(scores[:, groups * size :] > bounds)
-        return (
-            np.concatenate([row[hit], rest_row]),
-            np.concatenate([group[hit] + groups * member, rest_column + groups * size]),
-        )
+
+def _keys(scores: Float32, column: Int64) -> Int64:
+    bits = (scores + np.float32(0)).view(np.int32)  # not -0
+    ascending = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (~ascending).astype(np.int64) << 32 | column
+
+
+def _scores_of(keys: Int64) -> Float32:
+    ascending = ~(keys >> 32).astype(np.int32)
+    return np.where(ascending < 0, ascending ^ 0x7FFFFFFF, ascending).view(np.float32)
+
+
+def kth_bounds(scores: Scores, k: int) -> Scores:
+    """Return for each row (rows, 1) of a tile a score that at least k of its scores reach, and few more.
+
+    Columns are divided into groups; the k-th largest of the groups' maxima is such a score. It takes one
+    pass at memory speed, where a partition of every row takes ten.
+    """
+    rows, columns = scores.shape
+    if columns < k:
+        return np.full((rows, 1), -np.inf, np.float32)
+    size = 1 << max(0, min(64, columns // (4 * k)).bit_length() - 1)  # several times k groups
+    groups = columns // size
+    maxima = scores[:, : groups * size].reshape(rows, size, groups).max(axis=1)
+    return np.partition(maxima, groups - k, axis=1)[:, groups - k, None]
 
 
 def positions(mask: npt.NDArray[np.bool_]) -> tuple[Int64, Int64]:
@@ -109,6 +125,11 @@ def positions(mask: npt.NDArray[np.bool_]) -> tuple[Int64, Int64]:
     flat = np.flatnonzero(mask)
     row = flat // width
     return row, flat - row * width
+
+
+def narrow(numbers: Int64, count: int) -> npt.NDArray[Any]:
+    """Return numbers below `count` in 16 bits if they fit: numpy sorts those ten times faster."""
+    return numbers.astype(np.uint16) if count <= 1 << 16 else numbers
 
 
 class TopPairs:

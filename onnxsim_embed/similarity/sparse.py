@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.similarity.selection import Float32, RowPairs
+from onnxsim_embed.similarity.selection import Float32, Int64, RowPairs
 
 
 def build_matrix(chunks: Iterable[RowPairs], columns: int) -> sparse.csr_array:
     """Build the canonical matrix of consecutive row chunks."""
-    index = np.int32 if columns <= np.iinfo(np.int32).max else np.int64
-    counts, indices, scores = [np.zeros(1, np.int64)], [], []
-    for pairs in chunks:
-        counts.append(pairs.counts)
-        indices.append(pairs.columns.astype(index))
-        scores.append(pairs.scores)
-    pointers = np.cumsum(np.concatenate(counts))
-    if pointers[-1] <= np.iinfo(index).max:
-        pointers = pointers.astype(index)
-    else:
-        index = np.int64
-    return sparse.csr_array(
-        (
-            np.concatenate([*scores, np.zeros(0, np.float32)]),
-            np.concatenate([*indices, np.zeros(0, index)]).astype(index, copy=False),
-            pointers,
-        ),
-        shape=(len(pointers) - 1, columns),
-    )
+    none = RowPairs(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+    pairs = _joined([none, *(_compact(pairs, columns) for pairs in chunks)])
+    pointers = np.concatenate([[0], pairs.counts.cumsum()])
+    index = _index_type(max(columns, pointers[-1]))
+    indices, pointers = pairs.columns.astype(index, copy=False), pointers.astype(index, copy=False)
+    return sparse.csr_array((pairs.scores, indices, pointers), shape=(len(pointers) - 1, columns))
 
 
 def matrix_pairs(matrix: sparse.csr_array) -> RowPairs:
@@ -38,16 +27,67 @@ def matrix_pairs(matrix: sparse.csr_array) -> RowPairs:
     return RowPairs(np.diff(matrix.indptr), matrix.indices.astype(np.int64), matrix.data)
 
 
-def symmetric_matrix(above: sparse.csr_array, diagonal: Float32) -> sparse.csr_array:
-    """Build the canonical matrix of a set with itself from its upper triangle; NaN is no entry.
+def symmetric_matrix(chunks: Iterable[RowPairs], diagonal: Float32) -> sparse.csr_array:
+    """Build the canonical matrix of a set with itself from consecutive chunks of its upper triangle.
 
-    Not by adding matrices: scipy drops scores of zero then, which a threshold below zero keeps.
+    Each entry is written where it belongs, unsorted: those of a row below the diagonal are the columns
+    of the rows before, in order.
+
+    :param diagonal: float32 (rows,), NaN where there is no entry.
     """
-    held = np.flatnonzero(~np.isnan(diagonal)).astype(above.indices.dtype)
-    row = np.repeat(np.arange(len(diagonal), dtype=above.indices.dtype), np.diff(above.indptr))
-    # Entries are sorted by row, stably: below the diagonal, on it and above it, each by column.
-    rows = np.concatenate([above.indices, held, row])
-    columns = np.concatenate([row, held, above.indices])
-    del row  # its memory is needed below
-    scores = np.concatenate([above.data, diagonal[held], above.data])
-    return sparse.csr_array((scores, (rows, columns)), shape=above.shape)
+    rows, held = len(diagonal), ~np.isnan(diagonal)
+    parts = list(_grouped((_compact(pairs, rows) for pairs in chunks), rows))
+    counts = held.astype(np.int64)
+    first = 0
+    for pairs in parts:
+        counts[first : first + len(pairs.counts)] += pairs.counts
+        counts += np.bincount(pairs.columns, minlength=rows)
+        first += len(pairs.counts)
+    pointers = np.concatenate([[0], counts.cumsum()])
+    index = _index_type(max(rows, pointers[-1]))
+    indices, scores = np.empty(pointers[-1], index), np.empty(pointers[-1], np.float32)
+    following = pointers[:-1].copy()  # where the next entry of each row goes
+
+    def put(part: slice, counts: Int64, columns: npt.NDArray[Any], values: Float32) -> None:
+        starts = counts.cumsum() - counts
+        places = np.arange(len(values)) + np.repeat(following[part] - starts, counts)
+        indices[places], scores[places] = columns, values
+        following[part] += counts
+
+    first, parts = 0, parts[::-1]
+    while parts:
+        pairs = parts.pop()  # its memory is free again when it has been written
+        part = slice(first, first + len(pairs.counts))
+        rising = np.concatenate([[0], pairs.counts.cumsum()]).astype(index)
+        shape = (len(pairs.counts), rows)
+        mirrored = sparse.csr_array((pairs.scores, pairs.columns, rising), shape=shape).tocsc()
+        put(slice(None), np.diff(mirrored.indptr), mirrored.indices + first, mirrored.data)
+        own = np.flatnonzero(held[part]) + first
+        put(part, held[part].astype(np.int64), own, diagonal[own])
+        put(part, pairs.counts, pairs.columns, pairs.scores)
+        first = part.stop
+    return sparse.csr_array((scores, indices, pointers.astype(index)), shape=(rows, rows))
+
+
+def _grouped(chunks: Iterable[RowPairs], size: int) -> Iterator[RowPairs]:
+    """Yield consecutive chunks joined, such that each but the last has at least `size` pairs."""
+    pending: list[RowPairs] = []
+    for chunk in chunks:
+        pending.append(chunk)
+        if sum(len(pairs.scores) for pairs in pending) >= size:
+            yield _joined(pending)
+            pending = []
+    if pending:
+        yield _joined(pending)
+
+
+def _joined(parts: list[RowPairs]) -> RowPairs:
+    return parts[0] if len(parts) == 1 else RowPairs(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _compact(pairs: RowPairs, columns: int) -> RowPairs:
+    return pairs._replace(columns=pairs.columns.astype(_index_type(columns), copy=False))
+
+
+def _index_type(largest: int) -> type[np.signedinteger[Any]]:
+    return np.int32 if largest <= np.iinfo(np.int32).max else np.int64

@@ -1,7 +1,8 @@
-"""int8 and float32 candidate scorers lead to bitwise the same results."""
+"""Every candidate scorer leads to bitwise the same results."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,15 @@ from onnx import TensorProto, helper
 from vector_sets import assert_same
 
 import onnxsim_embed
-from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer, int8_scoring_supported
-from onnxsim_embed.similarity.scoring import TiledComparison
+from onnxsim_embed.similarity import scoring
+from onnxsim_embed.similarity.candidates import (
+    Float32Scorer,
+    Int8Scorer,
+    PrefixRotation,
+    int8_scoring_supported,
+    principal_axes,
+)
+from onnxsim_embed.similarity.scoring import TiledComparison, exact_scores
 from onnxsim_embed.similarity.selection import TopPairs, top_k_of_rows
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import unit_vectors
@@ -59,11 +67,16 @@ each_set = pytest.mark.parametrize("vectors", SETS.values(), ids=SETS)
 each_tile = pytest.mark.parametrize("tile_bytes", [3000, 1 << 23])
 
 
+def scorers(sample):
+    """Both scorers, of all components and of prefixes."""
+    axes = principal_axes(sample)
+    rotations = [PrefixRotation(axes, size) for size in (2, sample.shape[1] // 3) if size > 1]
+    kinds = [Float32Scorer, *[Int8Scorer] * int8_scoring_supported(sample.shape[1])]
+    return [partial(kind, rotation=r) for kind in kinds for r in (None, *rotations)]
+
+
 def comparisons(left, right, tile_bytes):
-    return [
-        TiledComparison(left, right, tile_bytes, kind(left, right))
-        for kind in (Float32Scorer, Int8Scorer)
-    ]
+    return [TiledComparison(left, right, tile_bytes, make) for make in scorers(right)]
 
 
 def top_k(comparison, k, skip_self):
@@ -71,64 +84,161 @@ def top_k(comparison, k, skip_self):
     return [np.concatenate(arrays) for arrays in zip(*chunks, strict=True)]
 
 
-@needs_int8
+def plain_top_k(scores, k, skip_self):
+    """Indices by a stable sort of all exact scores."""
+    scores = scores.copy()
+    if skip_self:
+        np.fill_diagonal(scores, -np.inf)
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+def all_scores(left, right):
+    """The exact score of every pair, each on its own."""
+    rows, columns = np.divmod(np.arange(len(left) * len(right)), len(right))
+    one = [exact_scores(left, right, rows[i : i + 1], columns[i : i + 1]) for i in range(len(rows))]
+    return np.concatenate(one).reshape(len(left), len(right))
+
+
 @each_set
 @each_tile
 @pytest.mark.parametrize("upper", [True, False])
 @pytest.mark.parametrize("threshold", [-1, 0, 0.5, 0.9, 1])
 def test_pairs_and_scores_are_the_same(vectors, tile_bytes, upper, threshold):
-    float32, int8 = (
+    first, *others = (
         build_matrix(comparison.above(threshold, upper=upper), len(vectors))
         for comparison in comparisons(vectors, vectors, tile_bytes)
     )
-    assert_same(int8, float32)
+    for matrix in others:
+        assert_same(matrix, first)
 
 
-@needs_int8
 @each_set
 @each_tile
 @pytest.mark.parametrize(("k", "skip_self"), [(1, True), (10, False), (300, True)])
 def test_the_top_k_are_the_same(vectors, tile_bytes, k, skip_self):
-    float32, int8 = (
+    first, *others = (
         top_k(comparison, k, skip_self) for comparison in comparisons(vectors, vectors, tile_bytes)
     )
-    assert_same(int8, float32)
+    for top in others:
+        assert_same(top, first)
 
 
-@needs_int8
 @each_set
 def test_two_sets_give_the_same(vectors):
     other = np.ascontiguousarray(vectors[::-3])
-    float32, int8 = comparisons(vectors, other, 1 << 23)
-    assert_same(*(build_matrix(c.above(0.4, upper=False), len(other)) for c in (int8, float32)))
-    assert_same(*(top_k(c, 7, False) for c in (int8, float32)))
+    first, *others = comparisons(vectors, other, 1 << 23)
+    for comparison in others:
+        for run in (
+            lambda c: build_matrix(c.above(0.4, upper=False), len(other)),
+            lambda c: top_k(c, 7, False),
+        ):
+            assert_same(run(comparison), run(first))
 
 
-@needs_int8
+@st.composite
+def unit_sets(draw):
+    """Unit rows of all kinds that may break a bound: see `kind`."""
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    rows, dim = draw(st.integers(2, 70)), draw(st.integers(2, 48))
+    kind = draw(
+        st.sampled_from(["normal", "ties", "spikes", "copies", "narrow", "axes", "zeros", "huge"])
+    )
+    vectors = rng.standard_normal((rows, dim))
+    if kind == "ties":
+        vectors = rng.integers(-1, 2, (rows, dim)).astype(float)
+    elif kind == "spikes":
+        vectors[np.arange(rows), rng.integers(0, dim, rows)] *= 10.0 ** rng.integers(0, 6, rows)
+    elif kind == "copies":  # scores within a few float32 steps of each other, and of 1
+        vectors = vectors[rng.integers(0, 3, rows) % rows] + 1e-7 * vectors
+    elif kind == "narrow":  # as BGE and E5: all scores above 0.6
+        vectors = vectors[0] + 0.3 * vectors
+    elif kind == "axes":  # no direction holds more energy than another: a rotation is useless
+        vectors = np.eye(dim)[rng.integers(0, dim, rows)] + 0.01 * vectors
+    elif kind == "zeros":
+        vectors[rng.random(rows) < 0.7] = 0
+    elif kind == "huge":
+        vectors *= 10.0 ** rng.integers(-30, 31, (rows, 1))
+    vectors[rng.random(rows) < 0.2] = vectors[0]
+    return unit_vectors(vectors)
+
+
+@settings(deadline=None, database=None, max_examples=60)
+@given(unit_sets(), st.data())
+def test_no_scorer_misses_a_pair_or_changes_a_score(vectors, data):
+    expected = all_scores(vectors, vectors)
+    values = [-1.0, 0.0, 0.3, 0.9, 1.0, *np.unique(expected)[-40:].tolist()]  # the last bit decides
+    threshold, k = data.draw(st.sampled_from(values)), data.draw(st.integers(1, len(vectors) - 1))
+    upper, skip_self = data.draw(st.booleans()), data.draw(st.booleans())
+    other = data.draw(st.sampled_from([vectors, vectors[::2].copy()]))
+    tile_bytes = data.draw(st.sampled_from([40, 700, 1 << 20]))
+    alone = other is vectors
+    expected = expected if alone else expected[:, ::2]
+    k = min(k, len(other) - (alone and skip_self))
+    upper, skip_self = upper and alone, skip_self and alone
+    above = expected > np.float32(threshold)
+    rows, columns = np.nonzero(np.triu(above, 1) if upper else above)
+    indices = plain_top_k(expected, k, skip_self)
+    for comparison in comparisons(vectors, other, tile_bytes):
+        matrix = build_matrix(comparison.above(threshold, upper=upper), len(other)).tocoo()
+        assert_same((matrix.row, matrix.col), (rows.astype(np.int32), columns.astype(np.int32)))
+        np.testing.assert_array_equal(matrix.data, expected[rows, columns])
+        top = top_k(comparison, k, skip_self)
+        np.testing.assert_array_equal(top[1], indices)
+        np.testing.assert_array_equal(top[0], np.take_along_axis(expected, indices, axis=1))
+
+
 @each_set
-def test_the_error_bound_holds_and_leaves_few_candidates(vectors):
-    scorer, rows = Int8Scorer(vectors, vectors), slice(0, len(vectors))
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.2, 0.6, 1])
+def test_a_score_depends_on_its_two_rows_only(vectors, share):
+    """However many pairs of a tile are scored, and in which order."""
+    expected = all_scores(vectors[:30], vectors)
+    mask = np.random.default_rng(0).random(expected.shape) < share
+    rows, columns = np.nonzero(mask)
+    scores = exact_scores(vectors[:30], vectors, rows, columns)
+    np.testing.assert_array_equal(scores, expected[rows, columns])
+    order = np.random.default_rng(1).permutation(len(rows))
+    again = exact_scores(vectors[:30], vectors, rows[order], columns[order])
+    np.testing.assert_array_equal(again, scores[order])
+
+
+@each_set
+def test_the_error_bounds_hold_and_leave_few_candidates(vectors):
+    rows = slice(0, len(vectors))
     exact = vectors.astype(np.float64) @ vectors.astype(np.float64).T
-    scores = scorer.scores(rows, rows)
-    for threshold in (-0.5, 0.0, 0.3, 0.8):
-        candidates = scores > scorer.lower_bounds(rows, threshold)
-        assert (candidates | (exact <= threshold)).all()
-    assert not candidates[exact < threshold - 0.1].any()
-    for column in (0, 63, *scorer._outliers):
-        least = scorer.exact_lower_bounds(rows, scores[:, column].astype(np.float64))
-        assert (exact[:, column] >= least).all()
-    assert len(scorer._outliers) <= 0.05 * len(vectors)
+    for make in scorers(vectors):
+        scorer = make(vectors, vectors)
+        scores = scorer.scores(rows, rows)
+        for threshold in (-0.5, 0.0, 0.3, 0.8):
+            candidates = scores > scorer.bounds(threshold)
+            assert (candidates | (exact <= threshold)).all()
+            if make.keywords["rotation"] is None:
+                assert not candidates[exact < threshold - 0.1].any()
 
 
-@needs_int8
 def test_hardly_any_rows_or_nonzero_ones():
     vectors = np.zeros((ROWS, DIM), np.float32)
     vectors[[3, 200]] = hostile_vectors()[[3, 3]] * [[1], [-1]]
     for skip_self in (True, False):
-        assert_same(*(top_k(c, 399, skip_self) for c in comparisons(vectors, vectors, 1 << 20)))
+        first, *others = (top_k(c, 399, skip_self) for c in comparisons(vectors, vectors, 1 << 20))
+        for top in others:
+            assert_same(top, first)
     for rows in (0, 1):
-        for comparison in comparisons(hostile_vectors()[:rows], hostile_vectors(), 1 << 20):
+        left = hostile_vectors()[:rows]
+        for make in scorers(hostile_vectors()):
+            comparison = TiledComparison(left, hostile_vectors(), 1 << 20, make)
             assert len(list(comparison.above(0.5, upper=False))) == rows
+
+
+def test_a_prefix_is_chosen_where_it_is_fastest(monkeypatch):
+    """Vectors on a few axes beside noise: hardly a pair is left to score."""
+    monkeypatch.setattr(scoring, "PREFIX_PAIRS", 1)
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((6200, 240)).astype(np.float32)
+    vectors[:, 20:] *= 0.01
+    vectors = unit_vectors(vectors)
+    comparison = TiledComparison(vectors, vectors, 1 << 23)
+    assert sum(pairs.counts.sum() for pairs in comparison.above(0.95, upper=True)) == 0
+    assert comparison.make_scorer.keywords["rotation"] is not None
 
 
 def test_scores_do_not_depend_on_tiles():

@@ -127,7 +127,7 @@ def test_rows_with_more_pairs_than_usual_become_smaller_shards(target, monkeypat
     monkeypatch.setattr(graph_writer, "SHARD_PAIRS", 1 << 31)
     vectors = np.random.default_rng(0).standard_normal((800, 24)).astype(np.float32)
     vectors[:200] = vectors[0]
-    options = {"threshold": 0.9, "max_memory": 470_000, "show_progress_bar": True}
+    options = {"threshold": 0.9, "max_memory": 352_000, "show_progress_bar": True}
     graph = write_graph(vectors, target, **options)
     sizes = [shard.rows for shard in graph.parts]
     assert sizes[0] < max(sizes)

@@ -14,6 +14,7 @@ from onnxsim_embed.similarity import memory
 from onnxsim_embed.similarity.compare import neighbours, similar_pairs, similarity_matrix, top_k
 from onnxsim_embed.similarity.memory import (
     COMPONENT_BYTES,
+    PEAK_ENTRY_BYTES,
     SAMPLE_ROWS,
     Estimate,
     MemoryBudget,
@@ -43,7 +44,7 @@ def test_a_sample_of_the_whole_set_is_exact():
         nnz = similarity_matrix(SMALL, threshold).nnz
         estimate = estimate_similarity(SMALL, threshold)
         assert (estimate.entries, estimate.result_bytes) == (nnz, 8 * nnz)
-        assert estimate.peak_bytes == 24 * nnz + SMALL.size * COMPONENT_BYTES
+        assert estimate.peak_bytes == PEAK_ENTRY_BYTES * nnz + SMALL.size * COMPONENT_BYTES
         assert estimate.seconds > 0
         rectangle = similarity_matrix(SMALL, threshold, other=other).nnz
         assert estimate_similarity(SMALL, threshold, other=other).entries == rectangle
@@ -123,10 +124,10 @@ def test_an_error_comes_from_a_sample_before_the_comparison_or_during_it(monkeyp
 def test_a_result_that_just_fits_is_computed(monkeypatch):
     monkeypatch.setattr(memory, "SMALL_COMPARISON", 1)
     nnz = similarity_matrix(SMALL, 0).nnz
-    required = 24 * (nnz + 2) + SMALL.size * COMPONENT_BYTES
+    required = PEAK_ENTRY_BYTES * (nnz + 2) + SMALL.size * COMPONENT_BYTES
     assert similarity_matrix(SMALL, 0, max_memory=required).nnz == nnz
     with pytest.raises(MemoryError):
-        similarity_matrix(SMALL, 0, max_memory=required - 200 * 24)
+        similarity_matrix(SMALL, 0, max_memory=required - 200 * PEAK_ENTRY_BYTES)
 
 
 @pytest.mark.parametrize("room", [20_000_000, 600_000])
@@ -216,9 +217,12 @@ def test_the_rows_of_a_shard_are_those_whose_entries_fit():
     loaded = SMALL.size * COMPONENT_BYTES
     entries = similarity_matrix(SMALL, 0).nnz
     for rows in (1, 10, 100):
-        room = 2 * 24 * entries * rows // 100
+        room = 2 * PEAK_ENTRY_BYTES * entries * rows // 100
         assert MemoryBudget(loaded + room + 50).max_rows(units, 0, None) == rows
-        assert MemoryBudget(loaded + 2 * 48 * 5 * rows).max_rows(units, None, 5) == rows
+        assert (
+            MemoryBudget(loaded + 2 * (24 + PEAK_ENTRY_BYTES) * 5 * rows).max_rows(units, None, 5)
+            == rows
+        )
     assert MemoryBudget(1 << 40).max_rows(units, 0, None) == 100
     assert MemoryBudget(loaded).max_rows(units, 0, None) == 0
 

@@ -200,27 +200,24 @@ def test_groups_of_columns_of_another_set():
     assert_same(merged(parts, 4), best(in_memory, 4, skip_self=False))
 
 
-# the candidate scorer
-
-
-@needs_int8
 @pytest.mark.parametrize(
     "compare_all",
     [lambda pairs: above(pairs, 0.4, upper=True), lambda pairs: best(pairs, 6, skip_self=True)],
     ids=["above", "top_k"],
 )
-def test_the_int8_scorer_is_chosen_once_for_all_tiles(monkeypatch, compare_all):
+def test_the_scorer_is_chosen_once_for_all_tiles(monkeypatch, compare_all):
     trials, products = [], []
-    monkeypatch.setattr(
-        TiledComparison, "_int8_is_faster", lambda self, run: trials.append(1) or True
-    )
-    scores = Int8Scorer.scores
-    monkeypatch.setattr(Int8Scorer, "scores", lambda *args: products.append(1) or scores(*args))
+
+    class Counted(Float32Scorer):
+        def scores(self, *tile):
+            products.append(tile)
+            return super().scores(*tile)
+
+    monkeypatch.setattr(TiledComparison, "_fastest", lambda *_: trials.append(1) or Counted)
     pairs = alone(SETS["clustered"], 17)
     result = compare_all(pairs)
     assert len(trials) == 1
     assert len(products) > len(list(pairs.left.tiles()))
-    monkeypatch.undo()
     assert_same(result, compare_all(alone(SETS["clustered"])))
 
 
@@ -232,18 +229,10 @@ def test_both_scorers_are_timed_on_the_first_tile(monkeypatch, step, kind):
     monkeypatch.setattr(scoring, "TRIAL_PAIRS", 1)
     monkeypatch.setattr(scoring, "TRIAL_CHUNKS", 2)
     monkeypatch.setattr(scoring, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    kinds = []
-    init = TiledComparison.__init__
-
-    def record(self, *arguments):
-        init(self, *arguments)
-        kinds.append(type(self.scorer))
-
-    monkeypatch.setattr(TiledComparison, "__init__", record)
     vectors = np.random.default_rng(0).standard_normal((1100, 8)).astype(np.float32)
-    result = above(alone(vectors, 550), 0.9, upper=True)
-    trials = [Float32Scorer, Int8Scorer]
-    assert kinds == [type(None), *trials, kind, kind]
+    pairs = alone(vectors, 550)
+    result = above(pairs, 0.9, upper=True)
+    assert pairs._make_scorer is kind
     monkeypatch.undo()
     assert_same(result, above(alone(vectors), 0.9, upper=True))
 
