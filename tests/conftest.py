@@ -104,6 +104,13 @@ def run(monkeypatch, capsys):
     return call
 
 
+@pytest.fixture(autouse=True)
+def _no_bf16_in_reports(monkeypatch):
+    """Compiling a model for each report of this suite would cost seconds; test_verify.py does it once."""
+    if verify := sys.modules.get("onnxsim_embed.export.verify"):
+        monkeypatch.setattr(verify, "bf16_runs", lambda: False)
+
+
 @pytest.fixture
 def reject(run):
     """Call the program, expecting exit code 2 (or another) and one line; return the line."""

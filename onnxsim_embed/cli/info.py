@@ -13,6 +13,7 @@ from onnxsim_embed.cli.output import (
     describe_prompts,
     print_artifact,
     print_fields,
+    print_processor,
 )
 
 
@@ -59,6 +60,7 @@ def info(
             "weights": f"installed ({recipe.package})" if installed else f"from the Hub{package}",
         }
     )
+    print_processor(has_int8=True)
 
 
 def _print_vectors(file: str) -> None:

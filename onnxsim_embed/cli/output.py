@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,8 +145,6 @@ def describe_prompts(prompts: Mapping[str, str]) -> str:
 
 def print_artifact(directory: Path, manifest: Manifest) -> None:
     """Print an artifact's model, files and fidelity."""
-    from onnxsim_embed.system.hardware import cpu_name, int8_supported
-
     fields = {
         "artifact": directory,
         "model": manifest.source + (f" @ {manifest.revision}" if manifest.revision else ""),
@@ -182,10 +181,28 @@ def print_artifact(directory: Path, manifest: Manifest) -> None:
     for name, report in manifest.verification.items():
         if name not in manifest.precisions:
             typer.echo(f"{name} was not written: {'; '.join(report['problems'])}.")
-    if "int8" in manifest.precisions:
-        suits, reason = int8_supported()
-        default = "int8" if suits else "fp32"
+    print_processor("int8" in manifest.precisions)
+
+
+def print_processor(has_int8: bool) -> None:
+    """Print what this machine's processor offers, and which precisions and engines that means."""
+    from onnxsim_embed.system.hardware import bf16_supported, cpu_flags, cpu_name, int8_supported
+
+    suits, reason = int8_supported()
+    default = "int8" if suits else "fp32"
+    if has_int8:
         typer.echo(f"On this machine ({cpu_name()}) the default is {default}: {reason}.")
+    bf16, reason = bf16_supported()
+    missing = "" if find_spec("openvino") else ", after pip install 'onnxsim-embed[openvino]'"
+    typer.echo(
+        f"--precision bf16 {f'runs here{missing}' if bf16 else 'does not run here'}: {reason}."
+    )
+    tiles = sorted(flag for flag in cpu_flags() if flag.startswith("amx_"))
+    typer.echo(
+        f"It has {', '.join(tiles)}, which --engine openvino uses and ONNX Runtime hardly does: see bench."
+        if tiles
+        else "It has no AMX: int8 on --engine openvino is faster for long texts only."
+    )
 
 
 def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:

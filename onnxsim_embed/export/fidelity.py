@@ -18,7 +18,12 @@ from onnxsim_embed.similarity.unit_rows import unit_vectors
 Float32 = npt.NDArray[np.float32]
 
 # Default minimum mean and worst-case cosine of a precision to its reference.
-FIDELITY_THRESHOLDS = {"fp32": (0.999999, 0.99999), "int8": (0.999, 0.99), "fp16": (0.9999, 0.999)}
+FIDELITY_THRESHOLDS = {
+    "fp32": (0.999999, 0.99999),
+    "int8": (0.999, 0.99),
+    "bf16": (0.999, 0.99),
+    "fp16": (0.9999, 0.999),
+}
 
 # What a report of int8 says of single texts.
 LOW_COSINE, WORST_TEXTS = 0.99, 5

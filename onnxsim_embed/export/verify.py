@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from onnxsim_embed.export.weights import has_weights
 from onnxsim_embed.runtime.batching import TOKEN_BUDGET
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.session import Session
+from onnxsim_embed.system.hardware import bf16_supported
 
 Float32 = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int64]
@@ -75,9 +77,9 @@ def verify_artifact(
     :param against: checkpoint directory or model name with which fp32 is compared; "torch" for the
         model that the manifest names; None to compare only quantized files with the fp32 file.
     :param texts: at least two texts to compare on; None for the bundled ones.
-    :param min_fidelity: minimum mean and worst-case cosine of int8; None for the default.
+    :param min_fidelity: minimum mean and worst-case cosine of int8 and bf16; None for the default.
     :param bar: deprecated name of `min_fidelity`.
-    :returns: for each precision a report; its "problems" is empty if the file is faithful.
+    :returns: for each precision, and for bf16 where it runs, a report; its "problems" is empty if the file is faithful.
     :raises ArtifactError: if a file of the artifact is damaged.
     :raises CheckpointError: if `against` cannot be found.
     :raises MissingExtraError: if "torch" is requested and not installed.
@@ -105,7 +107,14 @@ def verify_artifact(
     for precision in artifact.manifest.precisions:
         if precision != "fp32":
             report[precision] = verify_derived(precision, artifact, min_fidelity, texts)
+    if bf16_runs():
+        report["bf16"] = verify_derived("bf16", artifact, min_fidelity, texts)
     return report
+
+
+def bf16_runs() -> bool:
+    """Return whether this machine can run bf16: it is no file of an artifact, but a way to compute fp32."""
+    return bf16_supported()[0] and find_spec("openvino") is not None
 
 
 def verify_fp32(
@@ -151,7 +160,8 @@ def verify_fp32(
     report["token_ids"] = token_ids
     report["problems"] = problems + report["problems"]
     _require_equal(report, "fp32", reference[n:], vectors[n:], "of unusual texts", "probe")
-    _check_batches(report, "fp32", model, texts, vectors[:n], hidden)
+    _count_variant(report, model, texts, vectors[:n])
+    _check_files(report, "fp32", model, texts, vectors[:n], hidden)
     if recipe is not None:
         report["known_answers"] = len(recipe.known_answers)
         for answer in recipe.known_answers:
@@ -166,7 +176,7 @@ def verify_derived(
     texts: Sequence[str] | None = None,
     reference: Float32 | None = None,
 ) -> Report:
-    """Compare int8 or fp16 with the fp32 file of the same artifact.
+    """Compare int8, bf16 or fp16 with the fp32 file of the same artifact.
 
     fp16 runs in padded batches, as on a GPU; its "batch_variant" is None, as those differ by rounding.
 
@@ -184,7 +194,9 @@ def verify_derived(
         report = _judge(precision, reference, vectors, "fp32", min_fidelity)
         report |= fidelity.worst_texts(reference, vectors, texts)
         if not report["problems"]:  # the export tries again and again
-            _check_batches(report, precision, model, texts, vectors)
+            _count_variant(report, model, texts, vectors)
+        if precision == "int8":
+            _check_files(report, precision, model, texts, vectors)
         return report
     session = Session(artifact.open_file("fp16"), "cpu")
     n, ids = len(texts), model.token_ids(texts)
@@ -222,7 +234,13 @@ def _judge(
     }  # fmt: skip
 
 
-def _check_batches(
+def _count_variant(report: Report, model: Embedder, texts: Sequence[str], vectors: Float32) -> None:
+    report["batch_variant"] = count = count_variant(model, texts, vectors)
+    if count:
+        report["problems"].append(f"{count} of {len(texts)} vectors depend on the batch")
+
+
+def _check_files(
     report: Report,
     precision: str,
     model: Embedder,
@@ -230,13 +248,10 @@ def _check_batches(
     vectors: Float32,
     hidden: references.Hidden | None = None,
 ) -> None:
-    """Count the vectors that depend on the batch; compare the portable file with the run-path file.
+    """Compare the portable file, and the pooled one if there is one, with the run-path file.
 
     :param hidden: the reference with which texts of `length_probes` are compared, if there is one.
     """
-    report["batch_variant"] = count = count_variant(model, texts, vectors)
-    if count:
-        report["problems"].append(f"{count} of {len(texts)} vectors depend on the batch")
     entry = model.artifact.manifest.precisions[precision]
     file = model.artifact.open_file(precision)
     run = Session(model.artifact.file(entry.encoder) if entry.encoder else file, "cpu").run

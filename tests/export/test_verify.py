@@ -18,7 +18,7 @@ from onnxsim_embed.export.fidelity import token_ids_note
 from onnxsim_embed.export.numpy_encoder import numpy_reference
 from onnxsim_embed.export.reference import load_model, reference_vectors, torch_reference
 from onnxsim_embed.export.tokenizer import TokenizerFiles
-from onnxsim_embed.export.verify import verify_derived, verify_fp32
+from onnxsim_embed.export.verify import bf16_runs, verify_artifact, verify_derived, verify_fp32
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -104,3 +104,12 @@ def test_without_transformers_the_report_says_that_ids_were_not_compared(
     assert "not compared" in token_ids_note(report)
     assert "not compared" in (artifact.directory / "README.md").read_text()
     assert "token ids are not compared" in caplog.text
+
+
+@pytest.mark.skipif(not bf16_runs(), reason="needs OpenVINO, and a processor with bfloat16")
+def test_bf16_is_reported_where_it_runs(artifact, monkeypatch, tmp_path):
+    monkeypatch.setattr("onnxsim_embed.export.verify.bf16_runs", lambda: True)
+    monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path))
+    report = verify_artifact(Artifact.open(artifact), texts=TEXTS)["bf16"]
+    assert (report["problems"], report["batch_variant"]) == ([], 0)
+    assert 0.999 < report["min_cosine"] < 1

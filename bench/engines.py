@@ -1,0 +1,147 @@
+"""Engines and precisions side by side on one machine: speed, fidelity, batch invariance, start, memory.
+
+    python bench/engines.py ARTIFACT FILE [--column C] [--rounds 5]
+
+All models are in one process and take turns, every other round backwards. Ratios are of wall time and of
+processor time (what a busy machine changes less), round by round; the table has their medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from onnxsim_embed import Embedder
+from onnxsim_embed.export.verify import count_variant
+from onnxsim_embed.files.texts import iter_texts
+from onnxsim_embed.system.hardware import available_cpus, bf16_supported, cpu_flags, cpu_name
+from onnxsim_embed.system.onnx_session import RUNTIME_VERSION
+
+SYSTEMS = [
+    ("fp32", "onnxruntime"),
+    ("int8", "onnxruntime"),
+    ("fp32", "openvino"),
+    ("int8", "openvino"),
+]
+BASES = ("fp32 onnxruntime", "int8 onnxruntime")
+LENGTHS = (16, 90, 256, 512)
+TOKENS = 24_000  # of one measurement of one length
+
+START = """
+import resource, sys, time
+started = time.perf_counter()
+from onnxsim_embed import Embedder
+model = Embedder(sys.argv[1], precision=sys.argv[2], engine=sys.argv[3])
+model.encode("a text")
+seconds = time.perf_counter() - started
+texts = sys.stdin.read().split("\\0")
+for _ in range(3):
+    model.encode(texts)
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024e-3)
+"""
+
+
+def main() -> None:
+    """Measure, print, and write bench/results/engines.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("artifact")
+    parser.add_argument("file")
+    parser.add_argument("--column")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--invariance", type=int, default=2000, help="number of texts")
+    options = parser.parse_args()
+    known = list(dict.fromkeys(iter_texts(options.file, options.column)))
+    systems = SYSTEMS + ([("bf16", "openvino")] if bf16_supported()[0] else [])
+    models = {f"{p} {e}": Embedder(options.artifact, precision=p, engine=e) for p, e in systems}
+    result: dict[str, Any] = {
+        "machine": cpu_name(),
+        "features": sorted(f for f in cpu_flags() if "vnni" in f or "bf16" in f or "amx" in f),
+        "threads": available_cpus(),
+        "versions": {"onnxruntime": RUNTIME_VERSION, "openvino": openvino.__version__},
+        "file": Path(options.file).name,
+    }
+    spread = known[:: max(1, len(known) // 600)][:600]
+    long = [" ".join(known[n : n + 60]) for n in range(0, len(known) - 60, 60)]
+    cases = {"descriptions": (spread, 256)}
+    cases |= {f"{tokens} tokens": (long[: TOKENS // tokens], tokens) for tokens in LENGTHS}
+    for case, (texts, tokens) in cases.items():
+        for model in models.values():
+            model._pipeline.tokenizer.max_seq_length = tokens  # 512 is beyond MiniLM's own limit
+        result[case] = alternate(models, texts, options.rounds)
+        print(case, json.dumps(result[case], indent=1), flush=True)
+    for model in models.values():
+        model.max_seq_length = 256
+    texts = known[:: max(1, len(known) // options.invariance)][: options.invariance]
+    result["batch_variant"] = {"texts": len(texts)}
+    for name, model in models.items():
+        result["batch_variant"][name] = count_variant(model, texts, model.encode(texts, prompt=""))
+        print(name, "vectors that depend on the batch:", result["batch_variant"][name], flush=True)
+    result["start"] = {
+        " ".join(system): start(options.artifact, *system, spread) for system in systems
+    }
+    print(json.dumps(result["start"], indent=1))
+    path = Path(__file__).parent / "results/engines.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def alternate(models: dict[str, Embedder], texts: list[str], rounds: int) -> dict[str, Any]:
+    """Return texts a second, ratios to the bases, and fidelity to fp32 on ONNX Runtime."""
+    vectors = {name: model.encode(texts) for name, model in models.items()}  # warms up
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    cpu: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(rounds):
+        for name in list(models)[:: 1 if number % 2 else -1]:
+            wall, used = time.perf_counter(), time.process_time()
+            models[name].encode(texts)
+            seconds[name].append(time.perf_counter() - wall)
+            cpu[name].append(time.process_time() - used)
+    rows = {}
+    for name, found in vectors.items():
+        cosines = np.einsum("ij,ij->i", found, vectors[BASES[0]], dtype=np.float64)
+        rows[name] = {
+            "texts_per_second": round(len(texts) / float(np.median(seconds[name])), 1),
+            "mean_cosine": round(float(cosines.mean()), 6),
+            "min_cosine": round(float(cosines.min()), 6),
+        }
+        for base in BASES:
+            ratios = np.divide(seconds[base], seconds[name])
+            rows[name][f"times {base}"] = [
+                round(float(f(ratios)), 3) for f in (np.median, np.min, np.max)
+            ]
+            rows[name][f"times {base}, processor time"] = round(
+                float(np.median(np.divide(cpu[base], cpu[name]))), 3
+            )
+    return rows
+
+
+def start(artifact: str, precision: str, engine: str, texts: list[str]) -> dict[str, Any]:
+    """Return seconds to the first vector, the first time and with the cache, and peak memory."""
+    found = []
+    with tempfile.TemporaryDirectory() as cache:
+        for _ in range(4):
+            done = subprocess.run(
+                [sys.executable, "-c", START, artifact, precision, engine],
+                input="\0".join(texts),
+                env={**os.environ, "ONNXSIM_EMBED_CACHE": cache},
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            found.append([float(number) for number in done.stdout.split()])
+    return {
+        "first_seconds": round(found[0][0], 2),
+        "later_seconds": round(float(np.median([row[0] for row in found[1:]])), 2),
+        "peak_mb": round(found[-1][1]),
+    }
+
+
+if __name__ == "__main__":
+    main()
