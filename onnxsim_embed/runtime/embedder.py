@@ -351,6 +351,29 @@ class Embedder(Prompted):
         tokens = self._pipeline.tokenizer(texts)
         return np.split(tokens.ids, tokens.offsets[1:-1]) if len(texts) else []
 
+    def encode_tokens(
+        self,
+        token_ids: Iterable[Sequence[int]],
+        *,
+        output_value: OutputValue = "sentence_embedding",
+        **arguments: Unpack[EncodeArguments],
+    ) -> Any:  # noqa: ANN401 - an array or a list of arrays
+        """Return the embeddings of tokenized texts, bit for bit those of `encode`.
+
+        :param token_ids: ids of each text as `token_ids` returns them.
+        :param arguments: as for `encode`, without prompts.
+        :raises ValueError: naming the row, if it is not a list of the model's token ids, lacks its
+            special tokens, or exceeds `max_seq_length`.
+        """
+        tokens = self._pipeline.tokenizer.from_ids(token_ids)
+        options = EncodeOptions(prompt="", output_value=output_value, **arguments)
+        return self._pipeline.run_tokens(tokens, self._prefix_and_output(options)[1])
+
+    @property
+    def truncation_direction(self) -> str:
+        """Side on which long texts are truncated: "right" or "left"."""
+        return self._pipeline.tokenizer.direction
+
     def similarity(self, left: npt.ArrayLike, right: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return the scores (n, m) of n left and m right embeddings by the model's own measure."""
         from onnxsim_embed.similarity.compare import score_all

@@ -151,8 +151,8 @@ class Tokenizer:
         except BaseException as error:
             raise _artifact_error(error, f"{path} is not a readable tokenizer") from error
         backend.no_padding()
-        self._direction = (backend.truncation or {}).get("direction", "right")
-        self._boundary = _word_boundary(backend) if self._direction == "right" else None
+        self.direction = (backend.truncation or {}).get("direction", "right")
+        self._boundary = _word_boundary(backend) if self.direction == "right" else None
         if do_lower_case:
             own = [] if backend.normalizer is None else [backend.normalizer]
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
@@ -176,7 +176,7 @@ class Tokenizer:
         if not isinstance(value, Integral) or value <= special:
             raise ValueError(f"max_seq_length must be an integer above {special}, got {value!r}")
         self._max_seq_length: int = int(value)
-        self._backend.enable_truncation(self._max_seq_length, direction=self._direction)
+        self._backend.enable_truncation(self._max_seq_length, direction=self.direction)
 
     def __call__(self, texts: Sequence[str], first_row: int = 0) -> Tokens:
         """Tokenize texts.
@@ -213,7 +213,7 @@ class Tokenizer:
             stop = len(text) if space is None else space.start()
             encoding = self._encode([text[start:stop]], [text], 0)[0]
             parts = [encoding, *encoding.overflowing]
-            for part in parts if self._direction == "right" else reversed(parts):
+            for part in parts if self.direction == "right" else reversed(parts):
                 own = np.array(part.special_tokens_mask) == 0
                 ids.append(np.array(part.ids)[own])
                 ends.append(np.array(part.offsets)[own, 1] + start)
@@ -225,6 +225,35 @@ class Tokenizer:
         encoding = self._encode(["a"], ["a"], 0)[0]
         mask = encoding.special_tokens_mask
         return encoding.ids[: mask.index(0)], encoding.ids[len(mask) - mask[::-1].index(0) :]
+
+    def from_ids(self, rows: Iterable[Sequence[int]]) -> Tokens:
+        """Return tokens of ids that were tokenized elsewhere; see `Embedder.encode_tokens`."""
+        before, after = self.special_ids()
+        vocabulary, found = self._backend.get_vocab_size(), []
+        for row, ids in enumerate(rows):
+            array = np.array(ids)
+            if array.ndim != 1 or array.dtype.kind not in "iu":
+                problem = "is not a list of token ids"
+            elif array.min(initial=0) < 0 or array.max(initial=0) >= vocabulary:
+                problem = (
+                    f"has ids that are not from 0 to {vocabulary - 1}, this model's vocabulary"
+                )
+            elif len(array) > self._max_seq_length:
+                problem = f"has {len(array)} token ids, the model takes {self._max_seq_length}"
+            elif [*array[: len(before)], *array[len(array) - len(after) :]] != [*before, *after]:
+                problem = (
+                    f"lacks this model's special tokens, {before} before and {after} after the text"
+                )
+            else:
+                found.append(array.astype(np.int64))
+                continue
+            raise ValueError(
+                f"input {row} {problem}; pass token ids of this model (not those of another tokenizer), "
+                "or the text"
+            )
+        offsets = np.cumsum([0, *map(len, found)])
+        flat = np.concatenate(found) if found else np.zeros(0, np.int64)
+        return Tokens(flat, offsets, np.zeros(len(found), np.int64))
 
     def prompt_tokens(self, prompt: str) -> int:
         """Return the number of tokens at the beginning of each text that are the prompt's.
