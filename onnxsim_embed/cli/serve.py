@@ -28,6 +28,7 @@ def serve(
     timeout: int = Option(60, min=1, help="Seconds for a body to arrive, and for an answer."),
     precision: options.Precision = "auto",
     device: options.Device = "auto",
+    engine: options.Engine = "auto",
     max_seq_length: options.MaxSeqLength = None,
     long_texts: options.LongTexts = "truncate",
     stride: options.Stride = 0,
@@ -49,7 +50,7 @@ def serve(
         body_bytes=parse_bytes(max_body), seconds=timeout,
     )  # fmt: skip
     key = None if api_key_file is None else read_key(api_key_file)
-    embedder = Embedder(model, precision=precision, device=device, threads=threads)
+    embedder = Embedder(model, precision=precision, device=device, engine=engine, threads=threads)
     if max_seq_length is not None:
         embedder.max_seq_length = max_seq_length
     app = create_app(
