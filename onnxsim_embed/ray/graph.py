@@ -186,7 +186,7 @@ class Comparison:
             )
         else:
             best = pairs.top_k(int(self.k or 0), skip_self=True, rows=rows, columns=columns)
-            found = map(graph_writer.by_column, best)
+            found = iter([graph_writer.by_column(best)])
         with write_errors(self.shards):
             graph_writer.write_shard(
                 self.shards / shard_file(number), build_matrix(found, self.shape[0])

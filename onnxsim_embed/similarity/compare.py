@@ -294,13 +294,5 @@ class Comparison:
         """Return the top-k of each row; of one set, without the row itself."""
         k = check_k(k, self.right.rows - self._alone)
         self._budget.check_top_k(self.left, self.right, k)
-        scores = np.empty((self.left.rows, k), np.float32)
-        indices = np.empty(scores.shape, np.int64)
-        stop = 0
         with Progress(self.left.rows, show) as progress:
-            for top in self._pairs.top_k(k, skip_self=self._alone):
-                rows = slice(stop, stop + len(top.scores))
-                scores[rows], indices[rows] = top.scores, top.indices
-                stop = rows.stop
-                progress.move(stop)
-        return TopK(scores, indices)
+            return self._pairs.top_k(k, skip_self=self._alone, on_rows=progress.add)

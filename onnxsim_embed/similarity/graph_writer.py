@@ -118,7 +118,7 @@ def write_graph(
 
         def compare(rows: slice) -> Iterator[RowPairs]:
             if k is not None:
-                return map(by_column, pairs.top_k(k, skip_self=True, rows=rows))
+                return iter([by_column(pairs.top_k(k, skip_self=True, rows=rows))])
             counter = pair_counter(budget.max_entries(units, units), threshold, ADVICE)
             return pairs.above(threshold, upper=True, rows=rows, on_pairs=counter)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from onnxsim_embed.similarity.nearest import top_k
 from onnxsim_embed.similarity.scoring import TiledComparison
 from onnxsim_embed.similarity.selection import Int64, RowPairs
 from onnxsim_embed.similarity.unit_rows import COMPONENT_BYTES, TiledRows, UnitRows
@@ -150,7 +151,7 @@ def _sample(
         part = TiledComparison(rows, right.load(tile), 8 << 20)
         started = time.perf_counter()
         if k is not None:
-            list(part.top_k(min(k, len(part.right)), skip_self=False))
+            top_k(part, min(k, len(part.right)), skip_self=False)
         else:
             counts += sum(pairs.counts for pairs in part.above(threshold, upper=False))
         seconds += time.perf_counter() - started
@@ -178,9 +179,13 @@ class Progress:
             self._bar.update(rows - self._done)
         self._done = rows
 
+    def add(self, rows: int) -> None:
+        """Count rows as done."""
+        self.move(self._done + rows)
+
     def count(self, pairs: RowPairs) -> RowPairs:
         """Count the rows of a chunk as done, and return it."""
-        self.move(self._done + len(pairs.counts))
+        self.add(len(pairs.counts))
         return pairs
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from onnxsim_embed.similarity.nearest import OnRows, add_top_k, top_k
 from onnxsim_embed.similarity.scoring import MakeScorer, TiledComparison
 from onnxsim_embed.similarity.selection import BestOfRows, RowPairs, TopK, narrow
 from onnxsim_embed.similarity.unit_rows import TiledRows
@@ -60,25 +61,36 @@ class AllPairs:
             yield from map(concatenate_pairs, chunks)
 
     def top_k(
-        self, k: int, *, skip_self: bool, rows: slice | None = None, columns: slice | None = None
-    ) -> Iterator[TopK]:
-        """Yield the top-k of each row among some columns, or all if they are fewer, chunk by chunk."""
+        self,
+        k: int,
+        *,
+        skip_self: bool,
+        rows: slice | None = None,
+        columns: slice | None = None,
+        on_rows: OnRows = lambda rows: None,
+    ) -> TopK:
+        """Return the top-k of each row among some columns, or all if they are fewer."""
         both = self.left is self.right and rows is None and columns is None
         rows = rows or slice(0, self.left.rows)
         if self._in_memory is not None and columns is None:
-            yield from self._in_memory.top_k(k, skip_self=skip_self, rows=rows)
-            return
+            return top_k(self._in_memory, k, skip_self=skip_self, rows=rows, on_rows=on_rows)
         columns = columns or slice(0, self.right.rows)
         own = skip_self and columns.start <= rows.start < columns.stop
         best = BestOfRows(rows.stop - rows.start, min(k, columns.stop - columns.start - own))
-        for tile in self.left.tiles(rows.start, rows.stop):
-            first = tile.start - rows.start
-            others = slice(tile.start, columns.stop) if both else columns
-            for start, comparison in self._comparisons(tile, others) if best.k else ():
-                chunks = comparison.add_top_k(best, (first, start), both=both, skip_self=skip_self)
-                for _ in chunks:
-                    pass
-            yield best.top(slice(first, tile.stop - rows.start))
+        tiles = self.left.tiles(rows.start, rows.stop) if best.k else []
+        parts = [(tile, columns) for tile in tiles]
+        if both:  # first each tile with itself: similar rows give each other the first bounds
+            rest = [(tile, slice(tile.stop, columns.stop)) for tile in tiles]
+            parts = [*zip(tiles, tiles, strict=True), *rest]
+        for tile, others in parts:
+            compared = self._comparisons(tile, others) if others.start < others.stop else ()
+            for start, comparison in compared:
+                own_numbers = np.arange(tile.start, tile.stop) - rows.start
+                numbers = own_numbers, np.arange(len(comparison.right)) + start
+                add_top_k(comparison, best, numbers, both=both, skip_self=skip_self)
+            if others is not tile:
+                on_rows(tile.stop - tile.start)
+        return best.top()
 
     def _comparisons(self, tile: slice, columns: slice) -> Iterator[tuple[int, TiledComparison]]:
         """Yield the first column and a comparison for each tile of some columns."""

@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.similarity import candidates, selection
 from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer, PrefixRotation
-from onnxsim_embed.similarity.selection import (
-    BestOfRows,
-    Float32,
-    Int64,
-    RowPairs,
-    TopK,
-    kth_bounds,
-    narrow,
-)
+from onnxsim_embed.similarity.selection import Float32, Int64, RowPairs
 from onnxsim_embed.system.threads import MIN_CHUNK_ROWS, chunk_height, map_chunks, row_chunks
 from onnxsim_embed.system.units import check_integer
 
@@ -35,8 +26,8 @@ PAIRS = 256  # scored at once: two copies of 384-dimensional rows stay in a seco
 ROW_PAIRS, DENSE_SHARE = 64, 0.25
 
 # A trial of candidate scorers on a chunk's first columns costs more than it saves below these.
-TRIAL_PAIRS, TRIAL_CHUNKS, TRIAL_COLUMNS = 1 << 24, 24, 8192
-PREFIX_PAIRS = 1 << 27  # from which on a trial of prefixes is worth their rotations
+TRIAL_PAIRS, TRIAL_CHUNKS, TRIAL_COLUMNS = 1 << 24, 24, 4096
+PREFIX_PAIRS, PREFIX_DIM = 1 << 27, 48  # from which on a trial of prefixes is worth their rotations
 PREFIX_PARTS = (3, 6)  # of the dimension; the shorter one is tried if the longer one pays
 SAMPLE_ROWS = 2048  # which a rotation is learnt from
 
@@ -103,8 +94,7 @@ class TiledComparison:
         self.left = left
         self.right = right
         self.make_scorer = make_scorer
-        self._scorer: Float32Scorer | None = None
-        tile_bytes = check_integer("block_bytes", tile_bytes)
+        self._tile_bytes = tile_bytes = check_integer("block_bytes", tile_bytes)
         # Scores take four bytes each.
         self._height = max(1, min(chunk_height(len(left)), int((tile_bytes / 4) ** 0.5)))
         self._width = max(1, tile_bytes // (4 * self._height))
@@ -113,111 +103,44 @@ class TiledComparison:
         self, threshold: float, *, upper: bool, rows: slice | None = None
     ) -> Iterator[RowPairs]:
         """Yield the pairs of some rows above a threshold, chunk by chunk; `upper`: only column > row."""
-        scorer = self._choose_scorer(lambda trial: trial.above(threshold, upper=False))
-        above = partial(self._above, scorer, threshold=threshold, upper=upper)
-        yield from map_chunks(above, self._chunks(rows))
+        self.choose_scorer(lambda trial: list(trial.above(threshold, upper=False)))
+        above = partial(self._above, threshold=threshold, upper=upper)
+        yield from map_chunks(above, self.chunks(rows))
 
-    def top_k(self, k: int, *, skip_self: bool, rows: slice | None = None) -> Iterator[TopK]:
-        """Yield the top-k of some rows, chunk by chunk; `skip_self` excludes each row itself."""
-        rows = rows or slice(0, len(self.left))
-        best, start = BestOfRows(rows.stop - rows.start, k), rows.start
-        both = self.left is self.right and (start, rows.stop) == (0, len(self.left))
-        for chunk in self.add_top_k(best, (-start, 0), both=both, skip_self=skip_self, rows=rows):
-            yield best.top(slice(chunk.start - start, chunk.stop - start))
+    def reordered(self, order: Int64) -> TiledComparison:
+        """Return the comparison of a set with itself with its rows in another order."""
+        rows = self.left[order]
+        return TiledComparison(rows, rows, self._tile_bytes, self.make_scorer)
 
-    def add_top_k(
-        self,
-        best: BestOfRows,
-        offsets: tuple[int, int],
-        *,
-        both: bool,
-        skip_self: bool,
-        rows: slice | None = None,
-    ) -> Iterator[slice]:
-        """Add the pairs that may be among the top-k, and yield each chunk of rows that is complete.
-
-        :param offsets: of the numbers of rows and of columns in `best`.
-        :param both: a pair may be among the top-k of its row and of its column. Of a set with itself,
-            each tile is computed once, and a chunk is complete when all before it are.
-        :param skip_self: of a set with itself, exclude each row itself.
-        """
-        k = best.k
-        scorer = self._choose_scorer(lambda trial: trial.top_k(k, skip_self=False), 4 * k)
-        alone = self.left is self.right
-        add = partial(self._add_tile, scorer, best, offsets, skip_self=skip_self and alone)
-
-        def add_chunk(chunk: slice) -> slice:
-            square = chunk if both and alone else slice(0, 0)
-            for tile in self._column_tiles(scorer, square.start, square.stop):
-                add(chunk, tile, both=False)
-            for tile in self._column_tiles(scorer, square.stop, len(self.right)):
-                add(chunk, tile, both=both)
-            return chunk
-
-        yield from map_chunks(add_chunk, self._chunks(rows))
-
-    def _add_tile(
-        self,
-        scorer: Float32Scorer,
-        best: BestOfRows,
-        offsets: tuple[int, int],
-        chunk: slice,
-        tile: slice,
-        *,
-        both: bool,
-        skip_self: bool,
-    ) -> None:
-        left, right = self.left[chunk], self.right[tile]
-        scores = scorer.scores(chunk, tile)
-        rows = np.arange(chunk.start, chunk.stop) + offsets[0]
-        columns = np.arange(tile.start, tile.stop) + offsets[1]
-        own = np.arange(max(chunk.start, tile.start), min(chunk.stop, tile.stop) * skip_self)
-
-        def find(mask: npt.NDArray[np.bool_]) -> tuple[Int64, Int64, Float32]:
-            mask[own - chunk.start, own - tile.start] = False
-            row, column = selection.positions(mask)
-            return row, column, exact_scores(left, right, row, column)
-
-        def by_column(row: Int64, column: Int64, exact: Float32) -> tuple[Int64, Int64, Float32]:
-            order = np.argsort(narrow(column, len(columns)), kind="stable")
-            return column[order], row[order], exact[order]
-
-        row_bounds = best.bounds[rows]
-        if np.isneginf(row_bounds).any() and len(columns) > best.k:
-            seeds = BestOfRows(len(rows), best.k)
-            seeds.add(*find(scores >= kth_bounds(scores, best.k + 1)))
-            row_bounds = np.maximum(row_bounds, seeds.bounds)
-        mask = scores > scorer.bounds(row_bounds)[:, None]
-        if both:
-            column_bounds = best.bounds[columns]
-            if np.isneginf(column_bounds).any() and len(rows) > best.k:
-                seeds = BestOfRows(len(columns), best.k)
-                seeds.add(*by_column(*find(scores >= kth_bounds(scores.T, best.k + 1).T)))
-                column_bounds = np.maximum(column_bounds, seeds.bounds)
-            mask |= scores > scorer.bounds(column_bounds)
-        row, column, exact = find(mask)
-        best.add(rows[row], columns[column], exact)
-        if both:
-            column, row, exact = by_column(row, column, exact)
-            best.add(columns[column], rows[row], exact)
-
-    def _chunks(self, rows: slice | None) -> list[slice]:
+    def chunks(self, rows: slice | None = None) -> list[slice]:
+        """Return chunks of some rows."""
         rows = rows or slice(0, len(self.left))
         return row_chunks(rows.stop, self._height, rows.start)
 
-    def _choose_scorer(
-        self, run: Callable[[TiledComparison], Iterator[object]], min_columns: int = 1
-    ) -> Float32Scorer:
-        """Return the scorer; on the first call, choose the one with which `run` is fastest."""
-        if self._scorer is None:
-            if self.make_scorer is None:
-                self.make_scorer = Float32Scorer
-                if min_columns <= TRIAL_COLUMNS:
-                    self.make_scorer = self._fastest(run)
-            self._scorer = self.make_scorer(self.left, self.right)
-        return self._scorer
+    def column_tiles(self, start: int, stop: int) -> Iterator[slice]:
+        """Yield the tiles of columns from `start` to `stop`, none of which crosses a block's edge."""
+        block = self.scorer.block_columns or max(1, stop)
+        while start < stop:
+            end = min(start + self._width, (start // block + 1) * block, stop)
+            yield slice(start, end)
+            start = end
 
-    def _fastest(self, run: Callable[[TiledComparison], Iterator[object]]) -> MakeScorer:
+    @cached_property
+    def scorer(self) -> Float32Scorer:
+        """The scorer of candidates, which was given or chosen."""
+        return (self.make_scorer or Float32Scorer)(self.left, self.right)
+
+    def choose_scorer(
+        self, run: Callable[[TiledComparison], object], prefix_pairs: int = PREFIX_PAIRS
+    ) -> None:
+        """Choose the scorer with which `run` is fastest, unless there is one.
+
+        :param prefix_pairs: from which on prefixes are tried.
+        """
+        if self.make_scorer is None:
+            self.make_scorer = self._fastest(run, prefix_pairs)
+
+    def _fastest(self, run: Callable[[TiledComparison], object], prefix_pairs: int) -> MakeScorer:
         rows, columns, dim = len(self.left), len(self.right), self.left.shape[1]
         if rows * columns < TRIAL_PAIRS or rows < TRIAL_CHUNKS * MIN_CHUNK_ROWS:
             return Float32Scorer
@@ -225,19 +148,17 @@ class TiledComparison:
         right = self.right[:TRIAL_COLUMNS]
 
         def seconds(make_scorer: MakeScorer) -> float:
-            trial = TiledComparison(left, right, 4 * self._height * self._width, make_scorer)
-            trial._scorer = scorer = make_scorer(left, right)
-            scorer.scores(slice(0, 1), slice(0, 1))
+            trial = TiledComparison(left, right, self._tile_bytes, make_scorer)
+            trial.scorer.scores(slice(0, 1), slice(0, 1))
             started = time.perf_counter()
-            for _ in run(trial):
-                pass
+            run(trial)
             return time.perf_counter() - started
 
         kinds = [Float32Scorer, *[Int8Scorer] * candidates.int8_scoring_supported(dim)]
         times: dict[MakeScorer, float] = {kind: seconds(kind) for kind in kinds}
         kind = min(kinds, key=times.__getitem__)
         fastest: MakeScorer = kind
-        if rows * columns >= PREFIX_PAIRS:
+        if rows * columns >= prefix_pairs and dim >= PREFIX_DIM:
             axes = candidates.principal_axes(self.right[:: -(-columns // SAMPLE_ROWS)])
             for part in PREFIX_PARTS:
                 prefix = partial(kind, rotation=PrefixRotation(axes, dim // part))
@@ -247,21 +168,12 @@ class TiledComparison:
                 fastest = prefix
         return fastest
 
-    def _column_tiles(self, scorer: Float32Scorer, start: int, stop: int) -> Iterator[slice]:
-        """Yield the tiles of columns from `start` to `stop`, none of which crosses a block's edge."""
-        block = scorer.block_columns or max(1, stop)
-        while start < stop:
-            end = min(start + self._width, (start // block + 1) * block, stop)
-            yield slice(start, end)
-            start = end
-
-    def _above(
-        self, scorer: Float32Scorer, chunk: slice, threshold: float, upper: bool
-    ) -> RowPairs:
+    def _above(self, chunk: slice, threshold: float, upper: bool) -> RowPairs:
+        scorer = self.scorer
         bound = scorer.bounds(threshold)
         left = self.left[chunk]
         pairs = [(np.zeros(0, np.uint16), np.zeros(0, np.int32), np.zeros(0, np.float32))]
-        for tile in self._column_tiles(scorer, chunk.start if upper else 0, len(self.right)):
+        for tile in self.column_tiles(chunk.start if upper else 0, len(self.right)):
             row, column = selection.positions(scorer.scores(chunk, tile) > bound)
             if upper and tile.start < chunk.stop:
                 greater = column + tile.start > row + chunk.start

@@ -87,10 +87,9 @@ class BestOfRows:
             self._keys[rows] = keys[:, :k]
             self.bounds[rows] = _scores_of(keys[:, k - 1])
 
-    def top(self, rows: slice) -> TopK:
-        """Return the top-k of some rows."""
-        keys = self._keys[rows]
-        return TopK(_scores_of(keys), keys & 0xFFFFFFFF)
+    def top(self) -> TopK:
+        """Return the top-k of all rows."""
+        return TopK(_scores_of(self._keys), self._keys & 0xFFFFFFFF)
 
 
 def _keys(scores: Float32, column: Int64) -> Int64:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from vector_sets import assert_same
 
 import onnxsim_embed
-from onnxsim_embed.similarity import scoring
+from onnxsim_embed.similarity import nearest
 from onnxsim_embed.similarity.candidates import (
     Float32Scorer,
     Int8Scorer,
@@ -80,8 +80,7 @@ def comparisons(left, right, tile_bytes):
 
 
 def top_k(comparison, k, skip_self):
-    chunks = comparison.top_k(k, skip_self=skip_self)
-    return [np.concatenate(arrays) for arrays in zip(*chunks, strict=True)]
+    return nearest.top_k(comparison, k, skip_self=skip_self)
 
 
 def plain_top_k(scores, k, skip_self):
@@ -227,18 +226,6 @@ def test_hardly_any_rows_or_nonzero_ones():
         for make in scorers(hostile_vectors()):
             comparison = TiledComparison(left, hostile_vectors(), 1 << 20, make)
             assert len(list(comparison.above(0.5, upper=False))) == rows
-
-
-def test_a_prefix_is_chosen_where_it_is_fastest(monkeypatch):
-    """Vectors on a few axes beside noise: hardly a pair is left to score."""
-    monkeypatch.setattr(scoring, "PREFIX_PAIRS", 1)
-    rng = np.random.default_rng(0)
-    vectors = rng.standard_normal((6200, 240)).astype(np.float32)
-    vectors[:, 20:] *= 0.01
-    vectors = unit_vectors(vectors)
-    comparison = TiledComparison(vectors, vectors, 1 << 23)
-    assert sum(pairs.counts.sum() for pairs in comparison.above(0.95, upper=True)) == 0
-    assert comparison.make_scorer.keywords["rotation"] is not None
 
 
 def test_scores_do_not_depend_on_tiles():
