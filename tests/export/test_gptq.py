@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onnxsim_embed.export.quantization.gptq import (
+    absorb_error,
     channel_scales,
     inverse_cholesky,
     quantize_gptq,
@@ -114,3 +115,21 @@ def test_a_row_of_the_table_is_off_by_half_of_its_own_step_at_most():
     error = np.abs(int8.values * int8.scales[:, None] - table)
     assert (error <= 0.50001 * np.abs(table).max(axis=1, keepdims=True) / 127).all()
     assert not int8.values[7].any()
+
+
+# Errors of the inputs
+
+
+def test_weights_take_back_what_saturated_inputs_lose_also_on_unseen_ones():
+    weight, (exact, unseen) = normal(20, 48, 9), np.split(correlated(21, 1200, 48), 2)
+    low, high = np.quantile(exact, [0.05, 0.95])
+    absorbed = absorb_error(weight, exact, exact.clip(low, high))
+    assert (absorbed.dtype, absorbed.shape) == (np.float32, weight.shape)
+    plain, better = (unseen @ weight - unseen.clip(low, high) @ w for w in (weight, absorbed))
+    assert better.var() < 0.9 * plain.var()
+
+
+def test_exact_inputs_leave_the_weight_as_it_is():
+    weight, inputs = normal(23, 16, 3), correlated(24, 100, 16)
+    assert np.array_equal(absorb_error(weight, inputs, inputs), weight)
+    assert np.array_equal(absorb_error(weight, 0 * inputs, 0 * inputs), weight)

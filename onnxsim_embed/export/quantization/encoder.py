@@ -28,7 +28,11 @@ from onnxsim_embed.export.encoder import (
 )
 from onnxsim_embed.export.quantization import ranges
 from onnxsim_embed.export.quantization.calibration import Activations, input_names
-from onnxsim_embed.export.quantization.gptq import quantize_gptq, quantize_nearest
+from onnxsim_embed.export.quantization.gptq import (
+    absorb_error,
+    quantize_gptq,
+    quantize_nearest,
+)
 from onnxsim_embed.export.quantization.ranges import Fit, bias_of
 from onnxsim_embed.export.quantization.search import Choice, Group, channel_counts
 from onnxsim_embed.system.threads import map_chunks
@@ -167,16 +171,19 @@ def quantize_linears(
     # Side by side, as GPTQ factors the second moments of their input once.
     weight = np.concatenate([linear.weight for linear in linears], axis=1)
     joined = fit.transform(Linear(weight, np.concatenate([bias_of(linear) for linear in linears])))
-    values, scales = (
-        quantize_nearest(joined.weight)
-        if rows is None
-        else quantize_gptq(joined.weight, fit.apply(rows))
-    )
+    bias = bias_of(joined)
+    if rows is None:
+        values, scales = quantize_nearest(joined.weight)
+    else:
+        inputs, exact = fit.apply(rows), fit.exact(rows)
+        values, scales = quantize_gptq(absorb_error(joined.weight, exact, inputs), inputs)
+        bias = bias + exact.mean(axis=0) @ joined.weight
+        bias -= inputs.mean(axis=0) @ (values * scales)
     multiplier = fit.multiplier if isinstance(fit, ranges.Smoothing) and fit.exponent else None
     quantization = InputQuantization(fit.range.scale, fit.range.zero_point, multiplier)
     ends = np.cumsum([linear.weight.shape[1] for linear in linears])[:-1]
     columns = fit.float_channels
-    arrays = (values, scales, bias_of(joined).astype(np.float32), weight[columns])
+    arrays = (values, scales, bias.astype(np.float32), weight[columns])
     split = zip(*(np.split(array, ends, axis=-1) for array in arrays), strict=True)
     return [
         StaticLinear(

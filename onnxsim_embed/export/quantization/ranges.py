@@ -96,6 +96,10 @@ class Smoothing:
         inputs[:, self.float_channels] = 0  # their weights are zero
         return inputs
 
+    def exact(self, rows: Float32) -> Float32:
+        """Return inputs as `apply` does, but for rounding and saturation."""
+        return (rows + self.shift) * self.multiplier
+
     def transform(self, linear: Linear) -> Linear:
         """Return the float32 linear that computes the same from transformed inputs and float channels."""
         weight = np.asarray(linear.weight / self.multiplier[:, None], np.float32)
@@ -125,6 +129,12 @@ class ChannelSplit:
         quantized = self.range.round_trip(np.concatenate([rows, split], axis=1))
         quantized[:, self.float_channels] = 0  # their weights are zero
         return np.pad(quantized, ((0, 0), self.padding))
+
+    def exact(self, rows: Float32) -> Float32:
+        """Return inputs as `apply` does, but for rounding and saturation."""
+        rows = self.activation(rows) if self.activation else rows
+        idle = np.full((len(rows), len(self.columns)), self.floor, np.float32)
+        return np.pad(np.concatenate([rows, idle], axis=1), ((0, 0), self.padding))
 
     def transform(self, linear: Linear) -> Linear:
         """Return the float32 linear that computes the same from inputs with split and float channels."""
