@@ -131,14 +131,14 @@ class TiledComparison:
         return (self.make_scorer or Float32Scorer)(self.left, self.right)
 
     def choose_scorer(
-        self, run: Callable[[TiledComparison], object], prefix_pairs: int = PREFIX_PAIRS
+        self, run: Callable[[TiledComparison], object], prefix_pairs: int | None = None
     ) -> None:
         """Choose the scorer with which `run` is fastest, unless there is one.
 
-        :param prefix_pairs: from which on prefixes are tried.
+        :param prefix_pairs: from which on prefixes are tried; None for PREFIX_PAIRS.
         """
         if self.make_scorer is None:
-            self.make_scorer = self._fastest(run, prefix_pairs)
+            self.make_scorer = self._fastest(run, prefix_pairs or PREFIX_PAIRS)
 
     def _fastest(self, run: Callable[[TiledComparison], object], prefix_pairs: int) -> MakeScorer:
         rows, columns, dim = len(self.left), len(self.right), self.left.shape[1]
