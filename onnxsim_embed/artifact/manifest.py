@@ -20,7 +20,11 @@ MODEL_FILES = {
     "int8": "onnx/model_int8.onnx",
     "fp16": "onnx/model_fp16.onnx",
 }
-ENCODER_FILES = {"fp32": "onnx/encoder.onnx", "int8": "onnx/encoder_int8.onnx"}
+ENCODER_FILES = {
+    "fp32": "onnx/encoder.onnx",
+    "int8": "onnx/encoder_int8.onnx",
+    "fp16": "onnx/encoder_fp16.onnx",
+}
 PRECISIONS = ("fp32", "int8")  # default of an export
 
 
@@ -37,8 +41,8 @@ class PrecisionEntry:
     """One weight precision.
 
     :param file: the portable ONNX file.
-    :param encoder: the file for our own run path on the CPU, which refers to the weights inside
-        `file`; None if the run path loads `file` itself.
+    :param encoder: the file for our own run path, on the CPU or, of fp16, on CUDA, which refers to the
+        weights inside `file`; None if the run path loads `file` itself.
     :param method: how its weights were computed.
     :param operators: number of nodes of each operator in `file`.
     :param layers: quantization parameters of each layer.

@@ -39,7 +39,7 @@ from onnxsim_embed.export.graph_encoder import GraphEncoder, compare_sentence_em
 from onnxsim_embed.export.onnx.builder import operator_counts, share_constants
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.onnx.fp16 import METHOD as FP16_METHOD
-from onnxsim_embed.export.onnx.fp16 import write_fp16
+from onnxsim_embed.export.onnx.fp16 import convert_to_fp16, write_fp16
 from onnxsim_embed.export.onnx.pooled import write_pooled
 from onnxsim_embed.export.onnx.trace import REQUIREMENTS, trace
 from onnxsim_embed.export.quantization.calibration import (
@@ -237,7 +237,13 @@ class Builder:
         file = MODEL_FILES["fp16"]
         model, names = write_fp16(self.work / MODEL_FILES["fp32"], self.work / file)
         data = tuple(f"onnx/{name}" for name in names)
-        entry = PrecisionEntry(file, None, FP16_METHOD, operator_counts(model), data=data)
+        encoder = None
+        if isinstance(self.encoder, DirectEncoder) and not data:
+            encoder = ENCODER_FILES["fp16"]
+            gpu = convert_to_fp16(build_encoder(self.encoder.encoder, "gpu"))
+            share_constants(gpu, self.work / file)
+            onnx.save(gpu, self.work / encoder)
+        entry = PrecisionEntry(file, encoder, FP16_METHOD, operator_counts(model), data=data)
         entry, artifact = self._draft("fp16", entry)
         report = verify_derived("fp16", artifact)
         self._accept("fp16", entry, report, skip_unfaithful)

@@ -206,6 +206,10 @@ def verify_derived(
     rows = [*range(0, n, PORTABLE_STEP), *range(n, len(ids))]
     alone = np.concatenate([references.padded_vectors(session, model, [ids[row]]) for row in rows])
     _require_equal(report, "fp16", vectors[rows], alone, "in a batch and alone")
+    if encoder := artifact.manifest.precisions["fp16"].encoder:
+        session = Session(artifact.file(encoder), "cpu")
+        own = references.padded_vectors(session, model, [ids[row] for row in rows])
+        _require_equal(report, "fp16", alone, own, "of run path and portable file", "run_path")
     _check_pooled(report, "fp16", model, [ids[row] for row in rows], alone)
     return report
 

@@ -15,12 +15,14 @@ from onnxsim_embed.artifact.manifest import Artifact, is_artifact
 from onnxsim_embed.artifact.precision import choose_precision
 from onnxsim_embed.artifact.recipes import cache_directory
 from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.runtime.batching import GPU_CALLERS
+from onnxsim_embed.runtime.cuda import CudaSession
 from onnxsim_embed.runtime.engine import Engine
 from onnxsim_embed.runtime.pipeline import Pipeline
 from onnxsim_embed.runtime.pooling import Head, load_head
 from onnxsim_embed.runtime.session import Session, first_provider
 from onnxsim_embed.runtime.tokenization import Tokenizer
-from onnxsim_embed.system.hardware import CPU_PROVIDER, available_cpus
+from onnxsim_embed.system.hardware import CPU_PROVIDER, CUDA_PROVIDER, available_cpus
 from onnxsim_embed.system.onnx_session import Device
 
 logger = logging.getLogger(__name__)
@@ -66,11 +68,10 @@ def _load(
     """Load an artifact on a device, or on the CPU if the device is "auto" and CUDA does not start."""
     openvino = uses_openvino(engine, precision, device)
     head = load_head(artifact)
-    threads = available_cpus() if threads is None else int(threads)
     for tried in ("cpu",) if openvino else (device, "cpu"):
         provider = first_provider(tried)
         chosen = choose_precision(artifact, precision, provider)
-        pipeline = _make_pipeline(artifact, chosen, tried, threads, openvino)
+        pipeline = _make_pipeline(artifact, head, chosen, tried, threads, openvino)
         if openvino or device != "auto" or pipeline.engine.provider == provider:
             break
         logger.warning("using the CPU: %s could not be started", provider)
@@ -78,15 +79,21 @@ def _load(
 
 
 def _make_pipeline(
-    artifact: Artifact, precision: str, device: Device, threads: int, openvino: bool
+    artifact: Artifact,
+    head: Head,
+    precision: str,
+    device: Device,
+    threads: int | None,
+    openvino: bool,
 ) -> Pipeline:
     manifest = artifact.manifest
+    provider = first_provider(device)
 
     def checked_file() -> Path:
         encoder = manifest.entry(precision).encoder
         file = artifact.open_file(precision)  # holds the weights of the encoder too
-        on_cpu = first_provider(device) == CPU_PROVIDER
-        return artifact.file(encoder) if on_cpu and encoder else file
+        ours = provider == CPU_PROVIDER or (provider == CUDA_PROVIDER and precision == "fp16")
+        return artifact.file(encoder) if ours and encoder else file
 
     with ThreadPoolExecutor(1) as checker:  # computes digests while the tokenizer loads
         file = checker.submit(checked_file)
@@ -97,6 +104,11 @@ def _make_pipeline(
             manifest.pad_token_id,
         )
     make_engine: Callable[[int], Engine] = partial(Session, file.result(), device)
+    on_gpu = provider == CUDA_PROVIDER
+    if threads is None:
+        threads = GPU_CALLERS if on_gpu else available_cpus()
+    if on_gpu:
+        make_engine = partial(CudaSession, file.result(), device, head=head)
     if openvino:
         from onnxsim_embed.runtime.openvino_engine import OpenVINOEngine
 

@@ -83,6 +83,28 @@ def _pool_one(hidden: Float32, mode: PoolingMode, skipped: int) -> Float32:
     return np.asarray(hidden.sum(axis=1) / np.float32(divisor))
 
 
+def pooling_weights(
+    attention_mask: npt.NDArray[np.int64], modes: Sequence[PoolingMode]
+) -> Float32 | None:
+    """Return what multiplies each token vector in `pool`, or None if a mode is not a sum ("max").
+
+    :returns: float32 array (batch, modes, tokens).
+    """
+    if PoolingMode.MAX in modes:
+        return None
+    real = attention_mask.astype(np.float32)
+    position = np.cumsum(real, axis=1, dtype=np.float32) * real
+    count = np.maximum(position.max(axis=1, keepdims=True, initial=0), 1)
+    weights = {
+        PoolingMode.MEAN: real / count,
+        PoolingMode.MEAN_SQRT_LEN: real / np.sqrt(count),
+        PoolingMode.WEIGHTED_MEAN: position / np.maximum(position.sum(axis=1, keepdims=True), 1),
+        PoolingMode.CLS: (position == 1).astype(np.float32),
+        PoolingMode.LAST_TOKEN: (position == count).astype(np.float32),
+    }
+    return np.stack([weights[mode] for mode in modes], axis=1)
+
+
 def normalize(vectors: Float32) -> Float32:
     """Scale each row of a float32 array (n, dim) to unit L2 norm; zero rows stay zero."""
     # einsum adds each row by itself, so that a row's norm cannot depend on the other rows.
@@ -126,10 +148,13 @@ class Head:
         self, hidden: Float32, attention_mask: npt.NDArray[np.int64] | None = None, skip: int = 0
     ) -> Float32:
         """Map hidden, float32 (batch, tokens, hidden), to embeddings, float32 (batch, dim); see `pool`."""
-        vectors = pool(hidden, attention_mask, self.modes, skip)
+        return self.finish(pool(hidden, attention_mask, self.modes, skip))
+
+    def finish(self, pooled: Float32) -> Float32:
+        """Map pooled token vectors, float32 (batch, hidden * modes), to embeddings (batch, dim)."""
         for layer in self.dense:
-            vectors = layer(vectors)
-        return normalize(vectors) if self.normalizes else vectors
+            pooled = layer(pooled)
+        return normalize(pooled) if self.normalizes else pooled
 
 
 def load_head(artifact: Artifact) -> Head:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.system.hardware import CPU_PROVIDER, GPU_PROVIDERS
+from onnxsim_embed.system.hardware import CPU_PROVIDER, CUDA_PROVIDER, GPU_PROVIDERS
 from onnxsim_embed.system.onnx_session import Device, Provider, onnxruntime, start_session
-
-CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider]:
@@ -52,7 +51,12 @@ def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider
             f"device {device!r} needs {CUDA_PROVIDER}; this onnxruntime offers {list(available)}: "
             f"pip uninstall onnxruntime && pip install onnxruntime-gpu, or use device='cpu'"
         )
-    return [(CUDA_PROVIDER, {"device_id": match[1] or "0"}), CPU_PROVIDER]
+    return [cuda_provider(int(match[1] or 0)), CPU_PROVIDER]
+
+
+def cuda_provider(number: int) -> Provider:
+    """Return the execution provider of a GPU; onnxruntime warns where options name the first one."""
+    return (CUDA_PROVIDER, {"device_id": str(number)}) if number else CUDA_PROVIDER
 
 
 def first_provider(device: Device) -> str:
@@ -109,7 +113,7 @@ class Session:
         """Run the encoder; see `Engine.run`."""
         feed, sequence_major = encoder_inputs(self._inputs, input_ids, attention_mask)
         try:
-            hidden: npt.NDArray[np.float32] = self._session.run([self._output], feed)[0]
+            hidden = self._execute(feed, attention_mask, pooled)
         except Exception as error:
             largest = input_ids.max(initial=0)
             raise ArtifactError(
@@ -117,12 +121,22 @@ class Session:
             ) from error
         return hidden.transpose(1, 0, 2) if sequence_major else np.asarray(hidden, np.float32)
 
+    def _execute(
+        self,
+        feed: Mapping[str, npt.NDArray[Any]],
+        attention_mask: npt.NDArray[np.int64] | None,
+        pooled: bool,
+    ) -> npt.NDArray[np.float32]:
+        """Return the model's output for a feed."""
+        output: npt.NDArray[np.float32] = self._session.run([self._output], feed)[0]
+        return output
+
 
 def encoder_inputs(
     names: Set[str],
     input_ids: npt.NDArray[np.int64],
     attention_mask: npt.NDArray[np.int64] | None,
-) -> tuple[dict[str, npt.NDArray[np.int64]], bool]:
+) -> tuple[dict[str, npt.NDArray[Any]], bool]:
     """Return the inputs of an encoder, and whether the sequence is the first axis of its arrays.
 
     :param names: of the model's inputs; without a mask it has our own layout, of rows of equal length.
@@ -132,10 +146,13 @@ def encoder_inputs(
         if attention_mask is not None and not attention_mask.all():
             raise ValueError("this model takes rows of equal length, without padding")
         return {"input_ids": np.ascontiguousarray(input_ids.T)}, True
-    feed = {"input_ids": input_ids}
+    feed: dict[str, npt.NDArray[Any]] = {"input_ids": input_ids}
+    real = np.ones_like(input_ids) if attention_mask is None else attention_mask
     if "attention_mask" in names:
-        real = np.ones_like(input_ids) if attention_mask is None else attention_mask
         feed["attention_mask"] = real
+    if "key_lengths" in names:  # of each row, then twice each row's first position and the end
+        starts = np.arange(len(real) + 1) * real.shape[1]
+        feed["key_lengths"] = np.concatenate([real.sum(axis=1), starts, starts]).astype(np.int32)
     if "token_type_ids" in names:
         feed["token_type_ids"] = np.zeros_like(input_ids)
     return feed, False

@@ -13,7 +13,8 @@ from pathlib import Path
 CPUINFO = Path("/proc/cpuinfo")
 
 CPU_PROVIDER = "CPUExecutionProvider"  # onnxruntime's name
-GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+CUDA_PROVIDER = "CUDAExecutionProvider"
+GPU_PROVIDERS = (CUDA_PROVIDER, "TensorrtExecutionProvider")
 
 # x86 instructions that accumulate u8 x s8 products in 32 bits. Processors without them add pairs in
 # 16 bits, which saturates: fast and wrong (onnxruntime#6004).

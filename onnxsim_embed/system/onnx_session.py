@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from functools import lru_cache
+from io import StringIO
 from typing import Any
 
 # Some releases send telemetry and start a thread that keeps a forked child from exiting. The variable
@@ -32,6 +35,8 @@ def start_session(
     spin: bool = True,
 ) -> Any:  # noqa: ANN401 - onnxruntime is untyped
     """Return an onnxruntime session."""
+    if any("CUDA" in str(provider) for provider in providers):
+        _load_cuda_libraries()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
@@ -39,3 +44,11 @@ def start_session(
     if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model, options, providers=providers)
+
+
+@lru_cache(maxsize=1)
+def _load_cuda_libraries() -> None:
+    """Load CUDA and cuDNN from NVIDIA's Python packages, where onnxruntime alone does not look."""
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        with redirect_stdout(StringIO()):  # it prints what it does not find, which may be elsewhere
+            onnxruntime.preload_dlls()

@@ -1,4 +1,4 @@
-"""Encoder -> ONNX graph, fp32 and int8, in two layouts that share their weights.
+"""Encoder -> ONNX graph, fp32 and int8, in layouts that share their weights.
 
 *portable*: input_ids and attention_mask, int64 (batch, sequence); last_hidden_state, float32 (batch,
 sequence, hidden). What every reader takes.
@@ -6,6 +6,10 @@ sequence, hidden). What every reader takes.
 *run*: input_ids, int64 (sequence, batch), rows of equal length, no mask; hidden, float32 (sequence,
 batch, hidden). For our own run path: no masking, and attention reads query, key and value where the
 linears left them (onnxruntime's FusedMatMul takes the transposition as a stride).
+
+*gpu*: like *portable*, in onnxruntime's fused operators, for our own run path on CUDA. In place of the mask
+it takes key_lengths, int32 (3 batch + 2): the real tokens of each row, padded on the right, then the first
+position of each row and the end, for queries and for keys. The one form that its fast kernels read.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from onnx import TensorProto, helper
 from onnxsim_embed.export.encoder import Encoder, Float32, Layer, Norm, StaticLinear
 from onnxsim_embed.export.onnx.builder import MICROSOFT, GraphBuilder
 
-Layout = Literal["portable", "run"]
+Layout = Literal["portable", "run", "gpu"]
 
 # What a padded position adds to a score before softmax: exp() of it is exactly 0 in float32, and a
 # row that is all padding still gets finite weights.
@@ -37,20 +41,22 @@ def build_encoder(
     """
     b = GraphBuilder()
     portable = layout == "portable"
-    axis = int(portable)
+    axis = int(layout != "run")
     length = b.op("Shape", "input_ids", name="sequence_length", start=axis, end=axis + 1)
     x = _embeddings(b, encoder, length, axis)
     added = _relative_bias(b, encoder.relative_bias, length)
     if portable:
         added = _additive_mask(b, added)
     for number, layer in enumerate(encoder.layers):
-        x = _layer(b, encoder, layer, x, added, portable, f"layer{number}")
-    output = "last_hidden_state" if portable else "hidden"
+        x = _layer(b, encoder, layer, x, added, layout, f"layer{number}")
+    output = "hidden" if layout == "run" else "last_hidden_state"
     b.nodes[-1].output[0] = output
-    axes = ["batch", "sequence"] if portable else ["sequence", "batch"]
+    axes = ["batch", "sequence"] if axis else ["sequence", "batch"]
     inputs = ["input_ids", "attention_mask"] if portable else ["input_ids"]
+    lengths = [helper.make_tensor_value_info("key_lengths", TensorProto.INT32, ["lengths"])]
     return b.model(
-        [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in inputs],
+        [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in inputs]
+        + (lengths if layout == "gpu" else []),
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, [*axes, encoder.hidden])]
         + [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in expose],
     )
@@ -120,10 +126,12 @@ def _layer(
     layer: Layer,
     x: str,
     added: str | None,
-    portable: bool,
+    layout: Layout,
     name: str,
 ) -> str:
-    attend = _attention_portable if portable else _attention_strided
+    if layout == "gpu":
+        return _layer_gpu(b, encoder, layer, x, added, name)
+    attend = _attention_portable if layout == "portable" else _attention_strided
     context = attend(b, _heads(b, encoder, layer, x, name), name, added)
     flat = b.constant("hidden.shape", np.array([0, 0, encoder.hidden], np.int64))
     context = b.op("Reshape", context, flat, name=f"{name}.context")
@@ -136,6 +144,34 @@ def _layer(
     down = b.linear(layer.down, inner, f"{name}.down")
     total = b.op("Add", x, down, name=f"{name}.sum")
     return _norm(b, encoder, layer.norm, total, f"{name}.norm")
+
+
+def _layer_gpu(
+    b: GraphBuilder, encoder: Encoder, layer: Layer, x: str, added: str | None, name: str
+) -> str:
+    linears = {"query": layer.query, "key": layer.key, "value": layer.value}
+    inputs = [b.linear(linear, x, f"{name}.{key}") for key, linear in linears.items()]
+    if added is not None:  # (heads, sequence, sequence)
+        axis = b.constant("relative.batch", np.array([0], np.int64))
+        added = b.op("Unsqueeze", added, axis, name=f"{name}.bias")
+    context = b.op(
+        "MultiHeadAttention", *inputs, "", "key_lengths", added or "", name=f"{name}.context",
+        domain=MICROSOFT, num_heads=encoder.heads, scale=1.0,
+    )  # fmt: skip
+    attended = b.linear(layer.output, context, f"{name}.output")
+    x = _skip_norm(b, encoder, layer.attention_norm, x, attended, f"{name}.attention_norm")
+    up = b.linear(layer.up, x, f"{name}.up")
+    inner = _activation(b, encoder.activation, up, f"{name}.activation", fused=True)
+    down = b.linear(layer.down, inner, f"{name}.down")
+    return _skip_norm(b, encoder, layer.norm, x, down, f"{name}.norm")
+
+
+def _skip_norm(b: GraphBuilder, encoder: Encoder, norm: Norm, x: str, added: str, name: str) -> str:
+    weight, bias = b.constant(f"{name}.weight", norm.weight), b.constant(f"{name}.bias", norm.bias)
+    return b.op(
+        "SkipLayerNormalization", added, x, weight, bias, name=name, domain=MICROSOFT,
+        epsilon=encoder.epsilon,
+    )  # fmt: skip
 
 
 def _heads(b: GraphBuilder, encoder: Encoder, layer: Layer, x: str, name: str) -> list[str]:

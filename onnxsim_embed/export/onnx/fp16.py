@@ -21,9 +21,14 @@ FLOAT32_OPERATORS = ("Pow", "ReduceMean", "ReduceSum", "CumSum", "Range")
 
 def write_fp16(source: Path, target: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Write the fp16 version of an fp32 file; return the model and its data file (see `save_graph`)."""
+    model = convert_to_fp16(load_graph(source, weights=True))
+    return model, save_graph(model, target)
+
+
+def convert_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the fp16 version of a model."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    model = load_graph(source, weights=True)
     duplicate_shared_constants(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one line for each value that is out of range and clipped
@@ -31,7 +36,7 @@ def write_fp16(source: Path, target: Path) -> tuple[onnx.ModelProto, tuple[str, 
             model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FLOAT32_OPERATORS]
         )
     remove_unused_domains(model)
-    return model, save_graph(model, target)
+    return model
 
 
 def duplicate_shared_constants(model: onnx.ModelProto) -> None:
