@@ -67,6 +67,16 @@ def real_artifact(real_checkpoint, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def half(few_texts, checkpoint, tmp_path_factory) -> Path:
+    """The tiny checkpoint's artifact with fp16. Read-only."""
+    from onnxsim_embed.export import export_model
+
+    target = tmp_path_factory.mktemp("half") / "tiny"
+    export_model(checkpoint, target, precisions=["fp32", "fp16"])
+    return target
+
+
+@pytest.fixture(scope="module")
 def few_texts():
     """Verify the exports of a module on an eighth of the texts: where there are many, seconds count."""
     from onnxsim_embed.export import verify

@@ -498,14 +498,6 @@ def test_bar_is_a_deprecated_name_of_min_fidelity(checkpoint, artifact, tmp_path
 # fp16
 
 
-@pytest.fixture(scope="module")
-def half(few_texts, checkpoint, tmp_path_factory) -> Path:
-    """The tiny checkpoint's artifact with fp16. Read-only."""
-    target = tmp_path_factory.mktemp("half") / "tiny"
-    export_model(checkpoint, target, precisions=["fp32", "fp16"])
-    return target
-
-
 def test_fp16_is_smaller_close_and_has_the_interface_of_fp32(half):
     manifest = Artifact.open(half).manifest
     sizes = {k: manifest.files[e.file].size for k, e in manifest.precisions.items()}
@@ -513,7 +505,10 @@ def test_fp16_is_smaller_close_and_has_the_interface_of_fp32(half):
     report = manifest.verification["fp16"]
     assert report["problems"] == verify_artifact(Artifact.open(half))["fp16"]["problems"] == []
     assert 0.9999 < report["min_cosine"] <= 1
+    assert 0.9999 < report["run_path_min_cosine"] <= 1
     assert report["batch_variant"] is None
+    run_path = half / manifest.precisions["fp16"].encoder  # refers to the weights of the other file
+    assert run_path.stat().st_size < (half / MODEL_FILES["fp16"]).stat().st_size
     assert "fp16" in (half / "README.md").read_text()
     full, small = (onnx.load(half / MODEL_FILES[p]).graph for p in ("fp32", "fp16"))
     for kind in ("input", "output"):
@@ -542,3 +537,23 @@ def test_an_unfaithful_fp16_fails_the_export(checkpoint, tmp_path, monkeypatch):
     assert list(made.manifest.precisions) == ["fp32"]
     assert made.manifest.verification["fp16"]["problems"]
     assert not (tmp_path / "a" / MODEL_FILES["fp16"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("scale", "fits"), [(1, True), (1e4, True), (1e6, False)], ids=["small", "large", "too large"]
+)
+def test_fp16_of_hidden_states_beyond_its_range_is_refused(few_texts, tmp_path, scale, fits):
+    """65,504 is float16's largest number; the last norm makes a hidden state of any size."""
+    config = bert_config(layer_norm_eps=1e-12)
+    tensors = bert_tensors(config)
+    last = f"encoder.layer.{config['num_hidden_layers'] - 1}.output.LayerNorm"
+    for name in tensors:
+        if last in name:
+            tensors[name] *= np.float32(scale)
+    checkpoint = write_checkpoint(tmp_path / "c", config=config, tensors=tensors)
+    if fits:
+        made = export_model(checkpoint, tmp_path / "a", precisions=["fp32", "fp16"])
+        assert made.manifest.verification["fp16"]["min_cosine"] > 0.999
+        return
+    with pytest.raises(VerificationError, match=r"float16's largest number, 65,504"):
+        export_model(checkpoint, tmp_path / "a", precisions=["fp32", "fp16"])

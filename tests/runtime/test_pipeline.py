@@ -8,14 +8,21 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 from support import TEXTS
 
+import onnxsim_embed
 from onnxsim_embed import Embedder
+from onnxsim_embed.runtime import cuda as cuda_engine
 from onnxsim_embed.runtime import engine, pipeline
+from onnxsim_embed.runtime.batching import GPU_CALLERS
+from onnxsim_embed.runtime.cuda import CudaSession
 from onnxsim_embed.runtime.session import Session
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -100,7 +107,9 @@ def test_a_forked_child_encodes(artifact):
     code = """
 import os, sys
 from onnxsim_embed import Embedder
+from onnxsim_embed.runtime import cuda as cuda_engine
 from onnxsim_embed.runtime import engine, pipeline
+from onnxsim_embed.runtime.cuda import CudaSession
 engine.LONE_SECONDS, engine.LONE_CALLS = 0.0, 0
 model = Embedder(sys.argv[1], threads=2)
 texts = [f"water {'road ' * n}" for n in range(40)]
@@ -199,16 +208,19 @@ def cuda(monkeypatch):
 
     class OnCuda(onnxruntime.InferenceSession):
         def __init__(self, path, options, providers):
-            assert providers[0] == (CUDA, {"device_id": "0"}) or providers[0] == CUDA
+            assert providers[0] == CUDA
             super().__init__(path, options, [CPU])
 
         def get_providers(self):
             return [CUDA, CPU]
 
-        def run(self, names, feed, *rest):
-            fed.append(feed)
-            return super().run(names, feed, *rest)
+    def execute(self, feed, *rest):
+        fed.append(feed)
+        return run(self, feed, *rest)
 
+    run = CudaSession._execute
+    monkeypatch.setattr(CudaSession, "_execute", execute)
+    monkeypatch.setattr(cuda_engine, "MEMORY", "cpu")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", OnCuda)
     return fed
@@ -242,6 +254,42 @@ def test_padded_vectors_are_those_of_the_cpu_within_rounding(artifact, cuda, mon
         tokens, model.encode(TEXTS, output_value="token_embeddings"), strict=True
     ):
         np.testing.assert_allclose(ours, other, atol=1e-5)
+
+
+def test_fp16_runs_in_the_layout_of_gpus(half, cuda, monkeypatch):
+    model = Embedder(half, device="cuda")
+    assert (model.precision, model.threads) == ("fp16", GPU_CALLERS)
+    vectors = model.encode(TEXTS)
+    assert set(cuda[0]) == {"input_ids", "key_lengths"}
+    rows, tokens = cuda[0]["input_ids"].shape
+    lengths = cuda[0]["key_lengths"]
+    assert lengths.dtype == np.int32
+    assert len(lengths) == 3 * rows + 2
+    assert (np.diff(lengths[rows : 2 * rows + 1]) == tokens).all()
+    monkeypatch.undo()
+    expected = Embedder(half, precision="fp32", device="cpu").encode(TEXTS)
+    assert (vectors * expected).sum(axis=1).min() > 0.9999
+
+
+def test_the_pooling_of_gpus_is_one_product():
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["weights", "hidden"], ["pooled"])],
+        "pooling",
+        [
+            helper.make_tensor_value_info(
+                "weights", TensorProto.FLOAT, ["batch", "modes", "tokens"]
+            ),
+            helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["batch", "tokens", "size"]),
+        ],
+        [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["batch", "modes", "size"])],
+    )
+    expected = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+        producer_name="onnxsim-embed",
+    )
+    assert onnx.load(Path(onnxsim_embed.__file__).parent / "data/pooling.onnx") == expected
 
 
 def test_auto_warns_and_uses_the_cpu_if_cuda_does_not_start(artifact, monkeypatch, caplog):

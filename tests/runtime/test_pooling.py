@@ -18,6 +18,7 @@ from onnxsim_embed.runtime.pooling import (
     load_dense,
     normalize,
     pool,
+    pooling_weights,
 )
 
 MODES = list(PoolingMode)
@@ -75,6 +76,20 @@ def test_a_mode_equals_its_definition(mode, mask):
     mask = np.ones((BATCH, TOKENS), np.int64) if mask is None else mask
     assert pooled.dtype == np.float32
     np.testing.assert_allclose(pooled, pool_in_loops(hidden_states(), mask, mode), atol=1e-6)
+
+
+@each_mode
+@pytest.mark.parametrize("mask", ["right padding", "rows without tokens"])
+def test_weights_of_tokens_pool_like_a_mode(mode, mask):
+    hidden, mask = hidden_states(), MASKS[mask]
+    weights = pooling_weights(mask, [mode, PoolingMode.MEAN])
+    if mode is PoolingMode.MAX:
+        assert weights is None
+        return
+    assert (weights.dtype, weights.shape) == (np.float32, (BATCH, 2, TOKENS))
+    for row, chosen in enumerate([mode, PoolingMode.MEAN]):
+        expected = pool(hidden, mask, [chosen])
+        np.testing.assert_allclose((weights @ hidden)[:, row], expected, atol=1e-6)
 
 
 @each_mode
