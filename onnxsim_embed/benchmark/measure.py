@@ -10,9 +10,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.artifact.recipes import cache_directory
 from onnxsim_embed.errors import CheckpointError, OnnxsimEmbedError
 from onnxsim_embed.files.texts import read_scored_pairs
-from onnxsim_embed.system.hardware import cpu_flags, cpu_name
+from onnxsim_embed.system.hardware import bf16_supported, cpu_flags, cpu_name
 
 # Titles of peers, and the packages they need. The first that runs is the reference of fidelity.
 ST, ONNX = ("sentence-transformers",), ("sentence-transformers", "optimum-onnx")
@@ -67,6 +68,30 @@ def choose_peers(names: str, python: str) -> list[str]:
             f"unknown peer {unknown[0]!r}; allowed are {', '.join(PEERS)}, or installed, all, none"
         )
     return chosen
+
+
+def own_systems(artifact: Artifact) -> list[str]:
+    """Return our precisions, each on the engines that are installed and that this machine has them on."""
+    held = [name for name in ("int8", "fp32") if name in artifact.manifest.precisions]
+    openvino = find_spec("openvino") is not None
+    systems = [f"ours-{name}" for name in held]
+    systems += [f"ours-{name}-openvino" for name in held if openvino]
+    return systems + ["ours-bf16"] * (openvino and bf16_supported()[0])
+
+
+def recommendation(result: Mapping[str, Any]) -> str:
+    """Return which of our own systems is the fastest, at which fidelity, and how to choose it."""
+    name, row = min(
+        ((name, row) for name, row in result["systems"].items() if name.startswith("ours")),
+        key=lambda item: item[1]["seconds"],
+    )
+    chosen = dict(zip(("precision", "engine"), name.split("-")[1:], strict=False))
+    arguments = ", ".join(f'{key}="{value}"' for key, value in chosen.items())
+    options = " ".join(f"--{key} {value}" for key, value in chosen.items())
+    return (
+        f"The fastest of ours is {row['title'].removeprefix('onnxsim-embed ')}, at a mean cosine of "
+        f"{row['mean_cosine']:.5f}: choose it with Embedder(..., {arguments}), or {options}."
+    )
 
 
 def find_checkpoint(model: str, artifact: Artifact) -> Path | None:
@@ -153,7 +178,7 @@ def run(
     checkpoint = checkpoint or find_checkpoint(model, artifact)
     work = cache_directory() / "bench" / artifact.directory.name
     settings = system_settings(artifact, checkpoint, work, threads)
-    ours = [f"ours-{name}" for name in ("int8", "fp32") if name in artifact.manifest.precisions]
+    ours = own_systems(artifact)
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in [*ours, *peers]}
     failed = {}
     if checkpoint is None:
@@ -209,7 +234,7 @@ def _figures(name: str, answers: list[dict[str, Any]], lead: list[float]) -> dic
     sizes = answers[0]["calls"]
     calls = {size: np.array([answer["calls"][size] for answer in answers]) for size in sizes}
     return {
-        "title": PEERS[name][0] if name in PEERS else f"onnxsim-embed {name.removeprefix('ours-')}",
+        "title": PEERS[name][0] if name in PEERS else own_title(name),
         "versions": answers[0]["versions"],
         "batch": answers[0]["batch"],
         "seconds": float(np.median(seconds)),
@@ -218,6 +243,13 @@ def _figures(name: str, answers: list[dict[str, Any]], lead: list[float]) -> dic
         "peak_mb": answers[-1]["peak_mb"],
         "calls_ms": {n: (1e3 * np.percentile(t, [50, 90, 99])).tolist() for n, t in calls.items()},
     }
+
+
+def own_title(name: str) -> str:
+    """Return the title of one of our own systems, such as ours-int8-openvino."""
+    _, precision, *engine = name.split("-")
+    openvino = ", OpenVINO" if engine or precision == "bf16" else ""
+    return f"onnxsim-embed {precision}{openvino}"
 
 
 def _spearman(file: Path, scores: Sequence[float]) -> float:

@@ -25,7 +25,7 @@ CALL_TEXTS = 60  # of all calls of one size
 
 
 def load(name: str, settings: Settings) -> System:
-    """Load ours-PRECISION, torch, st-BACKEND[-VARIANT] or fastembed, and encode a first text."""
+    """Load ours-PRECISION[-ENGINE], torch, st-BACKEND[-VARIANT] or fastembed, and encode a first text."""
     family, _, variant = name.partition("-")
     makers = {"ours": ours, "torch": transformers, "st": sentence_transformers}
     encode, limit = makers.get(family, fastembed)(variant, settings)
@@ -57,10 +57,15 @@ def measure(encode: Encode, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def ours(precision: str, settings: Settings) -> System:
+def ours(variant: str, settings: Settings) -> System:
     """Return onnxsim-embed, which chooses its own batches and has the model's maximum of tokens."""
-    embedder = import_module("onnxsim_embed").Embedder
-    model = embedder(settings["artifact"], precision=precision, threads=settings["threads"])
+    precision, _, engine = variant.partition("-")
+    model = import_module("onnxsim_embed").Embedder(
+        settings["artifact"],
+        precision=precision,
+        engine=engine or "auto",
+        threads=settings["threads"],
+    )
 
     def encode(texts: list[str], batch: int) -> Any:  # noqa: ANN401 - an array
         return model.encode(texts[0] if len(texts) == 1 else texts, normalize_embeddings=True)

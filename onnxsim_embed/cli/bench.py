@@ -46,7 +46,7 @@ def bench(
     force: options.Force = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure speed beside fidelity, on your texts and machine, and beside installed peers."""
+    """Measure speed beside fidelity of our precisions and engines, and of installed peers, on your machine."""
     from onnxsim_embed.benchmark import measure
     from onnxsim_embed.files.atomic import check_output, write_json
     from onnxsim_embed.system.hardware import available_cpus
@@ -82,7 +82,9 @@ def bench(
 
 
 def _markdown(result: Mapping[str, Any], start: bool) -> str:
-    """Return one table with a row for each system, fastest first, and the conditions below it."""
+    """Return one table with a row for each system, fastest first, the conditions, and our fastest."""
+    from onnxsim_embed.benchmark.measure import recommendation
+
     rows = []
     for name, row in sorted(result["systems"].items(), key=lambda item: item[1]["seconds"]):
         cells = {
@@ -110,6 +112,7 @@ def _markdown(result: Mapping[str, Any], start: bool) -> str:
         f"{result['model']}, {result['texts']:,} texts ({result['source']}), {result['rounds']} "
         f"alternating rounds. Cosines are to {result['systems'][result['reference']]['title']}."
     )
+    lines.append(recommendation(result))
     return "\n".join(lines)
 
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 
+from onnxsim_embed.artifact.manifest import Artifact
+from onnxsim_embed.benchmark import measure
+
 
 def test_own_texts_are_measured(run, artifact, texts_csv, tmp_path, monkeypatch):
     monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("onnxsim_embed.benchmark.measure.find_spec", lambda name: None)
     code, out, err = run(
         "bench", "--model", artifact, "--texts", texts_csv, "--column", "text", "--against", "none",
         "--cases", "start", "--rounds", 1, "--patience", 0, "-o", tmp_path / "results",
@@ -24,6 +28,31 @@ def test_own_texts_are_measured(run, artifact, texts_csv, tmp_path, monkeypatch)
     assert result["source"] == texts_csv.name
     assert result["texts"] == 11  # "solar energy" is there twice
     assert list(result["systems"]) == ["ours-int8", "ours-fp32"]
+    assert 'choose it with Embedder(..., precision="' in out
+
+
+def test_the_fastest_of_ours_is_named_with_how_to_choose_it(artifact, monkeypatch):
+    monkeypatch.setattr(measure, "find_spec", lambda name: True)
+    monkeypatch.setattr(measure, "bf16_supported", lambda: (True, ""))
+    names = measure.own_systems(Artifact.open(artifact))
+    assert names == [
+        "ours-int8",
+        "ours-fp32",
+        "ours-int8-openvino",
+        "ours-fp32-openvino",
+        "ours-bf16",
+    ]
+    for fastest, chosen in [("ours-int8-openvino", "--precision int8 --engine openvino"),
+                            ("ours-bf16", "--precision bf16."), ("ours-fp32", "--precision fp32.")]:  # fmt: skip
+        systems = {
+            name: {
+                "seconds": 2 - (name == fastest),
+                "mean_cosine": 0.9,
+                "title": measure.own_title(name),
+            }
+            for name in names
+        } | {"torch": {"seconds": 0.1}}
+        assert chosen in measure.recommendation({"systems": systems})
 
 
 def test_an_unknown_peer_or_case_is_one_line(reject, artifact):
