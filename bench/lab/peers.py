@@ -20,6 +20,8 @@ ENVIRONMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
     # Needs torchvision, which fits only the build of PyTorch that pip finds for it.
     "st-openvino": (("sentence-transformers", "optimum-intel[openvino,nncf]", "nncf", "datasets"),),
     "fastembed": (("fastembed",),),
+    "ctranslate2": (TORCH, (*TORCH, "transformers", "ctranslate2")),
+    "chroma": (("chromadb",),),
     "faiss": (("faiss-cpu", "scipy"),),
     "sklearn": (("scikit-learn",),),
     "sparse-dot-topn": (("sparse-dot-topn",),),
@@ -42,7 +44,7 @@ class Peer:
     @property
     def loads_checkpoint(self) -> bool:
         """Whether it reads the checkpoint itself, not an ONNX file of it."""
-        return self.environment in ("torch", "st-onnx", "st-openvino")
+        return self.environment in ("torch", "st-onnx", "st-openvino", "ctranslate2")
 
 
 OURS = "ours-int8"
@@ -79,6 +81,12 @@ TEXT_SYSTEMS = {
         (*ST_OPENVINO, "nncf", "datasets"),
     ),
     "fastembed": Peer("fastembed", "fastembed", ("fastembed",)),
+    "ctranslate2": Peer(
+        "CTranslate2 int8", "ctranslate2", ("ctranslate2", "transformers", "torch")
+    ),
+    "chroma": Peer("Chroma's default", "chroma", ("chromadb",)),
+    "ours-int8-openvino": Peer("onnxsim-embed int8, OpenVINO", "", ("openvino",)),
+    "ours-bf16": Peer("onnxsim-embed bf16, OpenVINO", "", ("openvino",)),
     # Our run path around their file: what the file alone makes of it. Needs st-onnx before it.
     "ours-dynamic": Peer("quantize_dynamic in our run path", "", ("onnx",)),
 }
@@ -99,6 +107,8 @@ TITLE_PACKAGES = {
     "st-onnx": "sentence-transformers",
     "st-openvino": "sentence-transformers",
     "fastembed": "fastembed",
+    "ctranslate2": "ctranslate2",
+    "chroma": "chromadb",
     "notebook": "torch",
     "st-util": "sentence-transformers",
     "faiss": "faiss-cpu",

@@ -47,13 +47,15 @@ def load(name: str, settings: Settings) -> Callable[[dict[str, Any]], dict[str, 
     return answer
 
 
-def ours(precision: str, settings: Settings) -> tuple[Any, Any, Any]:
+def ours(variant: str, settings: Settings) -> tuple[Any, Any, Any]:
     """Return how to encode, how to set the most tokens of a text, and how to report the stages."""
     embedder = import_module("onnxsim_embed.runtime.embedder")
+    precision, _, engine = variant.partition("-")
     dynamic = precision == "dynamic"
     model = embedder.Embedder(
         settings["artifact"],
         precision="int8" if dynamic else precision,
+        engine=engine or "auto",
         threads=settings["threads"],
     )
     if dynamic:

@@ -23,7 +23,7 @@ Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
 PACKAGES = (
     "onnxsim-embed", "numpy", "scipy", "onnxruntime", "torch", "transformers", "sentence-transformers",
-    "optimum", "optimum-onnx", "optimum-intel", "openvino", "nncf", "fastembed", "faiss-cpu",
+    "optimum", "optimum-onnx", "optimum-intel", "openvino", "nncf", "fastembed", "faiss-cpu", "ctranslate2", "chromadb",
     "scikit-learn", "sparse-dot-topn",
 )  # fmt: skip
 

@@ -40,6 +40,8 @@ PEERS = {
     "st-openvino": ("sentence-transformers, OpenVINO", OPENVINO),
     "st-openvino-static": ("sentence-transformers, OpenVINO static qint8", (*OPENVINO, "nncf")),
     "fastembed": ("fastembed", ("fastembed",)),
+    "ctranslate2": ("CTranslate2 int8", ("ctranslate2", "torch", "transformers")),
+    "chroma": ("Chroma's default", ("chromadb",)),
 }
 REFERENCES = ("torch", "st-torch", "ours-fp32")
 # Texts of a call; start needs no calls, since each round starts a fresh process.
@@ -183,7 +185,7 @@ def run(
     failed = {}
     if checkpoint is None:
         missing = f"the checkpoint of {artifact.manifest.source} is not available"
-        failed = {name: missing for name in peers if name != "fastembed"}
+        failed = {name: missing for name in peers if name not in ("fastembed", "chroma")}
     left, right, scores = ([], [], []) if sts is None else read_scored_pairs(sts)
     sizes = [size for case in cases for size in CASES[case] if size <= len(texts)]
     request = {"texts": list(texts), "pairs": [*left, *right], "sizes": sizes}

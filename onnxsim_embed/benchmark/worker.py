@@ -25,10 +25,11 @@ CALL_TEXTS = 60  # of all calls of one size
 
 
 def load(name: str, settings: Settings) -> System:
-    """Load ours-PRECISION[-ENGINE], torch, st-BACKEND[-VARIANT] or fastembed, and encode a first text."""
+    """Load ours-PRECISION[-ENGINE], torch, st-BACKEND[-VARIANT], fastembed, ctranslate2 or chroma, and encode a first text."""
     family, _, variant = name.partition("-")
-    makers = {"ours": ours, "torch": transformers, "st": sentence_transformers}
-    encode, limit = makers.get(family, fastembed)(variant, settings)
+    makers = {"ours": ours, "torch": transformers, "st": sentence_transformers, "fastembed": fastembed,
+              "ctranslate2": ctranslate2, "chroma": chroma}  # fmt: skip
+    encode, limit = makers[family](variant, settings)
     limit(settings["max_seq_length"])
     encode(["a first text"], 1)
     return encode, limit
@@ -172,6 +173,55 @@ def fastembed(_: str, settings: Settings) -> System:
         lambda texts, batch: numpy.stack(list(model.embed(texts, batch_size=batch))),
         lambda tokens: model.model.tokenizer.enable_truncation(max_length=tokens),
     )
+
+
+def ctranslate2(_: str, settings: Settings) -> System:
+    """Return CTranslate2 in int8: batches of like lengths, as many callers as threads."""
+    library, numpy = import_module("ctranslate2"), import_module("numpy")
+    checkpoint, threads = Path(settings["checkpoint"]), settings["threads"]
+    directory = Path(settings["work"]) / "ctranslate2"
+    if not directory.exists():
+        converters = import_module("ctranslate2.converters")
+        converters.TransformersConverter(str(checkpoint)).convert(
+            str(directory), quantization="int8"
+        )
+    encoder = library.Encoder(
+        str(directory), compute_type="int8", inter_threads=threads, intra_threads=1
+    )
+    tokenizer = import_module("tokenizers").Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.no_padding()
+    pool = import_module("concurrent.futures").ThreadPoolExecutor(threads)
+    if settings["pooling"] not in (["mean"], ["cls"]):
+        raise ValueError(f"the ctranslate2 peer pools by mean or cls, not by {settings['pooling']}")
+
+    def run(ids: list[list[int]]) -> Any:  # noqa: ANN401 - an array
+        hidden = numpy.array(encoder.forward_batch(ids).last_hidden_state)
+        kept = [1 if settings["pooling"] == ["cls"] else len(row) for row in ids]
+        pooled = numpy.stack([row[:n].mean(0) for row, n in zip(hidden, kept)])  # noqa: B905
+        return pooled / numpy.linalg.norm(pooled, axis=1, keepdims=True)
+
+    def encode(texts: list[str], batch: int) -> Any:  # noqa: ANN401 - an array
+        ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+        parts = [order[start : start + batch] for start in range(0, len(order), batch)]
+        found = numpy.concatenate(
+            list(pool.map(run, [[ids[row] for row in part] for part in parts]))
+        )
+        vectors = numpy.empty_like(found)
+        vectors[order] = found
+        return vectors
+
+    return encode, lambda tokens: tokenizer.enable_truncation(max_length=tokens)
+
+
+def chroma(_: str, settings: Settings) -> System:
+    """Return Chroma's default, all-MiniLM-L6-v2 from a file of its own, padded to 256 tokens."""
+    functions = import_module("chromadb.utils.embedding_functions")
+    if settings["dim"] != 384:
+        raise ValueError("Chroma's default is all-MiniLM-L6-v2, not the model that is measured")
+    function = functions.ONNXMiniLM_L6_V2(preferred_providers=["CPUExecutionProvider"])
+    numpy = import_module("numpy")
+    return lambda texts, batch: numpy.array(function(texts)), lambda tokens: None
 
 
 def memory_mb(field: str) -> float:

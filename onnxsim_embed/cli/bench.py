@@ -26,7 +26,7 @@ def bench(
     on_error: options.OnError = "fail",
     against: str = Option(
         "installed",
-        help="Peers: torch, st-torch, st-onnx[-O3|-qint8], st-openvino[-static], fastembed; or installed, all, none.",
+        help="Peers: torch, st-torch, st-onnx[-O3|-qint8], st-openvino[-static], fastembed, ctranslate2, chroma; or installed, all, none.",
     ),
     peer_python: str | None = Option(
         None, help="Python interpreter of the peers; default: this one."
