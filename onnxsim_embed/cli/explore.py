@@ -69,7 +69,8 @@ def explore(
         raise ValueError(f"{file} holds {counted(size, 'row')}; a map requires {MIN_ROWS}")
     nearest = neighbours(vectors, min(k, size - 1), show_progress_bar=inputs.show_progress_bar)
     logger.info("placing %s with UMAP", counted(size, "row"))
-    columns: dict[str, Any] = {"id": list(map(str, rows.names))}
+    names = rows.names if inputs.id_column is None else map(str, rows.names)
+    columns: dict[str, Any] = {"id": list(names)}
     if rows.texts is not None and not inputs.no_text:
         columns["text"] = rows.texts
     columns["x"], columns["y"] = place(vectors, nearest).T
@@ -81,7 +82,7 @@ def explore(
     labels = columns["id"] if rows.texts is None else rows.texts
     clusters = columns["cluster"] = np.full(size, None, object)
     for number, group in enumerate(groups):
-        clusters[group] = f"{number}: {shorten(labels[group[0]])}"
+        clusters[group] = f"{number}: {shorten(str(labels[group[0]]))}"
     with atomic_file(output) as work:
         parquet.write_table(_table(columns), work)
     if not inputs.quiet:
