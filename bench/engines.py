@@ -1,9 +1,10 @@
 """Engines and precisions side by side on one machine: speed, fidelity, batch invariance, start, memory.
 
-    python bench/engines.py ARTIFACT FILE [--column C] [--rounds 5]
+    python bench/engines.py ARTIFACT FILE [--column C] [--rounds 5] [--only speed,invariance,start]
 
 All models are in one process and take turns, every other round backwards. Ratios are of wall time and of
-processor time (what a busy machine changes less), round by round; the table has their medians.
+processor time (what a busy machine changes less), round by round; the table has their medians. `--only`
+measures a part again, on the same machine, and leaves the others in the file.
 """
 
 from __future__ import annotations
@@ -58,40 +59,48 @@ def main() -> None:
     parser.add_argument("file")
     parser.add_argument("--column")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="speed,invariance,start")
     parser.add_argument("--invariance", type=int, default=2000, help="number of texts")
     options = parser.parse_args()
+    parts = options.only.split(",")
     known = list(dict.fromkeys(iter_texts(options.file, options.column)))
     systems = SYSTEMS + ([("bf16", "openvino")] if bf16_supported()[0] else [])
-    models = {f"{p} {e}": Embedder(options.artifact, precision=p, engine=e) for p, e in systems}
-    result: dict[str, Any] = {
+    path = Path(__file__).parent / "results/engines.json"
+    result: dict[str, Any] = {} if len(parts) == 3 else json.loads(path.read_text("utf-8"))
+    result |= {
         "machine": cpu_name(),
         "features": sorted(f for f in cpu_flags() if "vnni" in f or "bf16" in f or "amx" in f),
         "threads": available_cpus(),
         "versions": {"onnxruntime": RUNTIME_VERSION, "openvino": openvino.__version__},
         "file": Path(options.file).name,
     }
+
+    def keep(part: str, name: str, found: Any) -> None:  # noqa: ANN401
+        result.setdefault(part, {})[name] = found
+        print(part, name, json.dumps(found), flush=True)
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
     spread = known[:: max(1, len(known) // 600)][:600]
-    long = [" ".join(known[n : n + 60]) for n in range(0, len(known) - 60, 60)]
-    cases = {"descriptions": (spread, 256)}
-    cases |= {f"{tokens} tokens": (long[: TOKENS // tokens], tokens) for tokens in LENGTHS}
-    for case, (texts, tokens) in cases.items():
-        for model in models.values():
-            model._pipeline.tokenizer.max_seq_length = tokens  # 512 is beyond MiniLM's own limit
-        result[case] = alternate(models, texts, options.rounds)
-        print(case, json.dumps(result[case], indent=1), flush=True)
-    for model in models.values():
-        model.max_seq_length = 256
-    texts = known[:: max(1, len(known) // options.invariance)][: options.invariance]
-    result["batch_variant"] = {"texts": len(texts)}
-    for name, model in models.items():
-        result["batch_variant"][name] = count_variant(model, texts, model.encode(texts, prompt=""))
-        print(name, "vectors that depend on the batch:", result["batch_variant"][name], flush=True)
-    result["start"] = {
-        " ".join(system): start(options.artifact, *system, spread) for system in systems
-    }
-    print(json.dumps(result["start"], indent=1))
-    path = Path(__file__).parent / "results/engines.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if "speed" in parts:
+        models = {f"{p} {e}": Embedder(options.artifact, precision=p, engine=e) for p, e in systems}
+        long = [" ".join(known[n : n + 60]) for n in range(0, len(known) - 60, 60)]
+        cases = {"descriptions": (spread, 256)}
+        cases |= {f"{tokens} tokens": (long[: TOKENS // tokens], tokens) for tokens in LENGTHS}
+        for case, (texts, tokens) in cases.items():
+            for model in models.values():
+                model._pipeline.tokenizer.max_seq_length = (
+                    tokens  # 512 is beyond MiniLM's own limit
+                )
+            keep("speed", case, alternate(models, texts, options.rounds))
+    for precision, engine in systems:
+        name = f"{precision} {engine}"
+        if "start" in parts:
+            keep("start", name, start(options.artifact, precision, engine, spread[::3]))
+        if "invariance" in parts:
+            texts = known[:: max(1, len(known) // options.invariance)][: options.invariance]
+            model = Embedder(options.artifact, precision=precision, engine=engine)
+            changed = count_variant(model, texts, model.encode(texts, prompt=""))
+            keep("batch_variant", name, {"texts": len(texts), "changed": changed})
 
 
 def alternate(models: dict[str, Embedder], texts: list[str], rounds: int) -> dict[str, Any]:
