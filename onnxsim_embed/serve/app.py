@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from onnxsim_embed.runtime.async_embedder import AsyncEmbedder
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.options import LongTexts
+from onnxsim_embed.runtime.options import LongTexts, OutputValue
 from onnxsim_embed.runtime.report import EncodeReport
 from onnxsim_embed.serve.endpoint import Guard, Limits, Metrics, error_response
 from onnxsim_embed.serve.requests import (
@@ -37,6 +37,9 @@ from onnxsim_embed.serve.requests import (
 from onnxsim_embed.similarity.compare import cos_sim
 
 logger = logging.getLogger(__name__)
+
+# Of the tokens of a model call: longer texts are rejected, as they would keep the model from others.
+CHARACTERS_PER_TOKEN = 8
 
 
 class Service:
@@ -95,6 +98,7 @@ class Service:
         inputs: Inputs,
         *,
         truncate: bool | None = None,
+        output_value: OutputValue = "sentence_embedding",
         **options: Any,  # noqa: ANN401 - of AsyncEmbedder.encode
     ) -> tuple[list[Any], int]:
         """Return the embeddings of the inputs of a request, and the number of their tokens.
@@ -104,10 +108,12 @@ class Service:
         texts: list[Any] = [inputs] if isinstance(inputs, str) else inputs
         if texts and isinstance(texts[0], int):
             texts = [texts]
-        if len(texts) > self.limits.texts:
-            raise HTTPException(
-                413, f"a request may have {self.limits.texts:,} texts, this one has {len(texts):,}"
-            )
+        most = self.limits.texts if output_value == "sentence_embedding" else self.piece
+        if len(texts) > most:
+            raise HTTPException(413, f"a request may have {most:,} texts, this has {len(texts):,}")
+        longest = max(map(len, texts), default=0)
+        if longest > (most := CHARACTERS_PER_TOKEN * self.limits.batch_tokens):
+            raise HTTPException(413, f"a text may have {most:,} characters, one has {longest:,}")
         if self.waiting and self.waiting + len(texts) > self.limits.queue:
             raise HTTPException(
                 429, f"{self.waiting:,} texts are waiting, and the queue holds {self.limits.queue:,}",
@@ -116,14 +122,12 @@ class Service:
         self.waiting += len(texts)
         results: list[Any] = []
         total = 0
-        long_texts = self.long_texts if truncate is None else {}
+        options |= {"output_value": output_value} | (self.long_texts if truncate is None else {})
         try:
             for start in range(0, len(texts), self.piece):
                 piece, report = texts[start : start + self.piece], EncodeReport()
                 if isinstance(piece[0], str):
-                    results += list(
-                        await self.model.encode(piece, report=report, **long_texts, **options)
-                    )
+                    results += list(await self.model.encode(piece, report=report, **options))
                 else:
                     results += await asyncio.to_thread(self.embed_tokens, piece, report, **options)
                 total += report.tokens
@@ -199,8 +203,6 @@ class Service:
 
     async def embed_all(self, body: EmbedAllRequest) -> object:
         """text-embeddings-inference's embeddings of tokens."""
-        if isinstance(body.inputs, list) and len(body.inputs) > self.piece:
-            raise HTTPException(413, f"/embed_all takes {self.piece} texts in a request")
         options = self.text_options(body) | {"truncate": body.truncate is not False}
         rows, _ = await self.encode(body.inputs, **options, output_value="token_embeddings")
         return [row.tolist() for row in rows]
@@ -263,8 +265,7 @@ def create_app(
     """Return an ASGI application that serves a model.
 
     Embeddings are those of `Embedder.encode`, bit for bit, whatever other requests there are. The
-    application runs in one process and uses all processors. README and docs/how-to/serve.md list the
-    paths; /docs describes them.
+    application runs in one process and uses all processors. Its page /docs lists the paths.
 
     :param embedder: the model.
     :param name: its name in requests and in /v1/models; None for the model's own.

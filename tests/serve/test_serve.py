@@ -231,6 +231,7 @@ BAD = [
     ("/embed", {"inputs": "a" * 20_001}, 413, "20,000 bytes"),
     ("/embed", {"inputs": ["x", LONG], "truncate": False}, 413, "input 1 has more than 48 tokens"),
     ("/embed", {"inputs": "a", "truncation_direction": "Left"}, 422, "right"),
+    ("/embed", {"inputs": ["x", "a" * 3841]}, 413, "3,840 characters"),
     ("/embed_all", {"inputs": ["a"] * 11}, 413, "10 texts"),
     ("/similarity", {"inputs": {"source_sentence": "a", "sentences": [1]}}, 422, "sentences[0]"),
     ("/similarity", {"inputs": {"sentences": []}}, 422, "source_sentence"),
@@ -431,7 +432,9 @@ def test_pages(model, client):
 
 def test_sigterm_under_load_loses_no_accepted_request(artifact, tmp_path):
     (tmp_path / "key").write_text("s3cret\n", encoding="utf-8")
-    command = [sys.executable, "-m", "onnxsim_embed", "serve", "-m", artifact, "--port", "0"]
+    # Without scipy: the image of examples/serve/Dockerfile has none.
+    code = "import sys; sys.modules['scipy'] = None; from onnxsim_embed.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "-m", artifact, "--port", "0"]
     command += ["--api-key-file", tmp_path / "key", "--precision", "fp32"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
