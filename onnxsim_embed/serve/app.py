@@ -23,6 +23,7 @@ from starlette.routing import Route
 from onnxsim_embed.runtime.async_embedder import AsyncEmbedder
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import LongTexts, OutputValue
+from onnxsim_embed.runtime.pooling import normalize
 from onnxsim_embed.runtime.report import EncodeReport
 from onnxsim_embed.serve.endpoint import Guard, Limits, Metrics, error_response
 from onnxsim_embed.serve.requests import (
@@ -34,7 +35,6 @@ from onnxsim_embed.serve.requests import (
     TextOptions,
     openapi,
 )
-from onnxsim_embed.similarity.compare import cos_sim
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,8 @@ class Service:
         """text-embeddings-inference's similarities."""
         texts = [body.inputs.source_sentence, *body.inputs.sentences]
         rows, _ = await self.encode(texts, **self.text_options(body.parameters))
-        scores: list[float] = cos_sim(np.stack(rows[:1]), np.stack(rows)[1:])[0].tolist()
+        unit = normalize(np.stack(rows))  # not similarity.cos_sim, which needs scipy
+        scores: list[float] = np.clip(unit[1:] @ unit[0], -1, 1).tolist()
         return scores
 
     # endpoints without
