@@ -11,10 +11,11 @@ _MODULES = {
     "runtime.async_embedder": "AsyncEmbedder",
     "runtime.embedder": "Embedder",
     "runtime.encode_to_file": "encode_to_file",
-    "similarity.clustering": "Duplicates communities components deduplicate",
+    "similarity.clustering": "communities components least_similarities",
     "similarity.compare": (
         "Pairs TopK cos_sim estimate_similarity neighbours similar_pairs similarity_matrix top_k"
     ),
+    "similarity.duplicates": "Duplicates deduplicate",
     "similarity.graph": "SimilarityGraph open_graph",
     "similarity.graph_writer": "write_graph",
     "similarity.index": "VectorIndex",
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from onnxsim_embed.runtime.async_embedder import AsyncEmbedder
     from onnxsim_embed.runtime.embedder import Embedder
     from onnxsim_embed.runtime.encode_to_file import encode_to_file
-    from onnxsim_embed.similarity.clustering import Duplicates, communities, components, deduplicate
+    from onnxsim_embed.similarity.clustering import communities, components, least_similarities
     from onnxsim_embed.similarity.compare import (
         Pairs,
         TopK,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         similarity_matrix,
         top_k,
     )
+    from onnxsim_embed.similarity.duplicates import Duplicates, deduplicate
     from onnxsim_embed.similarity.graph import SimilarityGraph, open_graph
     from onnxsim_embed.similarity.graph_writer import write_graph
     from onnxsim_embed.similarity.index import VectorIndex
@@ -55,6 +57,7 @@ __all__ = [
     "deduplicate",
     "encode_to_file",
     "estimate_similarity",
+    "least_similarities",
     "neighbours",
     "open_graph",
     "open_vectors",

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from onnxsim_embed.files.texts import list_rows
 from onnxsim_embed.runtime.options import OutputPrecision
 from onnxsim_embed.runtime.postprocess import quantize_vectors
-from onnxsim_embed.similarity import clustering, compare
+from onnxsim_embed.similarity import clustering, compare, duplicates
 from onnxsim_embed.similarity.clustering import ScoreFunction, Vectors
 from onnxsim_embed.similarity.compare import cos_sim, score_all, score_pairs, unit_vectors
 from onnxsim_embed.similarity.selection import Float32, TopPairs, top_k_of_rows
@@ -160,7 +160,7 @@ def paraphrase_mining(
         "prompt": prompt,
     }
     vectors = model.encode(sentences, **{n: v for n, v in options.items() if v is not None})
-    unseen = clustering.unseen_rows(vectors, sentences)
+    unseen = duplicates.unseen_rows(vectors, sentences)
     rows = np.arange(len(sentences))
     if drop_unseen:
         rows = np.delete(rows, unseen)

@@ -59,6 +59,10 @@ DropUnseen = Annotated[
     bool,
     Option("--drop-unseen", help="Drop rows that only differ where the model does not see it."),
 ]
+MaxMemory = Annotated[
+    str | None,
+    Option("--max-memory", help="Such as 4GB; default: three quarters of free memory."),
+]
 MinFidelity = Annotated[
     str | None,
     Option(
@@ -90,7 +94,7 @@ Debug = Annotated[bool, Option("--debug", metavar=" ", help="Print tracebacks.")
 METAVARS = {
     "device": "DEVICE", "model": "MODEL", "delimiter": "CHARACTER", "max_memory": "SIZE", "title": "TEXT",
     "prompt": "NAME=TEXT", "matryoshka_dims": "NUMBERS", "where": "FILE", "queries": "FILE", "texts": "FILE",
-    "vectors": "FILE", "address": "ADDRESS", "token": "TOKEN", "cases": "NAMES",
+    "reference": "FILE", "vectors": "FILE", "address": "ADDRESS", "token": "TOKEN", "cases": "NAMES",
     "checkpoint": "DIRECTORY", Path: "FILE", bool: " ", int: "NUMBER", float: "NUMBER",
 }  # fmt: skip
 
@@ -133,6 +137,14 @@ def prepare(command: Callable[..., None]) -> Callable[..., None]:
 def split(text: str) -> list[str]:
     """Split a comma-separated list."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def parse_memory(text: str | None) -> int | None:
+    """Parse --max-memory."""
+    from onnxsim_embed.similarity.memory import MemoryBudget
+    from onnxsim_embed.system.units import parse_bytes
+
+    return None if text is None else MemoryBudget(parse_bytes(text)).max_bytes
 
 
 def parse_min_fidelity(text: str | None) -> tuple[float, float] | None:

@@ -46,9 +46,7 @@ def similarity(
     estimate: bool = Option(
         False, "--estimate", help="Only estimate the number of scores and their memory."
     ),
-    max_memory: str | None = Option(
-        None, help="Such as 4GB; default: three quarters of free memory."
-    ),
+    max_memory: options.MaxMemory = None,
     address: options.Address = None,
 ) -> None:
     """Compare all texts (or vectors) of a file with each other, exactly.
@@ -64,10 +62,7 @@ def similarity(
     local |= {"drop_duplicates": drop_duplicates, "estimate": estimate, "vectors": inputs.vectors}
     distributed = options.on_ray(inputs.engine, {}, local)
     _check_targets(targets, pairs, heatmap, inputs.force, distributed)
-    from onnxsim_embed.similarity.memory import MemoryBudget
-    from onnxsim_embed.system.units import parse_bytes
-
-    memory = None if max_memory is None else MemoryBudget(parse_bytes(max_memory)).max_bytes
+    memory = options.parse_memory(max_memory)
     if distributed:
         compare_on_ray(
             file,

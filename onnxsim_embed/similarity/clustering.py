@@ -1,11 +1,10 @@
-"""Duplicates, communities, components and top pairs of a set of vectors. Exact; numpy and scipy only."""
+"""Communities, components and top pairs of a set of vectors. Exact; numpy and scipy only."""
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,129 +12,21 @@ from scipy.sparse import csgraph
 
 from onnxsim_embed.similarity import selection
 from onnxsim_embed.similarity.candidates import rounding_bound
-from onnxsim_embed.similarity.compare import Comparison, check_threshold, similarity_matrix
-from onnxsim_embed.similarity.scoring import exact_scores
+from onnxsim_embed.similarity.compare import TILE_BYTES, Comparison, similarity_matrix
+from onnxsim_embed.similarity.duplicates import below_one, rows_by_label
+from onnxsim_embed.similarity.nearest import top_k
+from onnxsim_embed.similarity.scoring import TiledComparison, exact_scores
 from onnxsim_embed.similarity.selection import Float32, Int64, Pairs, Scores, TopPairs
 from onnxsim_embed.similarity.unit_rows import UnitRows, unit_vectors
 from onnxsim_embed.system.units import check_integer
 
-CHUNK_ROWS = 4096  # compared by `deduplicate` at a time: at most 17 million scores, some 300 MB
+CHAINED_ROWS = 100  # from which on a component of most rows is worth a warning
+FEW_ROWS = 256  # whose pairs are scored directly
 CHUNK_BYTES = 16 << 20  # of a chunk of scores: selection from it takes several times as much
 
 Vectors: TypeAlias = Any  # arrays, tensors or lists, which a score function takes by slices
 Shape: TypeAlias = tuple[int, int]  # most rows and columns of one call of a score function
 ScoreFunction: TypeAlias = Callable[[Vectors, Vectors], Any]
-
-
-class Duplicates(NamedTuple):
-    """Result of `deduplicate`."""
-
-    kept: Int64  # the rows that are kept, in order
-    first: Int64  # (n,), the kept row that each row is a duplicate of; for a kept row, itself
-    scores: Float32  # (n,), the cosine of each row with that kept row; 1 for kept rows
-
-    def __repr__(self) -> str:
-        return f"Duplicates({len(self.first):,} rows, {len(self.kept):,} kept)"
-
-    def groups(self) -> list[Int64]:
-        """Return the groups of two or more rows, each in order: the kept row, then its duplicates."""
-        return [group for group in _rows_by_label(self.first) if len(group) > 1]
-
-
-def deduplicate(
-    vectors: npt.ArrayLike,
-    threshold: float = 0.95,
-    *,
-    texts: Sequence[str] | None = None,
-    drop_unseen: bool = False,
-) -> Duplicates:
-    """Keep the first of each group of near-duplicate rows.
-
-    Rows are processed in order. A row whose cosine with an earlier kept row is strictly above the
-    threshold is dropped as a duplicate of the earliest such row; every other row is kept, also one that
-    is similar to a dropped row only. Memory is bounded even if thousands of rows are similar.
-
-    :param vectors: (n, dim), of any norm. Zero rows score 0 with every row, including each other.
-    :param threshold: from -1 to 1; at 1 rows of score 1 are duplicates: equal ones.
-    :param texts: the n texts of the vectors. Of rows with equal vectors those with other texts are kept
-        as well: what the model does not see of a text, its vector cannot tell; see `unseen_rows`.
-    :param drop_unseen: drop them nevertheless.
-    :raises ValueError: as `similarity_matrix`, or if there are not as many texts as vectors.
-    """
-    threshold = _below_one(threshold)
-    unit = unit_vectors(vectors)
-    first = np.arange(len(unit))
-    scores = np.ones(len(unit), np.float32)
-    kept = np.zeros(0, np.int64)
-    equal, twin = (first.copy(),) * 2 if texts is None else _first_equal(unit, texts)
-    compared, repeated = np.flatnonzero(equal == first), np.flatnonzero(equal != first)
-    for start in range(0, len(compared), CHUNK_ROWS):
-        rows = compared[start : start + CHUNK_ROWS]
-        if len(kept):
-            above = Comparison(_units(unit[rows]), _units(unit[kept])).above(threshold)
-            dropped = np.diff(above.indptr) > 0
-            earliest = above.indptr[:-1][dropped]  # columns are sorted, and kept rows are in order
-            first[rows[dropped]] = kept[above.indices[earliest]]
-            scores[rows[dropped]] = above.data[earliest]
-            rows = rows[~dropped]
-        matrix = Comparison(_units(unit[rows])).above(threshold)
-        for row in np.flatnonzero(np.diff(matrix.indptr)):
-            if first[rows[row]] == rows[row]:
-                entries = slice(matrix.indptr[row], matrix.indptr[row + 1])
-                similar = rows[matrix.indices[entries]]
-                undecided = first[similar] == similar
-                first[similar[undecided]] = rows[row]
-                scores[similar[undecided]] = matrix.data[entries][undecided]
-        kept = np.concatenate([kept, rows[first[rows] == rows]])
-    # The other rows of equal vectors share the fate of the first.
-    own = equal if drop_unseen else twin
-    first[repeated] = np.where(first[equal] == equal, own, first[equal])[repeated]
-    scores[repeated] = scores[equal[repeated]]
-    return Duplicates(np.flatnonzero(first == np.arange(len(first))), first, scores)
-
-
-def unseen_rows(vectors: npt.ArrayLike, texts: Sequence[str]) -> Int64:
-    """Return the rows whose vector equals that of an earlier row although their text differs.
-
-    A model sees neither what lies beyond its maximum length nor words of unknown tokens, and nothing in
-    an empty text. Differences of case, accents, spaces and invisible characters do not count.
-
-    :param vectors: (n, dim).
-    :param texts: their n texts; an empty one differs from all others.
-    :raises ValueError: as `similarity_matrix`, or if there are not as many texts as vectors.
-    """
-    equal, twin = _first_equal(unit_vectors(vectors), texts)
-    rows = np.arange(len(equal))
-    return np.flatnonzero((equal != rows) & (twin == rows))
-
-
-def _first_equal(unit: Float32, texts: Sequence[str]) -> tuple[Int64, Int64]:
-    """Return for each row the first row of an equal vector, and the first that has its text as well."""
-    if len(texts) != len(unit):
-        raise ValueError(f"got {len(texts):,} texts for {len(unit):,} vectors")
-    seen: dict[bytes, int] = {}
-    digests = (hashlib.blake2b(row, digest_size=16).digest() for row in unit)
-    equal = np.array([seen.setdefault(d, row) for row, d in enumerate(digests)], np.int64)
-    twin = np.arange(len(unit))
-    known: dict[tuple[int, str], int] = {}
-    for row in np.flatnonzero(np.bincount(equal, minlength=len(unit))[equal] > 1).tolist():
-        if text := _visible(texts[row]):
-            twin[row] = known.setdefault((int(equal[row]), text), row)
-    return equal, twin
-
-
-def _visible(text: str) -> str:
-    """Return a text without case, accents, spaces and invisible characters."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(
-        c for c in decomposed if c.isprintable() and c != " " and not unicodedata.combining(c)
-    )
-
-
-def _below_one(threshold: float) -> float:
-    """Check a threshold, and let 1 include the scores that are 1, above which there is none."""
-    check_threshold(threshold)
-    return min(float(threshold), float(np.nextafter(np.float32(1), np.float32(0))))
 
 
 def _units(unit: Float32) -> UnitRows:
@@ -193,11 +84,19 @@ def components(vectors: npt.ArrayLike, threshold: float = 0.75) -> Int64:
     :param threshold: pairs strictly above it are connected, at 1 those of score 1; from -1 to 1.
     :returns: int64 array (n,), the component of each row, numbered from 0 by their first rows.
     :raises ValueError: as `similarity_matrix`.
+    :warns UserWarning: if one component holds most of 100 rows or more.
     """
-    threshold = _below_one(threshold)
+    threshold = below_one(threshold)
     matrix = Comparison(vectors).above(threshold)
     _, labels = csgraph.connected_components(matrix, directed=False)
     _, first, position = np.unique(labels, return_index=True, return_inverse=True)
+    largest = np.bincount(labels).max(initial=0)
+    if len(labels) >= CHAINED_ROWS and largest > len(labels) / 2:
+        warnings.warn(
+            f"one component holds {largest:,} of {len(labels):,} rows, connected by chains of pairs above "
+            f"{threshold:.6g}: raise the threshold, or use communities, whose rows resemble a central one",
+            stacklevel=2,
+        )
     return np.argsort(np.argsort(first))[position].astype(np.int64)
 
 
@@ -219,15 +118,30 @@ def component_groups(
         members = unit[rows]
         return rows[np.argsort(-np.einsum("ij,j->i", members, members.mean(axis=0)), kind="stable")]
 
-    groups = [by_centrality(rows) for rows in _rows_by_label(labels) if len(rows) >= min_size]
+    groups = [by_centrality(rows) for rows in rows_by_label(labels) if len(rows) >= min_size]
     return sorted(groups, key=len, reverse=True)
 
 
-def _rows_by_label(labels: npt.NDArray[Any]) -> list[Int64]:
-    """Return the rows of each label, in order, by rising label."""
-    order = np.argsort(labels, kind="stable")
-    starts = np.flatnonzero(np.diff(labels[order])) + 1
-    return np.split(order, starts) if len(order) else []
+def least_similarities(vectors: npt.ArrayLike, groups: Sequence[Int64]) -> Float32:
+    """Return the least cosine of two rows of each group: how far a cluster reaches.
+
+    :param vectors: (n, dim), of any norm.
+    :param groups: arrays of rows, such as those of `communities` or `component_groups`.
+    :returns: float32 (groups,), bitwise the scores of `similar_pairs`; 1 for a single row.
+    """
+    unit = unit_vectors(vectors)
+
+    def least(rows: Int64) -> float:
+        members = unit[rows]
+        if len(rows) <= FEW_ROWS:
+            scores = exact_scores(members, members, *np.triu_indices(len(rows), 1))
+            return float(scores.min(initial=1))
+        # The least similar row is the nearest neighbour of the opposite one.
+        opposite = TiledComparison(-members, members, TILE_BYTES)
+        columns = top_k(opposite, 1, skip_self=False).indices[:, 0]
+        return float(exact_scores(members, members, np.arange(len(rows)), columns).min())
+
+    return np.array([least(rows) for rows in groups], np.float32)
 
 
 def score_chunks(

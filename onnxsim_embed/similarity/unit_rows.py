@@ -151,3 +151,17 @@ class UnitRows(TiledRows):
             for tile in self.tiles():  # names the first such row of the set
                 self.load(tile)
             raise
+
+
+class RowSubset(TiledRows):
+    """Some rows of a set, in the order of their numbers."""
+
+    def __init__(self, units: UnitRows, numbers: Int64) -> None:
+        super().__init__(len(numbers), units.dim, max(1, min(len(numbers), units.tile_rows)))
+        self.in_memory = self.tile_rows >= self.rows
+        self._units = units
+        self._numbers = numbers
+
+    def load(self, rows: slice) -> Float32:
+        """See `TiledRows`; any rows."""
+        return self._units.take(self._numbers[rows])

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.similarity.clustering import communities, component_groups, deduplicate
+from onnxsim_embed.cli.graph_files import digits
+from onnxsim_embed.similarity.clustering import communities, component_groups, least_similarities
+from onnxsim_embed.similarity.duplicates import deduplicate
 
 # Three groups (rows 0 2 6, 1 4, 3 5 8) and one single row, at angles that no threshold below meets.
 ANGLES = np.radians([0, 90, 8, 200, 94, 203, 5, 300, 197])
@@ -74,6 +76,41 @@ def test_groups_name_the_kept_row_of_each_row(run, files):
     assert read("groups.csv") == []
 
 
+@pytest.mark.parametrize("reference", [None, "old.npy", "old.csv"])
+def test_a_report_names_what_stands_for_each_dropped_row(run, files, artifact, reference):
+    np.save("old.npy", VECTORS[[7, 4]])
+    (files / "old.csv").write_text("id,text\na,dog\nb,rain\n")
+    arguments = ["-t", "0.9", "--report", "r.csv", "--max-memory", "1MB", "-q"]
+    arguments += ["-m", artifact] if reference == "old.csv" else ["--vectors", "v.npy"]
+    arguments += ["--reference", reference] if reference else []
+    assert run("dedupe", "in.csv", "-o", "out.csv", *arguments)[0] == 0
+    vectors = Embedder(artifact).encode(TEXTS) if reference == "old.csv" else VECTORS
+    others = vectors[[7, 4]] if reference else None
+    found = deduplicate(vectors, 0.9, texts=TEXTS, reference=others)
+    assert read("out.csv") == [ROWS[row] for row in found.kept]
+    rows = read("r.csv")
+    for row, kept, other, score in zip(rows, *found.dropped(), strict=True):
+        outside = found.first[other] < 0
+        text = (
+            TEXTS[kept] if not outside else ["dog", "rain"][kept] if reference == "old.csv" else ""
+        )
+        assert row == {
+            "row": str(other), "kept": str(kept), "file": reference if outside else "in.csv",
+            "score": row["score"], "text": TEXTS[other], "kept_text": text,
+        }  # fmt: skip
+        assert np.float32(row["score"]) == score
+    assert {"7"} <= {row["row"] for row in rows} or reference is None
+
+
+def test_a_cluster_of_most_rows_is_warned_about(run, files):
+    np.save("w.npy", np.ones((120, 2), np.float32))
+    (files / "w.txt").write_text("\n".join(f"text {row}" for row in range(120)) + "\n")
+    arguments = ("cluster", "w.txt", "-o", "c.csv", "--vectors", "w.npy", "--method", "components")
+    code, _, err = run(*arguments)
+    assert code == 0
+    assert "120 of 120 rows" in err
+
+
 def test_without_vectors_the_texts_are_encoded(run, files, artifact):
     code, out, err = run("dedupe", "in.csv", "-o", "out.csv", "-m", artifact, "-t", "0.5")
     assert (code, err) == (0, "")
@@ -130,23 +167,33 @@ def test_clusters_are_in_order_and_the_largest_is_printed(run, files, method):
     assert (code, err) == (0, "")
     find = communities if method == "communities" else component_groups
     groups = find(VECTORS, 0.9, 2)
+    lowest = digits(least_similarities(VECTORS, groups))
     assert read("c.csv") == [
-        {"row": str(row), "cluster": str(number), "rank": str(rank), "text": TEXTS[row]}
-        for number, group in enumerate(groups)
+        {
+            "row": str(row),
+            "cluster": str(number),
+            "rank": str(rank),
+            "least": least,
+            "text": TEXTS[row],
+        }
+        for number, (group, least) in enumerate(zip(groups, lowest, strict=True))
         for rank, row in enumerate(group, start=1)
     ]
     first, second = out.splitlines()[-2:]
     members = sum(map(len, groups))
     assert first.startswith(f"Found {len(groups)} clusters of {members} of 9 rows -> c.csv, in ")
     central = " ".join(TEXTS[groups[0][0]].split())
-    assert second.strip() == f"{len(groups[0])} rows  {groups[0][0]}: {central}"
+    assert (
+        second.strip()
+        == f"{len(groups[0])} rows  {float(lowest[0]):.2f}  {groups[0][0]}: {central}"
+    )
 
 
 def test_no_clusters_are_an_empty_table(run, files):
     code, out, _ = run("cluster", "in.csv", "-o", "c.tsv", "--vectors", "v.npy")
     assert code == 0
     assert "Found 0 clusters of 0 of 9 rows" in out
-    assert (files / "c.tsv").read_text() == "row\tcluster\trank\ttext\n"
+    assert (files / "c.tsv").read_text() == "row\tcluster\trank\tleast\ttext\n"
 
 
 def test_printed_texts_are_short_and_printable(run, files, artifact):
@@ -184,6 +231,8 @@ def test_outputs_are_replaced_only_by_force_and_quietly(run, reject, files, argu
         (["dedupe", "-", "-o", "out.csv"], "standard input"),
         (["dedupe", "in.csv", "-o", "out.csv", "--groups", "out.csv"], "two outputs"),
         (["dedupe", "in.csv", "-o", "out.csv", "--groups", "g.txt"], ".csv, .tsv"),
+        (["dedupe", "in.csv", "-o", "out.csv", "--groups", "g.csv", "--report", "g.csv"], "two outputs"),
+        (["dedupe", "in.csv", "-o", "out.csv", "--vectors", "v.npy", "--max-memory", "x"], "'x'"),
         (["dedupe", "in.csv", "-o", "out.csv", "-c", "none"], "'none'"),
         (["dedupe", "in.csv", "-o", "out.txt"], "several"),
         (["dedupe", "in.csv", "-o", "out.csv", "--vectors", "2.npy"], "2 vectors for 9 rows"),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
+import warnings
+
 import numpy as np
 import pytest
 from vector_sets import NEAR, clustered_vectors, crossing_vectors, dense
 
-from onnxsim_embed.similarity import clustering, similar_pairs
+from onnxsim_embed.similarity import clustering, duplicates, similar_pairs
 from onnxsim_embed.similarity.clustering import (
     communities,
     component_groups,
     components,
-    deduplicate,
-    unseen_rows,
+    least_similarities,
 )
+from onnxsim_embed.similarity.duplicates import Duplicates, deduplicate, unseen_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:one component holds")
 
 CLUSTERED = {
     f"clustered{seed}": clustered_vectors(60 + 50 * seed, seed, 7, 0.25) for seed in range(3)
@@ -51,7 +56,7 @@ def assert_duplicates(found, scores, threshold):
 
 @pytest.mark.parametrize("chunk", [1, 5, 17, 4096])
 def test_a_row_strictly_above_the_threshold_with_an_earlier_kept_row_is_dropped(chunk, monkeypatch):
-    monkeypatch.setattr(clustering, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(duplicates, "CHUNK_ROWS", chunk)
     for threshold in (-0.3, 0.2, 0.6, 0.8, 0.95):
         for vectors in CLUSTERED.values():
             scores = clear_scores(vectors, threshold)
@@ -82,7 +87,7 @@ def test_groups_hold_each_kept_row_with_its_duplicates():
 @pytest.mark.parametrize("threshold", [-0.3, 0.2, 0.6, 1])
 @pytest.mark.parametrize("seed", range(4))
 def test_equal_vectors_of_other_texts_are_no_duplicates(seed, threshold, monkeypatch):
-    monkeypatch.setattr(clustering, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(duplicates, "CHUNK_ROWS", 7)
     rng = np.random.default_rng(seed)
     vectors = clustered_vectors(20, seed, 4, 0.3)[rng.integers(0, 20, 60)]
     texts = rng.choice(["a", "b", "c", ""], 60).tolist()
@@ -129,17 +134,76 @@ def test_fewer_than_two_rows_have_no_duplicates_communities_or_connections(rows)
 
 
 def test_memory_is_bounded_if_all_rows_are_similar(monkeypatch):
-    monkeypatch.setattr(clustering, "CHUNK_ROWS", 100)
-    sizes, above = [], clustering.Comparison.above
+    monkeypatch.setattr(duplicates, "CHUNK_ROWS", 100)
+    sizes, above = [], duplicates.AllPairs.above
 
     def watched(self, *arguments, **options):
-        matrix = above(self, *arguments, **options)
-        sizes.append(matrix.nnz)
-        return matrix
+        for pairs in above(self, *arguments, **options):
+            sizes.append(len(pairs.scores))
+            yield pairs
 
-    monkeypatch.setattr(clustering.Comparison, "above", watched)
+    monkeypatch.setattr(duplicates.AllPairs, "above", watched)
     assert len(deduplicate(np.ones((2000, 3)), 0.9).kept) == 1
     assert max(sizes) <= 100 * 100
+
+
+@pytest.mark.parametrize("memory", [30_000, 1 << 30])
+@pytest.mark.parametrize("threshold", [-0.3, 0.6, 0.8, 1])
+def test_rows_of_a_reference_set_come_first(memory, threshold, monkeypatch):
+    monkeypatch.setattr(duplicates, "CHUNK_ROWS", 16)
+    reference, vectors = clustered_vectors(40, 5), clustered_vectors(90, 6)
+    vectors[[3, 50]] = reference[[20, 20]] * 2
+    together = np.concatenate([reference, vectors])
+    scores = dense(together)
+    np.fill_diagonal(scores[:40, :40], -2)
+    scores[:40, :40] = -2  # the reference is kept as it is
+    first = greedy(scores, min(threshold, 1 - 1e-7))[40:]
+    found = deduplicate(vectors, threshold, reference=reference, max_memory=memory)
+    excluded = first < 40
+    np.testing.assert_array_equal(found.reference, np.where(excluded, first, -1))
+    np.testing.assert_array_equal(found.first, np.where(excluded, -1, first - 40))
+    own = np.arange(90)
+    np.testing.assert_array_equal(found.kept, own[first - 40 == own])
+    expected = np.where(first - 40 == own, 1, scores[own + 40, first])
+    np.testing.assert_allclose(found.scores, expected, atol=NEAR)
+    assert all((found.first[group] == group[0]).all() for group in found.groups())
+    with pytest.raises(ValueError, match="24 and 3"):
+        deduplicate(vectors, reference=np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("memory", [3_000, 100_000])
+def test_duplicates_do_not_depend_on_memory(memory, monkeypatch):
+    monkeypatch.setattr(duplicates, "CHUNK_ROWS", 16)
+    vectors = CLUSTERED["clustered2"]
+    for threshold in (0.2, 0.8):
+        expected = deduplicate(vectors, threshold)
+        found = deduplicate(vectors, threshold, max_memory=memory)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_dropped_rows_are_listed_and_a_higher_threshold_brings_some_back():
+    found = deduplicate(CLUSTERED["clustered1"], 0.6)
+    kept, first, scores = found  # a tuple of three, as ever
+    dropped = found.dropped()
+    rows = np.flatnonzero(first != np.arange(len(first)))
+    assert sorted(dropped.right.tolist()) == rows.tolist()
+    np.testing.assert_array_equal(dropped.left, first[dropped.right])
+    np.testing.assert_array_equal(dropped.scores, scores[dropped.right])
+    assert (np.diff(dropped.scores) >= 0).all()
+    assert found.dropped(3).right.tolist() == dropped.right[:3].tolist()
+    threshold = float(dropped.scores[len(rows) // 2])  # of a row, which is then kept
+    fewer = found.rethreshold(threshold)
+    still = dropped.right[dropped.scores > np.float32(threshold)]
+    np.testing.assert_array_equal(fewer.dropped().right, still)
+    np.testing.assert_array_equal(fewer.kept, np.setdiff1d(np.arange(len(first)), still))
+    assert (fewer.scores[fewer.kept] == 1).all()
+    assert found.rethreshold(0.6).kept.tolist() == kept.tolist()
+    assert set(kept) < set(fewer.rethreshold(1).kept)
+    with pytest.raises(ValueError, match=r"from 0\.6"):
+        found.rethreshold(0.5)
+    again = pickle.loads(pickle.dumps(fewer))
+    assert (type(again), again.threshold) == (Duplicates, threshold)
 
 
 # one normalization
@@ -152,7 +216,7 @@ def unnormalized_vectors():
 
 @pytest.mark.parametrize("position", np.linspace(0, 2000, 12).astype(int))
 def test_duplicates_and_components_decide_bitwise_as_similar_pairs(position, monkeypatch):
-    monkeypatch.setattr(clustering, "CHUNK_ROWS", 64)
+    monkeypatch.setattr(duplicates, "CHUNK_ROWS", 64)
     vectors = unnormalized_vectors()
     pairs = similar_pairs(vectors, 0.2)
     threshold = float(pairs.scores[position])  # exactly a score: the last bit decides
@@ -266,6 +330,26 @@ def test_component_groups_are_the_components_largest_first_centre_first(vectors,
     for label, group in zip(expected, groups, strict=True):
         assert sorted(group.tolist()) == np.flatnonzero(labels == label).tolist()
         assert (np.diff(unit[group] @ unit[group].mean(axis=0)) <= NEAR).all()
+
+
+@pytest.mark.parametrize("few", [1, 256])
+def test_the_least_similarity_of_a_group_is_that_of_its_least_similar_pair(few, monkeypatch):
+    monkeypatch.setattr(clustering, "FEW_ROWS", few)
+    vectors = unnormalized_vectors()
+    groups = [np.arange(60), np.array([9]), np.array([5, 7]), np.arange(100, 300)]
+    found = least_similarities(vectors, groups)
+    assert found.dtype == np.float32
+    for rows, value in zip(groups, found, strict=True):
+        assert value == similar_pairs(vectors[rows], -1).scores.min(initial=1)
+
+
+def test_a_component_of_most_rows_is_warned_about():
+    with pytest.warns(UserWarning, match=r"160 of 160 rows.*communities"):
+        components(clustered_vectors(160), -0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        components(clustered_vectors(160), 0.99)
+        components(clustered_vectors(90), -0.9)
 
 
 # errors
