@@ -16,11 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.export.verify import count_variant
@@ -71,7 +71,7 @@ def main() -> None:
         "machine": cpu_name(),
         "features": sorted(f for f in cpu_flags() if "vnni" in f or "bf16" in f or "amx" in f),
         "threads": available_cpus(),
-        "versions": {"onnxruntime": RUNTIME_VERSION, "openvino": openvino.__version__},
+        "versions": {"onnxruntime": RUNTIME_VERSION, "openvino": version("openvino")},
         "file": Path(options.file).name,
     }
 

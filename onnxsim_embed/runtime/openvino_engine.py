@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections import deque
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,8 @@ import numpy.typing as npt
 from onnxsim_embed.errors import ArtifactError, MissingExtraError, OnnxsimEmbedError
 from onnxsim_embed.runtime.session import encoder_inputs
 from onnxsim_embed.system.hardware import bf16_supported
+
+logger = logging.getLogger(__name__)
 
 
 class OpenVINOEngine:
@@ -46,8 +50,13 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": inside,
             # Several processes would all pin their threads to the same processors.
             "ENABLE_CPU_PINNING": False,
-            "CACHE_DIR": str(cache),
         }
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logger.info("OpenVINO compiles %s at each start: %s", path, error)
+        if os.access(cache, os.W_OK):
+            options["CACHE_DIR"] = str(cache)
         try:
             self._model = core.compile_model(str(path), "CPU", options)
         except RuntimeError as error:
@@ -113,11 +122,18 @@ def _table_rows(model: Any) -> int | None:  # noqa: ANN401
 @lru_cache(maxsize=1)
 def _core() -> tuple[Any, str]:
     """Return OpenVINO's core, which knows the operators of our files, and its version."""
+    # openvino reports each import to its makers, unless the package that does it is missing.
+    name = "openvino_telemetry"
+    kept = {name: sys.modules[name]} if name in sys.modules else {}
+    sys.modules[name] = None  # type: ignore[assignment]
     try:
         import openvino
         from openvino.frontend.onnx import ConversionExtension
     except ModuleNotFoundError:
         raise MissingExtraError("engine 'openvino'", "openvino", "openvino") from None
+    finally:
+        del sys.modules[name]
+        sys.modules.update(kept)
     core = openvino.Core()
     core.add_extension(ConversionExtension("FusedMatMul", "com.microsoft", _fused_matmul))
     return core, openvino.__version__.partition("-")[0]

@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,17 @@ def case(tmp_path_factory):
         return Case(model, config, tensors, encoder, *sessions)
 
     return build
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
+@pytest.mark.parametrize("name", KINDS)
+def test_openvino_computes_the_same(case, tmp_path, name):
+    from onnxsim_embed.runtime.openvino_engine import OpenVINOEngine
+
+    run = case(name).run
+    ids = np.random.default_rng(0).integers(0, 60, (3, 30))
+    hidden = OpenVINOEngine(run._path, tmp_path, "fp32", 1).run(ids)
+    np.testing.assert_allclose(hidden, run.run(ids), atol=TOLERANCE)
 
 
 def write_model(case: Case, directory: Path, pad: int) -> Path:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -24,7 +26,8 @@ TEXTS_OF_ALL_LENGTHS = [f"{'water road ' * (n // 2)}{'city' * (n % 2)}" for n in
 
 @pytest.fixture
 def openvino():
-    return pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    if find_spec("openvino") is None:
+        pytest.skip("the extra openvino is not installed")
 
 
 @pytest.fixture
@@ -87,6 +90,40 @@ def test_a_damaged_file(openvino, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"no onnx at all" * 9)
     with pytest.raises(ArtifactError, match=r"OpenVINO cannot load .*model\.onnx"):
         OpenVINOEngine(tmp_path / "model.onnx", tmp_path, "fp32", 1)
+
+
+def test_a_cache_that_cannot_be_written(load, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path / "file"))
+    with caplog.at_level("INFO"):
+        assert load(precision="fp32", engine="openvino").encode(TEXTS).shape == (len(TEXTS), 32)
+    assert "at each start" in caplog.text
+
+
+def test_a_damaged_cache(load, tmp_path):
+    expected = load(precision="fp32", engine="openvino").encode(TEXTS)
+    (kept,) = (tmp_path / "cache").rglob("*.blob")
+    content = kept.read_bytes()
+    kept.unlink()  # it is read-only
+    kept.write_bytes(content[: len(content) // 2])
+    again = load(precision="fp32", engine="openvino").encode(TEXTS)
+    np.testing.assert_array_equal(again, expected)
+
+
+IMPORT = """
+import sys
+from onnxsim_embed.runtime.openvino_engine import _core
+_core()
+from openvino.tools.ovc import telemetry_utils
+print(telemetry_utils.tm.__name__, "openvino_telemetry" in sys.modules)
+"""
+
+
+def test_nothing_is_reported(openvino):
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["openvino.tools.ovc.telemetry_stub", "False"]
 
 
 def test_a_forked_child(load, monkeypatch):
