@@ -199,9 +199,9 @@ def print_processor(has_int8: bool) -> None:
     )
     tiles = sorted(flag for flag in cpu_flags() if flag.startswith("amx_"))
     typer.echo(
-        f"It has {', '.join(tiles)}, which --engine openvino uses and ONNX Runtime hardly does: see bench."
+        f"It has {', '.join(tiles)}, which OpenVINO uses more than ONNX Runtime: compare them with onnxsim-embed bench."
         if tiles
-        else "It has no AMX: int8 on --engine openvino is faster for long texts only."
+        else "It has no AMX: int8 is faster with --engine openvino for long texts only."
     )
 
 
