@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onnxsim_embed.similarity.compare import TopK
 
 logger = logging.getLogger(__name__)
-MIN_ROWS = 5  # UMAP's spectral start fails on fewer
+MIN_ROWS = 4  # UMAP's spectral start fails on fewer
 
 
 @with_inputs

