@@ -133,7 +133,7 @@ def measure(given: argparse.Namespace, directory: Path) -> None:
         report.write_json(directory / "similarity.json", result)
     if "install" in only:
         others = install_size.INSTALLS if given.peers == "all" else {}
-        ours = f"onnxsim-embed @ {ROOT.as_uri()}"
+        ours = f"onnxsim-embed[cpu] @ {ROOT.as_uri()}"
         report.write_json(directory / "install.json", install_size.install_sizes(ours, others, say))
 
 

@@ -146,6 +146,18 @@ def test_extras_that_messages_name_exist(extra):
     assert extra in project["optional-dependencies"]
 
 
+def test_the_engines_of_both_wheels_are_never_required_together():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wheels = {"cpu": "onnxruntime>", "gpu": "onnxruntime-gpu["}
+    assert not [need for need in project["dependencies"] if need.startswith("onnxruntime")]
+    for extra, wheel in wheels.items():
+        found = [need for need in extras[extra] if need.startswith("onnx")]
+        assert sum(need.startswith(tuple(wheels.values())) for need in found) == 1
+        assert found[0].startswith(wheel)
+    assert "onnxsim-embed[cpu]" in extras["export"]
+
+
 def test_without_the_export_extra_one_line_names_it(checkpoint, tmp_path):
     code = """
 import importlib.util

@@ -186,8 +186,19 @@ def print_artifact(directory: Path, manifest: Manifest) -> None:
 
 def print_processor(has_int8: bool) -> None:
     """Print what this machine's processor offers, and which precisions and engines that means."""
-    from onnxsim_embed.system.hardware import bf16_supported, cpu_flags, cpu_name, int8_supported
+    from onnxsim_embed.system.hardware import (
+        bf16_supported,
+        cpu_flags,
+        cpu_name,
+        int8_supported,
+        onnxruntime_wheels,
+    )
 
+    if len(wheels := onnxruntime_wheels()) > 1:
+        typer.echo(
+            f"{' and '.join(wheels)} are installed together and overwrite each other: pip uninstall -y "
+            f"{' '.join(wheels)}, then install one."
+        )
     suits, reason = int8_supported()
     default = "int8" if suits else "fp32"
     if has_int8:

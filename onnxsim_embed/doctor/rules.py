@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from onnxsim_embed.doctor.directory import (
     token_text,
 )  # fmt: skip
 from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.system.hardware import onnxruntime_wheels
 
 ALL = (ST, FASTEMBED, TEI, JS)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -38,7 +37,6 @@ OUTPUT = "last_hidden_state"
 JS_OUTPUTS = (OUTPUT, "logits", "token_embeddings")
 KNOWN_MODULES = {"Transformer", "Pooling", "Dense", "Normalize"}
 # Wheels that write the same directory.
-WHEELS = [f"onnxruntime{kind}" for kind in ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm")]
 NO_FILE = "does not load: no such file"
 EXPORT = "export the model: onnxsim-embed export {d.path} -o NEW_DIRECTORY"
 POOLING = f"{EXPORT} --pooling MODE, with the mode that the model was trained with"
@@ -98,16 +96,6 @@ def _modes_beyond(d: Directory, *offered: str) -> str:
 def _set_length(d: Directory, table: dict[str, Any] | None) -> dict[str, Any]:
     lower = bool((table or {}).get("do_lower_case", False))
     return (table or {}) | {"max_seq_length": d.length, "do_lower_case": lower}
-
-
-def _onnxruntime_wheels() -> str:
-    """Return the installed wheels of onnxruntime, if there are several."""
-    wheels = []
-    for wheel in WHEELS:
-        with suppress(PackageNotFoundError):
-            version(wheel)
-            wheels.append(wheel)
-    return ", ".join(wheels) if len(wheels) > 1 else ""
 
 
 def _classifier(d: Directory) -> object:
@@ -188,7 +176,7 @@ RULES: tuple[Rule, ...] = (
          "name the architecture without its head, for example BertModel", _classifier),
     Rule("onnxruntime", None, (OURS, FASTEMBED, ST),
          "{value} are installed together: they share one directory, and the last installed decides what runs",
-         "uninstall all of them, then install one", lambda _: _onnxruntime_wheels()),
+         "uninstall all of them, then install one", lambda _: len(wheels := onnxruntime_wheels()) > 1 and ", ".join(wheels)),
     Rule(ROOT, None, (JS,), f"does not find it: it looks for {MAIN}", f"move it to {MAIN}, with its data file",
          lambda d: not d.has(MAIN) and d.has(ROOT)),
     Rule(MAIN, None, (ST, TEI, JS),

@@ -11,7 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import ArtifactError
-from onnxsim_embed.system.hardware import CPU_PROVIDER, CUDA_PROVIDER, GPU_PROVIDERS
+from onnxsim_embed.system.hardware import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    GPU_PROVIDERS,
+    onnxruntime_wheels,
+)
 from onnxsim_embed.system.onnx_session import Device, Provider, onnxruntime, start_session
 
 
@@ -49,7 +54,8 @@ def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider
     if CUDA_PROVIDER not in available:
         raise ValueError(
             f"device {device!r} needs {CUDA_PROVIDER}; this onnxruntime offers {list(available)}: "
-            f"pip uninstall onnxruntime && pip install onnxruntime-gpu, or use device='cpu'"
+            f"pip uninstall -y {' '.join(onnxruntime_wheels())} && pip install "
+            "'onnxruntime-gpu[cuda,cudnn]', or use device='cpu'"
         )
     return [cuda_provider(int(match[1] or 0)), CPU_PROVIDER]
 

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -23,6 +24,20 @@ X86_INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 # x86 instructions that multiply bfloat16 and accumulate in float32.
 X86_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
+
+
+# They share the directory onnxruntime/: the last one that was installed decides what runs.
+WHEELS = [f"onnxruntime{kind}" for kind in ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm")]
+
+
+def onnxruntime_wheels() -> list[str]:
+    """Return the installed wheels of onnxruntime; they overwrite each other where there are several."""
+    wheels = []
+    for wheel in WHEELS:
+        with suppress(PackageNotFoundError):
+            version(wheel)
+            wheels.append(wheel)
+    return wheels
 
 
 def available_cpus(root: Path = Path("/")) -> int:

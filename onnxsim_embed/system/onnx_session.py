@@ -9,17 +9,17 @@ from functools import lru_cache
 from io import StringIO
 from typing import Any
 
+from onnxsim_embed.errors import MissingExtraError
+
 # Some releases send telemetry and start a thread that keeps a forked child from exiting. The variable
 # is read at import; disable_telemetry_events() comes too late.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 try:
     import onnxruntime as onnxruntime
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "models need the package 'onnxruntime', which is not installed: pip install onnxruntime",
-        name=error.name,
-    ) from None
+except ModuleNotFoundError:
+    # With an NVIDIA card the extra is gpu, and never both: their wheels overwrite each other.
+    raise MissingExtraError("running a model", "cpu", "onnxruntime") from None
 
 Provider = str | tuple[str, Mapping[str, Any]]
 Device = str | Sequence[Provider]

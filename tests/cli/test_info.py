@@ -85,3 +85,10 @@ def test_info_says_what_the_processor_offers(run, tmp_path, monkeypatch, flags, 
     monkeypatch.setattr("onnxsim_embed.system.hardware.CPUINFO", tmp_path / "cpuinfo")
     _, out, _ = run("info", "minilm")
     assert all(line in out for line in lines), out
+
+
+def test_info_names_wheels_of_onnxruntime_that_overwrite_each_other(run, artifact, monkeypatch):
+    monkeypatch.setattr("onnxsim_embed.system.hardware.WHEELS", ["numpy", "no-such-package"])
+    assert "overwrite" not in run("info", artifact)[1]
+    monkeypatch.setattr("onnxsim_embed.system.hardware.WHEELS", ["numpy", "scipy"])
+    assert "numpy and scipy are installed together" in run("info", artifact)[1]

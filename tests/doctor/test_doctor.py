@@ -14,9 +14,10 @@ from support import read_json, write_checkpoint, write_json
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import Artifact, sha256
-from onnxsim_embed.doctor import READERS, diagnose, repair, rules
+from onnxsim_embed.doctor import READERS, diagnose, repair
 from onnxsim_embed.doctor.directory import FASTEMBED, JS, OURS, ST, TEI, TOKENIZERS, Directory
 from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.system import hardware
 
 
 @pytest.fixture
@@ -286,7 +287,7 @@ def test_several_wheels_of_onnxruntime(model, monkeypatch):
         if name not in installed:
             raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(rules, "version", version)
+    monkeypatch.setattr(hardware, "version", version)
     assert findings(model) == each("onnxruntime", None, OURS, FASTEMBED, ST)
     installed.pop()
     assert diagnose(model) == []

@@ -54,7 +54,7 @@ def test_openvino_is_no_device_but_an_engine():
 
 @pytest.mark.parametrize(
     ("device", "advice"),
-    [("cuda", "onnxruntime-gpu, or"), ("cuda:0", "onnxruntime-gpu, or"),
+    [("cuda", r"onnxruntime-gpu\[cuda,cudnn\]', or"), ("cuda:0", "uninstall -y onnxruntime && "),
      (["TensorrtExecutionProvider", CPU], ""),
      ([(CUDA, {"device_id": 0})], ""), ([], "")],
 )  # fmt: skip
