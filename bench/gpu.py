@@ -74,6 +74,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.device, self.target = options.device, Path(options.output)
+        self.rounds: int = options.rounds
         self.texts = list(islice(iter_texts(options.texts, options.column), options.rows))
         self.sts: list[list[str]] = []
         if options.sts:
@@ -151,6 +152,7 @@ class Bench:
                 vectors["sts"] = model.encode(sentences)
             reference = reference or vectors
             figures[name] = {key: cosines(reference[key], vectors[key]) for key in vectors}
+            figures[name]["card MB"] = gpu_memory()
             if sentences:
                 row = dict(zip(sentences, vectors["sts"], strict=True))
                 scores = [float(row[a] @ row[b]) for a, b, *_ in self.sts]
@@ -375,6 +377,7 @@ def main() -> None:
     parser.add_argument("--sts", help="CSV of text, text, score, without a header")
     parser.add_argument("--int8", help="an artifact that holds int8, whose export takes longest")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--work", default=tempfile.gettempdir() + "/onnxsim-gpu")
     results = Path(__file__).parent / "results/gpu.json"

@@ -54,8 +54,8 @@ def plain(name):
 
 @cache
 def missing_from_core():
-    """Installed modules that an environment with only the core dependencies would not have."""
-    wanted, core = ["onnxsim-embed"], set()
+    """Installed modules that an environment with only the core and its engine would not have."""
+    wanted, core = ["onnxsim-embed", "onnxruntime"], set()  # the extra cpu
     while wanted:
         name = plain(wanted.pop())
         if name in core:
@@ -73,7 +73,7 @@ def missing_from_core():
 
 
 ONLY_CORE = """
-import json, sys
+import importlib.util, json, sys
 
 class OnlyCore:
     missing = set(json.loads(sys.argv.pop(1)))
@@ -82,6 +82,10 @@ class OnlyCore:
         if name.partition(".")[0] in self.missing:
             raise ModuleNotFoundError(f"no {name!r} in the core environment", name=name)
 
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: (
+    None if name.partition(".")[0] in OnlyCore.missing else find_spec(name, *rest)
+)
 sys.meta_path.insert(0, OnlyCore())
 """
 
@@ -160,9 +164,6 @@ def test_the_engines_of_both_wheels_are_never_required_together():
 
 def test_without_the_export_extra_one_line_names_it(checkpoint, tmp_path):
     code = """
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *args: None if name == "onnx" else find(name, *args)
 try:
     from onnxsim_embed.export import export_model
     export_model(sys.argv[1], sys.argv[2])
