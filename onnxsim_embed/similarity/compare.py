@@ -68,7 +68,7 @@ def similarity_matrix(
     """
     check_threshold(threshold)
     comparison = Comparison(vectors, other, max_memory, block_bytes)
-    entries = 2 - (other is not None)
+    entries = 1.75 if other is None else 1  # parts and matrix: 24 bytes for each pair of one set
     with comparison.chunks(threshold, entries=entries, show=show_progress_bar) as chunks:
         if other is not None:
             return build_matrix(chunks, comparison.right.rows)
@@ -272,20 +272,22 @@ class Comparison:
 
     @contextmanager
     def chunks(
-        self, threshold: float, *, entries: int = 1, show: bool = False
+        self, threshold: float, *, entries: float = 1, show: bool = False
     ) -> Iterator[Iterator[RowPairs]]:
         """Give the pairs above a threshold, chunk by chunk; of one set, only the upper triangle.
 
         :param entries: of PEAK_ENTRY_BYTES that the result takes for each pair.
         """
         self._budget.check_above(self.left, self.right, threshold)
-        max_pairs = self._budget.max_entries(self.left, self.right) // entries
+        max_pairs = int(self._budget.max_entries(self.left, self.right) / entries)
         counter = pair_counter(max_pairs, threshold)
         chunks = self._pairs.above(threshold, upper=self._alone, on_pairs=counter)
         with Progress(self.left.rows, show) as progress:
             yield map(progress.count, chunks)
 
-    def above(self, threshold: float, *, entries: int = 1, show: bool = False) -> sparse.csr_array:
+    def above(
+        self, threshold: float, *, entries: float = 1, show: bool = False
+    ) -> sparse.csr_array:
         """Return the matrix of `chunks`."""
         with self.chunks(threshold, entries=entries, show=show) as chunks:
             return build_matrix(chunks, self.right.rows)

@@ -124,7 +124,7 @@ def test_an_error_comes_from_a_sample_before_the_comparison_or_during_it(monkeyp
 def test_a_result_that_just_fits_is_computed(monkeypatch):
     monkeypatch.setattr(memory, "SMALL_COMPARISON", 1)
     nnz = similarity_matrix(SMALL, 0).nnz
-    required = PEAK_ENTRY_BYTES * (nnz + 2) + SMALL.size * COMPONENT_BYTES
+    required = 7 * PEAK_ENTRY_BYTES * (nnz + 2) // 8 + SMALL.size * COMPONENT_BYTES
     assert similarity_matrix(SMALL, 0, max_memory=required).nnz == nnz
     with pytest.raises(MemoryError):
         similarity_matrix(SMALL, 0, max_memory=required - 200 * PEAK_ENTRY_BYTES)
