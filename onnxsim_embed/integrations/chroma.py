@@ -20,7 +20,6 @@ except ModuleNotFoundError:
 RUNTIME = ("precision", "device", "threads")  # settings that leave the meaning of vectors alone
 
 
-@register_embedding_function
 class OnnxsimEmbeddingFunction(EmbeddingFunction[Documents]):
     """Chroma embedding function: documents by `encode_document`, queries by `encode_query`.
 
@@ -115,6 +114,9 @@ class OnnxsimEmbeddingFunction(EmbeddingFunction[Documents]):
                     f"the collection holds vectors of {name}={old!r}, not {new_config.get(name)!r}: "
                     "make a new collection"
                 )
+
+
+register_embedding_function(OnnxsimEmbeddingFunction)
 
 
 class OnnxsimDefaultEmbeddingFunction(OnnxsimEmbeddingFunction):
