@@ -44,7 +44,7 @@ bench-check: $(VENV)/dev  ## a fresh run beside bench/results: which ratios fell
 
 interop: $(VENV)/dev  ## artifacts in other libraries, adapters against the real ones: build/interop (minutes, GBs)
 	$(BIN)/python -m pytest -s tests/interop/check_interop.py
-	ONNXSIM_EMBED_ALL_TRACES=1 $(BIN)/python -m pytest tests/export/test_trace.py
+	ONNXSIM_EMBED_ALL_TRACES=1 ONNXSIM_EMBED_BASE=1 $(BIN)/python -m pytest tests/export/test_trace.py tests/export/test_int8.py
 
 test-ray: $(VENV)/dev  ## what dies on a Ray cluster is made up for: workers, actors, nodes, the driver (minutes)
 	$(BIN)/python -m pytest -s tests/ray/check_faults.py

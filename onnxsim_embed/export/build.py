@@ -110,11 +110,11 @@ class DirectEncoder:
         encoder = self.encoder
         assert isinstance(encoder.words, np.ndarray)
         rest, held_out = hold_out(token_ids)
-        groups = fit_encoder(encoder, collect_activations(encoder, rest))
+        seen = collect_activations(encoder, rest, work / MODEL_FILES["fp32"])
+        groups = fit_encoder(encoder, seen)
         quantize, words = Quantizer(groups), quantize_table(encoder.words)
 
-        def vectors(encoder: Encoder) -> list[Float32]:
-            model = build_encoder(encoder, "run").SerializeToString()
+        def vectors(model: str | bytes) -> list[Float32]:
             session = start_session(model, [CPU_PROVIDER])
 
             def vector(ids: npt.NDArray[np.int64]) -> Float32:
@@ -126,13 +126,14 @@ class DirectEncoder:
             return assemble(encoder, words, choice, quantize(choice, final))
 
         def loss(choice: Choice) -> float:
-            return vector_loss(reference, vectors(int8(choice, final=False)))
+            model = build_encoder(int8(choice, final=False), "run")
+            return vector_loss(reference, vectors(model.SerializeToString()))
 
         def write(choice: Choice) -> PrecisionEntry:
             entry = _write_encoder(int8(choice, final=True), "int8", METHOD, work)
             return replace(entry, layers=describe_layers(groups, choice))
 
-        reference = vectors(encoder)
+        reference = vectors(str(work / ENCODER_FILES["fp32"]))
         return Search(groups, loss), write
 
 
@@ -227,6 +228,7 @@ class Builder:
         report = verify_fp32(artifact, self.checkpoint, self.tensors, recipe)
         if self.encoder.via == "adopted":
             report["problems"] += compare_sentence_embedding(artifact)
+        self.tensors = {}  # the encoder holds what it needs
         self.manifest = replace(artifact.manifest, verification={"fp32": report})
         self._publish(self.manifest)
         return report

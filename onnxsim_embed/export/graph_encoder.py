@@ -16,7 +16,7 @@ from onnxsim_embed.artifact.manifest import MODEL_FILES, Artifact, PrecisionEntr
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.fidelity import FIDELITY_THRESHOLDS, bundled_texts, row_cosines
 from onnxsim_embed.export.onnx.builder import operator_counts
-from onnxsim_embed.export.onnx.files import OUTPUT, load_graph, save_graph
+from onnxsim_embed.export.onnx.files import OUTPUT, load_graph, save_graph, start_beside
 from onnxsim_embed.export.quantization.calibration import Activations, TokenIds, observe
 from onnxsim_embed.export.quantization.encoder import METHOD, Quantizer, describe_fit
 from onnxsim_embed.export.quantization.onnx import find_linears, fit_graph, quantize_graph
@@ -105,12 +105,7 @@ def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
     model = load_graph(path)
     names = dims.keys() - {entry.name for entry in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names))
-    work = path.with_name("observed.onnx")  # beside the weights that it may refer to
-    onnx.save(model, work)
-    try:
-        session = start_session(str(work), [CPU_PROVIDER])
-    finally:
-        work.unlink()
+    session = start_beside(model, path)
 
     def run(ids: npt.NDArray[np.int64]) -> list[Float32 | None]:
         rows = np.ascontiguousarray(ids.T)

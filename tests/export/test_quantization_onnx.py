@@ -129,7 +129,7 @@ def test_a_graph_with_split_channels_equals_the_float_one(monkeypatch):
     rows = np.maximum(RNG.standard_normal((2048, 192)), -0.17).astype(np.float32)
     rows[:, 7] = RNG.uniform(-0.17, 40, 2048)
     weight = (RNG.standard_normal((192, 16)) * 0.1).astype(np.float32)
-    split = ranges.fit_outlier_splits(seen(rows)["x"], [weight])[0]
+    split = ranges.fit_outlier_splits(seen(rows)["x"], [weight])[1]
     assert set(split.columns) == {7}
     assert float(split.range.scale) < 40 / 255 / 1.9
     inputs = split.apply(rows)

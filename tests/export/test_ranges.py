@@ -160,7 +160,7 @@ def test_a_few_huge_channels_are_split(name):
     rows = normal(16, 600, 192)
     rows[:, [4, 77]] = rows[:, [4, 77]] * 15 + 25
     weight = normal(17, 192, 24)
-    fit, *_ = fit_outlier_splits(seen(rows), [weight], activation)
+    _, fit, *_ = fit_outlier_splits(seen(rows), [weight], activation)
     inner = activation(rows) if name else rows
     plain = Range.of(float(inner.min()), float(inner.max())).round_trip(inner)
     assert set(fit.columns) == {4, 77}
@@ -254,5 +254,5 @@ def test_a_channel_far_beyond_the_rest_gets_a_fine_range():
     """The range that pays is a fiftieth of the largest value."""
     rows = normal(29, 600, 960)
     rows[:, 5] = np.abs(rows[:, 5]) * 50
-    (fit, *_) = fit_outlier_splits(seen(rows), [normal(30, 960, 8)], activation_function("relu"))
+    _, fit, *_ = fit_outlier_splits(seen(rows), [normal(30, 960, 8)], activation_function("relu"))
     assert fit.range.ends[1] < 0.1 * rows.max()

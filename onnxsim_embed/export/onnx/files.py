@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import onnx
 from onnx import TensorProto
@@ -11,7 +12,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_m
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.system.hardware import CPU_PROVIDER
-from onnxsim_embed.system.onnx_session import onnxruntime
+from onnxsim_embed.system.onnx_session import onnxruntime, start_session
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "last_hidden_state"
@@ -191,3 +192,13 @@ def rename_value(graph: onnx.GraphProto, old: str, new: str) -> None:
             for index, name in enumerate(names):
                 if name == old:
                     names[index] = new
+
+
+def start_beside(model: onnx.ModelProto, file: Path) -> Any:  # noqa: ANN401 - onnxruntime is untyped
+    """Start a session of a graph whose weights may be in `file` or beside it."""
+    work = file.with_name("observed.onnx")
+    onnx.save(model, work)
+    try:
+        return start_session(str(work), [CPU_PROVIDER])
+    finally:
+        work.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import numpy.typing as npt
 
 from onnxsim_embed.export.encoder import Encoder
 from onnxsim_embed.export.fidelity import bundled_texts
+from onnxsim_embed.export.onnx.builder import share_constants
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
+from onnxsim_embed.export.onnx.files import start_beside
 from onnxsim_embed.runtime.batching import plan_batches
 from onnxsim_embed.runtime.tokenization import check_texts
 from onnxsim_embed.system.hardware import CPU_PROVIDER
@@ -56,7 +59,7 @@ class Activations:
             return self.low, self.high
         outside = round(OUTERMOST * rows)
         ordered = np.partition(self.rows, [outside, rows - 1 - outside], axis=0)
-        return ordered[outside], ordered[rows - 1 - outside]
+        return ordered[outside].copy(), ordered[rows - 1 - outside].copy()
 
 
 def calibration_texts() -> list[str]:
@@ -83,11 +86,21 @@ def input_names(layer: int) -> tuple[str, str, str, str]:
     return first, f"{name}.context", f"{name}.attention_norm", f"{name}.up"
 
 
-def collect_activations(encoder: Encoder, token_ids: TokenIds) -> dict[str, Activations]:
-    """Run the float32 encoder over texts, and record the inputs of its linears by `input_names`."""
+def collect_activations(
+    encoder: Encoder, token_ids: TokenIds, file: Path | None = None
+) -> dict[str, Activations]:
+    """Run the float32 encoder over texts, and record the inputs of its linears by `input_names`.
+
+    :param file: the encoder's ONNX file, if it is written, of which the weights are then read.
+    """
     names = [name for layer in range(len(encoder.layers)) for name in input_names(layer)]
-    model = build_encoder(encoder, "run", expose=names).SerializeToString()
-    session = start_session(model, [CPU_PROVIDER])
+    model = build_encoder(encoder, "run", expose=names)
+    if file is None:
+        session = start_session(model.SerializeToString(), [CPU_PROVIDER])
+    else:
+        share_constants(model, file)
+        session = start_beside(model, file)
+    del model
     dim = len(encoder.layers) * (3 * encoder.hidden + encoder.layers[0].up.weight.shape[1])
     return observe(lambda ids: session.run(names, {"input_ids": ids}), names, dim, token_ids)
 

@@ -29,7 +29,7 @@ CHANNEL_COUNTS = (0, 4, 8, 16)
 # k channels costs FLOAT_PRODUCT + FLOAT_CHANNEL k for each output, a multiply-add of a float32 linear
 # FLOAT_LINEAR more than an int8 one, and a split channel SPLIT_CHANNEL for each output, as the linear
 # before the activation computes it too.
-FLOAT_PRODUCT, FLOAT_CHANNEL, FLOAT_LINEAR, SPLIT_CHANNEL = 26.0, 4.0, 1.6, 1.2
+FLOAT_PRODUCT, FLOAT_CHANNEL, FLOAT_LINEAR, SPLIT_CHANNEL = 32.0, 5.0, 1.6, 1.5
 
 # One in HELD_OUT_STEP calibration texts is for the search, and no more of it than this: short texts lose
 # most, and the search runs them again and again.
@@ -68,12 +68,9 @@ class Group:
         count, each = len(fit.float_channels), 0.0
         if count:
             each = FLOAT_PRODUCT + FLOAT_CHANNEL * count
-        each += SPLIT_CHANNEL * (_splits(fit) - _splits(self.fits[0]))
+        if isinstance(fit, ChannelSplit):
+            each += SPLIT_CHANNEL * (len(fit.columns) + fit.padding[1])
         return each * sum(linear.weight.shape[1] for linear in self.linears)
-
-
-def _splits(fit: Fit) -> int:
-    return len(fit.columns) if isinstance(fit, ChannelSplit) else 0
 
 
 Choice = Mapping[str, Fit | None]
@@ -145,6 +142,7 @@ class Search:
         """
         choice = dict(self.plain)
         left = effort * sum(group.size for group in self.groups.values())
+        left -= sum(self.groups[name].cost(fit) for name, fit in choice.items())
         while True:
             steps = [
                 (self._gain(name, choice[name], fit) / cost, cost, name, fit)
