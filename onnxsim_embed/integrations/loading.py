@@ -19,6 +19,9 @@ from onnxsim_embed.runtime.tokenization import check_iterable
 _models: WeakValueDictionary[ModelSettings, Embedder] = WeakValueDictionary()
 _loading = threading.Lock()
 
+# Attributes of adapters that are arguments of `encode`.
+OPTIONS = ("normalize_embeddings", "truncate_dim", "long_texts")
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -69,13 +72,7 @@ def embed_documents(adapter: Any, texts: Iterable[str], prompt: str | None) -> l
     """
     check_iterable(texts)
     model: Embedder = adapter._model.get()
-    names = (
-        "batch_size",
-        "normalize_embeddings",
-        "truncate_dim",
-        "show_progress_bar",
-        "long_texts",
-    )
+    names = (*OPTIONS, "batch_size", "show_progress_bar")
     options: dict[str, Any] = {n: getattr(adapter, n) for n in names if hasattr(adapter, n)}
     vectors: list[list[float]] = model.encode_document(texts, prompt=prompt, **options).tolist()
     return vectors
@@ -86,8 +83,7 @@ def embed_query(adapter: Any, text: str, prompt: str | None) -> list[float]:  # 
     if not isinstance(text, str):
         raise TypeError(f"expected one text as a string, got {type(text).__name__}")
     model: Embedder = adapter._model.get()
-    names = ("normalize_embeddings", "truncate_dim", "long_texts")
-    options = {name: getattr(adapter, name) for name in names}
+    options = {name: getattr(adapter, name) for name in OPTIONS}
     vector: npt.NDArray[np.float32] = model.encode_query(text, prompt=prompt, **options)
     numbers: list[float] = vector.tolist()
     return numbers

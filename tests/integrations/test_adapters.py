@@ -17,7 +17,7 @@ from onnxsim_embed.errors import CheckpointError
 # LlamaIndex's and Haystack's own modules warn.
 pytestmark = pytest.mark.filterwarnings("default")
 
-OPTIONS = {"truncate_dim": 5, "normalize_embeddings": True}
+OPTIONS = {"truncate_dim": 5, "normalize_embeddings": True, "long_texts": "mean"}
 
 
 class LangChain:

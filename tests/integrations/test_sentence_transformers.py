@@ -99,6 +99,10 @@ def test_results_have_the_form_of_theirs(model, theirs, options, texts):
 
 
 def test_the_models_own_defaults_apply(model, embedder):
+    model.long_texts = "mean"
+    long = [TEXTS[10]]
+    np.testing.assert_array_equal(model.encode(long), embedder.encode(long, long_texts="mean"))
+    model.long_texts = "truncate"
     model.truncate_dim = 7
     assert model.encode(TEXTS).shape == (len(TEXTS), 7)
     model.truncate_dim, model.default_prompt_name = 100, "query"  # theirs takes too large ones

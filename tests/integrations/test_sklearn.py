@@ -49,6 +49,7 @@ def test_columns_of_any_kind_are_taken(vectorizer, expected, kind):
 
 def test_options_are_those_of_encode(artifact):
     options = {"prompt": "a dog ", "normalize_embeddings": True, "truncate_dim": 5, "batch_size": 2}
+    options["long_texts"] = "mean"
     vectorizer = EmbeddingVectorizer(str(artifact), precision="fp32", threads=1, **options)
     model = Embedder(artifact, precision="fp32", threads=1)
     np.testing.assert_array_equal(vectorizer.transform(TEXTS), model.encode(TEXTS, **options))

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from support import contents
+from support import TEXTS, contents
 
 pytest.importorskip("ray")
 
@@ -399,10 +399,15 @@ def test_a_damaged_copy_of_the_model_is_made_anew(model, tmp_path, monkeypatch):
 
 def test_options_are_those_of_encode(model):
     arguments = {"prompt_name": "query", "prompt": None, "truncate_dim": 8, "normalize_embeddings": True}  # fmt: skip
+    arguments |= {"long_texts": "mean", "stride": 1}
     embedder, options, provenance = prepare_model(model, "auto", 9, "skip", **arguments)
     assert (provenance.truncate_dim, provenance.max_seq_length) == (8, 9)
     expected = model.encode(["a road"], prompt="a dog ", truncate_dim=8, normalize_embeddings=True)
     assert np.array_equal(embedder.encode_with(options.encode, ["a road"]), expected)
+    assert provenance.long_texts == "mean, stride 1"
+    expected = embedder.encode(TEXTS, **arguments)
+    assert np.array_equal(embedder.encode_with(options.encode, TEXTS), expected)
+    assert embedder.last_report.split > 0
 
 
 # comparing
