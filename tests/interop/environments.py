@@ -39,7 +39,7 @@ def _install(*packages: str) -> tuple[tuple[str, ...], ...]:
 
 def _adapter(extra: str, *packages: str) -> tuple[tuple[str, ...], ...]:
     """Our package as a user installs it, with the extras that its tests use."""
-    return (("install", "-e", f"{ROOT}[export,{extra}]", "pytest", *packages),)
+    return (("install", "-e", f"{ROOT}[export,{extra}]", "pytest", "pytest-timeout", *packages),)
 
 
 ENVIRONMENTS = {
