@@ -222,7 +222,7 @@ def test_scorers_are_timed_on_the_first_tile(monkeypatch, step, part):
     times = (time for turn in count() for time in (0, 10 + step * turn))
     for name in ("TRIAL_PAIRS", "TRIAL_CHUNKS", "PREFIX_PAIRS"):
         monkeypatch.setattr(scoring, name, 1)
-    monkeypatch.setattr(scoring, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(scoring, "time", SimpleNamespace(process_time=lambda: next(times)))
     vectors = np.random.default_rng(0).standard_normal((1100, 48)).astype(np.float32)
     pairs = alone(vectors, 550)
     result = above(pairs, 0.9, upper=True)
