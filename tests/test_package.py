@@ -143,7 +143,19 @@ print(cos_sim(np.eye(2), np.eye(2)).tolist())
 
 @pytest.mark.parametrize(
     "extra",
-    ["export", "plot", "parquet", "minilm", "finetune", "torch", "optimum", "sklearn", "serve", "chroma", "explore"],
+    [
+        "export",
+        "plot",
+        "parquet",
+        "minilm",
+        "finetune",
+        "torch",
+        "optimum",
+        "sklearn",
+        "serve",
+        "chroma",
+        "explore",
+    ],
 )
 def test_extras_that_messages_name_exist(extra):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
