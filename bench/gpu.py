@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from lab.conditions import machine, today
 from scipy.stats import spearmanr
 
 from onnxsim_embed import Embedder, __version__
@@ -35,7 +36,7 @@ from onnxsim_embed.files.texts import iter_texts
 from onnxsim_embed.runtime.batching import plan_batches
 from onnxsim_embed.runtime.cuda import CudaSession
 from onnxsim_embed.runtime.pipeline import WINDOW_TEXTS
-from onnxsim_embed.system.hardware import available_cpus, cpu_name
+from onnxsim_embed.system.hardware import available_cpus
 
 BUDGETS = [2048 << step for step in range(7)]
 PEER_BATCHES = (64, 256, 1024)
@@ -85,9 +86,9 @@ class Bench:
         precisions = ["fp32", "fp16"] if options.int8 else ["fp32", "fp16", "int8"]
         self.artifact = self.exported("model", self.directory, precisions)
         self.int8 = Artifact.open(Path(options.int8)) if options.int8 else self.artifact
-        self.found: dict[str, Any] = {"machine": self.machine()}
+        self.found: dict[str, Any] = {"machine": self.conditions()}
 
-    def machine(self) -> dict[str, Any]:
+    def conditions(self) -> dict[str, Any]:
         """Name the card, the driver, the processors and the versions."""
         query = [
             "nvidia-smi",
@@ -100,12 +101,11 @@ class Bench:
             card = "none"
         return {
             "card": card,
-            "processor": cpu_name(),
-            "processors": available_cpus(),
+            **machine(available_cpus()),
             "onnxruntime": onnxruntime.__version__,
             "onnxsim-embed": __version__,
             "providers": onnxruntime.get_available_providers(),
-            "date": time.strftime("%Y-%m-%d"),
+            "date": today(),
         }
 
     def exported(self, name: str, checkpoint: Path, precisions: list[str]) -> Artifact:

@@ -1,6 +1,8 @@
 """The exceptions of this package; wrong arguments raise ValueError and TypeError."""
 
+import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -37,11 +39,21 @@ class MissingExtraError(OnnxsimEmbedError, ImportError):
 
     def __init__(self, purpose: str, extra: str, package: str) -> None:
         super().__init__(
-            f"{purpose} needs the package {package!r}, which is not installed: {_install(extra)}"
+            f"{purpose} needs the package {package!r}, which is not installed: {install_command(extra)}"
         )
 
 
-def _install(extra: str) -> str:
+def check_packages(purpose: str, extra: str, packages: Mapping[str, str]) -> None:
+    """Raise MissingExtraError for the first package that is not installed.
+
+    :param packages: the package of each module that is needed.
+    """
+    for module, package in packages.items():
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(purpose, extra, package)
+
+
+def install_command(extra: str) -> str:
     """Return the pip command for an extra, from where this package was installed."""
     import json
     import shutil

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -13,7 +12,7 @@ from unicodedata import east_asian_width
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.errors import check_packages
 from onnxsim_embed.files.atomic import atomic_file
 from onnxsim_embed.files.uris import local_path
 
@@ -143,8 +142,7 @@ def _fonts() -> list[str]:
 
 def require_matplotlib() -> None:
     """Raise MissingExtraError if matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("drawing a heatmap", "plot", "matplotlib")
+    check_packages("drawing a heatmap", "plot", {"matplotlib": "matplotlib"})
 
 
 def check_format(path: Path) -> str:

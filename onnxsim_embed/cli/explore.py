@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typer import Argument, Option
 
 from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
 from onnxsim_embed.cli.output import check_table, counted
-from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.errors import check_packages
 from onnxsim_embed.files.atomic import atomic_directory, atomic_file
 
 if TYPE_CHECKING:
@@ -100,9 +99,7 @@ def _check_packages(no_open: bool) -> None:
     needed = {"umap": "umap-learn", "pyarrow": "pyarrow"}
     if not no_open:
         needed["embedding_atlas"] = "embedding-atlas"
-    for module, package in needed.items():
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtraError("drawing a map", "explore", package)
+    check_packages("drawing a map", "explore", needed)
 
 
 def _distances(nearest: TopK) -> npt.NDArray[np.float32]:

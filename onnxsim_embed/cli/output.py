@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import typer
 
-from onnxsim_embed.errors import OnnxsimEmbedError
+from onnxsim_embed.errors import OnnxsimEmbedError, install_command
 
 if TYPE_CHECKING:
     from onnxsim_embed.artifact.manifest import Manifest
@@ -204,7 +204,7 @@ def print_processor(has_int8: bool) -> None:
     if has_int8:
         typer.echo(f"On this machine ({cpu_name()}) the default is {default}: {reason}.")
     bf16, reason = bf16_supported()
-    missing = "" if find_spec("openvino") else ", after pip install 'onnxsim-embed[openvino]'"
+    missing = "" if find_spec("openvino") else f", after {install_command('openvino')}"
     typer.echo(
         f"--precision bf16 {f'runs here{missing}' if bf16 else 'does not run here'}: {reason}."
     )

@@ -11,6 +11,7 @@ import typer
 from typer import Option
 
 from onnxsim_embed.cli import options
+from onnxsim_embed.cli.inputs import Inputs
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ def serve(
     /docs lists the paths. SIGTERM and Ctrl-C end the server after it has answered the requests that it
     accepted.
     """
-    from onnxsim_embed.runtime.embedder import Embedder
     from onnxsim_embed.runtime.options import LongTexts
     from onnxsim_embed.serve import Limits, create_app, run
     from onnxsim_embed.system.units import parse_bytes
@@ -50,9 +50,10 @@ def serve(
         body_bytes=parse_bytes(max_body), seconds=timeout,
     )  # fmt: skip
     key = None if api_key_file is None else read_key(api_key_file)
-    embedder = Embedder(model, precision=precision, device=device, engine=engine, threads=threads)
-    if max_seq_length is not None:
-        embedder.max_seq_length = max_seq_length
+    embedder = Inputs(
+        model=model, precision=precision, device=device, engine=engine, threads=threads,
+        max_seq_length=max_seq_length,
+    ).load()  # fmt: skip
     app = create_app(
         embedder, name=served_model_name, api_key=key, limits=limits,
         long_texts=cast("LongTexts", long_texts), stride=stride,

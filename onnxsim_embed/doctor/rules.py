@@ -36,7 +36,6 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "last_hidden_state"
 JS_OUTPUTS = (OUTPUT, "logits", "token_embeddings")
 KNOWN_MODULES = {"Transformer", "Pooling", "Dense", "Normalize"}
-# Wheels that write the same directory.
 NO_FILE = "does not load: no such file"
 EXPORT = "export the model: onnxsim-embed export {d.path} -o NEW_DIRECTORY"
 POOLING = f"{EXPORT} --pooling MODE, with the mode that the model was trained with"

@@ -5,14 +5,13 @@ PyTorch is imported when fine-tuning starts, and never at inference.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.errors import check_packages
 from onnxsim_embed.finetune.pairs import TextPairs, read_pairs
 from onnxsim_embed.finetune.settings import Settings
 
@@ -88,9 +87,7 @@ def finetune(
     :raises MissingExtraError: if a package is not installed.
     """
     settings = Settings(epochs, batch_size, learning_rate, hard_negatives, held_out, patience, seed)
-    for package in PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError("fine-tuning", "finetune", package.replace("_", "-"))
+    check_packages("fine-tuning", "finetune", {n: n.replace("_", "-") for n in PACKAGES})
     training_pairs = pairs if isinstance(pairs, TextPairs) else read_pairs(pairs)
     if evaluation is not None and not isinstance(evaluation, TextPairs):
         evaluation = read_pairs(evaluation)

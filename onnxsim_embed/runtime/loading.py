@@ -103,13 +103,15 @@ def _make_pipeline(
             manifest.do_lower_case,
             manifest.pad_token_id,
         )
-    make_engine: Callable[[int], Engine] = partial(Session, file.result(), device)
     on_gpu = provider == CUDA_PROVIDER
     if threads is None:
         threads = GPU_CALLERS if on_gpu else available_cpus()
+    make_engine: Callable[[int], Engine]
     if on_gpu:
         make_engine = partial(CudaSession, file.result(), device, head=head)
-    if openvino:
+    elif not openvino:
+        make_engine = partial(Session, file.result(), device)
+    else:
         from onnxsim_embed.runtime.openvino_engine import OpenVINOEngine
 
         # Other versions of this package may read the same file in other ways.

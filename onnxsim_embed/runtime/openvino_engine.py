@@ -51,7 +51,7 @@ class OpenVINOEngine:
             # Several processes would all pin their threads to the same processors.
             "ENABLE_CPU_PINNING": False,
             # Kernels are kept for each shape of a batch. By default they grew to 3.4 GB in 2,000 texts of
-            # int8; so many stayed at 0.75 GB in 600.
+            # int8; 200 stayed at 0.75 GB in 600.
             "CPU_RUNTIME_CACHE_CAPACITY": 200,
         }
         try:

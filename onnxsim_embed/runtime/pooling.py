@@ -95,14 +95,15 @@ def pooling_weights(
     real = attention_mask.astype(np.float32)
     position = np.cumsum(real, axis=1, dtype=np.float32) * real
     count = np.maximum(position.max(axis=1, keepdims=True, initial=0), 1)
-    weights = {
-        PoolingMode.MEAN: real / count,
-        PoolingMode.MEAN_SQRT_LEN: real / np.sqrt(count),
-        PoolingMode.WEIGHTED_MEAN: position / np.maximum(position.sum(axis=1, keepdims=True), 1),
-        PoolingMode.CLS: (position == 1).astype(np.float32),
-        PoolingMode.LAST_TOKEN: (position == count).astype(np.float32),
-    }
-    return np.stack([weights[mode] for mode in modes], axis=1)
+
+    def weights(mode: PoolingMode) -> Float32:
+        if mode in (PoolingMode.CLS, PoolingMode.LAST_TOKEN):
+            return (position == (1 if mode is PoolingMode.CLS else count)).astype(np.float32)
+        if mode is PoolingMode.WEIGHTED_MEAN:
+            return position / np.maximum(position.sum(axis=1, keepdims=True), 1)
+        return real / (count if mode is PoolingMode.MEAN else np.sqrt(count))
+
+    return np.stack([weights(mode) for mode in modes], axis=1)
 
 
 def normalize(vectors: Float32) -> Float32:

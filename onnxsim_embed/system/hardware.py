@@ -21,10 +21,8 @@ GPU_PROVIDERS = (CUDA_PROVIDER, "TensorrtExecutionProvider")
 # 16 bits, which saturates: fast and wrong (onnxruntime#6004).
 X86_INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
-
 # x86 instructions that multiply bfloat16 and accumulate in float32.
 X86_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
-
 
 # They share the directory onnxruntime/: the last one that was installed decides what runs.
 WHEELS = [f"onnxruntime{kind}" for kind in ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 from pyarrow import parquet
@@ -56,7 +58,7 @@ def test_what_cannot_be_drawn_is_said_before_any_work(reject, placed, tmp_path):
 
 
 def test_a_missing_package_names_the_extra(reject, tmp_path, monkeypatch):
-    monkeypatch.setattr(explore.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "[explore]" in reject("explore", tmp_path / "x.csv", "--no-open", code=1)
 
 

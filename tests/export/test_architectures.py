@@ -118,6 +118,17 @@ def test_openvino_computes_the_same(case, tmp_path, name):
     np.testing.assert_allclose(hidden, run.run(ids), atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_the_layout_of_gpus_computes_the_same(case, tmp_path, name):
+    encoder, portable = case(name).encoder, case(name).portable
+    (tmp_path / "gpu.onnx").write_bytes(build_encoder(encoder, "gpu").SerializeToString())
+    ids = np.random.default_rng(0).integers(0, 60, (3, 30))
+    mask = (np.arange(30) < [[30], [17], [1]]).astype(np.int64)
+    hidden = Session(tmp_path / "gpu.onnx", "cpu").run(ids, mask)
+    real = mask == 1
+    np.testing.assert_allclose(hidden[real], portable.run(ids, mask)[real], atol=TOLERANCE)
+
+
 def write_model(case: Case, directory: Path, pad: int) -> Path:
     """Write the model as a Sentence-Transformers directory whose padding has this id."""
     tokens = [token for token in VOCABULARY if token != "[PAD]"]

@@ -542,7 +542,7 @@ def test_an_unfaithful_fp16_fails_the_export(checkpoint, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("scale", "fits"), [(1, True), (1e4, True), (1e6, False)], ids=["small", "large", "too large"]
 )
-def test_fp16_of_hidden_states_beyond_its_range_is_refused(few_texts, tmp_path, scale, fits):
+def test_fp16_of_hidden_states_beyond_its_range_is_rejected(few_texts, tmp_path, scale, fits):
     """65,504 is float16's largest number; the last norm makes a hidden state of any size."""
     config = bert_config(layer_norm_eps=1e-12)
     tensors = bert_tensors(config)

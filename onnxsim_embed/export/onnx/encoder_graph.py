@@ -40,23 +40,26 @@ def build_encoder(
     :param expose: inner values to add as outputs (calibration reads them).
     """
     b = GraphBuilder()
-    portable = layout == "portable"
     axis = int(layout != "run")
     length = b.op("Shape", "input_ids", name="sequence_length", start=axis, end=axis + 1)
     x = _embeddings(b, encoder, length, axis)
     added = _relative_bias(b, encoder.relative_bias, length)
-    if portable:
+    if layout == "portable":
         added = _additive_mask(b, added)
+    elif layout == "gpu" and added is not None:  # (1, heads, sequence, sequence)
+        added = b.op("Unsqueeze", added, b.constant("batch", np.array([0])), name="relative.batch")
     for number, layer in enumerate(encoder.layers):
         x = _layer(b, encoder, layer, x, added, layout, f"layer{number}")
     output = "hidden" if layout == "run" else "last_hidden_state"
     b.nodes[-1].output[0] = output
     axes = ["batch", "sequence"] if axis else ["sequence", "batch"]
-    inputs = ["input_ids", "attention_mask"] if portable else ["input_ids"]
-    lengths = [helper.make_tensor_value_info("key_lengths", TensorProto.INT32, ["lengths"])]
+    inputs = [("input_ids", TensorProto.INT64, axes)]
+    if layout == "portable":
+        inputs.append(("attention_mask", TensorProto.INT64, axes))
+    elif layout == "gpu":
+        inputs.append(("key_lengths", TensorProto.INT32, ["lengths"]))
     return b.model(
-        [helper.make_tensor_value_info(name, TensorProto.INT64, axes) for name in inputs]
-        + (lengths if layout == "gpu" else []),
+        [helper.make_tensor_value_info(*entry) for entry in inputs],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, [*axes, encoder.hidden])]
         + [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in expose],
     )
@@ -151,9 +154,6 @@ def _layer_gpu(
 ) -> str:
     linears = {"query": layer.query, "key": layer.key, "value": layer.value}
     inputs = [b.linear(linear, x, f"{name}.{key}") for key, linear in linears.items()]
-    if added is not None:  # (heads, sequence, sequence)
-        axis = b.constant("relative.batch", np.array([0], np.int64))
-        added = b.op("Unsqueeze", added, axis, name=f"{name}.bias")
     context = b.op(
         "MultiHeadAttention", *inputs, "", "key_lengths", added or "", name=f"{name}.context",
         domain=MICROSOFT, num_heads=encoder.heads, scale=1.0,
