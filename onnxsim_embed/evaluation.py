@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.tokenization import check_iterable
+from onnxsim_embed.runtime.texts import check_iterable
 from onnxsim_embed.similarity.compare import score_pairs
 
 logger = logging.getLogger(__name__)

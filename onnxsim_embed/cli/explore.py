@@ -17,6 +17,7 @@ from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
 from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.errors import check_packages
 from onnxsim_embed.files.atomic import atomic_directory, atomic_file
+from onnxsim_embed.system.arrays import Float32
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -102,12 +103,12 @@ def _check_packages(no_open: bool) -> None:
     check_packages("drawing a map", "explore", needed)
 
 
-def _distances(nearest: TopK) -> npt.NDArray[np.float32]:
+def _distances(nearest: TopK) -> Float32:
     """Return cosine distances, (n, k)."""
     return np.maximum(1 - nearest.scores, 0)
 
 
-def place(vectors: npt.NDArray[Any], nearest: TopK) -> npt.NDArray[np.float32]:
+def place(vectors: npt.NDArray[Any], nearest: TopK) -> Float32:
     """Return positions (n, 2) by UMAP (arXiv:1802.03426), the same for the same vectors.
 
     :param nearest: the nearest neighbours of each row, without the row itself.
@@ -127,7 +128,7 @@ def place(vectors: npt.NDArray[Any], nearest: TopK) -> npt.NDArray[np.float32]:
                 np.hstack([np.zeros_like(own, np.float32), _distances(nearest)]),
             ),
         )
-        positions: npt.NDArray[np.float32] = projection.fit_transform(np.asarray(vectors))
+        positions: Float32 = projection.fit_transform(np.asarray(vectors))
     return positions
 
 

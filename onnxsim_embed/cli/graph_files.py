@@ -20,7 +20,8 @@ from onnxsim_embed.similarity import compare
 from onnxsim_embed.similarity.graph import SimilarityGraph
 from onnxsim_embed.similarity.graph_writer import write_graph
 from onnxsim_embed.similarity.memory import Estimate
-from onnxsim_embed.similarity.selection import Float32, Int64, Pairs
+from onnxsim_embed.similarity.selection import Pairs
+from onnxsim_embed.system.arrays import Float32, Int64
 
 # A heatmap is dense: 2,000 rows are 16 MB of scores and already finer than a screen.
 HEATMAP_ROWS = 2000

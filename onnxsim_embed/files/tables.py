@@ -16,6 +16,7 @@ from onnxsim_embed.files.atomic import atomic_file
 from onnxsim_embed.files.parquet import open_parquet, require_pyarrow
 from onnxsim_embed.files.rows import DELIMITERS, kind_of, open_rows
 from onnxsim_embed.files.texts import SURROGATES
+from onnxsim_embed.system.arrays import Int64
 
 
 def write_rows(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], path: str | Path) -> None:
@@ -68,7 +69,7 @@ def row_writer(
     delimiter: str | None = None,
     header: bool = True,
     skipped: Collection[int] = (),
-) -> Callable[[Path, npt.NDArray[np.int64]], None]:
+) -> Callable[[Path, Int64], None]:
     """Read all rows of a file; return a function of a path and row numbers that writes these rows.
 
     Whatever cannot be written in the target format is found here, before the function is called.
@@ -105,7 +106,7 @@ def row_writer(
     if len(content) != expected:
         raise OnnxsimEmbedError(f"{file} has changed: {expected:,} rows, then {len(content):,}")
 
-    def write(path: Path, kept: npt.NDArray[np.int64]) -> None:
+    def write(path: Path, kept: Int64) -> None:
         if target == "parquet":
             from pyarrow import parquet
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.atomic import json_bytes
 from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.provenance import METADATA_KEY, Provenance, parse_provenance
+from onnxsim_embed.system.arrays import Float32
 
 # Raised when the files change: shards of two versions never make one set.
 FORMAT_VERSION = 1
@@ -32,8 +32,6 @@ INDEX = "index.json"
 JOB = "job.json"
 REJECTED = "rejected.jsonl"
 SHARD_KEY = b"onnxsim_embed_part"
-
-Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

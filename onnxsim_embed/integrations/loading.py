@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.tokenization import check_iterable
+from onnxsim_embed.runtime.texts import check_iterable
 
 # Adapters with equal settings share one model while any of them lives: a pipeline often embeds
 # documents with one component and queries with another, and a grid search clones its steps.

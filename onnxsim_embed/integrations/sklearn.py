@@ -13,7 +13,7 @@ from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.integrations.loading import LazyModel, ModelSettings
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import LongTexts
-from onnxsim_embed.runtime.tokenization import check_iterable
+from onnxsim_embed.runtime.texts import check_iterable
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin

@@ -8,23 +8,25 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import (
+    EncodeArguments,
     EncodeOptions,
-    LongTexts,
-    OutputPrecision,
     OutputValue,
     check_positive,
 )
 from onnxsim_embed.runtime.postprocess import check_truncation, finish_vectors
 from onnxsim_embed.runtime.prompts import Prompted
 from onnxsim_embed.runtime.report import EncodeReport
-from onnxsim_embed.runtime.tokenization import as_list, check_texts
+from onnxsim_embed.runtime.texts import as_list, check_texts
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(eq=False)
@@ -146,26 +148,16 @@ class AsyncEmbedder(Prompted):
         prompt_name: str | None = None,
         prompt: str | None = None,
         *,
-        precision: OutputPrecision = "float32",
-        ranges: npt.ArrayLike | None = None,
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
         output_value: OutputValue = "sentence_embedding",
-        long_texts: LongTexts = "truncate",
-        stride: int = 0,
         report: EncodeReport | None = None,
+        **arguments: Unpack[EncodeArguments],
     ) -> Any:  # noqa: ANN401 - an array or a list of arrays
         """Return the embeddings of texts, bit for bit those of `Embedder.encode`.
 
         :param inputs: one text, or any iterable of texts, read before this first waits.
-        :param prompt_name: name of one of the model's prompts, prepended to each text.
-        :param prompt: string prepended to each text; overrides `prompt_name`.
-        :param precision: dtype of the result: float32, float16, int8, uint8, binary or ubinary.
-        :param ranges: float32 array (2, dim), minimum and maximum of each dimension, for int8 and
-            uint8; None computes them from this caller's embeddings.
-        :param normalize_embeddings: True scales embeddings to unit L2 norm.
-        :param truncate_dim: truncate embeddings to this dimension, before `normalize_embeddings`.
-        :param output_value: as for `Embedder.encode`, as are `long_texts` and `stride`.
+        :param arguments: `precision`, `ranges` (None computes them from this caller's embeddings),
+            `normalize_embeddings`, `truncate_dim`, `long_texts` and `stride`; see `Embedder.encode`,
+            also for the prompts and `output_value`.
         :param report: filled with this call's texts, tokens (those of repeated texts each time) and
             truncated texts.
         :returns: array (n, dim), or (dim,) for one text; float32 unless `precision` differs. With
@@ -181,17 +173,13 @@ class AsyncEmbedder(Prompted):
         options = EncodeOptions(
             prompt_name=prompt_name,
             prompt=prompt,
-            precision=precision,
-            ranges=ranges,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
+            batch_size=None,
             output_value=output_value,
-            long_texts=long_texts,
-            stride=stride,
+            **arguments,
         )
         prefix = self.prompt_text(prompt_name, prompt)
         dim = self.embedder.embedding_dimension
-        check_truncation(truncate_dim, dim)
+        check_truncation(options.truncate_dim, dim)
         texts = as_list(inputs)
         check_texts(texts)
         # Invalid ranges show on zeros, before they meet other requests. One row alone has no range.

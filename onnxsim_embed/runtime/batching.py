@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
+
+from onnxsim_embed.system.arrays import Int64
 
 # Tokens in one batch on the CPU. Flat from 192 to 384 on the machines measured; at 512 and above the
 # activations of one batch (tokens x 1,536 float32 for a 384-wide model) leave a second-level cache
@@ -21,12 +22,12 @@ GPU_CALLERS = 2
 
 
 def plan_batches(
-    counts: npt.NDArray[np.int64],
+    counts: Int64,
     token_budget: int = TOKEN_BUDGET,
     max_rows: int | None = None,
     *,
     padded: bool = False,
-) -> Iterator[npt.NDArray[np.int64]]:
+) -> Iterator[Int64]:
     """Group rows of equal token count into batches of about `token_budget` tokens, longest first.
 
     Equal counts need no padding: no computation is wasted, and a row's result cannot depend on the

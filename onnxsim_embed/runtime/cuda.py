@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from onnxsim_embed.runtime.pooling import Head, pooling_weights
 from onnxsim_embed.runtime.session import Session, cuda_provider
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.hardware import CUDA_PROVIDER
 from onnxsim_embed.system.onnx_session import Device, start_session
 
@@ -39,9 +40,9 @@ class CudaSession(Session):
     def _execute(
         self,
         feed: Mapping[str, npt.NDArray[Any]],
-        attention_mask: npt.NDArray[np.int64] | None,
+        attention_mask: Int64 | None,
         pooled: bool,
-    ) -> npt.NDArray[np.float32]:
+    ) -> Float32:
         ids = feed["input_ids"]
         mask = np.ones_like(ids) if attention_mask is None else attention_mask
         weights = pooling_weights(mask, self._head.modes) if pooled else None

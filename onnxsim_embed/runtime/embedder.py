@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.runtime.loading import load_model, load_pickled
+from onnxsim_embed.runtime.loading import LoadedModel
 from onnxsim_embed.runtime.options import (
     RANGED,
     EncodeArguments,
     EncodeOptions,
-    LoadArguments,
     LongTexts,
     OutputPrecision,
     OutputValue,
-    check_positive,
 )
 from onnxsim_embed.runtime.postprocess import Output, as_tensors, make_output, quantize_vectors
-from onnxsim_embed.runtime.prompts import Prompted
 from onnxsim_embed.runtime.report import EncodeReport
-from onnxsim_embed.runtime.tokenization import as_list, check_iterable
+from onnxsim_embed.runtime.texts import as_list, check_iterable
 from onnxsim_embed.runtime.windows import WindowSplitter
-from onnxsim_embed.system.onnx_session import Device
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Embedder(Prompted):
+class Embedder(LoadedModel):
     """A sentence-embedding model on ONNX Runtime or OpenVINO.
 
     Any number of threads may share one Embedder. It pickles as its artifact's directory and settings.
@@ -67,113 +60,6 @@ class Embedder(Prompted):
         model = Embedder("all-MiniLM-L6-v2")
         vectors = model.encode(["a text", "another"])      # float32 (2, 384)
     """
-
-    def __init__(
-        self,
-        artifact: Artifact | str | Path,
-        *,
-        precision: str = "auto",
-        device: Device = "auto",
-        engine: str = "auto",
-        threads: int | None = None,
-        pooling: str | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> None:
-        check_positive("threads", threads)
-        self._device, self._engine = device, engine
-        self.artifact, self.head, self.precision, self._pipeline = load_model(
-            artifact,
-            precision,
-            device,
-            threads,
-            engine,
-            pooling=pooling,
-            revision=revision,
-            token=token,
-            local_files_only=local_files_only,
-        )
-        self.prompts = dict(self.artifact.manifest.prompts)
-        self.default_prompt_name = self.artifact.manifest.default_prompt_name
-
-    @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | Path, **arguments: Unpack[LoadArguments]
-    ) -> Embedder:
-        """Return `Embedder(name_or_path, ...)`, with its arguments."""
-        return cls(name_or_path, **arguments)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        artifact = replace(self.artifact, directory=self.artifact.directory.absolute())
-        settings = {
-            "precision": self.precision,
-            "device": self._device,
-            "engine": self._engine,
-            "threads": self.threads,
-        }
-        names = ("prompts", "default_prompt_name", "max_seq_length")
-        state = {name: getattr(self, name) for name in names}
-        return load_pickled, (type(self), artifact, settings), (None, state)
-
-    @property
-    def embedding_dimension(self) -> int:
-        """Dimension of an embedding."""
-        return self.artifact.manifest.dim
-
-    @property
-    def matryoshka_dims(self) -> tuple[int, ...]:
-        """Values of `truncate_dim` that the model was trained for, largest first; empty if unknown."""
-        return self.artifact.manifest.matryoshka_dims
-
-    def get_embedding_dimension(self) -> int:
-        """Return the dimension of an embedding (sentence-transformers' name)."""
-        return self.embedding_dimension
-
-    get_sentence_embedding_dimension = get_embedding_dimension
-
-    @property
-    def max_seq_length(self) -> int:
-        """Maximum number of tokens per text, special tokens included; may be set lower."""
-        return self._pipeline.tokenizer.max_seq_length
-
-    @max_seq_length.setter
-    def max_seq_length(self, value: int) -> None:
-        check_positive("max_seq_length", value)
-        longest = self.artifact.manifest.max_seq_length
-        if value > longest:
-            raise ValueError(f"max_seq_length of this model is at most {longest}, got {value}")
-        self._pipeline.tokenizer.max_seq_length = value
-
-    @property
-    def provider(self) -> str:
-        """The execution provider of ONNX Runtime that runs the model, or "OpenVINO" and its version."""
-        return self._pipeline.engine.provider
-
-    @property
-    def threads(self) -> int:
-        """Number of batches run concurrently."""
-        return self._pipeline.threads
-
-    @property
-    def last_report(self) -> EncodeReport:
-        """Figures of this thread's last encode call, or of any thread's if it has made none."""
-        return self._pipeline.last_report
-
-    def settings(self, *, threads: int, token_budget: int) -> AbstractContextManager[None]:
-        """Encode with other threads and batches inside the block; not while other threads encode.
-
-        :param threads: number of batches run concurrently.
-        :param token_budget: tokens per batch.
-        """
-        return self._pipeline.settings(threads=threads, token_budget=token_budget)
-
-    def __repr__(self) -> str:
-        name = self.artifact.manifest.name
-        return (
-            f"Embedder({name!r}, precision={self.precision!r}, dim={self.embedding_dimension}, "
-            f"provider={self.provider!r}, threads={self.threads})"
-        )
 
     def encode(
         self,
@@ -342,15 +228,6 @@ class Embedder(Prompted):
             splitter = WindowSplitter(self._pipeline.tokenizer, prefix, options.stride)
         return prefix, make_output(self.head, self.embedding_dimension, options, skip, splitter)
 
-    def token_ids(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
-        """Return each text's token ids as the model sees them: truncated, with special tokens.
-
-        :returns: int64 arrays (tokens,), one per text.
-        """
-        check_iterable(texts)
-        tokens = self._pipeline.tokenizer(texts)
-        return np.split(tokens.ids, tokens.offsets[1:-1]) if len(texts) else []
-
     def encode_tokens(
         self,
         token_ids: Iterable[Sequence[int]],
@@ -368,22 +245,3 @@ class Embedder(Prompted):
         tokens = self._pipeline.tokenizer.from_ids(token_ids)
         options = EncodeOptions(prompt="", output_value=output_value, **arguments)
         return self._pipeline.run_tokens(tokens, self._prefix_and_output(options)[1])
-
-    @property
-    def truncation_direction(self) -> str:
-        """Side on which long texts are truncated: "right" or "left"."""
-        return self._pipeline.tokenizer.direction
-
-    def similarity(self, left: npt.ArrayLike, right: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Return the scores (n, m) of n left and m right embeddings by the model's own measure."""
-        from onnxsim_embed.similarity.compare import score_all
-
-        return score_all(left, right, self.artifact.manifest.similarity_fn_name)
-
-    def similarity_pairwise(
-        self, left: npt.ArrayLike, right: npt.ArrayLike
-    ) -> npt.NDArray[np.float32]:
-        """Return the scores (n,) of n left embeddings and the right ones of the same rows."""
-        from onnxsim_embed.similarity.compare import score_pairs
-
-        return score_pairs(left, right, self.artifact.manifest.similarity_fn_name)

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.files.checkpoint import (
     EmbeddingCheckpoint,
@@ -22,10 +21,13 @@ from onnxsim_embed.files.checkpoint import (
     ids_digest,
 )
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.options import RANGED, EncodeOptions, LongTexts, OutputPrecision
+from onnxsim_embed.runtime.options import RANGED, EncodeArguments, EncodeOptions, OutputPrecision
 from onnxsim_embed.runtime.provenance import encode_settings, provenance_of
 from onnxsim_embed.runtime.report import EncodeReport
-from onnxsim_embed.runtime.tokenization import check_iterable, check_texts, name_invalid_text
+from onnxsim_embed.runtime.texts import check_iterable, check_texts, to_utf8
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,10 @@ def encode_to_file(
     prompt: str | None = None,
     batch_size: int | None = None,
     show_progress_bar: bool | None = None,
-    precision: OutputPrecision = "float32",
-    ranges: npt.ArrayLike | None = None,
-    normalize_embeddings: bool | None = None,
-    truncate_dim: int | None = None,
-    long_texts: LongTexts = "truncate",
-    stride: int = 0,
     ids: Sequence[Any] | None = None,
     force: bool = False,
     on_rows: Callable[[int], None] | None = None,
+    **arguments: Unpack[EncodeArguments],
 ) -> EncodeResult:
     """Encode any number of texts into a .npy or .parquet file, or continue an interrupted call.
 
@@ -79,13 +76,12 @@ def encode_to_file(
     :param texts: any iterable of texts, from the first one on. If it raises, the vectors of all texts
         before that are kept in the checkpoint, and the exception propagates.
     :param path: vectors.npy or vectors.parquet (column `vector`).
-    :param ranges: float32 array (2, dim), minimum and maximum of each dimension in a representative set;
-        required for int8 and uint8.
     :param ids: id of each text, int or str, written to the column `id` of a .parquet file; they are read
         after the last text, so that a list may grow with the texts.
     :param force: start over, and replace a file that exists.
-    :param on_rows: called with the number of finished rows, once at the start and after each batch. For
-        the other arguments see `Embedder.encode`.
+    :param on_rows: called with the number of finished rows, once at the start and after each batch.
+    :param arguments: `precision`, `ranges` (required for int8 and uint8), `normalize_embeddings`,
+        `truncate_dim`, `long_texts` and `stride`; see `Embedder.encode`, also for the prompts.
     :raises FileExistsError: if the file exists and was not written by the same call, naming what differs.
     :raises ValueError: if the checkpoint belongs to a run with other settings or texts, naming what
         differs; for a text that is not valid Unicode, naming the row.
@@ -101,19 +97,13 @@ def encode_to_file(
     """
     checkpoint = EmbeddingCheckpoint(Path(path))
     record = checkpoint.check_target(force)
-    check_format(precision, ranges is not None)
+    check_format(arguments.get("precision", "float32"), arguments.get("ranges") is not None)
     check_iterable(texts)
     if ids is not None and checkpoint.target.suffix != ".parquet":
         raise ValueError(f"{path} cannot hold ids: pass a .parquet file")
+    prompt = embedder.prompt_text(prompt_name, prompt)
     options = EncodeOptions(
-        prompt=embedder.prompt_text(prompt_name, prompt),
-        batch_size=batch_size,
-        precision=precision,
-        ranges=ranges,
-        normalize_embeddings=normalize_embeddings,
-        truncate_dim=truncate_dim,
-        long_texts=long_texts,
-        stride=stride,
+        prompt=prompt, batch_size=batch_size, output_value="sentence_embedding", **arguments
     )
     empty = embedder.encode_with(options, [])  # raises for invalid dimensions
     report, provenance = EncodeReport(), provenance_of(embedder, options)
@@ -189,12 +179,7 @@ class _DigestingReader:
     def __iter__(self) -> Iterator[str]:
         for text in self._source:
             check_texts([text], self._rows)
-            try:
-                encoded = text.encode()
-            except UnicodeEncodeError:
-                name_invalid_text([text], self._rows)
-                raise
-            self._pending.append(hashlib.sha256(encoded).digest())
+            self._pending.append(hashlib.sha256(to_utf8(text, self._rows)).digest())
             self._rows += 1
             yield text
 

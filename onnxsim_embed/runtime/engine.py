@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
+from onnxsim_embed.system.arrays import Float32, Int64
 
 # A lone batch (a single text, for example) that takes longer than this on one thread is run by a
 # second engine with several threads. Measured on two cores: below 3 ms starting and joining threads at
@@ -32,10 +31,10 @@ class Engine(Protocol):
 
     def run(
         self,
-        input_ids: npt.NDArray[np.int64],
-        attention_mask: npt.NDArray[np.int64] | None = None,
+        input_ids: Int64,
+        attention_mask: Int64 | None = None,
         pooled: bool = False,
-    ) -> npt.NDArray[np.float32]:
+    ) -> Float32:
         """Run the encoder.
 
         :param input_ids: int64 array (batch, tokens).
@@ -63,9 +62,7 @@ class LoneEngine:
         self._token_seconds = float("inf")  # the minimum that a token took
         self.second: Engine | None = None
 
-    def run(
-        self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64] | None, pooled: bool
-    ) -> npt.NDArray[np.float32]:
+    def run(self, ids: Int64, mask: Int64 | None, pooled: bool) -> Float32:
         """Run the encoder; see `Engine.run`."""
         if self._threads == 1 or not self._engine.runs_on_cpu:
             return self._engine.run(ids, mask, pooled)

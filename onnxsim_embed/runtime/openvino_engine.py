@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.errors import ArtifactError, MissingExtraError, OnnxsimEmbedError
 from onnxsim_embed.runtime.session import encoder_inputs
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.hardware import bf16_supported
 
 logger = logging.getLogger(__name__)
@@ -77,10 +77,10 @@ class OpenVINOEngine:
 
     def run(
         self,
-        input_ids: npt.NDArray[np.int64],
-        attention_mask: npt.NDArray[np.int64] | None = None,
+        input_ids: Int64,
+        attention_mask: Int64 | None = None,
         pooled: bool = False,
-    ) -> npt.NDArray[np.float32]:
+    ) -> Float32:
         """Run the encoder; see `Engine.run`.
 
         :raises OnnxsimEmbedError: in a forked child, where OpenVINO's threads are missing.
@@ -102,7 +102,7 @@ class OpenVINOEngine:
             request = self._model.create_infer_request()
         try:
             request.infer(feed, share_inputs=True)
-            hidden: npt.NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+            hidden: Float32 = request.get_output_tensor(0).data.copy()
         except RuntimeError as error:
             raise ArtifactError(f"OpenVINO cannot run {self._path}: {error}") from error
         finally:

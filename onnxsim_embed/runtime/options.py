@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.artifact.manifest import MODEL_FILES
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.units import check_integer
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def check_positive(name: str, value: int | None) -> None:
         check_integer(name, value)
 
 
-def check_ranges(ranges: npt.ArrayLike, dim: int | None = None) -> npt.NDArray[np.float32]:
+def check_ranges(ranges: npt.ArrayLike, dim: int | None = None) -> Float32:
     """Return quantization ranges as a float32 array (2, dim).
 
     :param ranges: minimum and maximum of each dimension.

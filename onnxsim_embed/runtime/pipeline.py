@@ -23,6 +23,7 @@ from onnxsim_embed.runtime.engine import Engine, LoneEngine
 from onnxsim_embed.runtime.postprocess import Mask, Output
 from onnxsim_embed.runtime.report import EncodeReport, TokenBar
 from onnxsim_embed.runtime.tokenization import Tokenizer, Tokens
+from onnxsim_embed.system.arrays import Int64
 
 # Texts tokenized together, ahead of inference. Large enough to group equal lengths well, small enough
 # that the ids of two windows stay within a few tens of megabytes.
@@ -49,7 +50,7 @@ class _Window:
     output: Output
     report: EncodeReport
     results: npt.NDArray[Any]
-    first: npt.NDArray[np.int64] | None
+    first: Int64 | None
     batches: Sequence[Callable[[], int]] = ()
     merge: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
     cancel: Callable[[], object] = lambda: None
@@ -233,9 +234,7 @@ class Pipeline:
         self._submit(window, tokens, np.arange(len(results)), None)
         return self._finish(window)
 
-    def _submit(
-        self, window: _Window, tokens: Tokens, rows: npt.NDArray[np.int64], batch_size: int | None
-    ) -> None:
+    def _submit(self, window: _Window, tokens: Tokens, rows: Int64, batch_size: int | None) -> None:
         """Plan the batches of some rows of a window and hand them to the threads."""
         padded = not self.engine.runs_on_cpu
         counts = tokens.counts[rows]
@@ -264,9 +263,7 @@ class Pipeline:
             bar.finish(len(window.results))
         return window.results
 
-    def _run_batch(
-        self, tokens: Tokens, rows: npt.NDArray[np.int64], window: _Window, lone: bool
-    ) -> int:
+    def _run_batch(self, tokens: Tokens, rows: Int64, window: _Window, lone: bool) -> int:
         """Run one batch, write its results into the window, return its number of tokens."""
         started = time.perf_counter()
         ids, mask = self._inputs(tokens, rows)
@@ -280,9 +277,7 @@ class Pipeline:
             window.report.seconds_pool += pooled - ran
         return int(ids.size if mask is None else mask.sum())
 
-    def _inputs(
-        self, tokens: Tokens, rows: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], Mask]:
+    def _inputs(self, tokens: Tokens, rows: Int64) -> tuple[Int64, Mask]:
         if self.engine.runs_on_cpu:
             return tokens.stack(rows), None
         return tokens.pad(rows, self.tokenizer.pad_token_id)
@@ -296,7 +291,7 @@ class Pipeline:
 
 def _first_occurrences(
     texts: list[str],
-) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.int64]]:
+) -> tuple[Int64 | None, Int64]:
     """Return each text's first row (None without repeated texts) and the rows that are first."""
     seen: dict[str, int] = {}
     first = np.array([seen.setdefault(text, row) for row, text in enumerate(texts)], np.int64)

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact
 from onnxsim_embed.errors import ArtifactError
-
-Float32 = npt.NDArray[np.float32]
+from onnxsim_embed.system.arrays import Float32, Int64
 
 
 class PoolingMode(str, Enum):
@@ -44,7 +42,7 @@ class PoolingMode(str, Enum):
 
 def pool(
     hidden: Float32,
-    attention_mask: npt.NDArray[np.int64] | None,
+    attention_mask: Int64 | None,
     modes: Sequence[PoolingMode],
     skip: int = 0,
 ) -> Float32:
@@ -83,9 +81,7 @@ def _pool_one(hidden: Float32, mode: PoolingMode, skipped: int) -> Float32:
     return np.asarray(hidden.sum(axis=1) / np.float32(divisor))
 
 
-def pooling_weights(
-    attention_mask: npt.NDArray[np.int64], modes: Sequence[PoolingMode]
-) -> Float32 | None:
+def pooling_weights(attention_mask: Int64, modes: Sequence[PoolingMode]) -> Float32 | None:
     """Return what multiplies each token vector in `pool`, or None if a mode is not a sum ("max").
 
     :returns: float32 array (batch, modes, tokens).
@@ -146,7 +142,7 @@ class Head:
     normalizes: bool = True
 
     def __call__(
-        self, hidden: Float32, attention_mask: npt.NDArray[np.int64] | None = None, skip: int = 0
+        self, hidden: Float32, attention_mask: Int64 | None = None, skip: int = 0
     ) -> Float32:
         """Map hidden, float32 (batch, tokens, hidden), to embeddings, float32 (batch, dim); see `pool`."""
         return self.finish(pool(hidden, attention_mask, self.modes, skip))

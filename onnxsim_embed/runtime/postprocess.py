@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.runtime.options import RANGED, EncodeOptions, OutputPrecision, check_ranges
-from onnxsim_embed.runtime.pooling import Float32, Head, normalize
+from onnxsim_embed.runtime.pooling import Head, normalize
 from onnxsim_embed.runtime.windows import Windows, WindowSplitter
+from onnxsim_embed.system.arrays import Float32, Int64
 
-Mask = npt.NDArray[np.int64] | None
+Mask = Int64 | None
 Merge = Callable[[Windows, Float32], npt.NDArray[Any]]
 
 

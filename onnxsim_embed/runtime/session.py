@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.hardware import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -112,10 +113,10 @@ class Session:
 
     def run(
         self,
-        input_ids: npt.NDArray[np.int64],
-        attention_mask: npt.NDArray[np.int64] | None = None,
+        input_ids: Int64,
+        attention_mask: Int64 | None = None,
         pooled: bool = False,
-    ) -> npt.NDArray[np.float32]:
+    ) -> Float32:
         """Run the encoder; see `Engine.run`."""
         feed, sequence_major = encoder_inputs(self._inputs, input_ids, attention_mask)
         try:
@@ -130,18 +131,18 @@ class Session:
     def _execute(
         self,
         feed: Mapping[str, npt.NDArray[Any]],
-        attention_mask: npt.NDArray[np.int64] | None,
+        attention_mask: Int64 | None,
         pooled: bool,
-    ) -> npt.NDArray[np.float32]:
+    ) -> Float32:
         """Return the model's output for a feed."""
-        output: npt.NDArray[np.float32] = self._session.run([self._output], feed)[0]
+        output: Float32 = self._session.run([self._output], feed)[0]
         return output
 
 
 def encoder_inputs(
     names: Set[str],
-    input_ids: npt.NDArray[np.int64],
-    attention_mask: npt.NDArray[np.int64] | None,
+    input_ids: Int64,
+    attention_mask: Int64 | None,
 ) -> tuple[dict[str, npt.NDArray[Any]], bool]:
     """Return the inputs of an encoder, and whether the sequence is the first axis of its arrays.
 

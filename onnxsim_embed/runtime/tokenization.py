@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral
@@ -16,6 +16,8 @@ from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from onnxsim_embed.errors import ArtifactError
+from onnxsim_embed.runtime.texts import check_texts, to_utf8
+from onnxsim_embed.system.arrays import Int64
 from onnxsim_embed.system.threads import limit_rayon_threads
 
 # Characters per token that are read of a very long text at first; few languages need more.
@@ -41,9 +43,9 @@ class Tokens:
         the characters if only a prefix of the text was tokenized.
     """
 
-    ids: npt.NDArray[np.int64]
-    offsets: npt.NDArray[np.int64]
-    lost: npt.NDArray[np.int64]
+    ids: Int64
+    offsets: Int64
+    lost: Int64
 
     @property
     def truncated(self) -> npt.NDArray[np.bool_]:
@@ -51,18 +53,16 @@ class Tokens:
         return self.lost > 0
 
     @property
-    def counts(self) -> npt.NDArray[np.int64]:
+    def counts(self) -> Int64:
         """Tokens of each text, int64 array (n,)."""
         return np.diff(self.offsets)
 
-    def stack(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def stack(self, rows: Int64) -> Int64:
         """Return the ids of rows of equal token count as an int64 array (rows, tokens)."""
         count = int(self.offsets[rows[0] + 1] - self.offsets[rows[0]])
         return self.ids[self.offsets[rows][:, None] + np.arange(count)]
 
-    def pad(
-        self, rows: npt.NDArray[np.int64], pad_token_id: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def pad(self, rows: Int64, pad_token_id: int) -> tuple[Int64, Int64]:
         """Return ids and attention mask of rows, int64 (rows, tokens), padded on the right.
 
         The number of columns is that of the longest row, rounded up to a multiple of 8.
@@ -73,57 +73,6 @@ class Tokens:
         ids = np.full(real.shape, pad_token_id, np.int64)
         ids[real] = self.ids[(self.offsets[rows][:, None] + columns)[real]]
         return ids, real.astype(np.int64)
-
-
-def as_list(texts: str | Iterable[str]) -> list[str]:
-    """Return one text or an iterable of texts as a list; raises as `check_iterable`."""
-    if isinstance(texts, str):
-        return [texts]
-    check_iterable(texts)
-    return list(texts)
-
-
-def check_iterable(texts: object) -> None:
-    """Raise TypeError unless the argument is an ordered iterable of texts, naming what to pass."""
-    shape = getattr(texts, "shape", None)
-    if isinstance(texts, str):
-        advice = "pass a list of texts"
-    elif isinstance(texts, (bytes, bytearray, memoryview)):
-        advice = "decode it, for example with .decode('utf-8')"
-    elif isinstance(texts, Mapping):
-        advice = "pass its texts, for example list(mapping.values())"
-    elif isinstance(texts, (set, frozenset)):
-        advice = "a set has no order; pass a list, for example sorted(texts)"
-    elif isinstance(shape, tuple) and len(shape) != 1:
-        advice = f"its shape is {tuple(shape)}; pass one column of texts, for example table['text']"
-    elif not isinstance(texts, Iterable):
-        advice = "pass a text or a list of texts"
-    else:
-        return
-    raise TypeError(f"expected an iterable of texts, got {type(texts).__name__}: {advice}")
-
-
-def check_texts(texts: Sequence[object], first_row: int = 0) -> None:
-    """Raise TypeError naming the first row that is not a string.
-
-    :param texts: the texts to check.
-    :param first_row: row number of the first text, for the message.
-    """
-    for row, text in enumerate(texts, start=first_row):
-        if not isinstance(text, str):
-            if isinstance(text, (bytes, bytearray)):
-                advice = "decode it, for example with .decode('utf-8')"
-            elif isinstance(text, Mapping):
-                advice = "pass its text, for example row['text']"
-            elif isinstance(text, Iterable):
-                advice = "pass one flat list of texts"
-            elif repr(text) in ("None", "nan", "<NA>", "NaT"):
-                advice = "drop such rows or replace them by ''"
-            else:
-                advice = "convert it with str() if it is meant as a text"
-            raise TypeError(
-                f"text {row} is {type(text).__name__} ({text!r:.60}), not a string; {advice}"
-            )
 
 
 class Tokenizer:
@@ -202,7 +151,7 @@ class Tokenizer:
                 lost[row] = round(read * characters / ends.get(row, characters)) - kept
         return Tokens(ids, offsets, lost)
 
-    def content(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def content(self, text: str) -> tuple[Int64, Int64]:
         """Return all tokens of a text of any length, without special tokens.
 
         :returns: their ids and the character at which each ends, int64 arrays (tokens,).
@@ -263,9 +212,7 @@ class Tokenizer:
         encoding = self._encode([prompt], [prompt], 0)[0]
         return len(encoding) - sum(encoding.special_tokens_mask[-1:])
 
-    def unknown_only(
-        self, tokens: Tokens, prompt: str = "", owners: npt.NDArray[np.int64] | None = None
-    ) -> npt.NDArray[np.int64]:
+    def unknown_only(self, tokens: Tokens, prompt: str = "", owners: Int64 | None = None) -> Int64:
         """Return the texts whose tokens after the prompt are all unknown to the vocabulary.
 
         :param owners: int64 array (n,), the text of each row; None if each row is a text.
@@ -330,7 +277,8 @@ class Tokenizer:
                 return [self._backend.encode(prefixes[0])]
             return list(self._backend.encode_batch_fast(list(prefixes)))
         except TypeError:
-            name_invalid_text(texts, first_row)
+            for row, text in enumerate(texts, start=first_row):
+                to_utf8(text, row)
             raise
         except BaseException as error:
             message = f"{self._path} is damaged: it cannot encode a text"
@@ -357,16 +305,3 @@ def _word_boundary(backend: BackendTokenizer) -> re.Pattern[str] | None:
         return None
     chinese = "\u3400-\u4dbf\u4e00-\u9fff" if normalizer.handle_chinese_chars else ""
     return re.compile(rf"[ \n!-/:-@\[-`{{-~{chinese}]")
-
-
-def name_invalid_text(texts: Sequence[str], first_row: int) -> None:
-    """Raise ValueError naming the first text that is not valid Unicode; for arguments see `check_texts`."""
-    for row, text in enumerate(texts, start=first_row):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"text {row} is not valid Unicode: lone surrogate "
-                f"U+{ord(text[error.start]):04X} at character {error.start}; "
-                "repair it with text.encode('utf-8', 'replace').decode()"
-            ) from None

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from onnxsim_embed.runtime.pooling import Float32, normalize
+from onnxsim_embed.runtime.pooling import normalize
 from onnxsim_embed.runtime.tokenization import Tokenizer, Tokens
+from onnxsim_embed.system.arrays import Float32, Int64
 
 # Where a window ends if its second half has such a place: after a sentence or line, else after a word.
 SENTENCE = "[.!?\u2026]+[\"'\u201d\u2019)\\]]*(?=\\s)|[\u3002\uff01\uff1f]|\\n"
@@ -24,8 +24,8 @@ class Windows(NamedTuple):
     :param weights: int64 array (windows,), the weight of each in the mean of its text.
     """
 
-    starts: npt.NDArray[np.int64]
-    weights: npt.NDArray[np.int64]
+    starts: Int64
+    weights: Int64
 
     def mean(self, vectors: Float32, normalizes: bool) -> Float32:
         """Return the weighted mean of each text's windows, float32 (texts, dim).
@@ -99,9 +99,7 @@ class WindowSplitter:
         return windows, Windows(np.cumsum([0, *counts]), np.array(weights))
 
 
-def cut_windows(
-    text: str, ends: npt.NDArray[np.int64], size: int, stride: int
-) -> list[tuple[int, int]]:
+def cut_windows(text: str, ends: Int64, size: int, stride: int) -> list[tuple[int, int]]:
     """Return the first and last token (exclusive) of each window of a text.
 
     :param ends: int64 array (tokens,), where each token ends in the text.

@@ -17,7 +17,7 @@ from onnxsim_embed.export.onnx.builder import share_constants
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.onnx.files import start_beside
 from onnxsim_embed.runtime.batching import plan_batches
-from onnxsim_embed.runtime.tokenization import check_texts
+from onnxsim_embed.runtime.texts import check_texts
 from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.onnx_session import start_session
 from onnxsim_embed.system.threads import map_chunks
