@@ -12,18 +12,16 @@ import typer
 from typer import Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import read_texts
+from onnxsim_embed.cli.inputs import TextInputs, with_inputs
 
 
+@with_inputs
 def bench(
+    inputs: TextInputs,
     model: options.Model = options.DEFAULT_MODEL,
     texts: str | None = Option(
         None, help="Your texts; default: documentation of installed packages."
     ),
-    column: options.Column = None,
-    delimiter: options.Delimiter = None,
-    no_header: options.NoHeader = False,
-    on_error: options.OnError = "fail",
     against: str = Option(
         "installed",
         help="Peers: torch, st-torch, st-onnx[-O3|-qint8], st-openvino[-static], fastembed, ctranslate2, chroma; or installed, all, none.",
@@ -59,13 +57,8 @@ def bench(
         check_output(output / "text.json", force)
     python = peer_python or sys.executable
     peers = measure.choose_peers(against, python)
-    known = list(
-        dict.fromkeys(
-            measure.documentation()
-            if texts is None
-            else read_texts(texts, column, delimiter, no_header, on_error)
-        )
-    )
+    read = measure.documentation() if texts is None else inputs.read_texts(texts)
+    known = list(dict.fromkeys(read))
     result = measure.run(
         model, known[:: max(1, len(known) // most)][:most], peers, python, chosen, checkpoint, sts,
         threads or available_cpus(), rounds, patience,

@@ -78,13 +78,11 @@ def cluster(
     if not inputs.no_text:
         columns["text"] = [texts[row] for row in members]
     write_rows(columns, output)
-    if not inputs.quiet:
-        typer.echo(
-            f"Found {counted(len(groups), 'cluster')} of {len(members):,} of "
-            f"{counted(len(texts), 'row')} -> {output}, "
-            f"in {time.perf_counter() - started:.2f} s."
-        )
-        for group, score in zip(groups[:show], least, strict=False):
-            text = shorten(texts[group[0]])
-            size = counted(len(group), "row")
-            typer.echo(f"{size:>12}  {float(score):.2f}  {names[group[0]]}: {text}")
+    inputs.say(
+        f"Found {counted(len(groups), 'cluster')} of {len(members):,} of "
+        f"{counted(len(texts), 'row')} -> {output}, in {time.perf_counter() - started:.2f} s."
+    )
+    for group, score in zip(groups[:show], least, strict=False):
+        text = shorten(texts[group[0]])
+        size = counted(len(group), "row")
+        inputs.say(f"{size:>12}  {float(score):.2f}  {names[group[0]]}: {text}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
@@ -109,5 +108,4 @@ def dedupe(
     cut = [row for row in cut if texts[row] != texts[result.first[row]]]
     alike = "as duplicates of others up to the model's maximum length"
     source.warn(np.setdiff1d(cut, unseen), "dropped", alike)
-    if not inputs.quiet:
-        typer.echo(f"{message}, in {time.perf_counter() - started:.2f} s.")
+    inputs.say(f"{message}, in {time.perf_counter() - started:.2f} s.")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import typer
 from typer import Argument, Context, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Counted, Inputs, with_inputs
+from onnxsim_embed.cli.inputs import Inputs, with_inputs
 from onnxsim_embed.cli.output import check_table, counted, resumable
 from onnxsim_embed.cli.ray import encode_on_ray
+from onnxsim_embed.cli.texts import Counted
 from onnxsim_embed.files.atomic import check_output, write_json
 from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
 from onnxsim_embed.files.vectors import read_vectors, write_vectors
@@ -111,10 +111,15 @@ def encode(
     limits = None if ranges is None else read_vectors(ranges)
     if sampled:
         limits = _save_ranges(embedder.encode(sample, **processing), save_ranges)
-        if not inputs.quiet:
-            counts = f"{len(sample):,} of {counted(total, 'text')}"
-            typer.echo(f"Computed the quantization ranges from {counts}.")
+        counts = f"{len(sample):,} of {counted(total, 'text')}"
+        inputs.say(f"Computed the quantization ranges from {counts}.")
     found: list[int] = []
+
+    def on_rows(rows: int) -> None:
+        if rows and not found:
+            inputs.say(f"Found {counted(rows, 'row')} of an earlier run.")
+        found.append(rows)
+
     with resumable(partial(_kept, checkpoint, found), inputs.force):
         result = encode_to_file(
             embedder,
@@ -124,23 +129,15 @@ def encode(
             ranges=limits,
             ids=source.report.ids if inputs.id_column else None,
             force=inputs.force,
-            on_rows=partial(_note_rows, found, inputs.quiet),
+            on_rows=on_rows,
             **processing,
         )
     source.print_problems()
     if report is not None:
         _write_report(result, embedder, report)
-    if not inputs.quiet:
-        if result.report.texts:
-            inputs.print_encoded(embedder, result.report, source.rows[result.rows_found :])
-        typer.echo(f"Wrote {target}: {result.rows:,} x {result.dim} {result.dtype}.")
-
-
-def _note_rows(found: list[int], quiet: bool, rows: int) -> None:
-    """Note the number of finished rows, and print that of an earlier run."""
-    if rows and not found and not quiet:
-        typer.echo(f"Found {counted(rows, 'row')} of an earlier run.")
-    found.append(rows)
+    if result.report.texts:
+        inputs.print_encoded(embedder, result.report, source.rows[result.rows_found :])
+    inputs.say(f"Wrote {target}: {result.rows:,} x {result.dim} {result.dtype}.")
 
 
 def _kept(checkpoint: EmbeddingCheckpoint, found: list[int]) -> str:

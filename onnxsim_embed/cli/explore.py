@@ -6,11 +6,11 @@ import logging
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
@@ -85,14 +85,13 @@ def explore(
         clusters[group] = f"{number}: {shorten(str(labels[group[0]]))}"
     with atomic_file(output) as work:
         parquet.write_table(_table(columns), work)
-    if not inputs.quiet:
-        clustered = sum(map(len, groups))
-        typer.echo(
-            f"Wrote {output}: {counted(size, 'row')}, {clustered:,} of them in "
-            f"{counted(len(groups), 'cluster')}."
-        )
+    clustered = sum(map(len, groups))
+    inputs.say(
+        f"Wrote {output}: {counted(size, 'row')}, {clustered:,} of them in "
+        f"{counted(len(groups), 'cluster')}."
+    )
     if not no_open:
-        _open_atlas(output, "text" in columns, export, inputs.quiet)
+        _open_atlas(output, "text" in columns, export, inputs.say)
 
 
 def _check_packages(no_open: bool) -> None:
@@ -144,13 +143,14 @@ def _table(columns: dict[str, Any]) -> Any:  # noqa: ANN401 - pyarrow is untyped
     )
 
 
-def _open_atlas(path: Path, has_text: bool, export: Path | None, quiet: bool) -> None:
+def _open_atlas(
+    path: Path, has_text: bool, export: Path | None, say: Callable[[str], None]
+) -> None:
     """Run embedding-atlas on the map: until it is interrupted, or to export a page."""
     command = [str(path), "--x", "x", "--y", "y", "--neighbors", "neighbors"]
     if has_text:
         command += ["--text", "text"]
-    if not quiet:
-        typer.echo(f"Open it again: embedding-atlas {' '.join(command)}")
+    say(f"Open it again: embedding-atlas {' '.join(command)}")
     run = [sys.executable, "-m", "embedding_atlas.cli", *command]
     if export is None:
         subprocess.run(run, check=True)
@@ -159,5 +159,4 @@ def _open_atlas(path: Path, has_text: bool, export: Path | None, quiet: bool) ->
         subprocess.run(
             [*run, "--export-application", str(work)], check=True, stdout=subprocess.DEVNULL
         )
-    if not quiet:
-        typer.echo(f"Wrote {export}: serve it with python -m http.server -d {export}")
+    say(f"Wrote {export}: serve it with python -m http.server -d {export}")

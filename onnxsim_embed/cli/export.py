@@ -9,11 +9,13 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import read_texts
+from onnxsim_embed.cli.inputs import TextInputs, with_inputs
 from onnxsim_embed.cli.output import print_artifact
 
 
+@with_inputs
 def export(
+    inputs: TextInputs,
     model: str = Argument(
         ..., help="Recipe name, directory of a checkpoint or ONNX files, or Hub id."
     ),
@@ -41,10 +43,6 @@ def export(
     calibrate: Path | None = Option(
         None, help="Texts for the int8 quantization; default: the package's own."
     ),
-    column: options.Column = None,
-    delimiter: options.Delimiter = None,
-    no_header: options.NoHeader = False,
-    on_error: options.OnError = "fail",
     min_fidelity: options.MinFidelity = None,
     bar: options.Bar = None,
     int8_effort: float = Option(
@@ -69,9 +67,6 @@ def export(
         path = Path(model)
         name = path.resolve().name if path.is_dir() else model.rsplit("/", 1)[-1]
         output = Path(f"{name}-onnx")
-    texts = None
-    if calibrate is not None:
-        texts = read_texts(calibrate, column, delimiter, no_header, on_error)
     started = time.perf_counter()
     artifact = export_model(
         model,
@@ -85,7 +80,7 @@ def export(
         revision=revision,
         token=token,
         local_files_only=local_files_only,
-        calibration=texts,
+        calibration=None if calibrate is None else inputs.read_texts(calibrate),
         min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
         force=force,
         onnx_output=onnx_output,

@@ -6,16 +6,17 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Texts, VectorInputs, with_inputs
+from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
 from onnxsim_embed.cli.output import counted
 from onnxsim_embed.files.atomic import check_output
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from onnxsim_embed.cli.texts import Texts
 
 
 @with_inputs
@@ -60,5 +61,4 @@ def heatmap(
     if labels is None or inputs.no_text:
         labels = list(map(str, names))
     draw(cos_sim(vectors, vectors), output, labels=labels, title=title, order=order)
-    if not inputs.quiet:
-        typer.echo(f"Drew {counted(len(vectors), 'row')} -> {output}")
+    inputs.say(f"Drew {counted(len(vectors), 'row')} -> {output}")

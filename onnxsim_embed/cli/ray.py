@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnxsim_embed.cli.inputs import Inputs, print_problems
-from onnxsim_embed.cli.output import counted, on_terminal
+from onnxsim_embed.cli.inputs import Inputs
+from onnxsim_embed.cli.output import counted
+from onnxsim_embed.cli.texts import print_problems
 
 if TYPE_CHECKING:
     from onnxsim_embed.ray import EncodedFiles
@@ -46,11 +47,11 @@ def encode_on_ray(
         precision=inputs.precision, max_seq_length=inputs.max_seq_length, actor_threads=inputs.threads,
         force=inputs.force, show_progress_bar=inputs.show_progress_bar, **options,
     )  # fmt: skip
-    _print_encoded(source, directory, result, time.perf_counter() - started, inputs.quiet)
+    _print_encoded(source, directory, result, time.perf_counter() - started, inputs)
 
 
 def _print_encoded(
-    source: str, directory: str, result: EncodedFiles, seconds: float, quiet: bool
+    source: str, directory: str, result: EncodedFiles, seconds: float, inputs: Inputs
 ) -> None:
     from onnxsim_embed.files.uris import display_name
 
@@ -59,30 +60,28 @@ def _print_encoded(
     if (more := len(result.remarks) - NAMED_ROWS) > 0:
         typer.echo(f"and {counted(more, 'row')} more, in rejected.jsonl", err=True)
     for name, report in islice(result.reports.items(), NAMED_ROWS):
-        print_problems(name, report, quiet)
-    if quiet:
-        return
+        print_problems(name, report, inputs.quiet)
     for line in dict.fromkeys(report.describe() for report in result.reports.values()):
-        typer.echo(f"Read {display_name(source)}: {line}.")
+        inputs.say(f"Read {display_name(source)}: {line}.")
     vectors, actors = result.vectors, result.actors
     skipped = sum(not remark.encoded for remark in result.remarks)
     if result.rows_found:
-        typer.echo(f"Found {counted(result.rows_found, 'row')} of an earlier run.")
+        inputs.say(f"Found {counted(result.rows_found, 'row')} of an earlier run.")
     if actors is not None:
         encoded = vectors.rows + skipped - result.rows_found
-        typer.echo(
+        inputs.say(
             f"Encoded {counted(encoded, 'row')} with {counted(actors.count, 'actor')} of "
             f"{counted(actors.threads, 'thread')}, in {seconds:.1f} s: {result.seconds:.1f} s of encoding "
             f"({encoded / max(result.seconds, 1e-9):,.0f} rows/s), the rest is startup."
         )
     rejected = f"; {counted(skipped, 'row')} without a usable text, in rejected.jsonl"
-    typer.echo(
+    inputs.say(
         f"Wrote {display_name(directory)}: {vectors.rows:,} x {vectors.dim} float32 in "
         f"{counted(len(vectors.shards), 'shard')}{rejected if skipped else ''}."
     )
 
 
-def compare_on_ray(vectors: str, directory: Path, *, quiet: bool, **options: Any) -> None:  # noqa: ANN401
+def compare_on_ray(vectors: str, directory: Path, inputs: Inputs, **options: Any) -> None:  # noqa: ANN401
     """Compare vectors on a cluster, and print the result.
 
     :param options: of `onnxsim_embed.ray.write_graph`.
@@ -91,14 +90,15 @@ def compare_on_ray(vectors: str, directory: Path, *, quiet: bool, **options: Any
 
     started = time.perf_counter()
     graph = write_graph(
-        vectors, directory, show_progress_bar=on_terminal() and not quiet, **options
+        vectors,
+        directory,
+        force=inputs.force,
+        show_progress_bar=inputs.show_progress_bar,
+        **options,
     )
-    if not quiet:
-        what = (
-            f"scores, top {graph.k} of each row" if graph.k else f"scores above {graph.threshold}"
-        )
-        typer.echo(
-            f"Compared {graph.rows:,} rows, {graph.nnz:,} {what} in "
-            f"{counted(len(graph.parts), 'shard')} -> {directory}, in "
-            f"{time.perf_counter() - started:.1f} s including startup."
-        )
+    what = f"scores, top {graph.k} of each row" if graph.k else f"scores above {graph.threshold}"
+    inputs.say(
+        f"Compared {graph.rows:,} rows, {graph.nnz:,} {what} in "
+        f"{counted(len(graph.parts), 'shard')} -> {directory}, in "
+        f"{time.perf_counter() - started:.1f} s including startup."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,14 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Rows, Texts, VectorInputs, with_inputs
+from onnxsim_embed.cli.inputs import Rows, VectorInputs, with_inputs
 from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.files.tables import write_rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from onnxsim_embed.cli.texts import Texts
     from onnxsim_embed.runtime.embedder import Embedder
     from onnxsim_embed.similarity.compare import TopK
 
@@ -89,16 +91,15 @@ def search(
     seconds = time.perf_counter() - started
     results = _results(asked, best, rows, threshold, inputs.no_text)
     if output is None:
-        _print(asked, results, len(vectors), inputs.quiet)
+        _print(asked, results, len(vectors), inputs.say)
         return
     if output.suffix == ".jsonl":
         results["score"] = list(map(float, results["score"]))
     write_rows(results, output)
-    if not inputs.quiet:
-        typer.echo(
-            f"Searched {counted(len(vectors), 'row')} for {counted(len(asked), 'query')} in "
-            f"{seconds:.2f} s: {counted(len(results['row']), 'result')} -> {output}"
-        )
+    inputs.say(
+        f"Searched {counted(len(vectors), 'row')} for {counted(len(asked), 'query')} in "
+        f"{seconds:.2f} s: {counted(len(results['row']), 'result')} -> {output}"
+    )
 
 
 def _read_queries(
@@ -162,7 +163,9 @@ def _results(
     return results
 
 
-def _print(queries: list[str], results: dict[str, list[Any]], rows: int, quiet: bool) -> None:
+def _print(
+    queries: list[str], results: dict[str, list[Any]], rows: int, say: Callable[[str], None]
+) -> None:
     """Print rank, score, row and text of each result, query by query."""
     from onnxsim_embed.cli.graph_files import shorten
 
@@ -175,8 +178,7 @@ def _print(queries: list[str], results: dict[str, list[Any]], rows: int, quiet: 
         rank, score, row = (results[name][at] for name in ("rank", "score", "row"))
         lines[number].append(f"{rank:>4}  {float(score):>7.4f}  {row:>{width}}  {text}".rstrip())
     for query, found in zip(queries, lines, strict=True):
-        if not quiet:
-            typer.echo(f"\n{shorten(query)}: {len(found)} of {counted(rows, 'row')}")
-            typer.echo(header if found else "none above the threshold")
+        say(f"\n{shorten(query)}: {len(found)} of {counted(rows, 'row')}")
+        say(header if found else "none above the threshold")
         for line in found:
             typer.echo(line)

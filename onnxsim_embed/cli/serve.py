@@ -5,19 +5,17 @@ from __future__ import annotations
 import ipaddress
 import logging
 from pathlib import Path
-from typing import cast
 
-import typer
 from typer import Option
 
-from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Inputs
+from onnxsim_embed.cli.inputs import ModelInputs, with_inputs
 
 logger = logging.getLogger(__name__)
 
 
+@with_inputs
 def serve(
-    model: options.Model = options.DEFAULT_MODEL,
+    inputs: ModelInputs,
     host: str = Option("127.0.0.1", help="Address to listen on; 0.0.0.0 for all of this machine."),
     port: int = Option(8080, min=0, max=65535, help="Port; 0 for a free one."),
     api_key_file: Path | None = Option(None, help="File with the key that requests must pass."),
@@ -27,21 +25,12 @@ def serve(
     max_texts: int = Option(2048, min=1, help="Texts of a request."),
     max_body: str = Option("8MiB", metavar="SIZE", help="Bytes of a request."),
     timeout: int = Option(60, min=1, help="Seconds for a body to arrive, and for an answer."),
-    precision: options.Precision = "auto",
-    device: options.Device = "auto",
-    engine: options.Engine = "auto",
-    max_seq_length: options.MaxSeqLength = None,
-    long_texts: options.LongTexts = "truncate",
-    stride: options.Stride = 0,
-    threads: options.Threads = None,
-    quiet: options.Quiet = False,
 ) -> None:
     """Serve embeddings over HTTP, as OpenAI's API and text-embeddings-inference do.
 
     /docs lists the paths. SIGTERM and Ctrl-C end the server after it has answered the requests that it
     accepted.
     """
-    from onnxsim_embed.runtime.options import LongTexts
     from onnxsim_embed.serve import Limits, create_app, run
     from onnxsim_embed.system.units import parse_bytes
 
@@ -50,13 +39,10 @@ def serve(
         body_bytes=parse_bytes(max_body), seconds=timeout,
     )  # fmt: skip
     key = None if api_key_file is None else read_key(api_key_file)
-    embedder = Inputs(
-        model=model, precision=precision, device=device, engine=engine, threads=threads,
-        max_seq_length=max_seq_length,
-    ).load()  # fmt: skip
+    embedder = inputs.load()
     app = create_app(
         embedder, name=served_model_name, api_key=key, limits=limits,
-        long_texts=cast("LongTexts", long_texts), stride=stride,
+        **inputs.encoding,
     )  # fmt: skip
     if key is None and not _is_loopback(host):
         logger.warning(
@@ -64,12 +50,11 @@ def serve(
         )
 
     def announce(url: str) -> None:
-        if not quiet:
-            name = app.state.service.names[0]
-            typer.echo(
-                f"Serving {name} ({embedder.precision}, {embedder.embedding_dimension} dimensions, "
-                f"{embedder.threads} threads) at {url}; see {url}/docs. Ctrl-C ends it."
-            )
+        name = app.state.service.names[0]
+        inputs.say(
+            f"Serving {name} ({embedder.precision}, {embedder.embedding_dimension} dimensions, "
+            f"{embedder.threads} threads) at {url}; see {url}/docs. Ctrl-C ends it."
+        )
 
     run(app, host, port, announce)
 

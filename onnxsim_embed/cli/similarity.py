@@ -64,16 +64,8 @@ def similarity(
     _check_targets(targets, pairs, heatmap, inputs.force, distributed)
     memory = options.parse_memory(max_memory)
     if distributed:
-        compare_on_ray(
-            file,
-            targets["graph"],
-            quiet=inputs.quiet,
-            threshold=threshold if top_k is None else None,
-            k=top_k,
-            max_memory=memory,
-            address=address,
-            force=inputs.force,
-        )
+        limits = {"threshold": threshold} if top_k is None else {"k": top_k}
+        compare_on_ray(file, targets["graph"], inputs, **limits, max_memory=memory, address=address)
         return
     started = time.perf_counter()
     rows = inputs.read(file)
@@ -96,8 +88,7 @@ def similarity(
         done.append(f"heatmap -> {heatmap}")
     default = 10 if len(done) == 1 else 0
     lines = list(job.closest(default if show is None else show))
-    if not inputs.quiet:
-        typer.echo(", ".join(done) + f", in {time.perf_counter() - started:.2f} s.")
+    inputs.say(", ".join(done) + f", in {time.perf_counter() - started:.2f} s.")
     for line in lines:
         typer.echo(line)
 

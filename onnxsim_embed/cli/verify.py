@@ -8,20 +8,18 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import read_texts
+from onnxsim_embed.cli.inputs import TextInputs, with_inputs
 from onnxsim_embed.cli.output import describe_fidelity, print_fidelity
 
 
+@with_inputs
 def verify(
+    inputs: TextInputs,
     directory: Path = Argument(..., help="Artifact directory."),
     against: str | None = Option(
         None, help="Reference of fp32: checkpoint, model name, or torch for the artifact's."
     ),
     texts: Path | None = Option(None, help="File of texts; default: the package's own."),
-    column: options.Column = None,
-    delimiter: options.Delimiter = None,
-    no_header: options.NoHeader = False,
-    on_error: options.OnError = "fail",
     min_fidelity: options.MinFidelity = None,
     bar: options.Bar = None,
     quiet: options.Quiet = False,
@@ -31,13 +29,10 @@ def verify(
     from onnxsim_embed.errors import VerificationError
     from onnxsim_embed.export import verify_artifact
 
-    chosen = None
-    if texts is not None:
-        chosen = read_texts(texts, column, delimiter, no_header, on_error)
     report = verify_artifact(
         Artifact.open(directory),
         against=against,
-        texts=chosen,
+        texts=None if texts is None else inputs.read_texts(texts),
         min_fidelity=options.parse_min_fidelity(bar if min_fidelity is None else min_fidelity),
     )
     if not quiet:

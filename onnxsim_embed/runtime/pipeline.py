@@ -209,15 +209,12 @@ class Pipeline:
         results = np.zeros((len(tokens.lost), *output.shape), output.dtype)
         window = _Window(output, report, results, first, merge=merge)
         of_rows = np.bincount(owners, tokens.counts) if owners is not None else tokens.counts
-        listed = (
+        unknown = self.tokenizer.unknown_only(tokens, prefix, owners)
+        for known, new in (
             (report.truncated_rows, np.flatnonzero(tokens.truncated) + report.texts),
-            (
-                report.unknown_rows,
-                self.tokenizer.unknown_only(tokens, prefix, owners) + report.texts,
-            ),
+            (report.unknown_rows, unknown + report.texts),
             (report.row_tokens, of_rows.astype(np.int64)),
-        )
-        for known, new in listed:
+        ):
             known += new[: LISTED_ROWS - len(known)].tolist()
         report.texts += len(texts)
         report.tokens += int(tokens.counts[rows].sum())
@@ -243,7 +240,10 @@ class Pipeline:
         lone = len(batches) == 1
         window.batches = [partial(self._run_batch, tokens, b, window, lone) for b in batches]
         if self.threads > 1 and not lone:
-            submit = self._pool().submit
+            with self._lock:
+                if self._workers is None:
+                    self._workers = ThreadPoolExecutor(self.threads, "onnxsim-embed")
+                submit = self._workers.submit
             futures: list[Future[int]] = [submit(run) for run in window.batches]
             window.batches = [future.result for future in futures]
             window.cancel = lambda: [future.cancel() for future in futures]
@@ -281,12 +281,6 @@ class Pipeline:
         if self.engine.runs_on_cpu:
             return tokens.stack(rows), None
         return tokens.pad(rows, self.tokenizer.pad_token_id)
-
-    def _pool(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._workers is None:
-                self._workers = ThreadPoolExecutor(self.threads, "onnxsim-embed")
-            return self._workers
 
 
 def _first_occurrences(
