@@ -55,14 +55,14 @@ class PrefixRotation:
 
     def __init__(self, axes: Float64, dim: int) -> None:
         full = len(axes)
-        with single_blas_thread():
+        with single_blas_thread():  # others would wait busily, and steal the time of what follows
             mix = np.linalg.qr(np.random.default_rng(0).standard_normal((dim, dim)))[0]
-            axes = axes[:, : dim - 1] @ mix[:-1]
-        self._axes, self._norm_axis = axes.astype(np.float32), mix[-1].astype(np.float32)
-        # How far the float32 axes are from orthonormal, and the error of a projected row (gamma_n).
-        axes, last = self._axes.astype(np.float64), self._norm_axis.astype(np.float64)
-        skew = float(np.linalg.norm(axes.T @ axes + np.outer(last, last) - np.eye(dim)))
-        skew += float(np.linalg.norm(axes @ last))
+            axes = (axes[:, : dim - 1] @ mix[:-1]).astype(np.float32)
+            self._axes, self._norm_axis = axes, mix[-1].astype(np.float32)
+            # How far the float32 axes are from orthonormal, and the error of a projected row (gamma_n).
+            axes, last = axes.astype(np.float64), self._norm_axis.astype(np.float64)
+            skew = float(np.linalg.norm(axes.T @ axes + np.outer(last, last) - np.eye(dim)))
+            skew += float(np.linalg.norm(axes @ last))
         rounding = 1.01 * full * 2.0**-24 * dim**0.5
         self._slack = 2 * skew + 4 * rounding + 1e-6
         self.error = 4 * (skew + rounding) + 2 * rounding**2 + 1e-5

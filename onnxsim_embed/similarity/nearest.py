@@ -5,13 +5,14 @@ Scores of candidates are one-sided bounds, so that only exact scores tell what m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.similarity.scoring import TRIAL_COLUMNS, TiledComparison, exact_scores
+from onnxsim_embed.similarity.scoring import exact_scores
 from onnxsim_embed.similarity.selection import (
     BestOfRows,
     Float32,
@@ -21,12 +22,15 @@ from onnxsim_embed.similarity.selection import (
     narrow,
     positions,
 )
+from onnxsim_embed.similarity.tiles import TiledComparison
 from onnxsim_embed.system.threads import CHUNK_ROWS, map_chunks, row_chunks
 
 # Rows for each row by which similar ones are found, and the most there are.
 PIVOT_ROWS, MAX_PIVOTS = 256, 512
 
-PREFIX_PAIRS = 1 << 32  # from which on prefixes are tried: only close neighbours make them pay
+# Pairs from which on prefixes are tried: only close neighbours make them pay. What all rows must exceed
+# is then found on this share of the columns first.
+PREFIX_PAIRS, FIRST_SHARE = 1 << 31, 1 / 8
 MASK_ROWS = 128  # whose bounds, half a megabyte for 1,024 columns, stay in a second-level cache
 
 OnRows = Callable[[int], object]  # called with the number of rows that are done
@@ -67,31 +71,55 @@ def add_top_k(
         tile is then computed once.
     :param skip_self: of a set with itself, exclude each row itself.
     """
-    if 4 * best.k <= TRIAL_COLUMNS:
-        comparison.choose_scorer(lambda trial: top_k(trial, best.k, skip_self=False), PREFIX_PAIRS)
+    total = len(comparison.right)
     same = comparison.left is comparison.right
-    if both and same:
+    rows = rows or slice(0, len(comparison.left))
+    large = (rows.stop - rows.start) * total >= PREFIX_PAIRS
+    comparison.choose_scorer(partial(_kth_scores, best.k / max(1, total)))
+    squares = both and same
+    if squares:
         order = by_similarity(comparison.left)
         comparison = comparison.reordered(order)
         numbers = numbers[0][order], numbers[1][order]
-    add = partial(_add_tile, comparison, best, numbers, skip_self=skip_self and same)
-    chunks = comparison.chunks(rows)
+    # The squares on the diagonal, of similar rows, give all rows of a set a first bound.
+    first = int(FIRST_SHARE * total) if large and not both else 0
 
-    def add_square(chunk: slice) -> None:
-        for tile in comparison.column_tiles(chunk.start, chunk.stop):
-            add(chunk, tile, both=False)
-
-    def add_rest(chunk: slice) -> int:
-        start = chunk.stop if both and same else 0
-        for tile in comparison.column_tiles(start, len(comparison.right)):
-            add(chunk, tile, both=both)
+    def add(chunk: slice, columns: slice, *, both: bool) -> int:
+        for tile in comparison.column_tiles(columns.start, columns.stop):
+            _add_tile(
+                comparison, best, numbers, chunk, tile, both=both, skip_self=skip_self and same
+            )
         return chunk.stop - chunk.start
 
-    # Of a set with itself, the squares on the diagonal, of similar rows, give all rows a first bound.
-    for _ in map_chunks(add_square, chunks if both and same else []):
+    def add_first(chunk: slice) -> int:
+        return add(chunk, chunk if squares else slice(0, first), both=False)
+
+    def add_rest(chunk: slice) -> int:
+        return add(chunk, slice(chunk.stop if squares else first, total), both=both)
+
+    chunks = comparison.chunks(rows)
+    for _ in map_chunks(add_first, chunks if squares or first else []):
         pass
+    if large:
+        found = best.bounds[numbers[0][rows]]
+        others = best.bounds[numbers[1]] if both else np.full(total, np.inf, np.float32)
+        comparison = comparison.with_prefix(partial(_least_bounds, found, others), rows)
     for done in map_chunks(add_rest, chunks):
         on_rows(done)
+
+
+def _kth_scores(share: float, rows: slice, columns: slice, scores: Float32) -> Float32:
+    """Return the score that this share of a sample's scores reach, for each row."""
+    width = scores.shape[1]
+    k = min(width, math.ceil(share * width))
+    return np.partition(scores, width - k, axis=1)[:, width - k, None]
+
+
+def _least_bounds(
+    row_bounds: Float32, column_bounds: Float32, rows: slice, columns: slice, scores: Float32
+) -> Float32:
+    """Return what the score of a pair must exceed to be among the top-k of its row or its column."""
+    return np.minimum(row_bounds[rows][:, None], column_bounds[columns])
 
 
 def _add_tile(
@@ -110,27 +138,28 @@ def _add_tile(
     scores = scorer.scores(chunk, tile)
     own = np.arange(max(chunk.start, tile.start), min(chunk.stop, tile.stop) * skip_self)
 
-    def find(mask: npt.NDArray[np.bool_]) -> tuple[Int64, Int64, Float32]:
+    def add(mask: npt.NDArray[np.bool_]) -> tuple[Int64, Int64]:
         mask[own - chunk.start, own - tile.start] = False
         row, column = positions(mask)
-        return row, column, exact_scores(left, right, row, column)
+        exact = exact_scores(left, right, row, column)
+        best.add(rows[row], columns[column], exact)
+        if both:
+            order = np.argsort(narrow(column, len(columns)), kind="stable")
+            best.add(columns[column[order]], rows[row[order]], exact[order])
+        return row, column
 
-    bounds = best.bounds[rows]
-    if np.isneginf(bounds).any() and len(columns) > best.k:
-        seeds = BestOfRows(len(rows), best.k)
-        seeds.add(*find(scores >= kth_bounds(scores, best.k + 1)))
-        bounds = np.maximum(bounds, seeds.bounds)
-    least = scorer.bounds(bounds)[:, None]
+    added = None
+    if np.isneginf(best.bounds[rows]).any() and len(columns) > best.k:
+        added = add(scores >= kth_bounds(scores, best.k + 1))
+    least = scorer.bounds(best.bounds[rows])[:, None]
     other = scorer.bounds(best.bounds[columns]) if both else least
     mask = np.empty(scores.shape, np.bool_)
     for part in row_chunks(len(rows), MASK_ROWS):
         lower = np.minimum(least[part], other) if both else least[part]
         np.greater(scores[part], lower, out=mask[part])
-    row, column, exact = find(mask)
-    best.add(rows[row], columns[column], exact)
-    if both:
-        order = np.argsort(narrow(column, len(columns)), kind="stable")
-        best.add(columns[column[order]], rows[row[order]], exact[order])
+    if added:
+        mask[added] = False
+    add(mask)
 
 
 def by_similarity(rows: Float32) -> Int64:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from onnxsim_embed.similarity.nearest import OnRows, add_top_k, top_k
-from onnxsim_embed.similarity.scoring import MakeScorer, TiledComparison
 from onnxsim_embed.similarity.selection import BestOfRows, RowPairs, TopK, narrow
+from onnxsim_embed.similarity.tiles import TiledComparison
+from onnxsim_embed.similarity.trial import MakeScorer
 from onnxsim_embed.similarity.unit_rows import TiledRows
 
 

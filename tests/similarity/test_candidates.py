@@ -23,9 +23,10 @@ from onnxsim_embed.similarity.candidates import (
     int8_scoring_supported,
     principal_axes,
 )
-from onnxsim_embed.similarity.scoring import TiledComparison, exact_scores
+from onnxsim_embed.similarity.scoring import exact_scores
 from onnxsim_embed.similarity.selection import TopPairs, top_k_of_rows
 from onnxsim_embed.similarity.sparse import build_matrix
+from onnxsim_embed.similarity.tiles import TiledComparison
 from onnxsim_embed.similarity.unit_rows import unit_vectors
 
 needs_int8 = pytest.mark.skipif(

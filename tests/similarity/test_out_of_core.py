@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from vector_sets import SETS, as_format, assert_same, clustered_vectors, on_disk, tiled
 
-from onnxsim_embed.similarity import scoring
+from onnxsim_embed.similarity import nearest, tiles, trial
 from onnxsim_embed.similarity.candidates import Float32Scorer, Int8Scorer, int8_scoring_supported
 from onnxsim_embed.similarity.compare import (
     closest_pairs,
@@ -22,7 +19,6 @@ from onnxsim_embed.similarity.compare import (
     top_k,
 )
 from onnxsim_embed.similarity.out_of_core import AllPairs
-from onnxsim_embed.similarity.scoring import TiledComparison
 from onnxsim_embed.similarity.selection import top_k_of_rows
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows
@@ -208,7 +204,7 @@ def test_the_scorer_is_chosen_once_for_all_tiles(monkeypatch, compare_all):
             products.append(tile)
             return super().scores(*tile)
 
-    monkeypatch.setattr(TiledComparison, "_fastest", lambda *_: trials.append(1) or Counted)
+    monkeypatch.setattr(tiles, "choose_scorer", lambda *_, **__: trials.append(1) or Counted)
     pairs = alone(SETS["clustered"], 17)
     result = compare_all(pairs)
     assert len(trials) == 1
@@ -216,21 +212,49 @@ def test_the_scorer_is_chosen_once_for_all_tiles(monkeypatch, compare_all):
     assert_same(result, compare_all(alone(SETS["clustered"])))
 
 
-@pytest.mark.parametrize(("step", "part"), [(-1, 6), (1, 1)])
-def test_scorers_are_timed_on_the_first_tile(monkeypatch, step, part):
-    """A clock by which each measurement takes less (or more) time than the one before."""
-    times = (time for turn in count() for time in (0, 10 + step * turn))
-    for name in ("TRIAL_PAIRS", "TRIAL_CHUNKS", "PREFIX_PAIRS"):
-        monkeypatch.setattr(scoring, name, 1)
-    monkeypatch.setattr(scoring, "time", SimpleNamespace(process_time=lambda: next(times)))
-    vectors = np.random.default_rng(0).standard_normal((1100, 48)).astype(np.float32)
-    pairs = alone(vectors, 550)
-    result = above(pairs, 0.9, upper=True)
+@pytest.mark.parametrize(("pair", "kinds", "dim"), [(0, (2, 1), 8), (1, (1, 2), 48)])
+def test_the_scorer_of_least_estimated_time_is_chosen(monkeypatch, pair, kinds, dim):
+    """Seconds of a pair's score, and of a product in float32 and int8; six axes hold the energy."""
+    seconds, threshold = iter((pair * 2048, *kinds)), 0.1
+    for name in ("MIN_PAIRS", "MIN_ROWS", "PREFIX_PAIRS"):
+        monkeypatch.setattr(trial, name, 1)
+    monkeypatch.setattr(trial, "_seconds", lambda run: next(seconds))
+    scale = np.where(np.arange(48) < 6, 1, 1e-3)
+    vectors = np.random.default_rng(0).standard_normal((1100, 48)) * scale
+    pairs = alone(vectors.astype(np.float32), 550)
+    result = above(pairs, threshold, upper=True)
     scorer = pairs._make_scorer(vectors, vectors)
-    assert scorer._left.shape == (1100, 48 // part)
-    assert isinstance(scorer, Int8Scorer) == (step < 0 and int8_scoring_supported(48))
+    assert scorer._left.shape == (1100, dim)
+    assert isinstance(scorer, Int8Scorer) == (pair == 0 and int8_scoring_supported(48))
     monkeypatch.undo()
-    assert_same(result, above(alone(vectors), 0.9, upper=True))
+    assert_same(result, above(alone(vectors), threshold, upper=True))
+
+
+@pytest.mark.parametrize("rows", [None, 552])
+@pytest.mark.parametrize("other", [False, True])
+def test_the_top_k_by_prefixes_are_the_same(monkeypatch, rows, other):
+    rng, rotations = np.random.default_rng(0), []
+    clusters = rng.standard_normal((138, 48)) * np.where(np.arange(48) < 6, 1, 1e-3)
+    vectors = np.repeat(clusters, 8, axis=0) + rng.normal(0, 1e-4, (1104, 48))
+
+    class Recorded(trial.PrefixRotation):
+        def __init__(self, axes, dim):
+            rotations.append(dim)
+            super().__init__(axes, dim)
+
+    def nearest_rows():
+        units = UnitRows(vectors) if rows is None else tiled(vectors, rows)
+        right = UnitRows(vectors[::-1]) if other else units
+        return best(AllPairs(units, right, 1 << 16), 5, skip_self=not other)
+
+    expected = nearest_rows()
+    for module, name in [(trial, "MIN_ROWS"), (trial, "PREFIX_PAIRS"), (nearest, "PREFIX_PAIRS")]:
+        monkeypatch.setattr(module, name, 1)
+    monkeypatch.setattr(trial, "MIN_PAIRS", 1)
+    monkeypatch.setattr(trial._Trial, "_cost", lambda self, share, *_: share)
+    monkeypatch.setattr(trial, "PrefixRotation", Recorded)
+    assert_same(nearest_rows(), expected)
+    assert rotations
 
 
 # public functions
