@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import io
 import json
@@ -232,6 +233,24 @@ def write_checkpoint(
     write_json(directory / "config_sentence_transformers.json",
                {"prompts": prompts or {}, "default_prompt_name": None, "similarity_fn_name": "cosine"})  # fmt: skip
     return directory
+
+
+def names(directory: Path) -> list[str]:
+    """The sorted names in a directory."""
+    return sorted(path.name for path in directory.iterdir())
+
+
+def read_rows(path) -> list[dict]:
+    """The rows of a csv or tsv file."""
+    with Path(path).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t" if Path(path).suffix == ".tsv" else ","))
+
+
+def sentence_transformer(directory: Path):
+    """The same checkpoint in sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(directory), device="cpu", local_files_only=True)
 
 
 def jargon_pairs(count: int = 40) -> tuple[list[str], list[str]]:

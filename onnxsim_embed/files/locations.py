@@ -125,10 +125,10 @@ def find_files(location: str | Path) -> list[str]:
 
     :raises FileNotFoundError: if there are none.
     """
-    from pyarrow import fs
-
     root, name = absolute(location), display_name(location)
     system, path = _resolve(root)
+    from pyarrow import fs  # not before its absence was named
+
     kind = system.get_file_info(path).type
     if kind == fs.FileType.File:
         return [root]

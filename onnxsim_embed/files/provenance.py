@@ -132,17 +132,16 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 def parse_record(content: bytes) -> dict[str, Any]:
     """Return a record that holds provenance."""
-    parse_provenance(content)
-    table: dict[str, Any] = json.loads(content)
+    try:
+        table: dict[str, Any] = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    parse_provenance(table)
     return table
 
 
 def parse_provenance(table: Any) -> Provenance:  # noqa: ANN401 - from JSON
-    """Return provenance from its JSON representation, parsed or not."""
-    try:
-        table = json.loads(table) if isinstance(table, bytes) else table
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    """Return provenance from its JSON representation."""
     if not isinstance(table, dict) or table.get("format_version") != FORMAT_VERSION:
         raise ValueError("it is not a provenance record, or one of another version")
     values = table.get("origin")

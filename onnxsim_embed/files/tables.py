@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import OnnxsimEmbedError
 from onnxsim_embed.files.atomic import atomic_file
+from onnxsim_embed.files.delimited import DELIMITERS
 from onnxsim_embed.files.parquet import open_parquet, require_pyarrow
-from onnxsim_embed.files.rows import DELIMITERS, kind_of, open_rows
+from onnxsim_embed.files.rows import kind_of, open_rows
 from onnxsim_embed.files.texts import SURROGATES
 from onnxsim_embed.system.arrays import Int64
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from onnxsim_embed.errors import NoTextsError, TableError
-from onnxsim_embed.files.rows import DELIMITERS, Row, Rows, kind_of, open_rows
+from onnxsim_embed.files.delimited import DELIMITERS
+from onnxsim_embed.files.rows import Row, Rows, kind_of, open_rows
 from onnxsim_embed.files.uris import display_name
 
 logger = logging.getLogger(__name__)
@@ -130,13 +131,10 @@ def iter_rows(
     path: str | Path,
     column: str | None = None,
     *,
-    kind: str | None = None,
-    delimiter: str | None = None,
-    header: bool = True,
+    report: ReadReport,
     on_error: str = "fail",
     id_column: str | None = None,
-    report: ReadReport,
-    source: IO[bytes] | None = None,
+    **opening: Any,  # noqa: ANN401 - keyword arguments of `open_rows`
 ) -> Iterator[tuple[str, str, Row]]:
     """Yield the text of each row, what is wrong with it (then the text is empty), and the row.
 
@@ -144,7 +142,7 @@ def iter_rows(
     """
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
-    with open_rows(path, kind, delimiter=delimiter, header=header, source=source) as rows:
+    with open_rows(path, **opening) as rows:
         for value, row in _values(display_name(path), column, rows, report, id_column):
             if problem := text_problem(value):
                 problem = row.error or problem
@@ -220,7 +218,7 @@ def _values(
     column: str | None,
     rows: Rows,
     report: ReadReport,
-    id_column: str | None = None,
+    id_column: str | None,
 ) -> Iterator[tuple[Any, Row]]:
     """Yield the value of the text column of each row, and the row."""
     name, row = _choose_column(path, column, rows, report), None

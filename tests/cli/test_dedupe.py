@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from support import read_rows as read
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.cli.graph_files import digits
@@ -44,11 +45,6 @@ def files(tmp_path, monkeypatch):
     with gzip.open("in.jsonl.gz", "wt", encoding="utf-8") as stream:
         stream.writelines(f"{json.dumps(row)}\n" for row in ROWS)
     return tmp_path
-
-
-def read(name):
-    with open(name, encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.mark.parametrize("source", ["in.csv", "in.jsonl.gz"])

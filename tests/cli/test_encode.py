@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
-from support import TEXTS
+from support import TEXTS, names
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import TableError
@@ -50,10 +50,6 @@ def lines_txt(tmp_path):
 def pipe(monkeypatch, lines):
     data = "".join(f"{line}\n" for line in lines).encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
 
 
 # what is written and said
@@ -103,9 +99,13 @@ def test_ranges_are_computed_saved_and_read_from_a_file(
     assert (code, err, "ranges from 12 of 12 texts." in out) == (0, "", True)
     ranges = np.load(tmp_path / "ranges.npy")
     np.testing.assert_array_equal(ranges, [vectors.min(axis=0), vectors.max(axis=0)], strict=True)
-    assert run(*arguments, tmp_path / "read.npy", "--ranges", tmp_path / "ranges.npy")[0] == 0
-    computed, read = (np.load(tmp_path / name) for name in ("computed.npy", "read.npy"))
-    np.testing.assert_array_equal(computed, read, strict=True)
+    np.save(tmp_path / "half.npy", ranges / 2)
+    for name, given in (("ranges.npy", ranges), ("half.npy", ranges / 2)):
+        assert run(*arguments, tmp_path / f"v-{name}", "--ranges", tmp_path / name)[0] == 0
+        expected = Embedder(artifact).encode(TEXTS, precision=dtype, ranges=given)
+        np.testing.assert_array_equal(np.load(tmp_path / f"v-{name}"), expected, strict=True)
+    computed = np.load(tmp_path / "computed.npy")
+    np.testing.assert_array_equal(computed, np.load(tmp_path / "v-ranges.npy"), strict=True)
     monkeypatch.setattr("onnxsim_embed.cli.encode.RANGE_TEXTS", 5)
     assert "from 5 of 12 texts" in run(*arguments, tmp_path / "sampled.npy")[1]
     assert (np.load(tmp_path / "sampled.npy") != computed).any()
@@ -114,16 +114,6 @@ def test_ranges_are_computed_saved_and_read_from_a_file(
     assert "at least 2 texts" in reject(
         "encode", tmp_path / "one.txt", *arguments[2:], tmp_path / "n.npy"
     )
-
-
-def test_given_ranges_are_used(run, tmp_path, artifact, texts_csv):
-    dtype = "int8"
-    ranges = np.stack([np.full(32, -0.4), np.full(32, 0.3)]).astype(np.float32)
-    np.save(tmp_path / "ranges.npy", ranges)
-    arguments = ["--dtype", dtype, "--ranges", tmp_path / "ranges.npy"]
-    assert run("encode", texts_csv, "-m", artifact, "-o", tmp_path / "v.npy", *arguments)[0] == 0
-    expected = Embedder(artifact).encode(TEXTS, precision=dtype, ranges=ranges)
-    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected, strict=True)
 
 
 def test_the_report_says_what_the_run_did(run, reject, tmp_path, artifact, texts_csv):
@@ -142,15 +132,6 @@ def test_the_report_says_what_the_run_did(run, reject, tmp_path, artifact, texts
     beside = tmp_path / "v.npy.json"  # the sidecar
     assert "two outputs" in reject(*arguments[:-1], beside, "-o", output, "--force")
     assert names(tmp_path) == ["report.json", "texts.csv", "v.npy", "v.npy.json"]
-
-
-def test_an_existing_output_is_replaced_only_by_force(run, reject, tmp_path, artifact, texts_csv):
-    output = tmp_path / "v.npy"
-    output.write_text("mine")
-    assert "--force" in reject("encode", texts_csv, "-m", artifact, "-o", output)
-    assert output.read_text() == "mine"
-    assert run("encode", texts_csv, "-m", artifact, "-o", output, "--force")[0] == 0
-    assert np.load(output).shape == (len(TEXTS), 32)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +249,7 @@ def test_after_force_the_way_on_is_without_it(run, reject, tmp_path, artifact):
     (tmp_path / "v.npy").write_text("mine")
     broken = write_lines(tmp_path / "lines.jsonl", ['"a road"', '"the sun"', "{"])
     arguments = ["encode", broken, "-m", artifact, "-o", tmp_path / "v.npy"]
+    assert "replace it with --force" in reject(*arguments)
     message = reject(*arguments, "--force", code=1)
     assert message.endswith("; 2 rows kept: the same command without --force continues\n")
     assert (tmp_path / "v.npy").read_text() == "mine"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-
 import numpy as np
 import pytest
 from scipy import sparse
+from support import read_rows
 
 from onnxsim_embed.cli.graph_files import HEATMAP_ROWS, SimilarityJob
 from onnxsim_embed.similarity import compare, neighbours, similar_pairs, similarity_matrix
@@ -29,11 +28,6 @@ each_job = pytest.mark.parametrize(
     [(job_of(), np.arange(len(TEXTS))), (job_of(KEPT), KEPT)],
     ids=["all", "distinct"],
 )
-
-
-def read_rows(path):
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 @each_job

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support import provenance
 
 from onnxsim_embed.artifact import recipes
 from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.files.vectors import write_vectors
 
 
 def test_models_lists_every_recipe(run):
@@ -63,6 +65,10 @@ def test_info_of_other_directories_and_names(reject, tmp_path, checkpoint):
 
 
 def test_info_describes_vectors_with_and_without_provenance(run, tmp_path, artifact, texts_csv):
+    write_vectors(np.zeros((3, 4), np.float32), tmp_path / "p.npy", provenance(model="ti\x1bny"))
+    _, out, _ = run("info", tmp_path / "p.npy")
+    assert all(value in out for value in ("fp32", "cd", "a dog"))
+    assert "\x1b" not in out
     np.save(tmp_path / "plain.npy", np.zeros((3, 4), np.float16))
     code, out, _ = run("info", tmp_path / "plain.npy")
     assert (code, "4 float16" in out, "unknown" in out) == (0, True, True)

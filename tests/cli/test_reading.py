@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from support import read_rows
 
 from onnxsim_embed.files.vectors import read_ids
 
@@ -89,9 +89,12 @@ def test_texts_outside_the_code_page_of_the_console_are_printed(tmp_path, artifa
         assert "naïve \\u6f22\\u5b57".encode("cp1252") in done.stdout
 
 
+def ids(name, *columns):
+    return [tuple(row[column] for column in columns) for row in read_rows(name)]
+
+
 def rows(name, *columns):
-    with open(name, encoding="utf-8", newline="") as stream:
-        return [tuple(int(row[column]) for column in columns) for row in csv.DictReader(stream)]
+    return [tuple(map(int, cells)) for cells in ids(name, *columns)]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -120,11 +123,6 @@ def test_skipped_rows_keep_their_numbers(command, tmp_path):
     assert rows("g.csv", "row", "kept") == [(0, 0), (3, 0)]
     assert rows("c.csv", "row", "cluster") == [(0, 0), (3, 0), (2, 1)]
     assert command("similarity", "a.jsonl", "--on-error", "skip", "-o", "graph")[0] == 2
-
-
-def ids(name, *columns):
-    with open(name, encoding="utf-8", newline="") as stream:
-        return [tuple(row[column] for column in columns) for row in csv.DictReader(stream)]
 
 
 JOINED = ("a.jsonl", "--id-column", "id", "--vectors")

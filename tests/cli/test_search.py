@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 
 import numpy as np
 import pytest
-from support import TEXTS, write_checkpoint
+from support import TEXTS, read_rows, write_checkpoint
 
 from onnxsim_embed import Embedder, top_k
 from onnxsim_embed.export import export_model
@@ -42,10 +41,9 @@ def expected(artifact):
 
 
 def read(path):
-    with path.open(encoding="utf-8", newline="") as stream:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in stream]
-        return list(csv.DictReader(stream, delimiter="\t" if path.suffix == ".tsv" else ","))
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return read_rows(path)
 
 
 def test_rank_score_row_and_text_are_printed(search, files, expected):

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from support import names
 
 from onnxsim_embed.files.atomic import (
     atomic_directory,
@@ -13,10 +14,6 @@ from onnxsim_embed.files.atomic import (
     durable_file,
     write_json,
 )
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
 
 
 @pytest.fixture

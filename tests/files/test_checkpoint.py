@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from support import names
 
-from onnxsim_embed.errors import MissingExtraError, TableError
+from onnxsim_embed.errors import TableError
 from onnxsim_embed.files import checkpoint as checkpoints
 from onnxsim_embed.files.checkpoint import JOURNAL, LOCK, ROWS, Checkpoint, EmbeddingCheckpoint
 from onnxsim_embed.files.vectors import read_vectors
@@ -31,10 +31,6 @@ def write_rows(path, vectors=VECTORS, texts="digest", **options):
     with opened(path, vectors=vectors, **options) as checkpoint:
         checkpoint.append(vectors, texts)
     return checkpoint.directory
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
 
 
 def disk_full(*_, **__):
@@ -175,12 +171,6 @@ def test_a_target_that_cannot_be_written_is_rejected(tmp_path, name, force, erro
         return
     with pytest.raises(error, match=name.rpartition("/")[2]):
         target.check_target(force)
-
-
-def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError):
-        EmbeddingCheckpoint(tmp_path / "new.parquet").check_target(False)
 
 
 def test_a_file_that_came_later_is_not_replaced_unasked(path):

@@ -16,7 +16,7 @@ from pyarrow import fs
 from onnxsim_embed import open_graph, write_graph
 from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
-from onnxsim_embed.errors import MissingExtraError, TableError
+from onnxsim_embed.errors import TableError
 from onnxsim_embed.export import export_model
 from onnxsim_embed.files import locations
 from onnxsim_embed.files.atomic import atomic_directory, atomic_file, check_output
@@ -151,12 +151,6 @@ def test_one_connection_serves_all_files_of_a_bucket(bucket):
     put(lambda name: f"s3://bucket/a/{name}{OPTIONS}", "1", "2", "3")
     assert set(bucket) == {f"s3://bucket/{OPTIONS}"}
     assert Directory("s3://bucket/a").local is None
-
-
-def test_without_pyarrow_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install .*\[parquet\]'"):
-        find_files("a.csv")
 
 
 # URIs and credentials

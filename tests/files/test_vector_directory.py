@@ -110,7 +110,7 @@ def test_other_programs_read_the_shards(tmp_path):
     assert table.schema.field("vector").type == pyarrow.list_(pyarrow.float32(), 4)
     np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), random(10))
     metadata = parquet.read_schema(tmp_path / "v" / shard_file(0)).metadata
-    assert parse_provenance(metadata[METADATA_KEY]) == provenance()
+    assert parse_provenance(json.loads(metadata[METADATA_KEY])) == provenance()
     assert [shard_file(n) for n in (0, 100_000)] == ["part-00000.parquet", "part-100000.parquet"]
 
 

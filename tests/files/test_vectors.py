@@ -18,6 +18,8 @@ from support import provenance, write_shards
 
 from onnxsim_embed.errors import MissingExtraError, TableError
 from onnxsim_embed.files import vectors as vector_files
+from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
+from onnxsim_embed.files.locations import find_files
 from onnxsim_embed.files.provenance import (
     END_BYTES,
     check_sidecar,
@@ -25,6 +27,7 @@ from onnxsim_embed.files.provenance import (
     parse_provenance,
     sidecar,
 )
+from onnxsim_embed.files.texts import iter_texts
 from onnxsim_embed.files.vectors import (
     NPY_HEADER,
     holds_vectors,
@@ -146,9 +149,16 @@ def test_a_missing_file_and_another_ending_are_named(path, tmp_path):
 
 
 def test_without_pyarrow_parquet_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
     path = tmp_path / "a.parquet"
-    for use in (lambda: holds_vectors(path), lambda: write_vectors(VECTORS, path)):
+    write_vectors(VECTORS, path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for use in (
+        lambda: holds_vectors(path),
+        lambda: write_vectors(VECTORS, path),
+        lambda: EmbeddingCheckpoint(tmp_path / "new.parquet").check_target(False),
+        lambda: list(iter_texts(path)),
+        lambda: find_files(path),
+    ):
         with pytest.raises(MissingExtraError, match=r"pip install .*\[parquet\]'"):
             use()
 
@@ -290,14 +300,3 @@ def test_a_file_of_the_user_is_not_replaced_by_a_sidecar(tmp_path):
     write_vectors(VECTORS, path, provenance())
     path.unlink()
     check_sidecar(path, force=False)  # a sidecar without its file
-
-
-def test_info_prints_provenance(run, path):
-    write_vectors(VECTORS, path, provenance(model="ti\x1bny", truncate_dim=2))
-    code, out, err = run("info", path)
-    assert (code, err) == (0, "")
-    for value in ("5", "fp32", "cd", "a dog"):
-        assert value in out
-    assert "\x1b" not in out
-    write_vectors(VECTORS, path)
-    assert "unknown" in run("info", path)[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import pickle
 import re
 import sys
@@ -16,7 +15,8 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from support import TEXTS, write_checkpoint
+from support import TEXTS, change_json, write_checkpoint
+from support import sentence_transformer as reference
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import Artifact
@@ -52,13 +52,6 @@ VARIED_WORDS = (
 )
 
 
-def reference(directory):
-    """The same checkpoint in sentence-transformers."""
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(str(directory), device="cpu", local_files_only=True)
-
-
 @pytest.fixture(scope="module")
 def model(artifact):
     return Embedder(artifact, precision="fp32", threads=2)
@@ -80,10 +73,6 @@ def theirs(checkpoint):
 def minilm(real_artifact):
     """The real MiniLM."""
     return Embedder(real_artifact, precision="fp32")
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes), encoding="utf-8")
 
 
 # the same vectors as sentence-transformers
@@ -394,13 +383,8 @@ class Bar:
     """A progress bar that notes what it is told."""
 
     def __init__(self, **options):
-        self.unit, self.total, self.totals, self.steps, self.text = (
-            options["unit"],
-            None,
-            [],
-            [],
-            "",
-        )
+        self.unit, self.total, self.text = options["unit"], None, ""
+        self.totals, self.steps = [], []
 
     def update(self, tokens):
         self.totals.append(self.total)
@@ -429,14 +413,6 @@ def test_progress_counts_tokens_and_says_how_many_there_will_be(model, monkeypat
     assert bars == []
 
 
-def test_progress_is_shown_on_standard_error(model, capsys):
-    model.encode(TEXTS, show_progress_bar=True)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert f"{model.last_report.tokens}/{model.last_report.tokens}" in captured.err
-    assert f"{len(TEXTS)} texts" in captured.err
-
-
 def test_properties(model, artifact):
     assert model.embedding_dimension == model.get_embedding_dimension() == 32
     assert model.get_sentence_embedding_dimension() == 32
@@ -463,7 +439,7 @@ def test_similarity_equals_sentence_transformers(artifact, checkpoint, vectors, 
 
 def test_the_similarity_function_of_the_checkpoint_is_kept(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", normalize=False)
-    edit_json(checkpoint / "config_sentence_transformers.json", similarity_fn_name="dot")
+    change_json(checkpoint / "config_sentence_transformers.json", similarity_fn_name="dot")
     model = Embedder(export_model(checkpoint, tmp_path / "artifact", precisions=["fp32"]))
     vectors = model.encode(TEXTS)
     np.testing.assert_allclose(model.similarity(vectors, vectors), vectors @ vectors.T, rtol=1e-5)

@@ -10,7 +10,7 @@ from itertools import count, islice
 
 import numpy as np
 import pytest
-from support import TEXTS
+from support import TEXTS, names
 from support import provenance as example_provenance
 
 from onnxsim_embed import Embedder
@@ -54,10 +54,6 @@ def stop_at(embedder, path, row, texts=ROWS, error=StopError, **options):
         encode_to_file(embedder, lines(), path, on_rows=finished.append, **options)
     assert caught.value is raised
     return finished[-1]
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
 
 
 @pytest.fixture(params=[".npy", ".parquet"])
@@ -309,17 +305,6 @@ def test_another_model_or_version_is_named(embedder, artifact, tmp_path, monkeyp
     monkeypatch.setattr(provenance, "__version__", "9.9")
     with pytest.raises(ValueError, match=r"\(onnxsim_embed: .*, now 9\.9\)"):
         encode_to_file(embedder, ROWS, path)
-
-
-def test_two_runs_cannot_write_one_file(embedder, path):
-    def lines():
-        yield from ROWS[:10]
-        with pytest.raises(TableError, match="another process"):
-            encode_to_file(embedder, ROWS, path)
-        yield from ROWS[10:]
-
-    encode_to_file(embedder, lines(), path)
-    np.testing.assert_array_equal(read_vectors(path), embedder.encode(ROWS))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from support import TEXTS
+from support import TEXTS, sentence_transformer
 
 import onnxsim_embed
 from onnxsim_embed import Embedder
@@ -107,9 +107,7 @@ def test_a_forked_child_encodes(artifact):
     code = """
 import os, sys
 from onnxsim_embed import Embedder
-from onnxsim_embed.runtime import cuda as cuda_engine
-from onnxsim_embed.runtime import engine, pipeline
-from onnxsim_embed.runtime.cuda import CudaSession
+from onnxsim_embed.runtime import engine
 engine.LONE_SECONDS, engine.LONE_CALLS = 0.0, 0
 model = Embedder(sys.argv[1], threads=2)
 texts = [f"water {'road ' * n}" for n in range(40)]
@@ -185,10 +183,9 @@ def test_a_stream_needs_ranges_and_they_must_fit(model, precision):
 
 @pytest.mark.parametrize("prompt", [None, "about: "])
 def test_token_embeddings_equal_those_of_sentence_transformers(model, checkpoint, prompt):
-    from sentence_transformers import SentenceTransformer
-
-    theirs = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
-    expected = theirs.encode(TEXTS, prompt=prompt, output_value="token_embeddings")
+    expected = sentence_transformer(checkpoint).encode(
+        TEXTS, prompt=prompt, output_value="token_embeddings"
+    )
     result = model.encode(TEXTS, prompt=prompt, output_value="token_embeddings")
     assert len(result) == len(TEXTS)
     for ours, other in zip(result, expected, strict=True):

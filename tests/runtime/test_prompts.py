@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support import TEXTS, change_json, read_json, write_checkpoint
+from support import sentence_transformer as reference
 
 from onnxsim_embed import AsyncEmbedder, Embedder, encode_to_file
 from onnxsim_embed.artifact.manifest import Artifact
@@ -17,13 +18,6 @@ from onnxsim_embed.runtime.provenance import provenance_of
 CLOSE = 1e-5
 MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "cls+mean")
 PROMPT = "represent the rural project: "
-
-
-def reference(directory):
-    """The same checkpoint in sentence-transformers."""
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(str(directory), device="cpu", local_files_only=True)
 
 
 PROMPTS = {

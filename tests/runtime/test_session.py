@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
@@ -100,14 +99,6 @@ def test_masked_tokens_do_not_change_the_others(artifact):
     padded = np.pad(IDS, ((0, 0), (0, 3)))
     mask = np.pad(np.ones_like(IDS), ((0, 0), (0, 3)))
     np.testing.assert_allclose(session.run(padded, mask)[:, :4], hidden, atol=1e-5)
-
-
-def test_many_threads_may_run_one_session(artifact):
-    session = Session(artifact / "onnx/model.onnx", "cpu")
-    expected = session.run(IDS)
-    with ThreadPoolExecutor(8) as workers:
-        for hidden in workers.map(session.run, [IDS] * 40):
-            np.testing.assert_array_equal(hidden, expected)
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "encoder.onnx", "encoder_int8.onnx"])
