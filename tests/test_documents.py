@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from documents import blocks, commands, run_python
 
 from onnxsim_embed import Embedder
+from onnxsim_embed.artifact.manifest import Artifact
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -27,25 +27,29 @@ def blocks_to_run(document):
     ]
 
 
-@pytest.fixture
-def directory(real_artifact, tmp_path, monkeypatch):
-    """A directory with the examples, and the real MiniLM where `from_pretrained` looks for it."""
-    import onnxsim_embed.export
-    from onnxsim_embed.artifact.cache import locate_artifact
+@pytest.fixture(scope="module")
+def copied(real_artifact):
+    """A function that copies the real MiniLM, and stands for its export: as good as a second one.
 
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path / ".cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    with monkeypatch.context() as patch:  # a copy is as good as a second export
-        patch.setattr(
-            onnxsim_embed.export,
-            "export_model",
-            lambda model, target, **_: shutil.copytree(real_artifact, target),
-        )
+    The copy is also where `from_pretrained` looks; `verify` takes an eighth of its texts.
+    """
+    from onnxsim_embed import export
+    from onnxsim_embed.artifact.cache import locate_artifact
+    from onnxsim_embed.export.verify import verification_texts, verify_artifact
+
+    def copy(model, target, **_):
+        assert "minilm" in str(model)
+        return Artifact.open(shutil.copytree(real_artifact, target, copy_function=os.link))
+
+    def verify_few(artifact, texts, **options):
+        return verify_artifact(artifact, texts=(texts or verification_texts())[::8], **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXSIM_EMBED_CACHE", str(real_artifact.with_name("cache")))
+        patch.setattr(export, "export_model", copy, raising=False)
+        patch.setattr(export, "verify_artifact", verify_few, raising=False)
         locate_artifact("all-MiniLM-L6-v2")
-    return tmp_path
+        yield copy
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +67,21 @@ def vectors(real_artifact):
     [page for page in DOCUMENTS if page.parent.name != "recipes" and blocks_to_run(page)],
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
-def test_a_document_works_from_top_to_bottom(document, directory, real_artifact, vectors):
+def test_a_document_works_from_top_to_bottom(document, copied, vectors, run, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
     if document.stem != "README":  # which makes them
-        shutil.copytree(real_artifact, directory / "model")
+        copied("minilm", tmp_path / "model")
         if document.stem != "tutorial":
-            np.save(directory / "vectors.npy", vectors)
+            np.save(tmp_path / "vectors.npy", vectors)
     namespace = {"__name__": "document"}
     for block in blocks_to_run(document):
         if block.language == "python":
             run_python(block, namespace, document)
             continue
         for command in commands(block):
-            done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{document}:{block.line}: {command}\n{done.stderr}"
+            code, _, err = run(*shlex.split(command)[1:])
+            assert code == 0, f"{document}:{block.line}: {command}\n{err}"
 
 
 def test_blocks_are_found_with_what_they_print():

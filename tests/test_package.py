@@ -247,6 +247,8 @@ def test_no_file_names_a_thing_of_this_machine(what):
     assert found == []
 
 
-def test_the_module_is_the_command():
-    command = [sys.executable, "-m", "onnxsim_embed", "--version"]
-    assert onnxsim_embed.__version__ in subprocess.check_output(command, text=True)
+def test_the_module_and_the_script_are_the_command():
+    script = [str(Path(sys.executable).with_name("onnxsim-embed"))]
+    for command in ([sys.executable, "-m", "onnxsim_embed"], script):
+        printed = subprocess.check_output([*command, "--version"], text=True)
+        assert onnxsim_embed.__version__ in printed
