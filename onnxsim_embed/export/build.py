@@ -57,11 +57,11 @@ from onnxsim_embed.export.quantization.encoder import (
 from onnxsim_embed.export.quantization.gptq import quantize_table
 from onnxsim_embed.export.quantization.search import Choice, Search, hold_out, vector_loss
 from onnxsim_embed.export.verify import Report, verify_derived, verify_fp32
-from onnxsim_embed.export.weights import Tensors
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.pooling import Head, load_head
 from onnxsim_embed.runtime.tokenization import Tokenizer
 from onnxsim_embed.system.hardware import CPU_PROVIDER
+from onnxsim_embed.system.memory import release_memory
 from onnxsim_embed.system.onnx_session import start_session
 from onnxsim_embed.system.threads import map_chunks
 
@@ -111,6 +111,7 @@ class DirectEncoder:
         assert isinstance(encoder.words, np.ndarray)
         rest, held_out = hold_out(token_ids)
         seen = collect_activations(encoder, rest, work / MODEL_FILES["fp32"])
+        release_memory()
         groups = fit_encoder(encoder, seen)
         quantize, words = Quantizer(groups), quantize_table(encoder.words)
 
@@ -139,14 +140,17 @@ class DirectEncoder:
 
 def _write_encoder(encoder: Encoder, precision: str, method: str, work: Path) -> PrecisionEntry:
     """Write the portable file, and beside it the run-path graph that refers to its weights."""
-    portable, run = build_encoder(encoder, "portable"), build_encoder(encoder, "run")
-    for model in (portable, run):
-        onnx.checker.check_model(model)
     file, run_file = MODEL_FILES[precision], ENCODER_FILES[precision]
-    onnx.save(portable, work / file)
-    share_constants(run, work / file)
-    onnx.save(run, work / run_file)
-    return PrecisionEntry(file, run_file, method, operator_counts(portable))
+    model = build_encoder(encoder, "portable")
+    onnx.checker.check_model(model)
+    onnx.save(model, work / file)
+    counts = operator_counts(model)
+    del model  # as large as the encoder
+    model = build_encoder(encoder, "run")
+    onnx.checker.check_model(model)
+    share_constants(model, work / file)
+    onnx.save(model, work / run_file)
+    return PrecisionEntry(file, run_file, method, counts)
 
 
 class Builder:
@@ -169,11 +173,9 @@ class Builder:
                 "tell the tokens of a prompt, which are not pooled"
             )
         logger.info("making the ONNX graph of %s (%s)", checkpoint.name, via)
-        self.tensors: Tensors = {}
         self.encoder: DirectEncoder | GraphEncoder
         if via == "direct":
-            self.tensors = checkpoint.tensors()
-            self.encoder = DirectEncoder(load_encoder(checkpoint.config, self.tensors))
+            self.encoder = DirectEncoder(load_encoder(checkpoint.config, checkpoint.tensors()))
         elif via == "adopted":
             self.encoder = adopt(checkpoint, work / MODEL_FILES["fp32"], output)
         else:
@@ -224,11 +226,13 @@ class Builder:
 
     def add_fp32(self, recipe: Recipe | None) -> Report:
         """Write the fp32 files and return how they compare with the reference."""
-        _, artifact = self._draft("fp32", self.encoder.write_fp32(self.work))
-        report = verify_fp32(artifact, self.checkpoint, self.tensors, recipe)
+        entry = self.encoder.write_fp32(self.work)
+        release_memory()
+        _, artifact = self._draft("fp32", entry)
+        report = verify_fp32(artifact, self.checkpoint, self.encoder.via == "direct", recipe)
+        release_memory()
         if self.encoder.via == "adopted":
             report["problems"] += compare_sentence_embedding(artifact)
-        self.tensors = {}  # the encoder holds what it needs
         self.manifest = replace(artifact.manifest, verification={"fp32": report})
         self._publish(self.manifest)
         return report

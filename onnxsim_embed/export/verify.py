@@ -25,8 +25,10 @@ from onnxsim_embed.export.numpy_encoder import numpy_reference
 from onnxsim_embed.export.weights import has_weights
 from onnxsim_embed.runtime.batching import TOKEN_BUDGET
 from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.pooling import Head
 from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.system.hardware import bf16_supported
+from onnxsim_embed.system.memory import release_memory
 
 Float32 = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int64]
@@ -101,9 +103,8 @@ def verify_artifact(
         direct = checkpoint.architecture in ARCHITECTURES
         if not direct and not references.has_torch():
             raise MissingExtraError("verifying against PyTorch", "torch", "torch")
-        tensors = checkpoint.tensors() if direct else {}
         recipe = find_recipe(manifest.source)
-        report["fp32"] = verify_fp32(artifact, checkpoint, tensors, recipe, texts)
+        report["fp32"] = verify_fp32(artifact, checkpoint, direct, recipe, texts)
     for precision in artifact.manifest.precisions:
         if precision != "fp32":
             report[precision] = verify_derived(precision, artifact, min_fidelity, texts)
@@ -120,7 +121,7 @@ def bf16_runs() -> bool:
 def verify_fp32(
     artifact: Artifact,
     checkpoint: Checkpoint,
-    tensors: Mapping[str, Float32],
+    direct: bool = False,
     recipe: Recipe | None = None,
     texts: Sequence[str] | None = None,
 ) -> Report:
@@ -129,31 +130,30 @@ def verify_fp32(
     The references are loaded from the checkpoint alone: transformers' tokenizer, and
     sentence-transformers' vectors, else PyTorch's or numpy's hidden states with this package's pooling. Without
     weights, as of an adopted ONNX file, the file is compared with itself in padded batches.
+
+    :param direct: whether the file was built from the weights, which numpy can compute too.
     """
     logger.info("verifying fp32")
     model = Embedder(artifact, precision="fp32", device="cpu")
-    weights = bool(tensors) or (references.has_torch() and has_weights(checkpoint.transformer))
+    weights = direct or (references.has_torch() and has_weights(checkpoint.transformer))
     if texts is None:
         texts = verification_texts()[:: REFERENCE_STEP if weights else 1]
     everything = [*texts, *references.probe_texts(model)]
     token_ids, ids, problems = references.compare_token_ids(
         checkpoint, everything, model.token_ids(everything)
     )
-    name, hidden, reference = PADDED, None, None
-    if weights and references.has_torch():
-        name, loaded = "PyTorch", references.load_model(checkpoint)
-        hidden = references.torch_reference(loaded)
-        if token_ids["reference"]:
-            reference = references.sentence_transformers_vectors(checkpoint, loaded, everything)
-        token_ids["pipeline"] = "own pooling" if reference is None else "sentence-transformers"
-    elif weights:
-        name, hidden = "numpy", numpy_reference(checkpoint.config, tensors)
-    if hidden is None:
-        reference = references.padded_vectors(
-            Session(artifact.open_file("fp32"), "cpu"), model, ids
+    name, expected = PADDED, None
+    if weights:
+        lengths = references.length_probes(model.token_ids(texts), model.max_seq_length)
+        name = "PyTorch" if references.has_torch() else "numpy"
+        reference, expected = _reference(
+            checkpoint, model.head, everything, ids, lengths, token_ids
         )
-    elif reference is None:
-        reference = references.reference_vectors(hidden, model.head, ids)
+        release_memory()  # the reference holds the weights as often as this export does
+    else:
+        session = Session(artifact.open_file("fp32"), "cpu")
+        reference = references.padded_vectors(session, model, ids)
+        del session
     vectors = model.encode(everything, prompt="")
     n = len(texts)
     report = _judge("fp32", reference[:n], vectors[:n], name)
@@ -161,12 +161,35 @@ def verify_fp32(
     report["problems"] = problems + report["problems"]
     _require_equal(report, "fp32", reference[n:], vectors[n:], "of unusual texts", "probe")
     _count_variant(report, model, texts, vectors[:n])
-    _check_files(report, "fp32", model, texts, vectors[:n], hidden)
+    _check_files(report, "fp32", model, texts, vectors[:n], expected)
     if recipe is not None:
         report["known_answers"] = len(recipe.known_answers)
         for answer in recipe.known_answers:
             report["problems"] += fidelity.check_known_answer(model, answer)
     return report
+
+
+def _reference(
+    checkpoint: Checkpoint,
+    head: Head,
+    texts: Sequence[str],
+    ids: Sequence[TokenIds],
+    lengths: Sequence[TokenIds],
+    token_ids: Report,
+) -> tuple[Float32, Float32]:
+    """Return the checkpoint's vectors of texts, and those of the token ids `lengths`."""
+    vectors = None
+    if references.has_torch():
+        loaded = references.load_model(checkpoint)
+        hidden = references.torch_reference(loaded)
+        if token_ids["reference"]:
+            vectors = references.sentence_transformers_vectors(checkpoint, loaded, texts)
+        token_ids["pipeline"] = "own pooling" if vectors is None else "sentence-transformers"
+    else:
+        hidden = numpy_reference(checkpoint.config, checkpoint.tensors())
+    if vectors is None:
+        vectors = references.reference_vectors(hidden, head, ids)
+    return vectors, references.reference_vectors(hidden, head, lengths)
 
 
 def verify_derived(
@@ -254,20 +277,20 @@ def _check_files(
     model: Embedder,
     texts: Sequence[str],
     vectors: Float32,
-    hidden: references.Hidden | None = None,
+    expected: Float32 | None = None,
 ) -> None:
     """Compare the portable file, and the pooled one if there is one, with the run-path file.
 
-    :param hidden: the reference with which texts of `length_probes` are compared, if there is one.
+    :param expected: the reference's vectors of `length_probes`, if there is one.
     """
     entry = model.artifact.manifest.precisions[precision]
     file = model.artifact.open_file(precision)
-    run = Session(model.artifact.file(entry.encoder) if entry.encoder else file, "cpu").run
+    session = Session(model.artifact.file(entry.encoder) if entry.encoder else file, "cpu")
     ids = model.token_ids(texts)
     lengths = references.length_probes(ids, model.max_seq_length)
-    alone = np.concatenate([model.head(run(tokens[None])) for tokens in lengths])
-    if hidden is not None:
-        expected = references.reference_vectors(hidden, model.head, lengths)
+    alone = np.concatenate([model.head(session.run(tokens[None])) for tokens in lengths])
+    del session
+    if expected is not None:
         _require_equal(report, precision, expected, alone, "of 1, 2 or most tokens", "lengths")
     ids = [*ids[::PORTABLE_STEP], *lengths]
     padded = references.padded_vectors(Session(file, "cpu"), model, ids)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,3 +30,10 @@ def available_memory(root: Path = Path("/")) -> int:
                 left += int(statistics.get(cache, 0))
             free.append(left)
     return max(0, min(free))
+
+
+def release_memory() -> None:
+    """Return memory that is free to the operating system, where the C library can (glibc)."""
+    gc.collect()  # models of PyTorch refer to themselves
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -46,7 +46,7 @@ def test_references_run_text_by_text():
 
 def test_both_precisions_are_reported(checkpoint, artifact):
     opened, made = open_checkpoint(checkpoint), Artifact.open(artifact)
-    fp32 = verify_fp32(made, opened, opened.tensors())
+    fp32 = verify_fp32(made, opened, True)
     int8 = verify_derived("int8", made)
     for entry in (fp32, int8):
         assert entry["problems"] == []
@@ -58,14 +58,14 @@ def test_both_precisions_are_reported(checkpoint, artifact):
 
 def test_texts_of_the_caller_are_compared(checkpoint, artifact):
     opened = open_checkpoint(checkpoint)
-    report = verify_fp32(Artifact.open(artifact), opened, opened.tensors(), texts=TEXTS)
+    report = verify_fp32(Artifact.open(artifact), opened, True, texts=TEXTS)
     assert report["texts"] == len(TEXTS)
     assert report["problems"] == []
 
 
 def test_another_checkpoint_is_a_problem_with_numbers(tmp_path, artifact):
     other = open_checkpoint(write_checkpoint(tmp_path / "c", seed=1))
-    report = verify_fp32(Artifact.open(artifact), other, other.tensors(), texts=TEXTS)
+    report = verify_fp32(Artifact.open(artifact), other, True, texts=TEXTS)
     assert len(report["problems"]) == 3  # on the texts, unusual ones, and those of odd lengths
     assert re.search(r"fp32 .*mean cosine -?0\.\d+ \(threshold", report["problems"][0])
 
@@ -81,7 +81,7 @@ def test_other_token_ids_than_those_of_transformers_are_a_problem(
     monkeypatch.undo()
     artifact = export_model(directory, tmp_path / "a", precisions=["fp32"])
     original = open_checkpoint(checkpoint)
-    problems = verify_fp32(artifact, original, original.tensors(), texts=TEXTS)["problems"]
+    problems = verify_fp32(artifact, original, True, texts=TEXTS)["problems"]
     assert "token ids" in problems[0]
 
 
@@ -89,7 +89,7 @@ def test_a_wrong_pooling_is_a_problem(checkpoint, tmp_path):
     directory = Path(shutil.copytree(checkpoint, tmp_path / "c"))
     artifact = export_model(directory, tmp_path / "a", precisions=["fp32"], pooling="cls")
     original = open_checkpoint(directory)
-    report = verify_fp32(artifact, original, original.tensors(), texts=TEXTS)
+    report = verify_fp32(artifact, original, True, texts=TEXTS)
     assert report["token_ids"]["pipeline"] == "sentence-transformers"
     assert "fp32 is not faithful to PyTorch" in report["problems"][0]
 

@@ -47,7 +47,7 @@ class GraphBuilder:
         """Add a constant once and return its name."""
         if name not in self.initializers:
             # order="C" rather than ascontiguousarray, which would make a scalar 1-D.
-            self.initializers[name] = numpy_helper.from_array(np.array(value, order="C"), name)
+            self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def op(
@@ -127,15 +127,17 @@ class GraphBuilder:
     def model(
         self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
     ) -> onnx.ModelProto:
-        """Return the finished model."""
-        constants = list(self.initializers.values())
-        graph = helper.make_graph(self.nodes, "encoder", inputs, outputs, constants)
+        """Return the finished model, and give it the constants."""
+        graph = helper.make_graph(self.nodes, "encoder", inputs, outputs)
         opsets = [helper.make_opsetid("", OPSET)]
         if any(node.domain == MICROSOFT for node in self.nodes):
             opsets.append(helper.make_opsetid(MICROSOFT, 1))
-        return helper.make_model(
+        model = helper.make_model(
             graph, opset_imports=opsets, producer_name="onnxsim-embed", ir_version=IR_VERSION
         )
+        for name in list(self.initializers):  # one by one: the weights are not in memory twice
+            model.graph.initializer.append(self.initializers.pop(name))
+        return model
 
 
 def operator_counts(model: onnx.ModelProto) -> dict[str, int]:
