@@ -2,7 +2,8 @@
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -51,6 +52,15 @@ def check_packages(purpose: str, extra: str, packages: Mapping[str, str]) -> Non
     for module, package in packages.items():
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(purpose, extra, package)
+
+
+@contextmanager
+def needs_extra(purpose: str, extra: str, package: str = "") -> Iterator[None]:
+    """Raise MissingExtraError if an import in the block fails; `package` is by default the missing module."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(purpose, extra, package or str(error.name)) from None
 
 
 def install_command(extra: str) -> str:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.errors import MissingExtraError
-from onnxsim_embed.integrations.loading import LazyModel, ModelSettings
+from onnxsim_embed.errors import needs_extra
+from onnxsim_embed.integrations.loading import OPTIONS, ModelOptions
 
-try:
+with needs_extra("onnxsim_embed.integrations.chroma", "chroma", "chromadb"):
     from chromadb.api.types import Documents, EmbeddingFunction, Space
     from chromadb.utils.embedding_functions import register_embedding_function
-except ModuleNotFoundError:
-    raise MissingExtraError("onnxsim_embed.integrations.chroma", "chroma", "chromadb") from None
 
 RUNTIME = ("precision", "device", "threads")  # settings that leave the meaning of vectors alone
 
 
-class OnnxsimEmbeddingFunction(EmbeddingFunction[Documents]):
+@dataclass(eq=False, repr=False, kw_only=True)
+class OnnxsimEmbeddingFunction(ModelOptions, EmbeddingFunction[Documents]):
     """Chroma embedding function: documents by `encode_document`, queries by `encode_query`.
 
     The model is loaded on first use. The arguments are kept in the configuration of a collection, which
@@ -31,9 +31,7 @@ class OnnxsimEmbeddingFunction(EmbeddingFunction[Documents]):
     :param precision: as for `Embedder`, as are `device` and `threads`.
     :param query_prompt: string prepended to each query; None for the model's "query" prompt.
     :param document_prompt: string prepended to each document; None for the model's own.
-    :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
-    :param truncate_dim: truncate embeddings to this dimension.
-    :param long_texts: "truncate" texts beyond the model's length, or "mean" of windows; see `Embedder.encode`.
+    :param normalize_embeddings: as for `Embedder.encode`, as are `truncate_dim` and `long_texts`.
     :raises MissingExtraError: at import, if chromadb is not installed.
 
     Usage::
@@ -47,27 +45,12 @@ class OnnxsimEmbeddingFunction(EmbeddingFunction[Documents]):
         print(collection.query(query_texts=["immunisation"], n_results=1)["documents"][0][0])
     """
 
-    def __init__(
-        self,
-        model: str | Path = "all-MiniLM-L6-v2",
-        *,
-        precision: str = "auto",
-        device: str = "auto",
-        threads: int | None = None,
-        query_prompt: str | None = None,
-        document_prompt: str | None = None,
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
-        long_texts: str = "truncate",
-    ) -> None:
-        name = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
-        self._model = LazyModel(ModelSettings(name, precision, device, threads))
-        self._prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt}
-        self._options: dict[str, Any] = {
-            "normalize_embeddings": normalize_embeddings,
-            "truncate_dim": truncate_dim,
-            "long_texts": long_texts,
-        }
+    model: str | Path = field(default="all-MiniLM-L6-v2", kw_only=False)
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        self.model = str(Path(self.model).resolve() if Path(self.model).is_dir() else self.model)
 
     def __call__(self, input: Documents) -> list[npt.NDArray[np.float32]]:
         """Return the embeddings of documents.
@@ -75,13 +58,16 @@ class OnnxsimEmbeddingFunction(EmbeddingFunction[Documents]):
         :param input: n documents.
         :returns: n float32 arrays (dim,).
         """
-        prompt = self._prompts["document_prompt"]
-        return list(self._model.get().encode_document(input, prompt=prompt, **self._options))
+        return list(
+            self._load().encode_document(input, prompt=self.document_prompt, **self._options())
+        )
 
     def embed_query(self, input: Documents) -> list[npt.NDArray[np.float32]]:
         """Return the embeddings of queries, as `__call__` those of documents."""
-        prompt = self._prompts["query_prompt"]
-        return list(self._model.get().encode_query(input, prompt=prompt, **self._options))
+        return list(self._load().encode_query(input, prompt=self.query_prompt, **self._options()))
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in OPTIONS}
 
     @staticmethod
     def name() -> str:
@@ -94,10 +80,7 @@ class OnnxsimEmbeddingFunction(EmbeddingFunction[Documents]):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments, which Chroma stores with a collection."""
-        settings = self._model.settings
-        assert settings is not None
-        runtime = {name: getattr(settings, name) for name in RUNTIME}
-        return {"model": settings.name, **runtime, **self._prompts, **self._options}
+        return asdict(self)
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> OnnxsimEmbeddingFunction:

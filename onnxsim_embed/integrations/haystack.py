@@ -7,46 +7,30 @@ Haystack loads stored pipelines only with components of trusted modules:
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
-from inspect import signature
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxsim_embed.errors import MissingExtraError
-from onnxsim_embed.integrations.loading import (
-    LazyModel,
-    ModelSettings,
-    embed_documents,
-    embed_query,
-)
+from onnxsim_embed.errors import needs_extra
+from onnxsim_embed.integrations.loading import ModelOptions, embed_documents, embed_query
 
-try:
+with needs_extra("onnxsim_embed.integrations.haystack", "haystack", "haystack-ai"):
     from haystack import Document, component, default_from_dict, default_to_dict
-except ModuleNotFoundError:
-    raise MissingExtraError(
-        "onnxsim_embed.integrations.haystack", "haystack", "haystack-ai"
-    ) from None
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class _Embedder:
-    """Loading and serialization of both components."""
+@dataclass(eq=False, repr=False, kw_only=True)
+class _Embedder(ModelOptions):
+    """Arguments, loading and serialization of both components."""
 
-    def _set_model(
-        self, model: str | Path, precision: str, device: str, threads: int | None
-    ) -> None:
-        self.settings = ModelSettings(str(model), precision, device, threads)
-        self._model = LazyModel(self.settings)
+    model: str | Path = field(default="all-MiniLM-L6-v2", kw_only=False)
+    prompt: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the component as Haystack stores it."""
-        attributes = vars(self.settings) | vars(self) | {"model": self.settings.name}
-        parameters = set(signature(type(self).__init__).parameters)
-        stored: dict[str, Any] = default_to_dict(
-            self, **{name: value for name, value in attributes.items() if name in parameters}
-        )
+        stored: dict[str, Any] = default_to_dict(self, **asdict(self) | {"model": str(self.model)})
         return stored
 
     @classmethod
@@ -56,10 +40,11 @@ class _Embedder:
 
     def warm_up(self) -> None:
         """Load the model."""
-        self._model.get()
+        self._load()
 
 
 @component
+@dataclass(eq=False, repr=False, kw_only=True)
 class OnnxsimDocumentEmbedder(_Embedder):
     """Haystack component that sets the embeddings of documents, by `encode_document`.
 
@@ -70,9 +55,7 @@ class OnnxsimDocumentEmbedder(_Embedder):
     :param precision: as for `Embedder`, as are `device` and `threads`.
     :param batch_size: maximum number of texts per model call; None (recommended) fits the caches.
     :param prompt: string prepended to each document; None for the model's own.
-    :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
-    :param truncate_dim: truncate embeddings to this dimension.
-    :param long_texts: "truncate" texts beyond the model's length, or "mean" of windows; see `Embedder.encode`.
+    :param normalize_embeddings: as for `Embedder.encode`, as are `truncate_dim` and `long_texts`.
     :param progress_bar: whether to show a progress bar.
     :param meta_fields_to_embed: fields of a document's meta that are prepended to its content.
     :param embedding_separator: separator of those fields and the content.
@@ -88,31 +71,10 @@ class OnnxsimDocumentEmbedder(_Embedder):
         print(len(embedder.run(documents)["documents"][0].embedding))
     """
 
-    def __init__(
-        self,
-        model: str | Path = "all-MiniLM-L6-v2",
-        *,
-        precision: str = "auto",
-        device: str = "auto",
-        threads: int | None = None,
-        batch_size: int | None = None,
-        prompt: str | None = None,
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
-        long_texts: str = "truncate",
-        progress_bar: bool = False,
-        meta_fields_to_embed: list[str] | None = None,
-        embedding_separator: str = "\n",
-    ) -> None:
-        self._set_model(model, precision, device, threads)
-        self.batch_size = batch_size
-        self.prompt = prompt
-        self.normalize_embeddings = normalize_embeddings
-        self.truncate_dim = truncate_dim
-        self.long_texts = long_texts
-        self.progress_bar = progress_bar
-        self.meta_fields_to_embed = meta_fields_to_embed or []
-        self.embedding_separator = embedding_separator
+    batch_size: int | None = None
+    progress_bar: bool = False
+    meta_fields_to_embed: list[str] | None = field(default_factory=list)
+    embedding_separator: str = "\n"
 
     @property
     def show_progress_bar(self) -> bool:
@@ -149,12 +111,13 @@ class OnnxsimDocumentEmbedder(_Embedder):
     def _text(self, document: Document) -> str:
         """Return the text of a document: its values of the meta fields, and its content."""
         meta = document.meta or {}
-        values = (meta.get(field) for field in self.meta_fields_to_embed)
+        values = (meta.get(field) for field in self.meta_fields_to_embed or ())
         fields = [str(value) for value in values if value is not None]
         return self.embedding_separator.join([*fields, document.content or ""])
 
 
 @component
+@dataclass(eq=False, repr=False, kw_only=True)
 class OnnxsimTextEmbedder(_Embedder):
     """Haystack component that returns the embedding of a query, by `encode_query`.
 
@@ -169,24 +132,6 @@ class OnnxsimTextEmbedder(_Embedder):
         embedder = OnnxsimTextEmbedder("all-MiniLM-L6-v2")
         print(len(embedder.run("immunisation logistics")["embedding"]))
     """
-
-    def __init__(
-        self,
-        model: str | Path = "all-MiniLM-L6-v2",
-        *,
-        precision: str = "auto",
-        device: str = "auto",
-        threads: int | None = None,
-        prompt: str | None = None,
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
-        long_texts: str = "truncate",
-    ) -> None:
-        self._set_model(model, precision, device, threads)
-        self.prompt = prompt
-        self.normalize_embeddings = normalize_embeddings
-        self.truncate_dim = truncate_dim
-        self.long_texts = long_texts
 
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, list[float]]:

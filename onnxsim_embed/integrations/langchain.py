@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
-from onnxsim_embed.errors import MissingExtraError
-from onnxsim_embed.integrations.loading import (
-    LazyModel,
-    ModelSettings,
-    embed_documents,
-    embed_query,
-)
-from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.errors import needs_extra
+from onnxsim_embed.integrations.loading import ModelOptions, embed_documents, embed_query
 
-try:
+with needs_extra("onnxsim_embed.integrations.langchain", "langchain", "langchain-core"):
     from langchain_core.embeddings import Embeddings
-except ModuleNotFoundError:
-    raise MissingExtraError(
-        "onnxsim_embed.integrations.langchain", "langchain", "langchain-core"
-    ) from None
 
 
-class OnnxsimEmbeddings(Embeddings):
+@dataclass(eq=False, kw_only=True)
+class OnnxsimEmbeddings(ModelOptions, Embeddings):
     """LangChain embeddings: documents by `encode_document`, queries by `encode_query`.
 
     The model is loaded on first use. LangChain runs `aembed_documents` and `aembed_query` in a thread.
@@ -31,9 +22,7 @@ class OnnxsimEmbeddings(Embeddings):
     :param batch_size: maximum number of texts per model call; None (recommended) fits the caches.
     :param query_prompt: string prepended to each query; None for the model's "query" prompt.
     :param document_prompt: string prepended to each document; None for the model's own.
-    :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
-    :param truncate_dim: truncate embeddings to this dimension.
-    :param long_texts: "truncate" texts beyond the model's length, or "mean" of windows; see `Embedder.encode`.
+    :param normalize_embeddings: as for `Embedder.encode`, as are `truncate_dim` and `long_texts`.
     :param show_progress_bar: whether `embed_documents` shows a progress bar.
     :raises MissingExtraError: at import, if langchain-core is not installed.
 
@@ -47,35 +36,10 @@ class OnnxsimEmbeddings(Embeddings):
         print(store.similarity_search("immunisation", k=1)[0].page_content)
     """
 
-    def __init__(
-        self,
-        model: str | Path | Embedder,
-        *,
-        precision: str = "auto",
-        device: str = "auto",
-        threads: int | None = None,
-        batch_size: int | None = None,
-        query_prompt: str | None = None,
-        document_prompt: str | None = None,
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
-        long_texts: str = "truncate",
-        show_progress_bar: bool = False,
-    ) -> None:
-        if isinstance(model, Embedder):
-            self._model = LazyModel(model)
-        else:
-            self._model = LazyModel(ModelSettings(str(model), precision, device, threads))
-        self.batch_size = batch_size
-        self.query_prompt = query_prompt
-        self.document_prompt = document_prompt
-        self.normalize_embeddings = normalize_embeddings
-        self.truncate_dim = truncate_dim
-        self.long_texts = long_texts
-        self.show_progress_bar = show_progress_bar
-
-    def __repr__(self) -> str:
-        return f"OnnxsimEmbeddings({self._model.settings or self._model.get()!r})"
+    batch_size: int | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    show_progress_bar: bool = False
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return the embeddings of documents.

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.errors import needs_extra
 from onnxsim_embed.integrations.loading import (
     LazyModel,
     ModelSettings,
     embed_documents,
     embed_query,
 )
+from onnxsim_embed.runtime.embedder import Embedder
 
-try:
+with needs_extra("onnxsim_embed.integrations.llama_index", "llama-index", "llama-index-core"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
-except ModuleNotFoundError:
-    raise MissingExtraError(
-        "onnxsim_embed.integrations.llama_index", "llama-index", "llama-index-core"
-    ) from None
 
 
 class OnnxsimEmbedding(BaseEmbedding):
@@ -33,9 +30,7 @@ class OnnxsimEmbedding(BaseEmbedding):
     :param batch_size: maximum number of texts per model call; None (recommended) fits the caches.
     :param query_prompt: string prepended to each query; None for the model's "query" prompt.
     :param document_prompt: string prepended to each text; None for the model's own.
-    :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
-    :param truncate_dim: truncate embeddings to this dimension.
-    :param long_texts: "truncate" texts beyond the model's length, or "mean" of windows; see `Embedder.encode`.
+    :param normalize_embeddings: as for `Embedder.encode`, as are `truncate_dim` and `long_texts`.
     :param embed_batch_size: number of nodes that LlamaIndex passes per call, at most 2048.
     :raises MissingExtraError: at import, if llama-index-core is not installed.
 
@@ -78,6 +73,9 @@ class OnnxsimEmbedding(BaseEmbedding):
     def class_name(cls) -> str:
         """Return the name under which LlamaIndex stores this class."""
         return "OnnxsimEmbedding"
+
+    def _load(self) -> Embedder:
+        return self._model.get()
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return embed_documents(self, texts, self.document_prompt)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
-
-import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.texts import check_iterable
@@ -65,16 +63,42 @@ class LazyModel:
         return {"settings": self.settings, "_model": None if self.settings else self._model}
 
 
-def embed_documents(adapter: Any, texts: Iterable[str], prompt: str | None) -> list[list[float]]:  # noqa: ANN401
-    """Return the embeddings of documents with the options that are attributes of an adapter.
+@dataclass(eq=False, repr=False, kw_only=True)
+class ModelOptions:
+    """Arguments that adapters share, as attributes; a subclass gives `model` its default.
 
-    :param adapter: holds a LazyModel as `_model`.
+    :param model: recipe name, artifact directory, checkpoint directory or Hub id.
+    :param precision: as for `Embedder`, as are `device` and `threads`.
+    :param normalize_embeddings: as for `Embedder.encode`, as are `truncate_dim` and `long_texts`.
     """
+
+    model: str | Path | Embedder = field(kw_only=False)
+    precision: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    normalize_embeddings: bool | None = None
+    truncate_dim: int | None = None
+    long_texts: str = "truncate"
+
+    def _load(self) -> Embedder:
+        """Return the model that the attributes name, which may have changed since it was loaded."""
+        if isinstance(self.model, Embedder):
+            return self.model
+        settings = ModelSettings(str(self.model), self.precision, self.device, self.threads)
+        model: LazyModel | None = vars(self).get("_model")
+        if model is None or model.settings != settings:
+            model = self._model = LazyModel(settings)
+        return model.get()
+
+
+def embed_documents(adapter: Any, texts: Iterable[str], prompt: str | None) -> list[list[float]]:  # noqa: ANN401
+    """Return the embeddings of documents with the options that are attributes of an adapter."""
     check_iterable(texts)
-    model: Embedder = adapter._model.get()
     names = (*OPTIONS, "batch_size", "show_progress_bar")
     options: dict[str, Any] = {n: getattr(adapter, n) for n in names if hasattr(adapter, n)}
-    vectors: list[list[float]] = model.encode_document(texts, prompt=prompt, **options).tolist()
+    vectors: list[list[float]] = (
+        adapter._load().encode_document(texts, prompt=prompt, **options).tolist()
+    )
     return vectors
 
 
@@ -82,8 +106,6 @@ def embed_query(adapter: Any, text: str, prompt: str | None) -> list[float]:  # 
     """Return the embedding of a query with the options that are attributes of an adapter."""
     if not isinstance(text, str):
         raise TypeError(f"expected one text as a string, got {type(text).__name__}")
-    model: Embedder = adapter._model.get()
     options = {name: getattr(adapter, name) for name in OPTIONS}
-    vector: npt.NDArray[np.float32] = model.encode_query(text, prompt=prompt, **options)
-    numbers: list[float] = vector.tolist()
+    numbers: list[float] = adapter._load().encode_query(text, prompt=prompt, **options).tolist()
     return numbers

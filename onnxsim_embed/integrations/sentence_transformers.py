@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.errors import needs_extra
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import EncodeOptions, LongTexts, OutputPrecision
 from onnxsim_embed.runtime.postprocess import make_output
 from onnxsim_embed.runtime.prompts import Prompted
 from onnxsim_embed.runtime.tokenization import Tokens
 
-try:
+with needs_extra(
+    "onnxsim_embed.integrations.sentence_transformers",
+    "sentence-transformers",
+    "sentence-transformers",
+):
     import sentence_transformers
     import torch
 
@@ -27,12 +31,6 @@ try:
         from sentence_transformers.base.modules import InputModule
     except ModuleNotFoundError:  # before 5.4
         from sentence_transformers.models import InputModule
-except ModuleNotFoundError:
-    raise MissingExtraError(
-        "onnxsim_embed.integrations.sentence_transformers",
-        "sentence-transformers",
-        "sentence-transformers",
-    ) from None
 
 
 def load(

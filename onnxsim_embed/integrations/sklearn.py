@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.errors import MissingExtraError
-from onnxsim_embed.integrations.loading import LazyModel, ModelSettings
-from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.options import LongTexts
+from onnxsim_embed.errors import needs_extra
+from onnxsim_embed.integrations.loading import OPTIONS, ModelOptions
 from onnxsim_embed.runtime.texts import check_iterable
 
-try:
+with needs_extra("onnxsim_embed.integrations.sklearn", "sklearn", "scikit-learn"):
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-except ModuleNotFoundError:
-    raise MissingExtraError(
-        "onnxsim_embed.integrations.sklearn", "sklearn", "scikit-learn"
-    ) from None
 
 
-class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+@dataclass(eq=False, repr=False, kw_only=True)
+class EmbeddingVectorizer(
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ModelOptions
+):
     """Scikit-learn transformer of a column of texts to float32 embeddings, by `encode`.
 
     It is stateless: `fit` only loads the model, and `transform` does so if need be. Clones and pickles
@@ -34,9 +32,7 @@ class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     :param precision: as for `Embedder`, as are `device` and `threads`.
     :param batch_size: maximum number of texts per model call; None (recommended) fits the caches.
     :param prompt: string prepended to each text; None for the model's default prompt, if it has one.
-    :param normalize_embeddings: True scales embeddings to unit L2 norm; None leaves them as they are.
-    :param truncate_dim: truncate embeddings to this dimension.
-    :param long_texts: "truncate" texts beyond the model's length, or "mean" of windows; see `Embedder.encode`.
+    :param normalize_embeddings: as for `Embedder.encode`, as are `truncate_dim` and `long_texts`.
     :raises MissingExtraError: at import, if scikit-learn is not installed.
 
     Usage::
@@ -51,28 +47,9 @@ class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         print(classifier.predict(["immunisation"]))
     """
 
-    def __init__(
-        self,
-        model: str | Path = "all-MiniLM-L6-v2",
-        *,
-        precision: str = "auto",
-        device: str = "auto",
-        threads: int | None = None,
-        batch_size: int | None = None,
-        prompt: str | None = None,
-        normalize_embeddings: bool | None = None,
-        truncate_dim: int | None = None,
-        long_texts: LongTexts = "truncate",
-    ) -> None:
-        self.model = model
-        self.precision = precision
-        self.device = device
-        self.threads = threads
-        self.batch_size = batch_size
-        self.prompt = prompt
-        self.normalize_embeddings = normalize_embeddings
-        self.truncate_dim = truncate_dim
-        self.long_texts = long_texts
+    model: str | Path = field(default="all-MiniLM-L6-v2", kw_only=False)
+    batch_size: int | None = None
+    prompt: str | None = None
 
     def fit(self, X: Iterable[str], y: object = None) -> EmbeddingVectorizer:  # noqa: N803 - scikit-learn's names
         """Load the model.
@@ -95,25 +72,12 @@ class EmbeddingVectorizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
         except TypeError as error:
             hint = "in a ColumnTransformer name the column as 'text', not ['text']"
             raise TypeError(f"{error}; {hint}") from None
-        return self._load().encode(
-            X,
-            prompt=self.prompt,
-            batch_size=self.batch_size,
-            normalize_embeddings=self.normalize_embeddings,
-            truncate_dim=self.truncate_dim,
-            long_texts=self.long_texts,
-        )
+        options = {name: getattr(self, name) for name in (*OPTIONS, "prompt", "batch_size")}
+        return self._load().encode(X, **options)
 
     @property
     def _n_features_out(self) -> int:  # for the names of ClassNamePrefixFeaturesOutMixin
         return self._load().embedding_dimension if self.truncate_dim is None else self.truncate_dim
-
-    def _load(self) -> Embedder:
-        settings = ModelSettings(str(self.model), self.precision, self.device, self.threads)
-        model: LazyModel | None = vars(self).get("_model")
-        if model is None or model.settings != settings:  # set_params may have changed them
-            model = self._model = LazyModel(settings)
-        return model.get()
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

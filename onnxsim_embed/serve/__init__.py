@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from onnxsim_embed.errors import MissingExtraError
+from onnxsim_embed.errors import needs_extra
 
-try:
+with needs_extra("onnxsim_embed.serve", "serve"):
     import prometheus_client  # noqa: F401
     import pydantic  # noqa: F401
     import starlette  # noqa: F401
     import uvicorn  # noqa: F401
-except ModuleNotFoundError as error:
-    raise MissingExtraError("onnxsim_embed.serve", "serve", str(error.name)) from None
 
 from onnxsim_embed.serve.app import create_app
 from onnxsim_embed.serve.endpoint import Limits

@@ -259,7 +259,7 @@ def test_haystack_components_share_one_model(haystack):
     documents, text = haystack.adapter
     documents.warm_up()
     text.warm_up()
-    assert documents._model.get() is text._model.get()
+    assert documents._load() is text._load()
 
 
 def test_haystack_names_the_other_component(haystack):
