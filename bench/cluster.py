@@ -8,40 +8,35 @@ cluster and loading models, which happen once, are told apart. Writes bench/resu
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from lab.conditions import machine, today
+from lab.turns import parser, save
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.files.texts import iter_texts
-from onnxsim_embed.ray import EncodedFiles, cluster, encode_files, write_graph
+from onnxsim_embed.ray import cluster, encode_files, write_graph
 from onnxsim_embed.similarity.compare import similarity_matrix
-
-RESULTS = Path(__file__).parent / "results" / "cluster.json"
 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "texts", help="csv, tsv, jsonl, parquet or txt; repeated where there are too few"
+    arguments = parser(__doc__, "texts", "--column", rounds=1)
+    arguments.add_argument("--model", default="all-MiniLM-L6-v2")
+    arguments.add_argument("--rows", type=int, nargs="+", default=[5000, 20000])
+    arguments.add_argument(
+        "--engine-only", type=int, nargs="*", default=[], help="without one process"
     )
-    parser.add_argument("--column")
-    parser.add_argument("--model", default="all-MiniLM-L6-v2")
-    parser.add_argument("--rows", type=int, nargs="+", default=[5000, 20000])
-    parser.add_argument(
-        "--engine-only", type=int, nargs="*", default=[], help="sizes encoded on the cluster alone"
-    )
-    parser.add_argument("--rounds", type=int, default=1)
-    options = parser.parse_args()
+    options = arguments.parse_args()
     known = list(iter_texts(options.texts, options.column))
     model = Embedder.from_pretrained(options.model)
     rows: list[dict[str, float | int]] = []
@@ -49,11 +44,9 @@ def main() -> None:
         started = time.perf_counter()
         with cluster():
             start = time.perf_counter() - started
-            for count in options.rows:
-                rows.append(measure(model, texts_of(known, count), options.rounds, Path(work)))
-                print(rows[-1], flush=True)
-            for count in options.engine_only:
-                rows.append(measure_engine(model, texts_of(known, count), Path(work)))
+            for count in options.rows + options.engine_only:
+                rounds = options.rounds if count in options.rows else 0
+                rows.append(measure(model, texts_of(known, count), rounds, Path(work)))
                 print(rows[-1], flush=True)
     table = {
         "date": today(),
@@ -64,7 +57,7 @@ def main() -> None:
         "seconds_start_of_cluster": round(start, 2),
         "encode": rows,
     }
-    RESULTS.write_text(json.dumps(table, indent=1) + "\n")
+    save("cluster", table)
 
 
 def texts_of(known: list[str], count: int) -> list[str]:
@@ -76,59 +69,45 @@ def texts_of(known: list[str], count: int) -> list[str]:
 
 
 def measure(model: Embedder, texts: list[str], rounds: int, work: Path) -> dict[str, float | int]:
-    """Encode and compare texts by one process and on the cluster, by turns."""
+    """Encode and compare texts by one process and on the cluster, by turns.
+
+    :param rounds: 0 encodes them on the cluster alone: whether a text costs the same among many.
+    """
     source = write_texts(texts, work)
-    one, engine, whole, compared, compared_there = [], [], [], [], []
-    for _ in range(rounds):
+    seconds: dict[str, list[float]] = {}
+
+    def timed(name: str, run: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it returns
         started = time.perf_counter()
-        vectors = model.encode(texts)
-        one.append(time.perf_counter() - started)
-        done, seconds = on_cluster(model, source, work)
-        whole.append(seconds)
-        engine.append(done.seconds)
-        if not np.array_equal(done.vectors.read(), vectors):
-            raise AssertionError("the engine's vectors are others")
-        started = time.perf_counter()
-        matrix = similarity_matrix(vectors, threshold=0.5)
-        compared.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        graph = write_graph(work / "vectors", work / "graph", threshold=0.5)
-        compared_there.append(time.perf_counter() - started)
-        if graph.nnz != matrix.nnz:
-            raise AssertionError("the engine's graph is another")
+        result = run()
+        seconds.setdefault(name, []).append(time.perf_counter() - started)
+        return result
+
+    for _ in range(max(1, rounds)):
+        vectors = timed("one_process", lambda: model.encode(texts)) if rounds else None
+        done = timed(
+            "engine_with_start",
+            lambda: encode_files(source, work / "vectors", model, column="text"),
+        )
+        seconds.setdefault("engine", []).append(done.seconds)
+        if vectors is not None:
+            if not np.array_equal(done.vectors.read(), vectors):
+                raise AssertionError("the engine's vectors are others")
+            matrix = timed("similarity_one_process", partial(similarity_matrix, vectors, 0.5))
+            graph = timed(
+                "similarity_engine_with_start",
+                lambda: write_graph(work / "vectors", work / "graph", threshold=0.5),
+            )
+            if graph.nnz != matrix.nnz:
+                raise AssertionError("the engine's graph is another")
+            shutil.rmtree(work / "graph")
         shutil.rmtree(work / "vectors")
-        shutil.rmtree(work / "graph")
-    return {
-        "rows": len(texts),
-        "parts": len(done.vectors.shards),
-        "seconds_one_process": round(median(one), 2),
-        "seconds_engine": round(median(engine), 2),
-        "seconds_engine_with_start": round(median(whole), 2),
-        "overhead": round(median(e / o for e, o in zip(engine, one, strict=True)) - 1, 3),
-        "milliseconds_per_text": round(1000 * median(engine) / len(texts), 3),
-        "seconds_similarity_one_process": round(median(compared), 2),
-        "seconds_similarity_engine_with_start": round(median(compared_there), 2),
-    }
-
-
-def measure_engine(model: Embedder, texts: list[str], work: Path) -> dict[str, float | int]:
-    """Encode texts on the cluster alone: whether a text costs the same among many."""
-    done, whole = on_cluster(model, write_texts(texts, work), work)
-    shutil.rmtree(work / "vectors")
-    return {
-        "rows": len(texts),
-        "parts": len(done.vectors.shards),
-        "seconds_engine": round(done.seconds, 2),
-        "seconds_engine_with_start": round(whole, 2),
-        "milliseconds_per_text": round(1000 * done.seconds / len(texts), 3),
-    }
-
-
-def on_cluster(model: Embedder, source: Path, work: Path) -> tuple[EncodedFiles, float]:
-    """Encode texts on the cluster; return what it did, and the seconds of the whole call."""
-    started = time.perf_counter()
-    done = encode_files(source, work / "vectors", model, column="text")
-    return done, time.perf_counter() - started
+    row: dict[str, float | int] = {"rows": len(texts), "parts": len(done.vectors.shards)}
+    row |= {f"seconds_{name}": round(median(values), 2) for name, values in seconds.items()}
+    row["milliseconds_per_text"] = round(1000 * median(seconds["engine"]) / len(texts), 3)
+    if rounds:
+        pairs = zip(seconds["engine"], seconds["one_process"], strict=True)
+        row["overhead"] = round(median(engine / one for engine, one in pairs) - 1, 3)
+    return row
 
 
 def write_texts(texts: list[str], work: Path) -> Path:

@@ -9,23 +9,23 @@ measures a part again, on the same machine, and leaves the others in the file.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lab.turns import HERE, RESULTS, in_turns, parser, save
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.export.verify import count_variant
 from onnxsim_embed.files.texts import iter_texts
-from onnxsim_embed.system.hardware import available_cpus, bf16_supported, cpu_flags, cpu_name
+from onnxsim_embed.system.hardware import bf16_supported, cpu_flags
 from onnxsim_embed.system.onnx_session import RUNTIME_VERSION
 
 SYSTEMS = [
@@ -54,23 +54,19 @@ print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1.024e-3)
 
 def main() -> None:
     """Measure, print, and write bench/results/engines.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("artifact")
-    parser.add_argument("file")
-    parser.add_argument("--column")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="speed,invariance,start")
-    parser.add_argument("--invariance", type=int, default=2000, help="number of texts")
-    options = parser.parse_args()
+    arguments = parser(__doc__, "artifact", "file", "--column", rounds=5)
+    arguments.add_argument("--only", default="speed,invariance,start")
+    arguments.add_argument("--invariance", type=int, default=2000, help="number of texts")
+    options = arguments.parse_args()
     parts = options.only.split(",")
     known = list(dict.fromkeys(iter_texts(options.file, options.column)))
     systems = SYSTEMS + ([("bf16", "openvino")] if bf16_supported()[0] else [])
-    path = Path(__file__).parent / "results/engines.json"
-    result: dict[str, Any] = {} if len(parts) == 3 else json.loads(path.read_text("utf-8"))
+    result: dict[str, Any] = {}
+    if len(parts) < 3:
+        result = json.loads((RESULTS / "engines.json").read_text("utf-8"))
     result |= {
-        "machine": cpu_name(),
+        **HERE,
         "features": sorted(f for f in cpu_flags() if "vnni" in f or "bf16" in f or "amx" in f),
-        "threads": available_cpus(),
         "versions": {"onnxruntime": RUNTIME_VERSION, "openvino": version("openvino")},
         "file": Path(options.file).name,
     }
@@ -78,7 +74,7 @@ def main() -> None:
     def keep(part: str, name: str, found: Any) -> None:  # noqa: ANN401
         result.setdefault(part, {})[name] = found
         print(part, name, json.dumps(found), flush=True)
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        save("engines", result)
 
     spread = known[:: max(1, len(known) // 600)][:600]
     if "speed" in parts:
@@ -88,9 +84,7 @@ def main() -> None:
         cases |= {f"{tokens} tokens": (long[: TOKENS // tokens], tokens) for tokens in LENGTHS}
         for case, (texts, tokens) in cases.items():
             for model in models.values():
-                model._pipeline.tokenizer.max_seq_length = (
-                    tokens  # 512 is beyond MiniLM's own limit
-                )
+                model._pipeline.tokenizer.max_seq_length = tokens  # 512 exceeds MiniLM's own
             keep("speed", case, alternate(models, texts, options.rounds))
     for precision, engine in systems:
         name = f"{precision} {engine}"
@@ -106,14 +100,8 @@ def main() -> None:
 def alternate(models: dict[str, Embedder], texts: list[str], rounds: int) -> dict[str, Any]:
     """Return texts a second, ratios to the bases, and fidelity to fp32 on ONNX Runtime."""
     vectors = {name: model.encode(texts) for name, model in models.items()}  # warms up
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    cpu: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(rounds):
-        for name in list(models)[:: 1 if number % 2 else -1]:
-            wall, used = time.perf_counter(), time.process_time()
-            models[name].encode(texts)
-            seconds[name].append(time.perf_counter() - wall)
-            cpu[name].append(time.process_time() - used)
+    jobs = {name: partial(model.encode, texts) for name, model in models.items()}
+    seconds, cpu = in_turns(jobs, rounds)
     rows = {}
     for name, found in vectors.items():
         cosines = np.einsum("ij,ij->i", found, vectors[BASES[0]], dtype=np.float64)

@@ -10,7 +10,6 @@ gives the speed of n processors in processors of which each has its own lock.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -18,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+from lab.turns import HERE, parser, save
 from onnx import TensorProto, helper
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.files.texts import iter_texts
+from onnxsim_embed.runtime.batching import plan_batches
 from onnxsim_embed.runtime.options import EncodeOptions
-from onnxsim_embed.system.hardware import cpu_name
 from onnxsim_embed.system.onnx_session import start_session
 
 PROCESSORS = (2, 8, 16, 32, 64, 128)
@@ -59,24 +59,19 @@ def speedup(processors: int, held: float, free: float) -> float:
 
 def main() -> None:
     """Measure, print, and write bench/results/gil.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("artifact")
-    parser.add_argument("file")
-    parser.add_argument("--column")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+    options = parser(__doc__, "artifact", "file", "--column", rounds=5).parse_args()
     known = list(dict.fromkeys(iter_texts(options.file, options.column)))
     model = Embedder(options.artifact, precision="int8", threads=2)
     pipeline: Any = model._pipeline
     output = model._prefix_and_output(EncodeOptions())[1]
-    result: dict[str, Any] = {"machine": cpu_name(), "file": Path(options.file).name}
+    result: dict[str, Any] = {**HERE, "file": Path(options.file).name}
     cases = {"descriptions": known[:: max(1, len(known) // 1000)][:1000]}
     cases["16 tokens"] = [" ".join(text.split()[:11]) for text in cases["descriptions"]]
     real, empty = pipeline.engine._session, start_session(nothing(), ["CPUExecutionProvider"])
     names = pipeline.engine._output
     for case, texts in cases.items():
         tokens = model._pipeline.tokenizer(texts)
-        batches = len(list(plan(pipeline, tokens)))
+        batches = len(list(plan_batches(tokens.counts, pipeline.token_budget)))
         seconds = {}
         for name, session, output_name in (("real", real, names), ("empty", empty, "hidden")):
             pipeline.engine._session, pipeline.engine._output = session, output_name
@@ -105,15 +100,7 @@ def main() -> None:
             "speed_of_processors": {n: round(speedup(n, held, free), 1) for n in PROCESSORS},
         }
         print(case, json.dumps(result[case], indent=1), flush=True)
-    path = Path(__file__).parent / "results/gil.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-def plan(pipeline: Any, tokens: Any) -> Any:  # noqa: ANN401
-    """Return the batches of all rows."""
-    from onnxsim_embed.runtime.batching import plan_batches
-
-    return plan_batches(tokens.counts, pipeline.token_budget)
+    save("gil", result)
 
 
 if __name__ == "__main__":

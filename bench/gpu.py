@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from lab.conditions import machine, today
+from lab.turns import RESULTS, in_turns, parser
 from scipy.stats import spearmanr
 
 from onnxsim_embed import Embedder, __version__
@@ -46,21 +47,21 @@ PARTS = ("fidelity", "layouts", "budgets", "texts", "query", "base", "threads")
 def seconds_of(run: Callable[[], object], rounds: int = 3) -> float:
     """Return the median time of a call, after one that does not count."""
     run()
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times))
+    return float(np.median(in_turns({"run": run}, rounds)[0]["run"]))
+
+
+def ask_card(query: str, otherwise: str) -> str:
+    """Return what nvidia-smi says of the card."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    try:
+        return subprocess.check_output(command, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return otherwise
 
 
 def gpu_memory() -> float:
     """Return the memory in use on the card in MB, or nan without one."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    try:
-        return float(subprocess.check_output(query, text=True).split()[0])
-    except (OSError, subprocess.CalledProcessError):
-        return float("nan")
+    return float(ask_card("memory.used", "nan").split()[0])
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
@@ -68,6 +69,12 @@ def cosines(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     a, b = (x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (a, b))
     found = (a * b).sum(axis=1)
     return {"mean": float(found.mean()), "min": float(found.min())}
+
+
+def vectors_of(model: Embedder, session: Any, *batch: np.ndarray, pooled: bool) -> np.ndarray:  # noqa: ANN401
+    """Run a batch, pooled by the session or here."""
+    out = session.run(*batch, pooled)
+    return out if out.ndim == 2 else model.head(out, batch[1])
 
 
 class Bench:
@@ -90,17 +97,8 @@ class Bench:
 
     def conditions(self) -> dict[str, Any]:
         """Name the card, the driver, the processors and the versions."""
-        query = [
-            "nvidia-smi",
-            "--query-gpu=name,driver_version,memory.total",
-            "--format=csv,noheader",
-        ]
-        try:
-            card = subprocess.check_output(query, text=True).strip()
-        except (OSError, subprocess.CalledProcessError):
-            card = "none"
         return {
-            "card": card,
+            "card": ask_card("name,driver_version,memory.total", "none"),
             **machine(available_cpus()),
             "onnxruntime": onnxruntime.__version__,
             "onnxsim-embed": __version__,
@@ -174,17 +172,7 @@ class Bench:
             mask[:, -2:] = int(self.device == "cpu")  # whose own layout has no padding
             for name, session in files.items():
                 for where in ("here", "on the device"):
-                    pooled = where != "here"
-
-                    def run(
-                        session: Any = session,  # noqa: ANN401
-                        pooled: bool = pooled,
-                        ids: np.ndarray = ids,
-                        mask: np.ndarray = mask,
-                    ) -> np.ndarray:
-                        out = session.run(ids, mask, pooled)
-                        return out if out.ndim == 2 else model.head(out, mask)
-
+                    run = partial(vectors_of, model, session, ids, mask, pooled=where != "here")
                     rate = ids.size / seconds_of(run, 5)
                     figures[f"{tokens} tokens, {name}, pooled {where}"] = round(rate)
         self.report("layouts", {"tokens a second": figures})
@@ -249,12 +237,7 @@ class Bench:
         first = {name: run() for name, run in runs.items()}
         for name in list(figures):
             figures[name]["cosine to ours"] = cosines(first["ours fp32"], first[name])
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(rounds):
-            for name, run in runs.items():
-                started = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - started)
+        seconds, _ = in_turns(runs, rounds)
         for name, times in seconds.items():
             rate = len(texts) / np.median(times)
             figures.setdefault(name, {}).update(seconds=times, texts_a_second=round(rate, 1))
@@ -266,7 +249,8 @@ class Bench:
     def texts_to_vectors(self) -> None:
         """Time all texts to vectors."""
         self.report(
-            "texts", {"rows": len(self.texts)} | self.compare(self.texts, self.directory, 3)
+            "texts",
+            {"rows": len(self.texts)} | self.compare(self.texts, self.directory, self.rounds),
         )
 
     def query(self) -> None:
@@ -326,10 +310,8 @@ class Bench:
             SentenceTransformer(modules=[encoder, Pooling(768), Normalize()], device="cpu").save(
                 str(directory)
             )
-        small, self.artifact = (
-            self.artifact,
-            self.exported("base_onnx", directory, ["fp32", "fp16"]),
-        )
+        small = self.artifact
+        self.artifact = self.exported("base_onnx", directory, ["fp32", "fp16"])
         try:
             texts = self.texts[: len(self.texts) // 4]
             figures: dict[str, Any] = {"rows": len(texts), "card MB": gpu_memory()}
@@ -369,20 +351,16 @@ class Bench:
 
 def main() -> None:
     """Run the parts that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("texts")
-    parser.add_argument("--column")
-    parser.add_argument("--rows", type=int)
-    parser.add_argument("--checkpoint", default="all-MiniLM-L6-v2", help="directory or name")
-    parser.add_argument("--sts", help="CSV of text, text, score, without a header")
-    parser.add_argument("--int8", help="an artifact that holds int8, whose export takes longest")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--work", default=tempfile.gettempdir() + "/onnxsim-gpu")
-    results = Path(__file__).parent / "results/gpu.json"
-    parser.add_argument("--output", default=str(results))
-    options = parser.parse_args()
+    arguments = parser(__doc__, "texts", "--column")
+    arguments.add_argument("--rows", type=int)
+    arguments.add_argument("--checkpoint", default="all-MiniLM-L6-v2", help="directory or name")
+    arguments.add_argument("--sts", help="CSV of text, text, score, without a header")
+    arguments.add_argument("--int8", help="an artifact that holds int8, whose export takes longest")
+    arguments.add_argument("--device", default="cuda")
+    arguments.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    arguments.add_argument("--work", default=tempfile.gettempdir() + "/onnxsim-gpu")
+    arguments.add_argument("--output", default=str(RESULTS / "gpu.json"))
+    options = arguments.parse_args()
     started, failed = time.perf_counter(), []
     bench = Bench(options)
     print(f"[export: {time.perf_counter() - started:.0f} s]", flush=True)

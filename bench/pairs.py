@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lab.turns import RESULTS, parser, save
 
 HERE = Path(__file__).resolve().parent
 CASES = ("0.3:27397", "0.5:27397", "0.8:27397", "k10:27397", "k10:2500")
@@ -79,15 +80,13 @@ class Peak(threading.Thread):
 
 def main() -> None:
     """Measure in turns, print, and add to bench/results/pairs.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file")
-    parser.add_argument("--other", type=Path, help="another tree of this repository")
-    parser.add_argument("--cases", nargs="+", default=CASES)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", default="8GB")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments = parser(__doc__, "file")
+    arguments.add_argument("--other", type=Path, help="another tree of this repository")
+    arguments.add_argument("--cases", nargs="+", default=CASES)
+    arguments.add_argument("--memory", default="8GB")
+    arguments.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
+    arguments.add_argument("--child", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.child:
         print(json.dumps(measure(options.file, options.child, options.memory)))
         return
@@ -97,7 +96,7 @@ def main() -> None:
 
     trees = {"this": HERE.parent} | ({"other": options.other} if options.other else {})
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}
-    path = HERE / "results/pairs.json"
+    path = RESULTS / "pairs.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     vectors = unit_vectors(np.load(options.file))
     for case in options.cases:
@@ -124,7 +123,7 @@ def main() -> None:
                 ratios = [b[key] / a[key] for a, b in zip(runs["this"], runs["other"], strict=True)]
                 found[f"other_over_this_{key}"] = round(float(np.median(ratios)), 2)
         results[case] = found
-        path.write_text(json.dumps(results, indent=2) + "\n")
+        save("pairs", results)
 
 
 if __name__ == "__main__":

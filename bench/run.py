@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from lab import install_size, report
 from lab.corpus import Corpus, documentation, file_corpus
-from lab.peers import SIMILARITY_SYSTEMS, TEXT_SYSTEMS, Environments, choose
+from lab.peers import SIMILARITY_SYSTEMS, TEXT_SYSTEMS, Environments
 from lab.similarity_bench import SimilarityBench, SimilarityPlan
 from lab.text_bench import TextBench
 from lab.text_plan import CASES, TextPlan
@@ -32,6 +32,7 @@ RESULTS = ROOT / "bench" / "results"
 BUILD = ROOT / "build" / "bench"
 DOCUMENTS = (ROOT / "README.md", ROOT / "bench" / "README.md")
 MEASURED = ("text", "similarity", "install")
+PEERS = ("installed", "all", "none", *TEXT_SYSTEMS, *SIMILARITY_SYSTEMS)
 
 # Kinds of texts, and how many: about equal shares of the time.
 COUNTS = {"short": 1000, "descriptions": 128, "long": 16, "texts": 200}
@@ -97,17 +98,12 @@ def measure(given: argparse.Namespace, directory: Path) -> None:
     """Measure what is asked for and write the JSON."""
     made = BUILD / "environments" if given.make_environments else None
     environments = Environments(given.peer_python, made, say)
-    chosen, only = {}, given.only.split(",")
-    for systems in (TEXT_SYSTEMS, SIMILARITY_SYSTEMS):
-        names = "installed" if given.peers == "installed" else given.peers
-        known = [n for n in names.split(",") if n in (*systems, "installed", "all", "none")]
-        peers = choose(",".join(known) or "none", systems)
-        chosen[id(systems)] = tuple(environments.installed(systems) if peers is None else peers)
+    names, only = given.peers.split(","), given.only.split(",")
     if "text" in only:
         plan = TextPlan(
             model=given.model,
             corpora=corpora(given),
-            peers=chosen[id(TEXT_SYSTEMS)],
+            peers=environments.choose(names, TEXT_SYSTEMS),
             threads=given.threads,
             rounds=given.rounds,
             work=BUILD / "models" / locate_artifact(given.model).directory.name,
@@ -122,7 +118,7 @@ def measure(given: argparse.Namespace, directory: Path) -> None:
         similarity = SimilarityPlan(
             vectors=values,
             source=source,
-            peers=chosen[id(SIMILARITY_SYSTEMS)],
+            peers=environments.choose(names, SIMILARITY_SYSTEMS),
             threads=given.threads,
             rounds=given.rounds,
             work=BUILD / "similarity",
@@ -140,7 +136,8 @@ def measure(given: argparse.Namespace, directory: Path) -> None:
 def main() -> None:
     """Measure, write, report; or compare."""
     given = options()
-    for name, known in (("only", MEASURED), ("cases", CASES), ("kinds", COUNTS)):
+    tables = {"only": MEASURED, "cases": CASES, "kinds": COUNTS, "peers": PEERS}
+    for name, known in tables.items():
         unknown = set(getattr(given, name).split(",")) - {*known, ""}
         if unknown:
             sys.exit(f"--{name} takes {', '.join(known)}, got {sorted(unknown)[0]!r}")

@@ -11,8 +11,6 @@ file's, or random directions, for which bounds of int8 leave more rows to score 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -23,18 +21,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from lab.turns import HERE, in_turns, parser, save
 
 from onnxsim_embed.similarity.candidates import int8_matmul
 from onnxsim_embed.similarity.compare import top_k, unit_vectors
 from onnxsim_embed.similarity.index import VectorIndex
-from onnxsim_embed.system.hardware import available_cpus, cpu_name
+from onnxsim_embed.system.hardware import available_cpus
 
 K = 10
 PAUSE = 0.05  # seconds before each job: threads of BLAS spin so long after their last product
 Float32 = npt.NDArray[np.float32]
-Job = tuple[
-    Callable[[], object], int
-]  # what to time, and the bytes that it reads (a copy: and writes)
+# What to time, and the bytes that it reads (a copy: and writes).
+Job = tuple[Callable[[], object], int]
 
 
 def turns(jobs: dict[str, Job], rounds: int) -> dict[str, dict[str, float]]:
@@ -42,16 +40,9 @@ def turns(jobs: dict[str, Job], rounds: int) -> dict[str, dict[str, float]]:
 
     Beside the wall's median and least stands the processors' median, which other work disturbs least.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    cpu: dict[str, list[float]] = {name: [] for name in jobs}
-    for number in range(rounds + 1):
-        for name, (job, _) in jobs.items():
-            time.sleep(PAUSE)
-            started, used = time.perf_counter(), time.process_time()
-            job()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-                cpu[name].append(time.process_time() - used)
+    calls = {name: job for name, (job, _) in jobs.items()}
+    in_turns(calls, 1)  # warms up
+    seconds, cpu = in_turns(calls, rounds, PAUSE)
     return {
         name: {
             "ms": float(np.median(seconds[name])) * 1e3,
@@ -158,11 +149,10 @@ def search_jobs(unit: Float32, queries: Float32, slow: bool) -> dict[str, Job]:
 
 def main() -> None:
     """Measure, print, and write bench/results/search.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vectors", type=Path, help=".npy; default: random directions")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[27_397, 200_000])
-    parser.add_argument("--rounds", type=int, default=40)
-    options = parser.parse_args()
+    arguments = parser(__doc__, rounds=40)
+    arguments.add_argument("--vectors", type=Path, help=".npy; default: random directions")
+    arguments.add_argument("--sizes", type=int, nargs="*", default=[27_397, 200_000])
+    options = arguments.parse_args()
     rng = np.random.default_rng(0)
     sets = {}
     if options.vectors is not None:
@@ -190,16 +180,14 @@ def main() -> None:
             for job, found in results[name][part].items():
                 print(f"  {job:44s}" + "  ".join(f"{key} {value:8.2f}" for key, value in found.items()), flush=True)  # fmt: skip
     summary = {
-        "machine": cpu_name(),
-        "threads": available_cpus(),
+        **HERE,
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
         "k": K,
         "rounds": options.rounds,
         "sets": results,
     }
-    path = Path(__file__).parent / "results/search.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    save("search", summary)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ a directory with FastAPI where it is not installed. Writes bench/results/serve.j
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -28,22 +27,11 @@ from urllib.request import urlopen
 
 import numpy as np
 from lab.conditions import machine, today
+from lab.turns import parser, save
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "bench" / "results" / "serve.json"
 CLIENTS = 64
-WORDS = (
-    "rural",
-    "road",
-    "water",
-    "school",
-    "clinic",
-    "market",
-    "village",
-    "solar",
-    "training",
-    "women",
-)
+WORDS = ["rural", "road", "water", "school", "clinic", "market", "village", "solar", "training", "women"]  # fmt: skip
 Call = Callable[[str], Awaitable[object]]
 
 PEER = """
@@ -96,11 +84,8 @@ class Connections:
     async def __call__(self, text: str) -> bytes:
         """Send a request, return the body of its answer, which must have status 200."""
         content = json.dumps(self._body(text)).encode()
-        reader, writer = (
-            self._free.pop()
-            if self._free
-            else await asyncio.open_connection("127.0.0.1", self._port)
-        )
+        opened = self._free.pop() if self._free else None
+        reader, writer = opened or await asyncio.open_connection("127.0.0.1", self._port)
         head = f"POST {self._path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
         answer = await reader.readuntil(b"\r\n\r\n")
@@ -214,16 +199,13 @@ def soak(model: str, requests: int) -> list[dict[str, float]]:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="all-MiniLM-L6-v2")
-    parser.add_argument(
-        "--peer-model", help="checkpoint for sentence-transformers; default: the recipe's"
-    )
-    parser.add_argument("--peer-path")
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--soak", type=int, default=100_000)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="all-MiniLM-L6-v2")
+    arguments.add_argument("--peer-model", help="for sentence-transformers; default: the recipe's")
+    arguments.add_argument("--peer-path")
+    arguments.add_argument("--requests", type=int, default=2000)
+    arguments.add_argument("--soak", type=int, default=100_000)
+    options = arguments.parse_args()
     from onnxsim_embed.artifact.recipes import find_recipe
     from onnxsim_embed.system.hardware import available_cpus
 
@@ -260,7 +242,7 @@ def main() -> None:
         "requests": options.requests, "systems": summary, "rounds": rounds,
         "soak": soak(options.model, options.soak) if options.soak else None,
     }  # fmt: skip
-    RESULTS.write_text(json.dumps(table, indent=1) + "\n")
+    save("serve", table)
     print(json.dumps(summary, indent=1))
 
 

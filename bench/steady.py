@@ -8,16 +8,14 @@ growth part takes the first words of the texts, so that 100,000 of them fit into
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
 from pathlib import Path
 
 import onnxruntime
+from lab.turns import HERE, parser, save
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.files.texts import iter_texts
-from onnxsim_embed.system.hardware import available_cpus, cpu_name
 
 SIZES = (1_000, 10_000, 100_000)
 
@@ -30,12 +28,10 @@ def resident_mb() -> float:
 
 def main() -> None:
     """Measure, print, and write bench/results/steady.json."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file")
-    parser.add_argument("--column")
-    parser.add_argument("--passes", type=int, default=10)
-    parser.add_argument("--most", type=int, help="use so many texts in each pass")
-    options = parser.parse_args()
+    arguments = parser(__doc__, "file", "--column")
+    arguments.add_argument("--passes", type=int, default=10)
+    arguments.add_argument("--most", type=int, help="use so many texts in each pass")
+    options = arguments.parse_args()
     texts = list(iter_texts(options.file, options.column))
     model = Embedder.from_pretrained("all-MiniLM-L6-v2", precision="int8")
     loaded = resident_mb()
@@ -71,8 +67,7 @@ def main() -> None:
         print(size, "texts:", round(growth[size], 1), "microseconds a token", flush=True)
 
     summary = {
-        "machine": cpu_name(),
-        "threads": available_cpus(),
+        **HERE,
         "onnxruntime": onnxruntime.__version__,
         "texts": {"file": Path(options.file).name, "number": len(texts[: options.most])},
         "resident_mb_loaded": loaded,
@@ -81,8 +76,7 @@ def main() -> None:
         "resident_mb_after_200_long_texts": after_long,
         "microseconds_a_token_by_number_of_texts": growth,
     }
-    path = Path(__file__).parent / "results/steady.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    save("steady", summary)
     print("resident MB: loaded", round(loaded), "peak", round(peak), "long", round(after_long))
 
 

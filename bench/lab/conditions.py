@@ -90,18 +90,15 @@ def busy_share(seconds: float = 1.0) -> float | None:
     return (busy_then - busy) / max(1, total_then - total)
 
 
-def wait_for_quiet(
-    patience: float, say: Callable[[str], None], share: Callable[[], float | None] = busy_share
-) -> dict[str, Any]:
+def wait_for_quiet(patience: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Wait until the machine does nothing else, at most so many seconds; return how it was.
 
     :param patience: seconds.
-    :param share: how busy the machine is; replaced in tests.
     :returns: `busy_share`, `load` (of one, five and fifteen minutes; includes earlier cases) and
         `quiet`.
     """
     started, told = time.monotonic(), False
-    while (busy := share()) is not None and busy > QUIET_SHARE:
+    while (busy := busy_share()) is not None and busy > QUIET_SHARE:
         if time.monotonic() - started >= patience:
             say(f"the machine is {busy:.0%} busy with other work: figures will be uncertain")
             break
@@ -121,18 +118,10 @@ class Watch:
 
     :param patience: seconds to wait for a quiet machine before each case.
     :param say: told what happens.
-    :param usage: busy, all and own ticks; replaced in tests.
     """
 
-    def __init__(
-        self,
-        patience: float,
-        say: Callable[[str], None],
-        usage: Callable[[], tuple[float, float, float] | None] = usage,
-    ) -> None:
-        self._patience = patience
-        self._say = say
-        self._usage = usage
+    def __init__(self, patience: float, say: Callable[[str], None]) -> None:
+        self._patience, self._say = patience, say
         self._load: dict[str, dict[str, Any]] = {}
         self._before: tuple[float, float, float] | None = None
 
@@ -141,7 +130,7 @@ class Watch:
         self.load()
         self._say(case)
         self._load[case] = wait_for_quiet(self._patience, self._say)
-        self._before = self._usage()
+        self._before = usage()
 
     def load(self) -> Mapping[str, dict[str, Any]]:
         """End the case; return for each: how the machine was before it, and `other_share`.
@@ -151,7 +140,7 @@ class Watch:
         """
         if self._load and "other_share" not in (last := self._load[list(self._load)[-1]]):
             last["other_share"] = None
-            if self._before is not None and (now := self._usage()) is not None:
+            if self._before is not None and (now := usage()) is not None:
                 busy, total, own = (new - old for new, old in zip(now, self._before, strict=True))
                 last["other_share"] = round(max(0.0, busy - own) / max(1.0, total), 3)
         return self._load

@@ -55,26 +55,10 @@ TEXT_SYSTEMS = {
     "ours-fp32": Peer("onnxsim-embed fp32"),
     "torch": Peer("PyTorch, pooling by hand", "torch", ("torch", "transformers")),
     "st-torch": Peer("sentence-transformers, PyTorch", "torch", ("sentence_transformers",)),
-    "st-onnx": Peer(
-        "sentence-transformers, ONNX",
-        "st-onnx",
-        ST_ONNX,
-    ),
-    "st-onnx-O3": Peer(
-        "sentence-transformers, ONNX O3",
-        "st-onnx",
-        ST_ONNX,
-    ),
-    "st-onnx-qint8": Peer(
-        "sentence-transformers, ONNX qint8",
-        "st-onnx",
-        ST_ONNX,
-    ),
-    "st-openvino": Peer(
-        "sentence-transformers, OpenVINO",
-        "st-openvino",
-        ST_OPENVINO,
-    ),
+    "st-onnx": Peer("sentence-transformers, ONNX", "st-onnx", ST_ONNX),
+    "st-onnx-O3": Peer("sentence-transformers, ONNX O3", "st-onnx", ST_ONNX),
+    "st-onnx-qint8": Peer("sentence-transformers, ONNX qint8", "st-onnx", ST_ONNX),
+    "st-openvino": Peer("sentence-transformers, OpenVINO", "st-openvino", ST_OPENVINO),
     "st-openvino-static": Peer(
         "sentence-transformers, OpenVINO static qint8",
         "st-openvino",
@@ -100,23 +84,8 @@ SIMILARITY_SYSTEMS = {
     "sparse-dot-topn": Peer("sparse_dot_topn", "sparse-dot-topn", ("sparse_dot_topn",)),
 }
 
-# Which package's version belongs behind a title.
-TITLE_PACKAGES = {
-    "torch": "torch",
-    "st-torch": "sentence-transformers",
-    "st-onnx": "sentence-transformers",
-    "st-openvino": "sentence-transformers",
-    "fastembed": "fastembed",
-    "ctranslate2": "ctranslate2",
-    "chroma": "chromadb",
-    "notebook": "torch",
-    "st-util": "sentence-transformers",
-    "faiss": "faiss-cpu",
-    "sklearn": "scikit-learn",
-    "sparse-dot-topn": "sparse-dot-topn",
-    "ours": "onnxsim-embed",
-    "ours-int8": "onnxsim-embed",
-}
+# Packages that are not called as their module is.
+PACKAGES = {"faiss": "faiss-cpu", "sklearn": "scikit-learn"}
 
 IMPORTABLE = (
     "import importlib.util as u, sys\n"
@@ -125,27 +94,6 @@ IMPORTABLE = (
     "    except ModuleNotFoundError: return False\n"
     "print(' '.join(name for name in sys.argv[1:] if not there(name)))"
 )
-
-
-def choose(names: str, systems: dict[str, Peer]) -> list[str] | None:
-    """Return the peers that a comma-separated list names; None for "installed", which is for later.
-
-    :raises ValueError: naming what there is, for an unknown name.
-    """
-    if names == "installed":
-        return None
-    peers = [name for name, peer in systems.items() if peer.environment or peer.modules]
-    if names == "all":
-        return peers
-    chosen = [name.strip() for name in names.split(",") if name.strip()]
-    if chosen == ["none"]:
-        return []
-    unknown = [name for name in chosen if name not in peers]
-    if unknown:
-        raise ValueError(
-            f"{unknown[0]!r} is not among the peers: {', '.join(peers)}; or installed, all, none"
-        )
-    return [name for name in peers if name in chosen]
 
 
 def missing_modules(python: str, peer: Peer) -> list[str]:
@@ -186,11 +134,17 @@ class Environments:
             return None, f"not installed: {', '.join(missing)}"
         return python, ""
 
-    def installed(self, systems: dict[str, Peer]) -> list[str]:
-        """Return the peers that can be imported where peers run."""
+    def choose(self, names: Sequence[str], systems: dict[str, Peer]) -> tuple[str, ...]:
+        """Return the systems that are named, beside ours.
+
+        :param names: of systems, or "all", or "installed": what can be imported where peers run.
+        """
         python = self._python or sys.executable
-        peers = (name for name, peer in systems.items() if peer.environment)
-        return [name for name in peers if not missing_modules(python, systems[name])]
+        peers = [name for name, peer in systems.items() if peer.environment or peer.modules]
+        if "installed" in names:
+            with_own = (name for name in peers if systems[name].environment)
+            return tuple(name for name in with_own if not missing_modules(python, systems[name]))
+        return tuple(name for name in peers if "all" in names or name in names)
 
     def _make(self, name: str) -> tuple[str, str]:
         """Return the interpreter of an environment, made once, or a reason why it cannot be made."""
@@ -222,9 +176,11 @@ def make_environment(directory: Path, installs: Sequence[Sequence[str]]) -> str:
 
 def title(name: str, systems: dict[str, Peer], versions: dict[str, str]) -> str:
     """Return a system's title with the version of the package that makes it."""
-    package = TITLE_PACKAGES.get(name) or TITLE_PACKAGES.get("-".join(name.split("-")[:2]), "")
-    known = versions.get(package, "")
-    head, comma, rest = systems[name].title.partition(",")
-    if not known or name.startswith("ours"):
-        return systems[name].title
-    return f"{head} {'.'.join(known.split('+')[0].split('.')[:2])}{comma}{rest}"
+    peer = systems[name]
+    if name.startswith("ours"):
+        return peer.title
+    module = peer.modules[0]
+    known = versions.get(PACKAGES.get(module, module.replace("_", "-")), "")
+    head, comma, rest = peer.title.partition(",")
+    version = f" {'.'.join(known.split('+')[0].split('.')[:2])}" if known else ""
+    return f"{head}{version}{comma}{rest}"

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lab.conditions import Watch, machine, today
+from lab.bench import Bench
+from lab.conditions import machine, today
 from lab.exactness import check_above, check_best
-from lab.guard import Ratio
-from lab.peers import SIMILARITY_SYSTEMS, Environments, title
-from lab.workers import (
-    Crew,
-    Request,
-    Roof,
-    SystemFailedError,
-    Worker,
-    ratio,
-    rounded,
-    spread,
-)
+from lab.peers import SIMILARITY_SYSTEMS, Environments
+from lab.workers import Crew, Request, Roof, SystemFailedError, Worker, ratio, rounded, spread
 from onnxsim_embed.similarity.compare import unit_vectors
 
 FILE = "similarity_systems.py"
@@ -91,23 +82,16 @@ def tiled(vectors: npt.NDArray[np.float32], rows: int) -> npt.NDArray[np.float32
     return result
 
 
-class SimilarityBench:
-    """One run of a plan.
+class SimilarityBench(Bench):
+    """One run of a plan."""
 
-    :param say: told what happens.
-    """
+    systems = SIMILARITY_SYSTEMS
 
     def __init__(
         self, plan: SimilarityPlan, environments: Environments, say: Callable[[str], None]
     ) -> None:
-        self._plan = plan
-        self._environments = environments
-        self._say = say
+        super().__init__(plan, environments, say)
         self._unit = unit_vectors(plan.vectors)
-        self._rows: dict[str, dict[str, Any]] = {}
-        self._pythons: dict[str, str] = {}
-        self._watch = Watch(plan.patience, say)
-        self._ratios: dict[str, Ratio] = {}
         self._of = f"{plan.source}, {self._unit.shape[1]} wide"
 
     def run(self) -> dict[str, Any]:
@@ -116,35 +100,20 @@ class SimilarityBench:
         plan.work.mkdir(parents=True, exist_ok=True)
         file = plan.work / "vectors.npy"
         np.save(file, self._unit)
-        roof = Roof(plan.threads, plan.work / "logs", plan.roof_seconds)
-        with Crew(FILE, plan.work / "logs", self._say) as crew:
-            try:
-                self._start(crew, file)
+        logs = plan.work / "logs"
+        with Crew(FILE, logs, self._say) as crew:
+            with Roof(plan.threads, logs, plan.roof_seconds) as roof:
+                self._start(crew, ["ours", "ours-float32", *plan.peers], self._settings(file))
                 for rows in [*(size for size in SIZES if size < total), total]:
                     self._measure(crew, "above", rows, roof)
                     self._measure(crew, "best", rows, roof)
                 rates = roof.rates()
-            finally:
-                roof.close()
             alive, failed = [worker.name for worker in crew.workers], crew.failed
         large = self._large() if plan.large else None
         return self._result({name: self._rows[name] for name in alive}, failed, rates, large)
 
     def _settings(self, file: Path) -> dict[str, Any]:
         return {"vectors": str(file.absolute()), "threads": self._plan.threads}
-
-    def _start(self, crew: Crew, file: Path) -> None:
-        for name in ["ours", "ours-float32", *self._plan.peers]:
-            python, reason = self._environments.find(SIMILARITY_SYSTEMS[name])
-            worker = crew.start(name, python, self._settings(file), reason)
-            about = None if worker is None else crew.ask(worker, {"about": True})
-            if python is not None and about is not None:
-                self._pythons[name] = python
-                versions = about["versions"]
-                self._rows[name] = {
-                    "title": title(name, SIMILARITY_SYSTEMS, versions),
-                    "versions": versions,
-                }
 
     def _takes_part(self, name: str, task: str, rows: int) -> bool:
         if name in LIMITS and rows > LIMITS[name][0]:
@@ -179,9 +148,7 @@ class SimilarityBench:
             if rows == len(self._unit):
                 cell |= self._memory(name, request)
             self._rows[name].setdefault(task, {})[str(rows)] = cell
-            if name != "ours":
-                median = cell["ours_is"]["median"]
-                self._ratios[f"{case}: ours over {name}"] = Ratio(median, self._of)
+        self._keep_ratios(case, seconds, self._of)
 
     def _memory(self, name: str, request: Request) -> dict[str, float]:
         """Return the memory of a task in a fresh process: what earlier ones freed would hide some."""
@@ -219,8 +186,7 @@ class SimilarityBench:
         np.save(file, tiled(self._unit, plan.large))
         request = {"task": "best", "rows": plan.large, "k": plan.k}
         with Crew(FILE, plan.work / "logs", self._say) as crew:
-            python, _ = self._environments.find(SIMILARITY_SYSTEMS["ours"])
-            worker = crew.start("ours", python, settings)
+            worker = crew.start("ours", self._find("ours")[0], settings)
             small = found = None
             if worker is not None:
                 crew.ask(worker, request | {"rows": base})  # the warm-up
@@ -233,8 +199,7 @@ class SimilarityBench:
         per_pair = {rows: answer["seconds"] / rows**2 for rows, answer in
                     ((base, small), (plan.large, found))}  # fmt: skip
         cost = per_pair[plan.large] / per_pair[base]
-        key = f"cost per pair, {base} over {plan.large} rows"
-        self._ratios[key] = Ratio(1 / cost, self._of)
+        self._keep(f"cost per pair, {base} over {plan.large} rows", 1 / cost, self._of)
         return {
             "rows": plan.large,
             "seconds": found["seconds"],
@@ -260,7 +225,7 @@ class SimilarityBench:
                 taken = rows[name]["above"][str(total)]["seconds"]["median"]
                 shares[name] = operations / taken / 1e9 / rates["numpy"]["median"]
                 key = f"share of the float32 roofline, {total} rows: {name}"
-                self._ratios[key] = Ratio(shares[name], self._of)
+                self._keep(key, shares[name], self._of)
         found: dict[str, Any] = rounded(
             {
                 "date": today(),
@@ -286,7 +251,7 @@ class SimilarityBench:
                 "products_1e9_per_second": dict(rates),
                 "share_of_float32_roofline": shares,
                 "large": large,
-                "ratios": {name: asdict(found) for name, found in self._ratios.items()},
+                "ratios": self._ratios,
             }
         )
         return found

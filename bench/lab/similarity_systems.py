@@ -54,15 +54,12 @@ def size_mb(result: Any, arrays: dict[str, Any]) -> float:  # noqa: ANN401
     return float(sum(array.nbytes for array in held) / 1e6)
 
 
-def matrix_parts(matrix: Any) -> dict[str, Any]:  # noqa: ANN401 - scipy.sparse
-    """Return rows, columns and scores of a sparse matrix's entries."""
-    entries = matrix.tocoo()
-    return {"rows": entries.row, "columns": entries.col, "scores": entries.data}
-
-
-def best_parts(scores: Any, indices: Any) -> dict[str, Any]:  # noqa: ANN401 - arrays (n, k)
-    """Return rows, columns and scores of the k best of each row."""
-    numpy = import_module("numpy")
+def parts_of(found: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return rows, columns and scores of a sparse matrix, or of scores and indices (n, k)."""
+    if not isinstance(found, tuple):
+        entries = found.tocoo()
+        return {"rows": entries.row, "columns": entries.col, "scores": entries.data}
+    numpy, (scores, indices) = import_module("numpy"), found
     rows = numpy.repeat(numpy.arange(len(indices), dtype=numpy.int32), indices.shape[1])
     return {"rows": rows, "columns": indices.ravel(), "scores": scores.ravel()}
 
@@ -74,10 +71,7 @@ def ours(settings: Settings) -> tuple[dict[str, Task], Parts]:
         "above": lambda rows, asked: similarity.similarity_matrix(rows, asked["threshold"]),
         "best": lambda rows, asked: similarity.top_k(rows, rows, asked["k"]),
     }
-    return (
-        tasks,
-        lambda found: best_parts(*found) if isinstance(found, tuple) else matrix_parts(found),
-    )
+    return tasks, parts_of
 
 
 def ours_float32(settings: Settings) -> tuple[dict[str, Task], Parts]:
@@ -101,7 +95,7 @@ def notebook(settings: Settings) -> tuple[dict[str, Task], Parts]:
         scores = (unit @ unit.T).numpy()
         return sparse.coo_matrix(scores * (scores > asked["threshold"]))
 
-    return {"above": above}, matrix_parts
+    return {"above": above}, parts_of
 
 
 def st_util(settings: Settings) -> tuple[dict[str, Task], Parts]:
@@ -117,7 +111,8 @@ def st_util(settings: Settings) -> tuple[dict[str, Task], Parts]:
 
     def parts(found: list[list[dict[str, Any]]]) -> dict[str, Any]:
         scores = numpy.array([[hit["score"] for hit in row] for row in found], numpy.float32)
-        return best_parts(scores, numpy.array([[hit["corpus_id"] for hit in row] for row in found]))
+        indices = numpy.array([[hit["corpus_id"] for hit in row] for row in found])
+        return parts_of((scores, indices))
 
     return {"best": best}, parts
 
@@ -139,10 +134,7 @@ def faiss(settings: Settings) -> tuple[dict[str, Task], Parts]:
     def best(rows: Any, asked: dict[str, Any]) -> Any:  # noqa: ANN401
         return indexed(rows).search(rows, asked["k"])
 
-    return {
-        "above": above,
-        "best": best,
-    }, lambda found: best_parts(*found) if isinstance(found, tuple) else matrix_parts(found)
+    return {"above": above, "best": best}, parts_of
 
 
 def sklearn(settings: Settings) -> tuple[dict[str, Task], Parts]:
@@ -160,10 +152,7 @@ def sklearn(settings: Settings) -> tuple[dict[str, Task], Parts]:
         distances, columns = index.kneighbors(rows)
         return 1 - distances**2 / 2, columns
 
-    return {
-        "above": above,
-        "best": best,
-    }, lambda found: best_parts(*found) if isinstance(found, tuple) else matrix_parts(found)
+    return {"above": above, "best": best}, parts_of
 
 
 def sparse_dot_topn(settings: Settings) -> tuple[dict[str, Task], Parts]:
@@ -180,7 +169,7 @@ def sparse_dot_topn(settings: Settings) -> tuple[dict[str, Task], Parts]:
     def best(rows: Any, asked: dict[str, Any]) -> Any:  # noqa: ANN401
         return above(rows, asked, asked["k"])
 
-    return {"above": above, "best": best}, matrix_parts
+    return {"above": above, "best": best}, parts_of
 
 
 SYSTEMS: dict[str, Callable[[Settings], tuple[dict[str, Task], Parts]]] = {

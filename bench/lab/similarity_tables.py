@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from lab.tables import (
-    Result,
-    bold,
-    machine_line,
-    number,
-    rates_line,
-    rounds_line,
-    table,
-    times,
-)
+from lab.tables import Result, bold, machine_line, number, rates_line, rounds_line, table, times
 
 
 def similarity_table(result: Result, task: str) -> str:

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lab.conditions import Watch
+from lab.bench import Bench
 from lab.corpus import Corpus
-from lab.guard import Ratio
-from lab.peers import OURS, TEXT_SYSTEMS, Environments, title
-from lab.text_plan import (
-    TextPlan,
-    count_tokens,
-    most_tokens,
-)
+from lab.peers import OURS, TEXT_SYSTEMS, Environments
+from lab.text_plan import TextPlan, count_tokens, most_tokens
 from lab.text_result import Measured, ratio_of, stages, text_result
-from lab.workers import (
-    Crew,
-    Request,
-    Roof,
-    SystemFailedError,
-    Worker,
-    ratio,
-    spread,
-)
+from lab.workers import Crew, Request, Roof, SystemFailedError, Worker, ratio, spread
 from onnxsim_embed.artifact.cache import locate_artifact
 from onnxsim_embed.benchmark import worker as text_worker
 from onnxsim_embed.benchmark.measure import fidelity, find_checkpoint, system_settings
@@ -57,26 +44,19 @@ STARTS = 3
 REFERENCES = ("torch", "st-torch", "ours-fp32")
 
 
-class TextBench:
-    """One run of a plan.
+class TextBench(Bench):
+    """One run of a plan."""
 
-    :param say: told what happens.
-    """
+    systems = TEXT_SYSTEMS
 
     def __init__(
         self, plan: TextPlan, environments: Environments, say: Callable[[str], None]
     ) -> None:
-        self._plan = plan
-        self._environments = environments
-        self._say = say
+        super().__init__(plan, environments, say)
         self._artifact = locate_artifact(plan.model)
-        checkpoint = plan.checkpoint or find_checkpoint(plan.model, self._artifact)
-        self._checkpoint = checkpoint
-        settings = system_settings(self._artifact, checkpoint, plan.work, plan.threads)
+        self._checkpoint = plan.checkpoint or find_checkpoint(plan.model, self._artifact)
+        settings = system_settings(self._artifact, self._checkpoint, plan.work, plan.threads)
         self._settings = settings | {"systems": str(SYSTEMS)}
-        self._rows: dict[str, dict[str, Any]] = {}
-        self._watch = Watch(plan.patience, say)
-        self._ratios: dict[str, Ratio] = {}
         self._batches: dict[str, int] = {}
 
     def run(self) -> dict[str, Any]:
@@ -84,23 +64,23 @@ class TextBench:
         plan = self._plan
         vectors = plan.work / "vectors"
         vectors.mkdir(parents=True, exist_ok=True)
-        roof = Roof(plan.threads, plan.work / "logs", plan.roof_seconds)
-        with Crew(FILE, plan.work / "logs", self._say) as crew:
-            try:
-                self._start(crew)
+        precisions, logs = self._artifact.manifest.precisions, plan.work / "logs"
+        ours = [name for name in (OURS, "ours-fp32") if name.partition("-")[2] in precisions]
+        with Crew(FILE, logs, self._say) as crew:
+            with Roof(plan.threads, logs, plan.roof_seconds) as roof:
+                self._start(crew, [*ours, *plan.peers], self._settings)
+                if not crew.workers:
+                    raise SystemFailedError(f"no system runs: {crew.failed}")
                 for corpus in plan.corpora:
                     self._throughput(crew, corpus, roof, vectors)
                 rates = roof.rates()
-            finally:
-                roof.close()
             if plan.sts is not None:
                 self._sts(crew, plan.sts, vectors)
             if "latency" in plan.cases:
                 self._latency(crew)
             if "growth" in plan.cases:
                 self._growth(crew)
-            alive = [worker.name for worker in crew.workers]
-            failed = crew.failed
+            alive, failed = [worker.name for worker in crew.workers], crew.failed
         if "start" in plan.cases:
             self._starts(alive, failed)
         measured = Measured(
@@ -112,29 +92,12 @@ class TextBench:
         )
         return text_result(plan, self._artifact, measured)
 
-    def _start(self, crew: Crew) -> None:
-        precisions = self._artifact.manifest.precisions
-        ours = [name for name in (OURS, "ours-fp32") if name.partition("-")[2] in precisions]
-        for name in [*ours, *self._plan.peers]:
-            peer = TEXT_SYSTEMS[name]
-            python, reason = self._environments.find(peer)
-            if python and peer.loads_checkpoint and self._checkpoint is None:
-                python, reason = (
-                    None,
-                    "needs the checkpoint the artifact was made from; name it: --checkpoint DIRECTORY",
-                )
-            worker = crew.start(name, python, self._settings, reason)
-            about = None if worker is None else crew.ask(worker, {"about": True})
-            if worker is not None and about is not None:
-                versions = about["versions"]
-                self._rows[name] = {
-                    "title": title(name, TEXT_SYSTEMS, versions),
-                    "python": python,
-                    "versions": versions,
-                    "throughput": {},
-                }
-        if not crew.workers:
-            raise SystemFailedError(f"no system runs: {crew.failed}")
+    def _find(self, name: str) -> tuple[str | None, str]:
+        python, reason = super()._find(name)
+        if python and TEXT_SYSTEMS[name].loads_checkpoint and self._checkpoint is None:
+            made_from = "needs the checkpoint the artifact was made from"
+            return None, f"{made_from}; name it: --checkpoint DIRECTORY"
+        return python, reason
 
     def _ask(self, calls: list[list[str]], batch: int, kind: str = "") -> Request:
         """Return the request to encode some texts; without a kind, of the length that the model takes."""
@@ -153,9 +116,7 @@ class TextBench:
                 batches[worker.name] = batch
         self._batches |= batches
         answers = crew.take_turns(
-            lambda name: self._ask([texts], batches[name], kind),
-            self._plan.rounds,
-            roof.measure,
+            lambda name: self._ask([texts], batches[name], kind), self._plan.rounds, roof.measure
         )
         seconds = {name: [a["seconds"][0] for a in found] for name, found in answers.items()}
         lead = next(iter(seconds))
@@ -163,7 +124,7 @@ class TextBench:
         reference = np.load(directory / f"{reference_name}-{kind}.npy")
         for name, taken in seconds.items():
             vectors = np.load(directory / f"{name}-{kind}.npy")
-            self._rows[name]["throughput"][kind] = {
+            self._rows[name].setdefault("throughput", {})[kind] = {
                 "batch": batches[name] if not name.startswith("ours") else None,
                 "seconds": spread(taken),
                 "texts_per_second": len(texts) / float(np.median(taken)),
@@ -176,15 +137,8 @@ class TextBench:
             row = self._rows["ours-dynamic"]["throughput"][kind]
             row["session_is"] = ratio(runs["ours-dynamic"], runs[OURS])
             key = "session alone, descriptions: ours-int8 over quantize_dynamic"
-            self._ratios[key] = Ratio(row["session_is"]["median"], ratio_of(self._artifact, corpus))
+            self._keep(key, row["session_is"]["median"], ratio_of(self._artifact, corpus))
         self._keep_ratios(f"throughput, {kind}", seconds, ratio_of(self._artifact, corpus))
-
-    def _keep_ratios(self, case: str, seconds: Mapping[str, Sequence[float]], of: str) -> None:
-        """Keep how many times as fast the first system is as each other one."""
-        lead = next(iter(seconds))
-        for name in list(seconds)[1:]:
-            median = ratio(seconds[name], seconds[lead])["median"]
-            self._ratios[f"{case}: {lead} over {name}"] = Ratio(median, of)
 
     def _best_batch(self, crew: Crew, worker: Worker, corpus: Corpus) -> int:
         """Return the batch size at which a peer is fastest on a part of the texts."""
@@ -289,7 +243,7 @@ class TextBench:
             for name in names[:: 1 if number % 2 == 0 else -1]:
                 log = self._plan.work / "logs" / f"{name}-start.log"
                 try:
-                    worker = Worker(name, self._rows[name]["python"], FILE, self._settings, log)
+                    worker = Worker(name, self._pythons[name], FILE, self._settings, log)
                     if number == 0:
                         asked = self._ask([texts], self._batches[name])
                         self._rows[name]["peak_mb"] = worker.ask(asked)["highest_mb"]

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lab.conditions import machine, today
 from lab.corpus import Corpus
-from lab.guard import Ratio
-from lab.text_plan import (
-    TextPlan,
-    count_tokens,
-    linear_operations,
-    most_tokens,
-)
+from lab.text_plan import TextPlan, count_tokens, linear_operations, most_tokens
 from lab.workers import rounded
 from onnxsim_embed.artifact.manifest import Artifact
 
@@ -41,7 +35,7 @@ class Measured:
     failed: Mapping[str, str]
     rates: Mapping[str, Any]
     load: Mapping[str, Any]
-    ratios: Mapping[str, Ratio]
+    ratios: Mapping[str, Mapping[str, Any]]
 
 
 def ratio_of(artifact: Artifact, corpus: Corpus) -> str:
@@ -64,7 +58,6 @@ def text_result(plan: TextPlan, artifact: Artifact, measured: Measured) -> dict[
     }
     ratios, shares = dict(measured.ratios), {}
     for name, row in measured.rows.items():
-        row.pop("python")
         for kind, cell in row["throughput"].items():
             texts, tokens = corpora[kind]["texts"], corpora[kind]["tokens"]
             cell["tokens_per_second"] = cell["texts_per_second"] * tokens / texts
@@ -74,7 +67,8 @@ def text_result(plan: TextPlan, artifact: Artifact, measured: Measured) -> dict[
             shares[name] = {k: c["tokens_per_second"] / most for k, c in row["throughput"].items()}
         for corpus in plan.corpora if roof is not None else ():
             key = f"share of the roofline, {corpus.kind}: {name}"
-            ratios[key] = Ratio(shares[name][corpus.kind], ratio_of(artifact, corpus))
+            share, of = shares[name][corpus.kind], ratio_of(artifact, corpus)
+            ratios[key] = {"value": share, "of": of}
     result: dict[str, Any] = rounded(
         {
             "date": today(),
@@ -94,7 +88,7 @@ def text_result(plan: TextPlan, artifact: Artifact, measured: Measured) -> dict[
             "failed": dict(measured.failed),
             "products_1e9_per_second": dict(measured.rates),
             "share_of_roofline": shares,
-            "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
+            "ratios": ratios,
         }
     )
     return result

@@ -214,8 +214,10 @@ class Roof:
         """Return the spread of each rate, 1e9 operations a second."""
         return {name: spread([rate[name] for rate in self._rates]) for name in self._rates[0]}
 
-    def close(self) -> None:
-        """End the process."""
+    def __enter__(self) -> Roof:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._worker.close()
 
 
