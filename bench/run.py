@@ -99,18 +99,17 @@ def measure(given: argparse.Namespace, directory: Path) -> None:
     made = BUILD / "environments" if given.make_environments else None
     environments = Environments(given.peer_python, made, say)
     names, only = given.peers.split(","), given.only.split(",")
+    how = {"threads": given.threads, "rounds": given.rounds, "patience": given.patience}
     if "text" in only:
         plan = TextPlan(
             model=given.model,
             corpora=corpora(given),
             peers=environments.choose(names, TEXT_SYSTEMS),
-            threads=given.threads,
-            rounds=given.rounds,
             work=BUILD / "models" / locate_artifact(given.model).directory.name,
             cases=tuple(case for case in given.cases.split(",") if case),
-            patience=given.patience,
             checkpoint=given.checkpoint,
             sts=given.sts,
+            **how,
         )
         report.write_json(directory / "text.json", TextBench(plan, environments, say).run())
     if "similarity" in only:
@@ -119,11 +118,9 @@ def measure(given: argparse.Namespace, directory: Path) -> None:
             vectors=values,
             source=source,
             peers=environments.choose(names, SIMILARITY_SYSTEMS),
-            threads=given.threads,
-            rounds=given.rounds,
             work=BUILD / "similarity",
             large=given.large,
-            patience=given.patience,
+            **how,
         )
         result = SimilarityBench(similarity, environments, say).run()
         report.write_json(directory / "similarity.json", result)

@@ -21,17 +21,11 @@ VCS = {"vcs": "git", "commit_id": "0a1b"}
         (None, "'onnxsim-embed[plot]'"),
         (CLONE, "'/src/one clone[plot]'"),
         (CLONE | {"dir_info": {"editable": True}}, "-e '/src/one clone[plot]'"),
-        (
-            {"url": "https://host/x.git", "vcs_info": VCS},
-            "'onnxsim-embed[plot] @ git+https://host/x.git@0a1b'",
-        ),
-        (
-            {"url": "file:///x.whl", "archive_info": {}},
-            "'onnxsim-embed[plot] @ file:///x.whl'",
-        ),
+        ({"url": "https://host/x.git", "vcs_info": VCS}, "'onnxsim-embed[plot] @ git+https://host/x.git@0a1b'"),
+        ({"url": "file:///x.whl", "archive_info": {}}, "'onnxsim-embed[plot] @ file:///x.whl'"),
     ],
     ids=["index", "clone", "editable", "git", "wheel"],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("pip", ["/elsewhere/pip", None])
 def test_the_command_installs_from_the_same_place(monkeypatch, record, requirement, pip):
     class Installed:

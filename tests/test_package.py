@@ -34,6 +34,17 @@ def fresh(code, *arguments):
 # what an import costs
 
 
+@pytest.mark.parametrize(
+    ("modules", "foreign"),
+    [("onnxsim_embed.util", "torch onnxruntime"), ("onnxsim_embed.finetune, onnxsim_embed.cli", "torch"),
+     ("onnxsim_embed.cli, onnxsim_embed.ray, onnxsim_embed.ray.texts", "ray pyarrow pandas")],
+)  # fmt: skip
+def test_modules_load_nothing_that_they_can_do_without(modules, foreign):
+    loaded = fresh(f"import sys, {modules}; print(*sys.modules)").split()
+    assert "onnxsim_embed" in loaded
+    assert not set(foreign.split()) & set(loaded)
+
+
 def test_importing_loads_nothing_heavy_and_has_no_side_effects():
     code = """
 import logging, os, sys, warnings
@@ -141,30 +152,11 @@ print(cos_sim(np.eye(2), np.eye(2)).tolist())
     assert printed == "[[1.0, 0.0], [0.0, 1.0]]\n"
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        "export",
-        "plot",
-        "parquet",
-        "minilm",
-        "finetune",
-        "torch",
-        "optimum",
-        "sklearn",
-        "serve",
-        "chroma",
-        "explore",
-    ],
-)
-def test_extras_that_messages_name_exist(extra):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert extra in project["optional-dependencies"]
-
-
-def test_the_engines_of_both_wheels_are_never_required_together():
+def test_extras_that_messages_name_exist_and_never_require_both_wheels():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
+    named = "export plot parquet minilm finetune torch optimum sklearn serve chroma explore"
+    assert set(named.split()) <= set(extras)
     wheels = {"cpu": "onnxruntime>", "gpu": "onnxruntime-gpu["}
     assert not [need for need in project["dependencies"] if need.startswith("onnxruntime")]
     for extra, wheel in wheels.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lab.conditions import Watch
@@ -10,10 +12,27 @@ from lab.peers import Environments, Peer, title
 from lab.workers import Crew, ratio
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to measure.
+
+    :param peers: names of systems beside ours.
+    :param work: a directory for vectors, logs and peers' exports; kept for the next time.
+    :param patience: seconds to wait for a quiet machine before each case.
+    :param roof_seconds: for each matrix product, before each round.
+    """
+
+    peers: tuple[str, ...]
+    threads: int
+    rounds: int
+    work: Path
+    patience: float = 60
+    roof_seconds: float = 0.5
+
+
 class Bench:
     """One run of a plan.
 
-    :param plan: has `patience`, as of `Watch`.
     :param say: called with a line of text for what happens.
     """
 

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 PACKAGES = ("numpy", "scipy")
@@ -67,10 +67,14 @@ def documentation(kind: str, count: int) -> Corpus:
     :param count: how many; fewer where the packages do not hold so many.
     :raises ValueError: for another kind.
     """
-    makers = {"short": _sentences, "descriptions": _descriptions, "long": _long_texts}
-    if kind not in makers:
-        raise ValueError(f"kind must be one of {', '.join(makers)}, got {kind!r}")
-    texts = tuple(islice(_different(makers[kind]()), count))
+    kinds = {
+        "short": _pieces(SHORT_WORDS, SENTENCE_END),
+        "descriptions": _pieces(DESCRIPTION_WORDS),
+        "long": _long_texts(),
+    }
+    if kind not in kinds:
+        raise ValueError(f"kind must be one of {', '.join(kinds)}, got {kind!r}")
+    texts = tuple(islice(_different(kinds[kind]), count))
     names = [f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]
     return Corpus(kind, f"documentation of {', '.join(names)}", texts)
 
@@ -83,21 +87,13 @@ def _different(texts: Iterator[str]) -> Iterator[str]:
             yield text
 
 
-def _sentences() -> Iterator[str]:
-    low, high = SHORT_WORDS
-    for module in _modules():
-        for paragraph in module:
-            for sentence in SENTENCE_END.split(paragraph):
-                if low <= sentence.count(" ") + 1 <= high and is_prose(sentence):
-                    yield sentence
-
-
-def _descriptions() -> Iterator[str]:
-    low, high = DESCRIPTION_WORDS
-    for module in _modules():
-        for paragraph in module:
-            if low <= paragraph.count(" ") + 1 <= high and is_prose(paragraph):
-                yield paragraph
+def _pieces(words: tuple[int, int], end: re.Pattern[str] | None = None) -> Iterator[str]:
+    """Yield paragraphs, or the sentences of them, of a number of words."""
+    low, high = words
+    for paragraph in chain.from_iterable(_modules()):
+        for piece in [paragraph] if end is None else end.split(paragraph):
+            if low <= piece.count(" ") + 1 <= high and is_prose(piece):
+                yield piece
 
 
 def _long_texts() -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lab.bench import Bench
+from lab.bench import Bench, Plan
 from lab.conditions import machine, today
 from lab.exactness import check_above, check_best
 from lab.peers import SIMILARITY_SYSTEMS, Environments
@@ -40,30 +40,20 @@ CLOCK = (
 )
 
 
-@dataclass(frozen=True)
-class SimilarityPlan:
+@dataclass(frozen=True, kw_only=True)
+class SimilarityPlan(Plan):
     """What to measure.
 
     :param vectors: float array (n, dim).
     :param source: where they come from, for whoever reads the figures.
-    :param peers: names of SIMILARITY_SYSTEMS beside ours.
     :param large: rows of the large top-k of ours alone, made by tiling; 0: none.
-    :param work: a directory for vectors, logs and results.
-    :param patience: seconds to wait for a quiet machine before each case.
-    :param roof_seconds: for each matrix product, before each round.
     """
 
     vectors: npt.NDArray[np.float32]
     source: str
-    peers: tuple[str, ...]
-    threads: int
-    rounds: int
-    work: Path
     threshold: float = 0.5
     k: int = 10
     large: int = 0
-    patience: float = 60
-    roof_seconds: float = 0.5
 
 
 def tiled(vectors: npt.NDArray[np.float32], rows: int) -> npt.NDArray[np.float32]:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.bench import Plan
 from lab.corpus import Corpus
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.runtime.tokenization import Tokenizer
@@ -16,32 +17,22 @@ CASES = ("latency", "growth", "start")
 LONG_TOKENS = 512
 
 
-@dataclass(frozen=True)
-class TextPlan:
+@dataclass(frozen=True, kw_only=True)
+class TextPlan(Plan):
     """What to measure.
 
     :param model: recipe name, artifact, checkpoint directory or Hub id.
     :param corpora: kinds of texts; latency and growth take the first, memory the last but one.
-    :param peers: names of TEXT_SYSTEMS beside ours.
     :param cases: of CASES; throughput and fidelity are always measured.
-    :param work: a directory for peers' exports, logs and vectors; kept for the next time.
-    :param patience: seconds to wait for a quiet machine before each case.
     :param checkpoint: what peers load; None: what the artifact was made from.
     :param sts: sentence pairs with human scores.
-    :param roof_seconds: for each matrix product, before each round.
     """
 
     model: str
     corpora: tuple[Corpus, ...]
-    peers: tuple[str, ...]
-    threads: int
-    rounds: int
-    work: Path
     cases: tuple[str, ...] = CASES
-    patience: float = 60
     checkpoint: Path | None = None
     sts: Path | None = None
-    roof_seconds: float = 0.5
 
 
 def linear_operations(artifact: Artifact) -> int:

@@ -32,35 +32,25 @@ class ModelSettings:
 
 
 class LazyModel:
-    """A model that is loaded on first use. Pickles and copies carry only its settings.
+    """A model that is loaded on first use. Pickles and copies carry only its settings."""
 
-    :param settings: the settings of the model, or a loaded one.
-    """
-
-    def __init__(self, settings: ModelSettings | Embedder) -> None:
-        self.settings = None if isinstance(settings, Embedder) else settings
-        self._model = settings if isinstance(settings, Embedder) else None
+    def __init__(self, settings: ModelSettings) -> None:
+        self.settings = settings
+        self._model: Embedder | None = None
 
     def get(self) -> Embedder:
         """Return the model; the first call loads it and raises as `Embedder.from_pretrained`."""
         if self._model is None:
-            settings = self.settings
-            assert settings is not None
             with _loading:
-                model = _models.get(settings)
-                if model is None:
-                    model = Embedder.from_pretrained(
-                        settings.name,
-                        precision=settings.precision,
-                        device=settings.device,
-                        threads=settings.threads,
-                    )
-                    _models[settings] = model
-            self._model = model
+                self._model = _models.get(self.settings)
+                if self._model is None:
+                    options = vars(self.settings).copy()
+                    self._model = Embedder.from_pretrained(options.pop("name"), **options)
+                    _models[self.settings] = self._model
         return self._model
 
     def __getstate__(self) -> dict[str, object]:
-        return {"settings": self.settings, "_model": None if self.settings else self._model}
+        return {"settings": self.settings, "_model": None}
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

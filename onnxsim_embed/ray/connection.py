@@ -7,7 +7,6 @@ readers and writers, which reserve a whole processor each, actors leave one proc
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onnxsim_embed.errors import MissingExtraError, OnnxsimEmbedError
+from onnxsim_embed.errors import OnnxsimEmbedError, check_packages
 from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.uris import is_uri
 from onnxsim_embed.ray import encoder
@@ -40,9 +39,8 @@ MAX_THREADS = 4
 def require_ray() -> None:
     """Raise MissingExtraError if Ray Data is not installed; usage statistics stay off unless the user set them."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    for package in ("ray", "pandas", "pyarrow"):  # what ray[data] consists of
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError("onnxsim_embed.ray", "ray", "ray[data]")
+    parts = ("ray", "pandas", "pyarrow")  # what ray[data] consists of
+    check_packages("onnxsim_embed.ray", "ray", dict.fromkeys(parts, "ray[data]"))
 
 
 @contextmanager
@@ -63,11 +61,8 @@ def cluster(address: str | None = None) -> Iterator[None]:
     _check_reachable(address)
     options: dict[str, Any] = {"address": address}
     if not address:  # with the processors that this process may use, which containers limit
-        options = {
-            "address": "local",
-            "include_dashboard": False,
-            "num_cpus": max(1, available_cpus()),
-        }
+        cpus = max(1, available_cpus())
+        options = {"address": "local", "include_dashboard": False, "num_cpus": cpus}
     # Else Ray's core prints a warning for each pool of actors.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
@@ -189,6 +184,5 @@ def _sees(directory: Directory, probe: str, readable: str | None) -> str | None:
     """Return what this node does not see."""
     if probe not in directory.names():
         return str(directory)
-    if readable is not None and not is_uri(readable) and not os.path.exists(readable):
-        return readable
-    return None
+    seen = readable is None or is_uri(readable) or os.path.exists(readable)
+    return None if seen else readable

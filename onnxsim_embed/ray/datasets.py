@@ -119,11 +119,9 @@ class DatasetEncoder:
             raise ValueError(
                 f"the dataset has no column {text_column!r}; it has: {', '.join(batch.column_names)}"
             )
-        values = batch.column(text_column).to_pylist()
-        problems = {
-            row: reason for row, value in enumerate(values) if (reason := text_problem(value))
-        }
-        texts = ["" if row in problems else value for row, value in enumerate(values)]
+        values = dict(enumerate(batch.column(text_column).to_pylist()))
+        problems = {row: reason for row in values if (reason := text_problem(values[row]))}
+        texts = ["" if row in problems else value for row, value in values.items()]
         encoded, vectors, diagnostics = self._encoder.encode(range(len(values)), texts, problems)
         rows = np.zeros((len(values), vectors.shape[1]), np.float32)
         rows[encoded] = vectors

@@ -18,12 +18,13 @@ from onnxsim_embed.files.checkpoint import write_errors
 from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.ray import connection
 from onnxsim_embed.ray.tasks import plain_errors
-from onnxsim_embed.ray.tiles import ObjectStoreRows, diagonal_of, open_source
+from onnxsim_embed.ray.tiles import ObjectStoreRows, open_source
 from onnxsim_embed.similarity import graph_writer, memory
 from onnxsim_embed.similarity.compare import TILE_BYTES
 from onnxsim_embed.similarity.graph import GraphShard, SimilarityGraph, open_graph, shard_file
 from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.sparse import build_matrix
+from onnxsim_embed.similarity.unit_rows import UnitRows
 from onnxsim_embed.system.memory import available_memory
 from onnxsim_embed.system.progress import progress_bar
 from onnxsim_embed.system.units import check_integer
@@ -109,10 +110,11 @@ def _tile_rows(rows: int, cpus: float) -> int:
 
 
 def _diagonal(tiles: Sequence[Any], threshold: float) -> Float32:
+    """Return each row's score with itself, NaN if it does not exceed the threshold."""
     import ray
 
-    task = ray.remote(max_retries=-1)(diagonal_of)
-    scores = [task.remote(tile, threshold) for tile in tiles]
+    task = ray.remote(max_retries=-1)(lambda tile: UnitRows(tile).diagonal(threshold))
+    scores = [task.remote(tile) for tile in tiles]
     return np.concatenate([np.zeros(0, np.float32), *ray.get(scores)])
 
 

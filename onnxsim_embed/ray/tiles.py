@@ -16,7 +16,7 @@ from onnxsim_embed.files.vector_directory import VectorDirectory, is_vector_dire
 from onnxsim_embed.files.vectors import read_vectors
 from onnxsim_embed.ray.connection import LOADER_SHARE, cluster_cpus
 from onnxsim_embed.similarity.graph_writer import digest
-from onnxsim_embed.similarity.unit_rows import TiledRows, UnitRows, check_vectors, unit_vectors
+from onnxsim_embed.similarity.unit_rows import TiledRows, check_vectors, unit_vectors
 
 Float32 = npt.NDArray[np.float32]
 
@@ -74,11 +74,6 @@ def _load(vectors: npt.NDArray[Any] | VectorDirectory | str, start: int, stop: i
     else:
         rows = (read_vectors(vectors) if isinstance(vectors, str) else vectors)[start:stop]
     return unit_vectors(rows, first_row=start)
-
-
-def diagonal_of(tile: Float32, threshold: float) -> Float32:
-    """Return each row's score with itself, NaN if it does not exceed the threshold."""
-    return UnitRows(tile).diagonal(threshold)
 
 
 class ObjectStoreRows(TiledRows):

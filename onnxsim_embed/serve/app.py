@@ -7,7 +7,7 @@ import base64
 import html
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -64,34 +64,30 @@ class Service:
         self.waiting = 0  # texts
         self.measured = Metrics(lambda: self.waiting)
         self.guard = Guard(api_key, limits, self.measured)
-        self.posts: dict[str, tuple[str, type[BaseModel], Callable[[Any], Awaitable[object]]]] = {
+        # Summary, request body (None: read by GET) and handler of each path.
+        self.paths: dict[str, tuple[str, type[BaseModel] | None, Callable[[Any], Any]]] = {
             "/v1/embeddings": ("Embeddings, as OpenAI's API", EmbeddingsRequest, self.embeddings),
             "/embed": ("Embeddings, as text-embeddings-inference", EmbedRequest, self.embed),
             "/": ("The same as /embed", EmbedRequest, self.embed),
             "/embed_all": ("Embeddings of tokens", EmbedAllRequest, self.embed_all),
             "/similarity": ("Cosines of one text and others", SimilarityRequest, self.similarity),
+            "/v1/models": ("The served model, as OpenAI's API", None, self.models),
+            "/health": ("Whether the process answers", None, self.health),
+            "/ready": ("Whether the queue has room", None, self.ready),
+            "/metrics": ("Metrics for Prometheus", None, self.metrics),
+            "/openapi.json": ("This document", None, self.document),
+            "/docs": ("This document as a page", None, self.page),
         }
-        self.gets: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
-            "/v1/models": ("The served model, as OpenAI's API", self.models),
-            "/health": ("Whether the process answers", self.health),
-            "/ready": ("Whether the queue has room", self.ready),
-            "/metrics": ("Metrics for Prometheus", self.metrics),
-            "/openapi.json": ("This document", self.document),
-            "/docs": ("This document as a page", self.page),
-        }
-        summaries = {path: (summary, body) for path, (summary, body, _) in self.posts.items()}
-        self.openapi = openapi(
-            self.names[0],
-            {**summaries, **{path: (entry[0], None) for path, entry in self.gets.items()}},
-        )
+        self.openapi = openapi(self.names[0], {path: row[:2] for path, row in self.paths.items()})
 
     def routes(self) -> list[Route]:
-        """Return the routes of all endpoints."""
-        posts = [
-            Route(path, self.guard.endpoint(path, body, handler), methods=["POST"])
-            for path, (_, body, handler) in self.posts.items()
+        """Return the routes of all paths."""
+        return [
+            Route(path, handler)
+            if body is None
+            else Route(path, self.guard.endpoint(path, body, handler), methods=["POST"])
+            for path, (_, body, handler) in self.paths.items()
         ]
-        return posts + [Route(path, entry[1]) for path, entry in self.gets.items()]
 
     async def encode(
         self,
@@ -174,10 +170,9 @@ class Service:
             raise HTTPException(
                 404, f"the model {body.model!r:.100} is not served here; pass {self.names[0]!r}"
             )
-        normalize = True if body.dimensions is not None else None
         rows, tokens = await self.encode(
             body.input, prompt_name=body.prompt_name, truncate_dim=body.dimensions,
-            normalize_embeddings=normalize,
+            normalize_embeddings=(body.dimensions is not None) or None,
         )  # fmt: skip
         packed = body.encoding_format == "base64"
         data = [

@@ -66,11 +66,8 @@ class Metrics:
             "onnxsim_embed_request_seconds", "From the head of a request to its answer", ["path"],
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
-        queue = prometheus.Gauge(
-            "onnxsim_embed_queue_texts",
-            "Texts that wait for the model or are in it",
-            registry=registry,
-        )
+        what = "Texts that wait for the model or are in it"
+        queue = prometheus.Gauge("onnxsim_embed_queue_texts", what, registry=registry)
         queue.set_function(waiting)
 
     def count(self, report: EncodeReport) -> None:
@@ -144,11 +141,8 @@ class Guard:
         except ClientDisconnect:
             raise HTTPException(CLIENT_CLOSED, "the client closed the connection") from None
         except asyncio.TimeoutError:
-            raise HTTPException(
-                408,
-                f"the body did not arrive within {self._limits.seconds} s",
-                {"Connection": "close"},
-            ) from None
+            late = f"the body did not arrive within {self._limits.seconds} s"
+            raise HTTPException(408, late, {"Connection": "close"}) from None
 
     async def _work(self, request: Request, answer: Awaitable[object]) -> object:
         """Return an answer; drop it if the client goes away or it takes too long."""

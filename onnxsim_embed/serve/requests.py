@@ -102,21 +102,16 @@ def openapi(name: str, paths: dict[str, tuple[str, type[BaseModel] | None]]) -> 
     from pydantic.json_schema import models_json_schema
 
     bodies = [(body, "validation") for _, body in paths.values() if body is not None]
-    references, schemas = models_json_schema(
-        bodies,
-        ref_template="#/components/schemas/{model}",
-    )
+    template = "#/components/schemas/{model}"
+    references, schemas = models_json_schema(bodies, ref_template=template)
     described: dict[str, Any] = {}
     for path, (summary, body) in paths.items():
-        operation: dict[str, Any] = {
-            "summary": summary,
-            "responses": {"200": {"description": "OK"}},
-        }
+        meanings = {200: "OK"} | (ERRORS if body is not None else {})
+        responses = {str(status): {"description": text} for status, text in meanings.items()}
+        operation: dict[str, Any] = {"summary": summary, "responses": responses}
         if body is not None:
             content = {"application/json": {"schema": references[body, "validation"]}}
             operation["requestBody"] = {"required": True, "content": content}
-            for status, meaning in ERRORS.items():
-                operation["responses"][str(status)] = {"description": meaning}
         described[path] = {"get" if body is None else "post": operation}
     return {
         "openapi": "3.1.0",

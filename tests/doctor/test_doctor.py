@@ -102,9 +102,8 @@ def test_a_padding_token_is_found_by_its_id(model, named):
         change(model / "tokenizer.json", added_tokens=None)
     assert findings(model) == each("tokenizer_config.json", "pad_token", FASTEMBED)
     repair(model, diagnose(model))
-    assert read_json(model / "tokenizer_config.json").get("pad_token") == (
-        "[PAD]" if named else None
-    )
+    written = read_json(model / "tokenizer_config.json").get("pad_token")
+    assert written == ("[PAD]" if named else None)
 
 
 @pytest.mark.parametrize(

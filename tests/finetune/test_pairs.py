@@ -49,38 +49,25 @@ def test_pairs_of_a_notebook(third, field, kind):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "row"),
-    [
-        (["ab", "cd"], 0),
-        ([("a", "b"), ("c",)], 1),
-        ([("a", "b", "c", "d")], 0),
-        ([("a", "b"), 7], 1),
-    ],
-)
-def test_what_is_no_pair_is_named(pairs, row):
-    with pytest.raises(TypeError, match=f"row {row} is"):
+    ("pairs", "error", "message"),
+    [(["ab", "cd"], TypeError, "row 0 is"), ([("a", "b"), ("c",)], TypeError, "row 1 is"),
+     ([("a", "b", "c", "d")], TypeError, "row 0 is"), ([("a", "b"), 7], TypeError, "row 1 is"),
+     ([("a", "b"), ("c", "")], TableError, r"pairs: row 1 .*''"), ([], TableError, "no pairs")],
+)  # fmt: skip
+def test_what_is_no_pair_is_named(pairs, error, message):
+    with pytest.raises(error, match=message):
         read_pairs(pairs)
-
-
-def test_an_empty_text_of_a_notebook_is_named():
-    with pytest.raises(TableError, match=r"pairs: row 1 .*''"):
-        read_pairs([("a", "b"), ("c", "")])
-    with pytest.raises(TableError, match="no pairs"):
-        read_pairs([])
 
 
 # columns
 
 
 @pytest.mark.parametrize("names", [PLAIN, ["anchor", "positive"], ["sentence1", "sentence2"]])
-def test_known_names_need_no_argument(table, names):
+def test_known_names_need_no_argument_and_others_come_in_any_order(table, names):
     assert read_pairs(table(names, ["a", "b"], ["c", "d"])) == TextPairs(["a", "c"], ["b", "d"])
-
-
-def test_named_columns_in_any_order(table):
-    path = table(["id", "answer", "question"], ["1", "b", "a"])
-    pairs = read_pairs(path, source_column="question", target_column="answer", negative_column="id")
-    assert pairs == TextPairs(["a"], ["b"], ["1"])
+    path = table(["id", *names[::-1]], ["1", "b", "a"])
+    columns = {"source_column": names[0], "target_column": names[1], "negative_column": "id"}
+    assert read_pairs(path, **columns) == TextPairs(["a"], ["b"], ["1"])
 
 
 @pytest.mark.parametrize(
@@ -145,9 +132,8 @@ def test_an_invalid_cell_is_named_by_its_row(table, row, score):
 
 
 def test_rows_without_a_pair_can_be_skipped(table, caplog):
-    path = table(
-        [*PLAIN, "score"], ["a", "b", "1"], [], ["c", "", "2"], ["d", "e", ""], ["f", "g", "0"]
-    )
+    rows = [["a", "b", "1"], [], ["c", "", "2"], ["d", "e", ""], ["f", "g", "0"]]
+    path = table([*PLAIN, "score"], *rows)
     pairs = read_pairs(path, on_error="skip")
     assert pairs == TextPairs(["a", "f"], ["b", "g"], scores=[1.0, 0.0])
     assert "1, 2, 3" in caplog.text

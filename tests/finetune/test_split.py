@@ -16,12 +16,9 @@ def texts(pairs):
     return {normalize(text) for text in (*pairs.sources, *pairs.targets)}
 
 
-def test_sizes():
+def test_sizes_up_to_a_number_of_evaluated_pairs():
     assert list(map(len, split_pairs(PAIRS, 0.2, 0)[0])) == [80, 10, 10]
     assert list(map(len, split_pairs(PAIRS, 0.5, 0)[0])) == [50, 25, 25]
-
-
-def test_the_number_of_evaluated_pairs_is_limited():
     numbers = range(5 * MAX_EVALUATED)
     many = TextPairs([f"s{i}" for i in numbers], [f"t{i}" for i in numbers])
     assert len(split_pairs(many, 0.5, 0)[0].held_out) == MAX_EVALUATED
@@ -29,11 +26,9 @@ def test_the_number_of_evaluated_pairs_is_limited():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 60), st.integers(40, 100)), min_size=10, max_size=80, unique=True
-    ),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(40, 100)), min_size=10, max_size=80, unique=True),
     st.integers(0, 3),
-)
+)  # fmt: skip
 def test_no_text_is_in_two_parts_and_no_pair_is_lost(numbers, seed):
     given_ = TextPairs([f"Text {a} " for a, _ in numbers], [f"text  {b}" for _, b in numbers])
     try:
@@ -56,10 +51,12 @@ def test_case_and_whitespace_do_not_hide_a_repeated_text():
     assert len(split.held_out) == 6
 
 
-def test_connected_pairs_cannot_be_split():
-    star = TextPairs([f"s{i}" for i in range(50)], ["one target"] * 50)
+def test_pairs_that_cannot_be_split():
+    connected = TextPairs([f"s{i}" for i in range(50)], ["one target"] * 50)
     with pytest.raises(ValueError, match="validation"):
-        split_pairs(star, 0.2, 0)
+        split_pairs(connected, 0.2, 0)
+    with pytest.raises(ValueError, match="only 5 pairs"):  # left to train on
+        split_pairs(PAIRS, 0.2, 0, PAIRS.rows(range(95)))
 
 
 def test_pairs_with_an_evaluated_source_are_skipped():
@@ -77,11 +74,6 @@ def test_with_evaluation_pairs_only_sources_connect():
     split, _ = split_pairs(star, 0.2, 0, TextPairs(["new"], ["answer 1"]))
     assert len(split.validation) == 6
     assert not set(split.validation.sources) & set(split.train.sources)
-
-
-def test_evaluation_pairs_that_leave_nothing_to_train_on():
-    with pytest.raises(ValueError, match="only 5 pairs"):
-        split_pairs(PAIRS, 0.2, 0, PAIRS.rows(range(95)))
 
 
 def test_rows_keep_their_scores_and_negatives():

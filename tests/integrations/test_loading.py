@@ -24,11 +24,13 @@ def settings(artifact):
     return ModelSettings(str(artifact), precision="fp32", threads=2)
 
 
-def test_a_model_is_loaded_with_its_settings(settings):
+def test_a_model_is_loaded_with_its_settings(settings, artifact):
     lazy = LazyModel(settings)
     model = lazy.get()
     assert (model.precision, model.threads, model.provider) == ("fp32", 2, "CPUExecutionProvider")
     assert lazy.get() is model
+    other = LazyModel(ModelSettings(str(artifact), precision="int8", threads=2))
+    assert other.get() is not model
 
 
 def test_concurrent_threads_share_one_model(settings, monkeypatch):
@@ -57,11 +59,6 @@ def test_an_unused_model_is_freed(settings):
     assert settings not in loading._models
 
 
-def test_other_settings_load_another_model(settings, artifact):
-    other = LazyModel(ModelSettings(str(artifact), precision="int8", threads=2))
-    assert other.get() is not LazyModel(settings).get()
-
-
 def test_pickles_and_copies_hold_only_the_settings(settings):
     lazy = LazyModel(settings)
     lazy.get()
@@ -73,15 +70,10 @@ def test_pickles_and_copies_hold_only_the_settings(settings):
 
 @pytest.mark.parametrize(
     ("module", "library", "package"),
-    [
-        ("langchain", "langchain_core", "langchain-core"),
-        ("llama_index", "llama_index", "llama-index-core"),
-        ("haystack", "haystack", "haystack-ai"),
-        ("chroma", "chromadb", "chromadb"),
-        ("sklearn", "sklearn", "scikit-learn"),
-        ("sentence_transformers", "sentence_transformers", "sentence-transformers"),
-    ],
-)
+    [("langchain", "langchain_core", "langchain-core"), ("llama_index", "llama_index", "llama-index-core"),
+     ("haystack", "haystack", "haystack-ai"), ("chroma", "chromadb", "chromadb"), ("sklearn", "sklearn", "scikit-learn"),
+     ("sentence_transformers", "sentence_transformers", "sentence-transformers")],
+)  # fmt: skip
 def test_without_its_library_one_line_names_the_extra(monkeypatch, module, library, package):
     ours = f"onnxsim_embed.integrations.{module}"
     for name in [*sys.modules]:

@@ -46,13 +46,13 @@ def test_it_is_a_sentence_transformer_with_the_models_properties(model, theirs):
     assert isinstance(model, sentence_transformers.SentenceTransformer)
     assert isinstance(model[0], OnnxEncoder)
     assert model[0].embedder.threads == 2
-    for name in (
+    for name in [
         "max_seq_length",
         "device",
         "similarity_fn_name",
         "prompts",
         "default_prompt_name",
-    ):
+    ]:
         assert getattr(model, name) == getattr(theirs, name)
     assert model.get_sentence_embedding_dimension() == 32
     assert model.tokenizer("a road")["input_ids"] == theirs.tokenizer("a road")["input_ids"]

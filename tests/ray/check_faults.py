@@ -286,35 +286,6 @@ def test_a_driver_that_is_killed_while_comparing(three, tmp_path):
     check_graph(target, expected.to_matrix())
 
 
-# rows
-
-
-def test_invalid_rows_are_named_and_the_others_encoded(three, artifact, model, tmp_path):
-    texts: list[Any] = some_texts(3000)
-    texts[7] = None
-    texts[1500] = "dog and cat " * (10_000_000 // 12)
-    texts[2100] = "sun \ud800 sky"
-    texts[2999] = 42.5
-    source = write_jsonl(tmp_path / "texts.jsonl", texts)
-    call = ["encode", source, "-c", "text", "--id-column", "name", "-m", artifact, "--precision", "int8",
-            "--engine", "ray", "--address", three.address]  # fmt: skip
-    code, out, err = Command(*call, "-o", tmp_path / "vectors").end()
-    assert code == 0, err
-    assert [line.partition(":")[0] for line in err.splitlines()] == [
-        "row 'n7'", "row 'n1500'", "row 'n2100'", "row 'n2999'",
-    ]  # fmt: skip
-    assert "3 rows without a usable text" in out
-    good = [row for row in range(3000) if row not in (7, 2100, 2999)]
-    vectors = open_vectors(tmp_path / "vectors")
-    assert vectors.ids() == [f"n{row}" for row in good]
-    np.testing.assert_array_equal(vectors.read(), model.encode([texts[row] for row in good]))
-    code, out, err = Command(*call, "--strict", "-o", tmp_path / "strict").end()
-    assert (code, out) == (1, "")
-    assert err.count("\n") == 1
-    assert any(f"row {row} has no" in err for row in (7, 2100, 2999))
-    assert not (tmp_path / "strict/index.json").exists()
-
-
 # memory and processors
 
 

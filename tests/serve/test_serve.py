@@ -104,9 +104,8 @@ def model(artifact):
 
 @pytest.fixture(scope="module")
 def client(model):
-    with serving(
-        model, limits=Limits(texts=40, body_bytes=20_000, queue=50, batch_tokens=480)
-    ) as client:
+    limits = Limits(texts=40, body_bytes=20_000, queue=50, batch_tokens=480)
+    with serving(model, limits=limits) as client:
         yield client
 
 
@@ -173,13 +172,10 @@ def test_token_embeddings_and_similarities(model, client):
 
 
 def test_a_server_of_means(model):
-    with serving(
-        model, long_texts="mean", stride=4, name="mine", limits=Limits(batch_tokens=60)
-    ) as client:
+    options = {"long_texts": "mean", "stride": 4}
+    with serving(model, name="mine", limits=Limits(batch_tokens=60), **options) as client:
         vectors, usage = client.embeddings([LONG, "x"], model="mine")
-        np.testing.assert_array_equal(
-            vectors, model.encode([LONG, "x"], long_texts="mean", stride=4)
-        )
+        np.testing.assert_array_equal(vectors, model.encode([LONG, "x"], **options))
         assert usage["total_tokens"] > 100
         rows = np.array(client.post("/embed", {"inputs": [LONG], "truncate": True}), np.float32)
         np.testing.assert_array_equal(rows, model.encode([LONG]))
@@ -190,10 +186,8 @@ def test_a_server_of_means(model):
 
 def test_answers_are_the_same_whatever_else_is_in_flight(model, client, calls):
     pool = random.Random(0)
-    given = [
-        [pool.choice(TEXTS) + f" {pool.random():.2}" for _ in range(pool.randint(1, 3))]
-        for _ in range(80)
-    ]
+    text = lambda _: pool.choice(TEXTS) + f" {pool.random():.2}"  # noqa: E731
+    given = [list(map(text, range(pool.randint(1, 3)))) for _ in range(80)]
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(client.embeddings, given))
     assert len(calls) < 80  # shared
@@ -260,47 +254,31 @@ VALID = {
 }
 
 
+PATHS = [
+    "/v1/embeddings",
+    "/embed",
+    "/embed_all",
+    "/similarity",
+    "/",
+    "/metrics",
+    "/%ff",
+    "/v1/\x7f",
+]
+
+
 def malformed(seed):
     """A request as bytes, of which something is wrong or at least unusual."""
     choose = random.Random(seed)
-    path = choose.choice(
-        [
-            "/v1/embeddings",
-            "/embed",
-            "/embed_all",
-            "/similarity",
-            "/",
-            "/metrics",
-            "/%ff",
-            "/v1/\x7f",
-        ]
-    )
-    values = [
-        None,
-        True,
-        -1,
-        10**25,
-        1e308,
-        "a",
-        "",
-        [],
-        {},
-        ["a", None],
-        [[1], [2]],
-        [101],
-        {"a": [1]},
-        "\ud83d",
-        "x" * 500,
-    ]
+    path = choose.choice(PATHS)
+    values = [None, True, -1, 10**25, 1e308, "a", "", [], {}, ["a", None], [[1], [2]], [101],
+              {"a": [1]}, "\ud83d", "x" * 500]  # fmt: skip
     fields = ["input", "inputs", "model", "dimensions", "encoding_format", "truncate", "parameters",
               "normalize", "prompt_name", "\x00", "source_sentence"]  # fmt: skip
-    body = VALID.get(path, {"inputs": "a"})
-    body = body | {
-        choose.choice(fields): choose.choice(values) for _ in range(choose.randint(0, 3))
-    }
-    content = bytearray(
-        json.dumps(body, ensure_ascii=choose.random() < 0.5).encode("utf-8", "surrogatepass")
-    )
+    body = dict(VALID.get(path, {"inputs": "a"}))
+    for _ in range(choose.randint(0, 3)):
+        body[choose.choice(fields)] = choose.choice(values)
+    text = json.dumps(body, ensure_ascii=choose.random() < 0.5)
+    content = bytearray(text.encode("utf-8", "surrogatepass"))
     for _ in range(choose.choice([0, 0, 1, 3])):
         if content:
             content[choose.randrange(len(content))] = choose.randrange(256)
@@ -308,9 +286,7 @@ def malformed(seed):
     head = f"{choose.choice(['POST'] * 8 + ['GET', 'PATCH', 'CONNECT', 'PO ST'])} {path} HTTP/1.{choose.choice('1111109')}\r\n"
     head += choose.choice(["", "", "Host: x\r\n", "Host: \x01\r\n", "Authorization: Bearer \xff\r\n", "Expect: 100-continue\r\n",
         "Transfer-Encoding: chunked\r\n", "Content-Encoding: gzip\r\n", "Connection: close\r\n", "Upgrade: websocket\r\nConnection: Upgrade\r\n"])  # fmt: skip
-    request = bytearray(
-        f"{head}Content-Length: {length}\r\n\r\n".encode("latin-1") + bytes(content)
-    )
+    request = bytearray(f"{head}Content-Length: {length}\r\n\r\n".encode("latin-1")) + content
     if choose.random() < 0.1:
         request[choose.randrange(len(request))] = choose.randrange(256)
     return bytes(request)
@@ -404,11 +380,8 @@ def test_limits_are_positive():
 def test_pages(model, client):
     client.post("/embed", {"inputs": [LONG, "x"]})
     metrics = client.send("GET", "/metrics")[1].decode()
-    values = {
-        line.split(" ")[0]: float(line.split(" ")[1])
-        for line in metrics.splitlines()
-        if line[0] != "#"
-    }
+    lines = (line.split(" ") for line in metrics.splitlines() if line[0] != "#")
+    values = {name: float(value) for name, value in lines}
     assert values['onnxsim_embed_requests_total{path="/embed",status="200"}'] > 0
     assert values['onnxsim_embed_request_seconds_count{path="/embed"}'] > 0
     assert values["onnxsim_embed_truncated_texts_total"] > 0
@@ -417,10 +390,9 @@ def test_pages(model, client):
     (served,) = json.loads(client.send("GET", "/v1/models")[1])["data"]
     assert served["id"] == "tiny"
     document = json.loads(client.send("GET", "/openapi.json")[1])
-    schema = document["paths"]["/embed"]["post"]["requestBody"]["content"]["application/json"][
-        "schema"
-    ]
-    known = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
+    content = document["paths"]["/embed"]["post"]["requestBody"]["content"]
+    reference = content["application/json"]["schema"]["$ref"]
+    known = document["components"]["schemas"][reference.rpartition("/")[2]]["properties"]
     assert {"inputs", "normalize", "truncate", "dimensions"} <= set(known)
     page = client.send("GET", "/docs")[1].decode()
     assert all(path in page for path in document["paths"])
