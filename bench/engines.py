@@ -23,7 +23,7 @@ import numpy as np
 from lab.turns import HERE, RESULTS, in_turns, parser, save
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.export.verify import count_variant
+from onnxsim_embed.export.fidelity import count_variant
 from onnxsim_embed.files.texts import iter_texts
 from onnxsim_embed.system.hardware import bf16_supported, cpu_flags
 from onnxsim_embed.system.onnx_session import RUNTIME_VERSION

@@ -7,13 +7,31 @@ and the reference in `numpy_encoder.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from onnxsim_embed.errors import CheckpointError
+import numpy as np
+import numpy.typing as npt
 
-ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.runtime.pooling import gelu
+
+Float32 = npt.NDArray[np.float32]
+
+
+def gelu_tanh(x: Float32) -> Float32:
+    """Return the tanh approximation of the GELU."""
+    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
+    return np.asarray(x * (1 + np.tanh(inner)) / 2, np.float32)
+
+
+ACTIVATIONS: dict[str, Callable[[Float32], Float32]] = {
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "relu": lambda x: np.maximum(x, np.float32(0)),
+}
 
 BERT_LAYER = {
     "query": "attention.self.query", "key": "attention.self.key", "value": "attention.self.value",

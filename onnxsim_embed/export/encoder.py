@@ -258,7 +258,7 @@ def _check_config(config: Mapping[str, Any]) -> Architecture:
     architecture = ARCHITECTURES.get(str(config.get("model_type")), ARCHITECTURES["bert"])
     allowed: dict[str, tuple[object, tuple[object, ...]]] = {
         "model_type": (None, tuple(ARCHITECTURES)),
-        architecture.key("hidden_act"): ("gelu", ACTIVATIONS),
+        architecture.key("hidden_act"): ("gelu", tuple(ACTIVATIONS)),
         "position_embedding_type": ("absolute", ("absolute",)),
         "is_decoder": (False, (False, None)),
         "add_cross_attention": (False, (False, None)),

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.artifact.recipes import KnownAnswer
+from onnxsim_embed.runtime.batching import TOKEN_BUDGET
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.similarity.unit_rows import unit_vectors
 
@@ -87,6 +88,20 @@ def compare_vectors(reference: Float32, vectors: Float32) -> Fidelity:
         spearman=rank,
         top10_overlap=float(np.mean(shared)),
     )
+
+
+def count_variant(model: Embedder, texts: Sequence[str], vectors: Float32) -> int:
+    """Return the number of vectors that change, by a bit or more, with the batch composition.
+
+    Texts are encoded alone on one thread, and shuffled in large batches on several.
+    """
+    order = np.random.default_rng(0).permutation(len(texts))
+    shuffled = np.empty_like(vectors)
+    with model.settings(threads=3, token_budget=8 * TOKEN_BUDGET):
+        shuffled[order] = model.encode([texts[i] for i in order], prompt="")
+    with model.settings(threads=1, token_budget=TOKEN_BUDGET):
+        alone = model.encode(texts, prompt="", batch_size=1)
+    return int(((shuffled != vectors) | (alone != vectors)).any(axis=1).sum())
 
 
 def worst_texts(reference: Float32, vectors: Float32, texts: Sequence[str]) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.export.architectures import ARCHITECTURES
+from onnxsim_embed.export.architectures import ACTIVATIONS, ARCHITECTURES
 from onnxsim_embed.export.encoder import DEFAULT_EPSILON, relative_bias
-from onnxsim_embed.export.quantization.ranges import activation_function
 
 Float32 = npt.NDArray[np.float32]
 
@@ -26,7 +25,7 @@ def numpy_reference(
     architecture = ARCHITECTURES[config["model_type"]]
     heads = config[architecture.key("num_attention_heads")]
     layers = config[architecture.key("num_hidden_layers")]
-    activation = activation_function(config.get(architecture.key("hidden_act"), "gelu"))
+    activation = ACTIVATIONS[config.get(architecture.key("hidden_act"), "gelu")]
     epsilon = np.float32(config.get("layer_norm_eps", DEFAULT_EPSILON))
     skipped = architecture.skipped(config)
 

@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import Checkpoint
+from onnxsim_embed.export.numpy_encoder import numpy_reference
 from onnxsim_embed.runtime.embedder import Embedder
+from onnxsim_embed.runtime.pooling import Head
 from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.system.hardware import available_cpus
 from onnxsim_embed.system.threads import single_blas_thread
@@ -248,6 +250,33 @@ def reference_vectors(
     # Texts in parallel with one BLAS thread each, which is faster than the reverse.
     with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as pool:
         return np.concatenate(list(pool.map(lambda ids: finish(hidden(ids[None])), token_ids)))
+
+
+def checkpoint_vectors(
+    checkpoint: Checkpoint,
+    head: Head,
+    texts: Sequence[str],
+    ids: Sequence[TokenIds],
+    lengths: Sequence[TokenIds],
+    token_ids: dict[str, Any],
+) -> tuple[str, Float32, Float32]:
+    """Return what computes a checkpoint's vectors, those of texts, and those of the ids `lengths`.
+
+    :param ids: of the texts, for `head` where sentence-transformers does not compute their vectors.
+    :param token_ids: report of `compare_token_ids`, which learns what pooled.
+    """
+    vectors = None
+    if has_torch():
+        name, loaded = "PyTorch", load_model(checkpoint)
+        hidden = torch_reference(loaded)
+        if token_ids["reference"]:
+            vectors = sentence_transformers_vectors(checkpoint, loaded, texts)
+        token_ids["pipeline"] = "own pooling" if vectors is None else "sentence-transformers"
+    else:
+        name, hidden = "numpy", numpy_reference(checkpoint.config, checkpoint.tensors())
+    if vectors is None:
+        vectors = reference_vectors(hidden, head, ids)
+    return name, vectors, reference_vectors(hidden, head, lengths)
 
 
 def padded_vectors(

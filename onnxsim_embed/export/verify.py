@@ -21,11 +21,8 @@ from onnxsim_embed.export import fidelity
 from onnxsim_embed.export import reference as references
 from onnxsim_embed.export.architectures import ARCHITECTURES
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
-from onnxsim_embed.export.numpy_encoder import numpy_reference
 from onnxsim_embed.export.weights import has_weights
-from onnxsim_embed.runtime.batching import TOKEN_BUDGET
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.pooling import Head
 from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.system.hardware import bf16_supported
 from onnxsim_embed.system.memory import release_memory
@@ -145,8 +142,7 @@ def verify_fp32(
     name, expected = PADDED, None
     if weights:
         lengths = references.length_probes(model.token_ids(texts), model.max_seq_length)
-        name = "PyTorch" if references.has_torch() else "numpy"
-        reference, expected = _reference(
+        name, reference, expected = references.checkpoint_vectors(
             checkpoint, model.head, everything, ids, lengths, token_ids
         )
         release_memory()  # the reference holds the weights as often as this export does
@@ -167,29 +163,6 @@ def verify_fp32(
         for answer in recipe.known_answers:
             report["problems"] += fidelity.check_known_answer(model, answer)
     return report
-
-
-def _reference(
-    checkpoint: Checkpoint,
-    head: Head,
-    texts: Sequence[str],
-    ids: Sequence[TokenIds],
-    lengths: Sequence[TokenIds],
-    token_ids: Report,
-) -> tuple[Float32, Float32]:
-    """Return the checkpoint's vectors of texts, and those of the token ids `lengths`."""
-    vectors = None
-    if references.has_torch():
-        loaded = references.load_model(checkpoint)
-        hidden = references.torch_reference(loaded)
-        if token_ids["reference"]:
-            vectors = references.sentence_transformers_vectors(checkpoint, loaded, texts)
-        token_ids["pipeline"] = "own pooling" if vectors is None else "sentence-transformers"
-    else:
-        hidden = numpy_reference(checkpoint.config, checkpoint.tensors())
-    if vectors is None:
-        vectors = references.reference_vectors(hidden, head, ids)
-    return vectors, references.reference_vectors(hidden, head, lengths)
 
 
 def verify_derived(
@@ -266,7 +239,7 @@ def _judge(
 
 
 def _count_variant(report: Report, model: Embedder, texts: Sequence[str], vectors: Float32) -> None:
-    report["batch_variant"] = count = count_variant(model, texts, vectors)
+    report["batch_variant"] = count = fidelity.count_variant(model, texts, vectors)
     if count:
         report["problems"].append(f"{count} of {len(texts)} vectors depend on the batch")
 
@@ -312,20 +285,6 @@ def _check_pooled(
     norms = [np.linalg.norm(v, axis=1) for v in (vectors, own)]
     if not np.allclose(norms[0], norms[1], rtol=0.01):
         report["problems"].append(f"{precision} vectors of the pooled file have other norms")
-
-
-def count_variant(model: Embedder, texts: Sequence[str], vectors: Float32) -> int:
-    """Return the number of vectors that change, by a bit or more, with the batch composition.
-
-    Texts are encoded alone on one thread, and shuffled in large batches on several.
-    """
-    order = np.random.default_rng(0).permutation(len(texts))
-    shuffled = np.empty_like(vectors)
-    with model.settings(threads=3, token_budget=8 * TOKEN_BUDGET):
-        shuffled[order] = model.encode([texts[i] for i in order], prompt="")
-    with model.settings(threads=1, token_budget=TOKEN_BUDGET):
-        alone = model.encode(texts, prompt="", batch_size=1)
-    return int(((shuffled != vectors) | (alone != vectors)).any(axis=1).sum())
 
 
 def _require_equal(

@@ -15,7 +15,6 @@ from onnxsim_embed.export.quantization.calibration import collect_activations, i
 from onnxsim_embed.export.quantization.encoder import GROUPS
 from onnxsim_embed.export.quantization.ranges import (
     CHANNEL_STEP,
-    activation_function,
     fit_smoothing,
 )
 from onnxsim_embed.system import threads
@@ -162,7 +161,7 @@ def test_ranges_cover_what_was_seen(quantized, seen):
         low = -int(output.zero_point) * output.scale
         assert low <= context.low.min() + output.scale / 2
         assert low + 255 * output.scale >= context.high.max() - output.scale / 2
-        inner = activation_function("gelu")(up.high)
+        inner = ACTIVATIONS["gelu"](up.high)
         assert (255 - int(down.zero_point)) * down.scale <= 1.2 * inner.max()
 
 

@@ -12,7 +12,6 @@ from onnxsim_embed.export.quantization.ranges import (
     SHIFTS,
     Range,
     Smoothing,
-    activation_function,
     fit_outlier_splits,
     fit_smoothing,
     largest,
@@ -137,7 +136,7 @@ def test_each_activation_equals_that_of_transformers(name):
     from transformers.activations import ACT2FN
 
     values = np.concatenate([np.linspace(-12, 12, 4001), [0, -1e-6, 1e4, -1e4]]).astype(np.float32)
-    outputs = activation_function(name)(values)
+    outputs = ACTIVATIONS[name](values)
     assert outputs.dtype == np.float32
     assert np.abs(outputs - ACT2FN[name](torch.from_numpy(values)).numpy()).max() < 2e-6
 
@@ -156,7 +155,7 @@ def test_split_channels_hold_the_largest_value_of_every_channel(top):
 
 @pytest.mark.parametrize("name", ["relu", "gelu", None])
 def test_a_few_huge_channels_are_split(name):
-    activation = activation_function(name) if name else None
+    activation = ACTIVATIONS[name] if name else None
     rows = normal(16, 600, 192)
     rows[:, [4, 77]] = rows[:, [4, 77]] * 15 + 25
     weight = normal(17, 192, 24)
@@ -176,7 +175,7 @@ def test_a_few_huge_channels_are_split(name):
 
 def test_splitting_is_worth_a_limited_number_of_channels():
     rows = np.abs(normal(18, 500, 480)) * np.geomspace(0.1, 100, 480, dtype=np.float32)
-    fit, *_ = fit_outlier_splits(seen(rows), [normal(19, 480, 8)], activation_function("relu"))
+    fit, *_ = fit_outlier_splits(seen(rows), [normal(19, 480, 8)], ACTIVATIONS["relu"])
     assert len(fit.columns) <= 480 // CHANNELS_PER_SPLIT[0]
 
 
@@ -193,7 +192,7 @@ def test_splitting_is_worth_a_limited_number_of_channels():
     ids=["zero", "never active", "equal maxima", "small", "large"],
 )
 def test_every_activation_gets_a_range(name, rows):
-    activation = activation_function(name)
+    activation = ACTIVATIONS[name]
     fit, *_ = fit_outlier_splits(seen(rows), [normal(24, rows.shape[1], 8)], activation)
     assert np.isfinite(fit.error)
     quantized, inner = fit.apply(rows)[:, : rows.shape[1]], activation(rows)
@@ -254,5 +253,5 @@ def test_a_channel_far_beyond_the_rest_gets_a_fine_range():
     """The range that pays is a fiftieth of the largest value."""
     rows = normal(29, 600, 960)
     rows[:, 5] = np.abs(rows[:, 5]) * 50
-    _, fit, *_ = fit_outlier_splits(seen(rows), [normal(30, 960, 8)], activation_function("relu"))
+    _, fit, *_ = fit_outlier_splits(seen(rows), [normal(30, 960, 8)], ACTIVATIONS["relu"])
     assert fit.range.ends[1] < 0.1 * rows.max()

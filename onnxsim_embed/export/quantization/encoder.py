@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxsim_embed.export.architectures import ACTIVATIONS
 from onnxsim_embed.export.encoder import (
     AnyLinear,
     Encoder,
@@ -88,7 +89,7 @@ def fit_encoder(encoder: Encoder, seen: Mapping[str, Activations]) -> dict[str, 
     """
     if not isinstance(encoder.words, np.ndarray):
         raise TypeError("the encoder is quantized already")
-    activation = ranges.activation_function(encoder.activation)
+    activation = ACTIVATIONS[encoder.activation]
 
     def fit(key: tuple[int, str]) -> Group:
         number, names = key

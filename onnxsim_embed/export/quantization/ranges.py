@@ -20,7 +20,6 @@ import numpy.typing as npt
 from onnxsim_embed.export.encoder import AnyLinear, Linear
 from onnxsim_embed.export.quantization.calibration import Activations
 from onnxsim_embed.export.quantization.gptq import quantize_nearest
-from onnxsim_embed.runtime.pooling import gelu
 
 Float32 = npt.NDArray[np.float32]
 Columns = npt.NDArray[np.int64]
@@ -92,7 +91,7 @@ class Smoothing:
 
     def apply(self, rows: Float32) -> Float32:
         """Return inputs (tokens, channels) as the quantized linears receive them."""
-        inputs = self.range.round_trip((rows + self.shift) * self.multiplier)
+        inputs = self.range.round_trip(self.exact(rows))
         inputs[:, self.float_channels] = 0  # their weights are zero
         return inputs
 
@@ -309,15 +308,3 @@ def subsample(rows: Float32, limit: int) -> Float32:
     if len(rows) <= limit:
         return rows
     return rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
-
-
-def activation_function(name: str) -> Activation:
-    """Return the activation of a BERT configuration as a numpy function."""
-    if name in ("gelu", "relu"):
-        return gelu if name == "gelu" else lambda x: np.maximum(x, np.float32(0))
-
-    def gelu_tanh(x: Float32) -> Float32:
-        inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
-        return np.asarray(x * (1 + np.tanh(inner)) / 2, np.float32)
-
-    return gelu_tanh
