@@ -10,6 +10,7 @@ from onnxsim_embed.errors import OnnxsimEmbedError
 from onnxsim_embed.export import verify_recipe
 from onnxsim_embed.runtime.tokenization import Tokenizer
 
+MINILM = "all-MiniLM-L6-v2"
 COUNTED = [
     pytest.param(recipe, answer, id=f"{recipe.name}-{number}")
     for recipe in recipes()
@@ -18,7 +19,10 @@ COUNTED = [
 ]
 
 
-@pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
+# Those of MiniLM are: its export compares them, and fails where they differ.
+@pytest.mark.parametrize(
+    "recipe", [recipe for recipe in recipes() if recipe.name != MINILM], ids=lambda r: r.name
+)
 def test_published_results_are_reproduced(recipe, few_texts):
     try:
         report = verify_recipe(recipe, local_files_only=True)
@@ -60,6 +64,8 @@ def test_the_manifest_of_minilm_states_its_facts(real_artifact):
     assert (manifest.name, manifest.source) == (recipe.name, recipe.source)
     assert (manifest.dim, manifest.layers, manifest.max_seq_length) == (384, 6, 256)
     assert (manifest.pooling, manifest.normalize) == (("mean",), True)
-    assert manifest.verification["fp32"]["known_answers"] == len(recipe.known_answers)
+    report = manifest.verification["fp32"]
+    assert (report["problems"], report["known_answers"]) == ([], len(recipe.known_answers))
+    assert report["min_cosine"] > 0.999999
     tokenizer = json.loads((real_artifact / "tokenizer.json").read_text(encoding="utf-8"))
     assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
