@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from onnxsim_embed import plot
@@ -20,24 +19,11 @@ def scores_of(n, seed=0):
     return (vectors @ vectors.T).astype(np.float32)
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """What a picture is made of: the scores, and the labels of the rows."""
-    seen = {}
-    imshow, set_yticks = Axes.imshow, Axes.set_yticks
-
-    def record_scores(axes, scores, **kwargs):
-        seen["scores"] = np.array(scores)
-        seen["colors"] = kwargs["vmin"], kwargs["vmax"]
-        return imshow(axes, scores, **kwargs)
-
-    def record_labels(axes, ticks, labels=None, **kwargs):
-        seen["labels"] = labels
-        return set_yticks(axes, ticks, labels, **kwargs)
-
-    monkeypatch.setattr(Axes, "imshow", record_scores)
-    monkeypatch.setattr(Axes, "set_yticks", record_labels)
-    return seen
+def drawn(scores, **options):
+    """Return what a picture shows: the scores, the labels of the rows, the range of its colors."""
+    picture = heatmap(scores, **options).axes[0]
+    labels = [label.get_text() for label in picture.get_yticklabels()]
+    return np.asarray(picture.images[0].get_array()), labels, picture.images[0].get_clim()
 
 
 @pytest.mark.parametrize(
@@ -80,35 +66,35 @@ def test_any_label_and_title_is_drawn_without_a_warning(tmp_path, labels, extens
     heatmap(scores_of(len(labels)), path, labels=labels, title=labels[2])
 
 
-def test_order_puts_groups_next_to_each_other_and_loses_no_score(tmp_path, drawn):
+def test_order_puts_groups_next_to_each_other_and_loses_no_score():
     groups = np.array([0, 1, 0, 1, 0, 1])
     scores = np.where(groups[:, None] == groups, 0.9, 0.1) + 0.01 * scores_of(6)
     scores = ((scores + scores.T) / 2).astype(np.float32)
     np.fill_diagonal(scores, 1)
     labels = [f"group {group}" for group in groups]
-    heatmap(scores, tmp_path / "map.png", labels=labels, order=True)
-    assert drawn["labels"] in (sorted(labels), sorted(labels, reverse=True))
-    np.testing.assert_array_equal(np.sort(drawn["scores"], axis=None), np.sort(scores, axis=None))
-    np.testing.assert_array_equal(drawn["scores"], drawn["scores"].T)
-    assert (drawn["scores"][:3, :3] > 0.5).all()
+    shown, names, _ = drawn(scores, labels=labels, order=True)
+    assert names in (sorted(labels), sorted(labels, reverse=True))
+    np.testing.assert_array_equal(np.sort(shown, axis=None), np.sort(scores, axis=None))
+    np.testing.assert_array_equal(shown, shown.T)
+    assert (shown[:3, :3] > 0.5).all()
 
 
-def test_labels_in_the_order_of_rows_are_shortened_and_of_many_some_are_shown(drawn):
+def test_labels_in_the_order_of_rows_are_shortened_and_of_many_some_are_shown():
     labels = ["漢" * 14, "漢" * 15, "x" * 28, "rural school " * 9]
-    heatmap(scores_of(4), labels=labels)
-    np.testing.assert_array_equal(drawn["scores"], scores_of(4))
-    assert drawn["labels"][:3] == ["漢" * 14, "漢" * 13 + "…", "x" * 28]
-    assert len(drawn["labels"][3]) <= 28
-    heatmap(scores_of(200), labels=[f"text {row}" for row in range(200)])
-    assert drawn["labels"] == [f"text {row}" for row in range(0, 200, 4)]
+    shown, names, _ = drawn(scores_of(4), labels=labels)
+    np.testing.assert_array_equal(shown, scores_of(4))
+    assert names[:3] == ["漢" * 14, "漢" * 13 + "…", "x" * 28]
+    assert len(names[3]) <= 28
+    _, names, _ = drawn(scores_of(200), labels=[f"text {row}" for row in range(200)])
+    assert names == [f"text {row}" for row in range(0, 200, 4)]
 
 
-def test_without_labels_rows_are_numbered_also_if_reordered(drawn):
+def test_without_labels_rows_are_numbered_also_if_reordered():
     scores = scores_of(20)
-    heatmap(scores, order=True)
-    rows = [int(label) for label in drawn["labels"]]
+    shown, names, _ = drawn(scores, order=True)
+    rows = list(map(int, names))
     assert sorted(rows) == list(range(20)) != rows
-    np.testing.assert_array_equal(drawn["scores"], scores[np.ix_(rows, rows)])
+    np.testing.assert_array_equal(shown, scores[np.ix_(rows, rows)])
 
 
 @pytest.mark.parametrize(
@@ -122,11 +108,10 @@ def test_without_labels_rows_are_numbered_also_if_reordered(drawn):
         (1, 1.0, 1.0, (0.0, 1.0)),
     ],
 )
-def test_colors_are_for_the_scores_of_different_rows(tmp_path, drawn, n, low, high, colors):
+def test_colors_are_for_the_scores_of_different_rows(n, low, high, colors):
     scores = np.linspace(low, high, n * n, dtype=np.float32).reshape(n, n)
     np.fill_diagonal(scores, 1)
-    heatmap(scores, tmp_path / "map.png")
-    assert drawn["colors"] == pytest.approx(colors)
+    assert drawn(scores)[2] == pytest.approx(colors)
 
 
 def test_cells_of_small_sets_hold_values_without_a_minus_zero(tmp_path):

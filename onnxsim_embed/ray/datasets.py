@@ -111,7 +111,6 @@ class DatasetEncoder:
 
     def __call__(self, batch: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped
         """Return a pyarrow table with two more columns."""
-        import numpy as np
         import pyarrow
 
         text_column, vector_column, error_column = self._columns
@@ -123,18 +122,12 @@ class DatasetEncoder:
         problems = {row: reason for row in values if (reason := text_problem(values[row]))}
         texts = ["" if row in problems else value for row, value in values.items()]
         encoded, vectors, diagnostics = self._encoder.encode(range(len(values)), texts, problems)
-        rows = np.zeros((len(values), vectors.shape[1]), np.float32)
-        rows[encoded] = vectors
-        missing = np.ones(len(values), bool)
-        missing[encoded] = False
-        reasons: list[str | None] = [None] * len(values)
-        for diagnostic in diagnostics:
-            if not diagnostic.encoded:
-                reasons[int(diagnostic.id)] = diagnostic.reason
-        lists = pyarrow.FixedSizeListArray.from_arrays(
-            pyarrow.array(rows.ravel()), rows.shape[1], mask=pyarrow.array(missing)
-        )
+        rows = dict(zip(encoded, vectors, strict=True))
+        reasons = {entry.id: entry.reason for entry in diagnostics if not entry.encoded}
+        kind = pyarrow.list_(pyarrow.float32(), vectors.shape[1])
+        lists = pyarrow.array([rows.get(row) for row in values], kind)
         existing = [name for name in (vector_column, error_column) if name in batch.column_names]
         batch = batch.drop_columns(existing) if existing else batch
         batch = batch.append_column(vector_column, lists)
-        return batch.append_column(error_column, pyarrow.array(reasons, pyarrow.string()))
+        errors = pyarrow.array([reasons.get(row) for row in values], pyarrow.string())
+        return batch.append_column(error_column, errors)

@@ -19,7 +19,6 @@ from onnxsim_embed.ray.shards import ShardCheckpoint, ShardReader, encode_shards
 from onnxsim_embed.ray.tasks import plain_errors
 from onnxsim_embed.ray.texts import (
     Columns,
-    TextFile,
     group_files,
     repeated_ids,
     survey,
@@ -148,6 +147,9 @@ def encode_files(
         if (repeated := repeated_ids(files)) > 0:
             logger.warning("%s ids of %s are not unique", f"{repeated:,}", source)
         total = sum(file.rows for file in files)
+        # Names, rows and bytes of the input files, wherever they are.
+        names = [display_name(file.location).rpartition("/")[2] for file in files]
+        contents = [[name, f.rows, f.digest] for name, f in zip(names, files, strict=True)]
         settings = {
             **model_settings(embedder),
             **{name: getattr(provenance, name) for name in SETTINGS},
@@ -159,7 +161,7 @@ def encode_files(
             "blank": options.on_error == "blank",
             "part_rows": part_rows,
             "rows": total,
-            "input": _digest(files),
+            "input": hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16],
         }
         checkpoint.resume(settings, force)
         groups = group_files(files, part_rows)
@@ -220,11 +222,3 @@ def _check_output(output: Directory, inputs: Sequence[str]) -> Path | None:
             f"{output} exists and is not a directory of vectors; choose another directory"
         )
     return local
-
-
-def _digest(files: Sequence[TextFile]) -> str:
-    """Return a digest of the names, rows and bytes of the input files, wherever they are."""
-    contents = [
-        [display_name(file.location).rpartition("/")[2], file.rows, file.digest] for file in files
-    ]
-    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:16]

@@ -1,25 +1,17 @@
 """Chroma's own default embedding function, and ours in its place: vectors, and collections of either."""
 
-import json
-import sys
-from pathlib import Path
-
 import chromadb
 import numpy as np
-from chromadb.utils.embedding_functions import (
-    DefaultEmbeddingFunction,
-    register_embedding_function,
-)
+from chromadb.utils.embedding_functions import DefaultEmbeddingFunction, register_embedding_function
+from job import finish, job
 
 from onnxsim_embed.integrations.chroma import OnnxsimDefaultEmbeddingFunction
 
-job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
 texts = job["texts"]
 default, ours = DefaultEmbeddingFunction(), OnnxsimDefaultEmbeddingFunction()
 vectors = np.array(default(texts))
-vectors.astype("<f4").tofile(job["output"])
-facts = {"difference": float(np.abs(np.array(ours(texts)) - vectors).max())}
-assert facts["difference"] < 1e-5
+difference = float(np.abs(np.array(ours(texts)) - vectors).max())
+assert difference < 1e-5
 
 texts = texts[:40]
 ids = [str(row) for row in range(len(texts))]
@@ -38,4 +30,4 @@ for client in (chromadb.EphemeralClient(), chromadb.PersistentClient("database")
         assert again.configuration_json == made.configuration_json
         again.add(ids=["new"], documents=["one more"])
         assert again.count() == len(texts) + 1
-print(json.dumps(facts))
+finish(vectors, difference=difference)

@@ -1,14 +1,9 @@
 """fastembed: an artifact as a custom model at a path."""
 
-import json
-import sys
-
-import numpy as np
 from fastembed import TextEmbedding
 from fastembed.common.model_description import ModelSource, PoolingType
+from job import finish, job
 
-with open(sys.argv[1], encoding="utf-8") as stream:
-    job = json.load(stream)
 TextEmbedding.add_custom_model(
     model="the-artifact",
     pooling={"mean": PoolingType.MEAN, "cls": PoolingType.CLS}[job["pooling"]],
@@ -19,5 +14,4 @@ TextEmbedding.add_custom_model(
 )
 model = TextEmbedding("the-artifact", specific_model_path=job["directory"])
 vectors = list(model.embed([job["prompt"] + text for text in job["texts"]], batch_size=7))
-np.asarray(vectors, "<f4").tofile(job["output"])
-print(json.dumps({"max_seq_length": model.model.tokenizer.truncation["max_length"]}))
+finish(vectors, max_seq_length=model.model.tokenizer.truncation["max_length"])

@@ -1,20 +1,16 @@
 """Libraries that take a SentenceTransformer, on ours: what they compute with it and with its vectors."""
 
-import json
-import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
+from job import finish, job
 from sklearn.cluster import KMeans
 
 from onnxsim_embed.integrations.sentence_transformers import load
 
-job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
 texts = job["texts"]
 model = load(job["directory"], precision="fp32")
 vectors = model.encode(texts)
-vectors.astype("<f4").tofile(job["output"])
 facts = {"versions": {name: version(name) for name in ("keybert", "bertopic")}}
 
 if job["library"] == "keybert":
@@ -51,4 +47,4 @@ else:
     assert list(again.transform(texts)[0]) == list(topic_model.transform(texts)[0])
     facts["topics"] = len(set(found))
 
-print(json.dumps(facts))
+finish(vectors, **facts)

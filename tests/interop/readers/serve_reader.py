@@ -1,13 +1,10 @@
 """Embeddings of a running server, through the clients that its users have: argv[1] names the job."""
 
-import json
 import os
-import sys
-from pathlib import Path
 
 import numpy as np
+from job import finish, job
 
-job = json.loads(Path(sys.argv[1]).read_text("utf-8"))
 url, texts, name = job["url"], job["texts"], job["name"]
 facts = {}
 if job["client"] == "openai":
@@ -45,5 +42,4 @@ else:
         texts[0], other_sentences=texts[:5]
     )
     facts["scores"] = len(scores)
-np.array(vectors, "<f4").tofile(job["output"])
-print(json.dumps(facts))
+finish(vectors, **facts)
