@@ -37,9 +37,7 @@ UNUSED_SECONDS = 30 * 24 * 3600
 class CachedModel:
     """An exported model in the cache.
 
-    :param source: Hub id or name of the checkpoint.
     :param version: version of this package that exported it.
-    :param size: bytes on disk.
     :param last_used: POSIX time of its last use.
     """
 
@@ -68,10 +66,9 @@ def list_cached() -> list[CachedModel]:
 
 
 def clear_cache(names: Sequence[str] | None = None) -> list[CachedModel]:
-    """Remove models from the cache; each is exported again on its next use.
+    """Remove models from the cache, and return them; each is exported again on its next use.
 
     :param names: names, sources or directory names of models; None removes all.
-    :returns: the removed models.
     :raises ValueError: for a name that is not in the cache, listing those that are.
     """
     models = list_cached()

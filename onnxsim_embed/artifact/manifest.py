@@ -43,9 +43,7 @@ class PrecisionEntry:
     :param file: the portable ONNX file.
     :param encoder: the file for our own run path, on the CPU or, of fp16, on CUDA, which refers to the
         weights inside `file`; None if the run path loads `file` itself.
-    :param method: how its weights were computed.
     :param operators: number of nodes of each operator in `file`.
-    :param layers: quantization parameters of each layer.
     :param calibration: the texts of the calibration: source, number, tokens, sha256.
     :param data: external data files of `file` (an ONNX file cannot exceed 2 GB).
     :param pooled: `file` with the modules after the encoder, whose first output is
@@ -66,11 +64,8 @@ class PrecisionEntry:
 class Manifest:
     """The contents of `onnxsim_embed.json`.
 
-    :param dim: dimension of an embedding after every module.
     :param max_seq_length: tokens kept of a text, special tokens included.
-    :param pooling: pooling modes, concatenated in this order.
     :param dense: directories of Dense modules, in order, applied after pooling.
-    :param normalize: whether the model ends in L2 normalization.
     :param files: every file but the manifest, by its path inside the artifact.
     :param verification: the report of `verify`, by precision; one that is not among `precisions` was
         skipped for the reasons in its "problems".

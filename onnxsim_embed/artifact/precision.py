@@ -17,10 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def choose_precision(artifact: Artifact, precision: str, provider: str = CPU_PROVIDER) -> str:
-    """Return the weight precision to load.
+    """Return the weight precision to load on an execution provider: the requested one, or for "auto" the best.
 
-    :param precision: "auto" or a precision of the artifact.
-    :param provider: the execution provider that will run it.
     :raises ValueError: for a precision that the artifact does not hold; for bf16 on processors without
         bfloat16 products; for int8 on other providers
         than the CPU, which have no kernels for its operators; for fp16 on other providers than a GPU,

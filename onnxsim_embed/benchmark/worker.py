@@ -126,10 +126,7 @@ def sentence_transformers(backend: str, settings: Settings) -> System:
 
 
 def export_by_peer(library: Any, kind: str, variant: str, settings: Settings) -> tuple[str, str]:  # noqa: ANN401
-    """Export once with sentence-transformers' functions and documented settings.
-
-    :returns: the directory and the name of the model file.
-    """
+    """Export once with sentence-transformers' functions; return the directory and the model file's name."""
     directory, partial = (Path(settings["work"]) / name for name in (kind, f"{kind}.part"))
     if not directory.exists():
         model = library.SentenceTransformer(settings["checkpoint"], device="cpu", backend=kind)

@@ -7,7 +7,7 @@ from datetime import datetime
 import typer
 from typer import Argument
 
-from onnxsim_embed.cli.output import counted, print_table
+from onnxsim_embed.cli.output import counted, megabytes, print_table
 
 cache = typer.Typer(help="List or remove models that were exported on first use.")
 
@@ -19,18 +19,13 @@ def list_models() -> None:
 
     models = list_cached()
     rows = [
-        [
-            m.path.name,
-            f"{m.size / 1e6:.1f} MB",
-            f"{datetime.fromtimestamp(m.last_used):%F}",
-            m.source,
-        ]
+        [m.path.name, megabytes(m.size), f"{datetime.fromtimestamp(m.last_used):%F}", m.source]
         for m in models
     ]
     if rows:
         print_table(["name", "size", "last used", "source"], rows)
-    size = sum(model.size for model in models) / 1e6
-    typer.echo(f"{counted(len(models), 'model')}, {size:.1f} MB in {cache_directory()}")
+    size = megabytes(sum(model.size for model in models))
+    typer.echo(f"{counted(len(models), 'model')}, {size} in {cache_directory()}")
 
 
 def clear(
@@ -40,5 +35,5 @@ def clear(
     from onnxsim_embed.artifact.cache import clear_cache
 
     removed = clear_cache(names or None)
-    size = sum(model.size for model in removed) / 1e6
-    typer.echo(f"Removed {counted(len(removed), 'model')}, {size:.1f} MB.")
+    size = megabytes(sum(model.size for model in removed))
+    typer.echo(f"Removed {counted(len(removed), 'model')}, {size}.")

@@ -108,10 +108,7 @@ def _distances(nearest: TopK) -> Float32:
 
 
 def place(vectors: npt.NDArray[Any], nearest: TopK) -> Float32:
-    """Return positions (n, 2) by UMAP (arXiv:1802.03426), the same for the same vectors.
-
-    :param nearest: the nearest neighbours of each row, without the row itself.
-    """
+    """Return positions (n, 2) by UMAP (arXiv:1802.03426) of exact neighbours: the same for the same vectors."""
     import umap
 
     own = np.arange(len(vectors))[:, None]

@@ -33,12 +33,9 @@ class SimilarityJob:
 
     :param vectors: (n, dim).
     :param names: id or row number of each vector.
-    :param texts: text of each vector, if known.
     :param threshold: scores above it are in matrix and pairs.
     :param kept: int64 array (n,), the row of each vector in the input; None for all rows.
     :param rows: rows of the input.
-    :param with_texts: whether tables hold the texts.
-    :param max_memory: maximum bytes to use; None for three quarters of the available memory.
     """
 
     vectors: npt.NDArray[Any]

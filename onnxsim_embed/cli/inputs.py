@@ -83,10 +83,7 @@ class ModelInputs:
         return embedder
 
     def print_encoded(self, embedder: Embedder, report: EncodeReport, rows: Sequence[int]) -> None:
-        """Print what was encoded, how fast, and the time of each stage.
-
-        :param rows: the row of each text in the file.
-        """
+        """Print what was encoded, of which rows of the file, how fast, and the time of each stage."""
         self.say(
             f"Encoded {counted(report.texts, 'text')} ({report.distinct:,} distinct, "
             f"{counted(report.tokens, 'token')}) in {report.seconds:.2f} s: "
@@ -162,11 +159,7 @@ class VectorInputs(Inputs):
         limit: int | None = None,
         encode: Callable[[Texts, list[str]], npt.NDArray[Any]] | None = None,
     ) -> Rows:
-        """Read a file of vectors, or texts and their vectors: those of --vectors, or encoded now.
-
-        :param limit: number of the first rows to read.
-        :param encode: encodes texts; None for `Texts.encode`.
-        """
+        """Read vectors, or (the first) texts and their vectors: of --vectors, or made by `encode` (`Texts.encode`)."""
         from onnxsim_embed.files.vectors import holds_vectors, read_ids
 
         source = self.open(file)

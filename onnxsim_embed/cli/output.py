@@ -60,10 +60,7 @@ def counted(number: int, noun: str) -> str:
 
 @contextmanager
 def resumable(kept: Callable[[], str], force: bool) -> Iterator[None]:
-    """Let failures and interruptions say what is kept, and that the same command continues.
-
-    :param kept: returns what is finished, in words; empty if nothing is.
-    """
+    """Let failures and interruptions say what is kept, if anything is, and that the same command continues."""
 
     def hint() -> str:
         with suppress(OnnxsimEmbedError):  # of a damaged checkpoint
@@ -80,6 +77,11 @@ def resumable(kept: Callable[[], str], force: bool) -> Iterator[None]:
     except Exception as error:
         vars(error)["hint"] = hint()
         raise
+
+
+def megabytes(size: int) -> str:
+    """Return a number of bytes as "12.3 MB"."""
+    return f"{size / 1e6:.1f} MB"
 
 
 def check_table(path: Path, force: bool, *suffixes: str) -> None:
@@ -162,16 +164,11 @@ def print_artifact(directory: Path, manifest: Manifest) -> None:
         for name, entry in manifest.precisions.items()
     }
     files = [
-        [name, entry.file, f"{sizes[name] / 1e6:.1f} MB", entry.method]
+        [name, entry.file, megabytes(sizes[name]), entry.method]
         for name, entry in manifest.precisions.items()
     ]
     files += [
-        [
-            name,
-            entry.pooled,
-            f"{manifest.files[entry.pooled].size / 1e6:.1f} MB",
-            "the same, pooled",
-        ]
+        [name, entry.pooled, megabytes(manifest.files[entry.pooled].size), "the same, pooled"]
         for name, entry in manifest.precisions.items()
         if entry.pooled
     ]
@@ -222,7 +219,7 @@ def print_fidelity(report: Mapping[str, Any], sizes: Mapping[str, int] | None = 
 
     header, rows = FIDELITY_HEADER, fidelity_table(report)
     if sizes and len(sizes) > 1:
-        cells = [f"{sizes[row[0]] / 1e6:.1f} MB" if row[0] in sizes else "-" for row in rows]
+        cells = [megabytes(sizes[row[0]]) if row[0] in sizes else "-" for row in rows]
         header = [header[0], "size", *header[1:]]
         rows = [[row[0], cell, *row[1:]] for row, cell in zip(rows, cells, strict=True)]
     print_table(header, rows)

@@ -26,10 +26,7 @@ def encode_on_ray(
     on_error: str,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Encode files on a cluster, and print the result.
-
-    :param options: of `onnxsim_embed.ray.encode_files`.
-    """
+    """Encode files on a cluster with `onnxsim_embed.ray.encode_files`, and print the result."""
     if source == "-":
         raise ValueError(
             "--engine ray cannot read standard input: its tasks run in other processes"
@@ -82,10 +79,7 @@ def _print_encoded(
 
 
 def compare_on_ray(vectors: str, directory: Path, inputs: Inputs, **options: Any) -> None:  # noqa: ANN401
-    """Compare vectors on a cluster, and print the result.
-
-    :param options: of `onnxsim_embed.ray.write_graph`.
-    """
+    """Compare vectors on a cluster with `onnxsim_embed.ray.write_graph`, and print the result."""
     from onnxsim_embed.ray import write_graph
 
     started = time.perf_counter()

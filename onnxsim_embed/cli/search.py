@@ -118,10 +118,7 @@ def _read_queries(
 def _load(
     where: str | None, inputs: VectorInputs, truncate_dim: int | None, any_model: bool
 ) -> tuple[Embedder, int | None]:
-    """Load the model that encoded a file of vectors, if any; return it and their dimensions.
-
-    :raises ValueError: if another model encoded them.
-    """
+    """Load the model, which must be that of the vectors if they tell theirs; return it and their dimension."""
     from onnxsim_embed.files.provenance import differences
     from onnxsim_embed.files.vectors import read_provenance
     from onnxsim_embed.runtime.options import EncodeOptions

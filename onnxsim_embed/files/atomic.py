@@ -88,10 +88,7 @@ def durable_file(target: Path) -> Iterator[IO[bytes]]:
 
 
 def explain_full_disk(error: OSError, path: Path, takes: str) -> OSError:
-    """Return an error of a full disk with the bytes needed and free; others as they are.
-
-    :param takes: bytes that the file needs, in words.
-    """
+    """Return an error of a full disk with the bytes needed (in words) and free; others as they are."""
     reason = error.strerror or str(error)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     if not (full or "requested and" in reason):  # numpy's words for a short write

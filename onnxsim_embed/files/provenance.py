@@ -39,9 +39,6 @@ class Provenance:
     :param weights_digest: digest of the files of the precision that ran.
     :param pooling: pooling modes, joined by "+".
     :param normalize: whether vectors were scaled to L2 norm 1, by the model or on request.
-    :param prompt: text put before each text.
-    :param max_seq_length: tokens kept of a text.
-    :param dim: dimension of the model's vectors.
     :param truncate_dim: dimension that they were truncated to.
     :param dtype: output dtype in the words of `Embedder.encode`.
     :param ranges: digest of the quantization ranges of int8 and uint8.

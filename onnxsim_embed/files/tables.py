@@ -75,8 +75,6 @@ def row_writer(
 
     Whatever cannot be written in the target format is found here, before the function is called.
 
-    :param kind: format of the file; None: by its ending. See `iter_texts`, also for the delimiter.
-    :param target: format to write: csv, tsv, jsonl, parquet or txt.
     :param expected: number of rows that were read before, without skipped ones.
     :param skipped: numbers of rows that were skipped; the function counts rows without them.
     :raises ValueError: if the target format cannot hold the rows.

@@ -53,10 +53,8 @@ def check_ending(path: Path) -> None:
 def write_vectors(
     vectors: npt.NDArray[Any], path: str | Path, provenance: Provenance | None = None
 ) -> None:
-    """Write vectors as .npy, or as .parquet with a column `vector`.
+    """Write vectors (n, dim) as .npy, or as .parquet with a column `vector`, and their provenance.
 
-    :param vectors: array (n, dim).
-    :param provenance: stored with them.
     :raises ValueError: for another ending.
     """
     path = local_path(path)
@@ -77,9 +75,8 @@ def write_parquet(
     table: Mapping[str, Any] | None,
     ids: Sequence[Any] | None = None,
 ) -> None:
-    """Write vectors, which may be memory-mapped, as parquet.
+    """Write vectors, which may be memory-mapped, and the record of their provenance as parquet.
 
-    :param table: record of their provenance.
     :param ids: written to the column `id`: int, or str if not all are.
     """
     import pyarrow

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,11 +51,7 @@ class _Request:
         return {"prompt": self.prompt} | {name: getattr(self.options, name) for name in names}
 
     def finish(self, vectors: Any, whole: EncodeReport, first: int) -> Any:  # noqa: ANN401
-        """Return the result, and fill the report, from those of a model call.
-
-        :param vectors: the rows of this request.
-        :param first: the first of them in the call.
-        """
+        """Return the result, and fill the report, from those of a call that has its rows from `first` on."""
         rows = range(first, first + len(self.texts))
         report = self.report
         report.texts, report.row_tokens = len(rows), whole.row_tokens[rows.start : rows.stop]
@@ -115,15 +112,8 @@ class AsyncEmbedder(Prompted):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._reset()
 
-    @property
-    def prompts(self) -> dict[str, str]:  # type: ignore[override]  # the model's, which may change
-        """The prompts of the model."""
-        return self.embedder.prompts
-
-    @property
-    def default_prompt_name(self) -> str | None:  # type: ignore[override]
-        """Name of the prompt that `encode` prepends by default."""
-        return self.embedder.default_prompt_name
+    prompts = property(attrgetter("embedder.prompts"))  # may change
+    default_prompt_name = property(attrgetter("embedder.default_prompt_name"))
 
     def __repr__(self) -> str:
         limits = f"max_wait={self._max_wait}, max_texts={self._max_texts}"

@@ -34,12 +34,8 @@ if TYPE_CHECKING:
 class EncodeResult:
     """What a call of `encode_to_file` wrote.
 
-    :param path: file of the vectors.
-    :param rows: number of vectors.
     :param dim: values of a row; for binary and ubinary bytes, each of eight dimensions.
-    :param dtype: dtype of the vectors.
     :param rows_found: rows that earlier, interrupted calls had finished.
-    :param report: figures of this call alone.
     """
 
     path: Path

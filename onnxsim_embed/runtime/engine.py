@@ -48,12 +48,7 @@ class Engine(Protocol):
 
 
 class LoneEngine:
-    """Runs the only batch of a call, on several threads if it is long enough.
-
-    :param engine: the engine of one thread a call.
-    :param make_engine: creates an engine with that number of threads inside a call.
-    :param threads: number of threads that may run.
-    """
+    """Runs the only batch of a call, on up to `threads` threads if it is long enough."""
 
     def __init__(self, engine: Engine, make_engine: Callable[[int], Engine], threads: int) -> None:
         self._engine, self._make_engine, self._threads = engine, make_engine, threads

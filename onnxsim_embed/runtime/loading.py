@@ -159,11 +159,7 @@ class LoadedModel(Prompted):
         return self._pipeline.last_report
 
     def settings(self, *, threads: int, token_budget: int) -> AbstractContextManager[None]:
-        """Encode with other threads and batches inside the block; not while other threads encode.
-
-        :param threads: number of batches run concurrently.
-        :param token_budget: tokens per batch.
-        """
+        """Encode with other threads and tokens per batch inside the block; not while other threads encode."""
         return self._pipeline.settings(threads=threads, token_budget=token_budget)
 
     def __repr__(self) -> str:

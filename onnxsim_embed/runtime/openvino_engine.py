@@ -21,17 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 class OpenVINOEngine:
-    """An ONNX file compiled by OpenVINO; see `Engine`.
+    """An ONNX file compiled by OpenVINO for `threads` calls at once, or alone with `threads_inside`.
 
-    :param path: the ONNX file.
     :param cache: directory for what OpenVINO compiled, of this file alone: it knows files by path and
         time only.
     :param precision: weight precision. "bf16" multiplies in bfloat16, and so does "int8" outside its
         integer products where the processor can.
-    :param threads: number of concurrent calls.
-    :param threads_inside: threads inside one call, if calls are not concurrent.
     :raises ArtifactError: if OpenVINO cannot load the file.
-    :raises MissingExtraError: if OpenVINO is not installed.
     """
 
     runs_on_cpu = True

@@ -119,10 +119,8 @@ def check_positive(name: str, value: int | None) -> None:
 
 
 def check_ranges(ranges: npt.ArrayLike, dim: int | None = None) -> Float32:
-    """Return quantization ranges as a float32 array (2, dim).
+    """Return minima and maxima of each dimension as a float32 array (2, dim).
 
-    :param ranges: minimum and maximum of each dimension.
-    :param dim: dimension of the vectors; None if it is not known yet.
     :raises ValueError: for another shape, NaN, infinity, or a minimum above its maximum.
     """
     array = np.array(ranges, np.float32)

@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
@@ -122,7 +122,9 @@ class Pipeline:
         with ExitStack() as stack:
             stack.callback(self._finish_report, report, started)
             stack.callback(lambda: [window.cancel() for window in waiting])
-            bar = stack.enter_context(TokenBar(texts, progress_start)) if progress else None
+            bar = (
+                stack.enter_context(closing(TokenBar(texts, progress_start))) if progress else None
+            )
             failure: Exception | None = None
             while failure is None:
                 rows = WINDOW_TEXTS

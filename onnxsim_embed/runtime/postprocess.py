@@ -18,11 +18,9 @@ Merge = Callable[[Windows, Float32], npt.NDArray[Any]]
 
 
 class Output(NamedTuple):
-    """The function that turns hidden states into results, and their type.
+    """The function that turns hidden states into results, and the shape and dtype of one text's result.
 
     :param finish: maps hidden, float32 (batch, tokens, hidden), and its mask to one result a row.
-    :param shape: shape of one text's result.
-    :param dtype: dtype of the results.
     :param pooled: whether `finish` may be given the model's own embeddings (batch, dim) instead.
     :param long_texts: for long_texts="mean": what splits texts, the output of their windows, and what
         maps the vectors of windows, float32 (windows, dim), to one result a text.
@@ -44,8 +42,6 @@ def make_output(
 ) -> Output:
     """Return the output stage of a model for some options.
 
-    :param head: the model's own pooling.
-    :param dim: dimension of its vectors.
     :param skip: number of tokens at the beginning of each text that are not pooled.
     :param splitter: splits long texts into windows; None if they are truncated.
     :raises ValueError: for dimensions that the model does not have, or missing ranges.
@@ -76,10 +72,7 @@ def make_output(
 
 
 def check_truncation(truncate_dim: int | None, dim: int) -> int:
-    """Return the dimension of vectors after truncation.
-
-    :raises ValueError: if it exceeds `dim`.
-    """
+    """Return the dimension of vectors after truncation; ValueError if it exceeds `dim`."""
     if truncate_dim is not None and truncate_dim > dim:
         raise ValueError(f"truncate_dim must be from 1 to {dim}, got {truncate_dim}")
     return dim if truncate_dim is None else int(truncate_dim)
@@ -132,10 +125,7 @@ def quantize_vectors(
 
 
 def as_tensors(result: Any) -> Any:  # noqa: ANN401 - an array or a list of arrays
-    """Return an array as a PyTorch tensor that shares its memory, or a list of arrays as tensors.
-
-    :raises ImportError: if PyTorch is not installed.
-    """
+    """Return an array as a PyTorch tensor that shares its memory, or a list of arrays as tensors."""
     try:
         import torch
     except ModuleNotFoundError:

@@ -15,10 +15,7 @@ from onnxsim_embed.system.onnx_session import RUNTIME_VERSION
 
 
 def provenance_of(embedder: Embedder, options: EncodeOptions | None = None) -> Provenance:
-    """Return the provenance of the vectors that a model makes with some options.
-
-    :param options: as for `Embedder.encode`; None for the defaults.
-    """
+    """Return the provenance of the vectors that a model makes with some options of `Embedder.encode`."""
     options = options or EncodeOptions()
     manifest = embedder.artifact.manifest
     reference = "fp32" if "fp32" in manifest.precisions else embedder.precision

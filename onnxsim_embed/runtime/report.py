@@ -13,7 +13,6 @@ from onnxsim_embed.system.progress import progress_bar
 class EncodeReport:
     """Figures of one encode call.
 
-    :param texts: number of encoded texts.
     :param distinct: texts run through the model: repeated ones within a few thousand run once.
     :param tokens: tokens of the distinct texts, special tokens included.
     :param truncated: texts that exceed the model's maximum length and were truncated to it.
@@ -23,7 +22,6 @@ class EncodeReport:
     :param truncated_rows: their rows, at most LISTED_ROWS.
     :param unknown_rows: rows of texts whose tokens are all unknown to the model, at most LISTED_ROWS.
     :param row_tokens: tokens of each text, of at most LISTED_ROWS.
-    :param seconds: wall time of the whole call.
     :param seconds_tokenize: wall time of tokenization.
     :param seconds_run: time inside the ONNX session, summed over threads.
     :param seconds_pool: time in pooling, dense layers and normalization, summed over threads.
@@ -63,12 +61,7 @@ class TokenBar:
         self._bar = progress_bar(desc="Encoding", unit=" tokens", unit_scale=True, smoothing=0.1)
         self._texts = length_hint(texts)
         self._done = start
-
-    def __enter__(self) -> TokenBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
+        self.close = self._bar.close
 
     def expect(self, report: EncodeReport) -> None:
         """Estimate the total number of tokens, after some texts were tokenized."""

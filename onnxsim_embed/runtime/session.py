@@ -76,11 +76,9 @@ def _name(provider: Provider) -> str:
 
 
 class Session:
-    """An ONNX session; see `Engine`.
+    """An ONNX file with `intra_op_threads` inside one call; see `Engine`.
 
-    :param path: the ONNX file.
     :param device: see `resolve_providers`.
-    :param intra_op_threads: threads inside one call.
     :raises ArtifactError: if onnxruntime cannot load the file.
     :raises ValueError: if the device is not available.
     """

@@ -83,7 +83,6 @@ class Tokenizer:
     :param path: a `tokenizer.json`; its truncation direction applies.
     :param max_seq_length: maximum number of tokens per text, special tokens included.
     :param do_lower_case: whether to lowercase texts, except special tokens, before its own normalizer.
-    :param pad_token_id: token id of padding.
     :raises ArtifactError: if the file cannot be read as a tokenizer.
     """
 
@@ -128,10 +127,8 @@ class Tokenizer:
         self._backend.enable_truncation(self._max_seq_length, direction=self.direction)
 
     def __call__(self, texts: Sequence[str], first_row: int = 0) -> Tokens:
-        """Tokenize texts.
+        """Tokenize texts, of which messages count rows from `first_row`.
 
-        :param texts: strings; an empty one is a text like any other.
-        :param first_row: row number of the first text, for messages.
         :raises TypeError: naming the row, if one is not a string.
         :raises ValueError: naming the row, if one is not valid Unicode (a lone surrogate).
         """

@@ -33,7 +33,6 @@ class Windows(NamedTuple):
         The vector of a text of one window is that of the window, bit for bit.
 
         :param vectors: float32 array (windows, dim).
-        :param normalizes: whether means are scaled to unit L2 norm.
         """
         means = vectors[self.starts[:-1]]
         several = np.flatnonzero(np.diff(self.starts) > 1)
@@ -46,12 +45,10 @@ class Windows(NamedTuple):
 
 
 class WindowSplitter:
-    """Splits the tokens of texts that exceed the model's maximum length into windows.
+    """Splits the tokens of texts that exceed the model's maximum length into windows that share `stride` tokens.
 
     Each window has the model's special tokens and those of the prompt.
 
-    :param prompt: string that each text begins with.
-    :param stride: number of tokens that consecutive windows share.
     :raises ValueError: if the prompt leaves no room for texts, or the stride exceeds half a window.
     """
 
@@ -74,10 +71,7 @@ class WindowSplitter:
             )
 
     def __call__(self, texts: Sequence[str], tokens: Tokens) -> tuple[Tokens, Windows | None]:
-        """Return tokens with a row for each window; no Windows if no text was truncated.
-
-        :param tokens: the tokens of the texts, truncated.
-        """
+        """Return truncated tokens with a row for each window; no Windows if no text was truncated."""
         if not tokens.truncated.any():
             return tokens, None
         rows: list[Sequence[int]] = []

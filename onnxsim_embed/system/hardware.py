@@ -43,8 +43,6 @@ def available_cpus(root: Path = Path("/")) -> int:
 
     The minimum of its affinity mask, the quota of its control groups (version 1 or 2: the limit of a
     container, which `os.cpu_count` ignores) and `OMP_NUM_THREADS` where it is set.
-
-    :param root: directory that holds /proc and /sys.
     """
     limits = [
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
