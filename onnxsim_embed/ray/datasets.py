@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from onnxsim_embed.files.texts import text_problem
 from onnxsim_embed.ray.connection import check_nodes, cluster_cpus, plan_actors, require_ray
 from onnxsim_embed.ray.encoder import PackedModel, RowOptions, TextEncoder, prepare_model
-from onnxsim_embed.ray.tasks import actor_pool, retry_actors
+from onnxsim_embed.ray.tasks import actor_pool
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -77,13 +77,12 @@ def encode_dataset(
     )  # fmt: skip
     check_nodes(options)
     plan = plan_actors(cluster_cpus(), actor_threads, actors, spare=1)
-    retry_actors(ds.context)
     return ds.map_batches(
         DatasetEncoder,
         batch_size=batch_size,
         batch_format="pyarrow",
         num_cpus=plan.cpus,
-        compute=actor_pool(plan.count),
+        compute=actor_pool(ds.context, plan.count),
         fn_constructor_kwargs={
             "model": ray.put(PackedModel.of(embedder)),
             "options": options,

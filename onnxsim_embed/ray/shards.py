@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +34,7 @@ from onnxsim_embed.files.vector_directory import (
 )
 from onnxsim_embed.ray.connection import READER_SHARE, Actors
 from onnxsim_embed.ray.encoder import RowOptions, TextEncoder
-from onnxsim_embed.ray.tasks import EXPECTED, actor_pool, pack, retry_actors, unpack
+from onnxsim_embed.ray.tasks import EXPECTED, actor_pool, pack, unpack
 from onnxsim_embed.ray.texts import Columns, Group, TextShard, read_shards
 
 # Shards of an earlier run whose metadata is read at the same time: object stores are slow to answer.
@@ -153,7 +154,6 @@ def encode_shards(
             rows.append({"group": pack((group, done))})
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     context = dataset.context
-    retry_actors(context)
     context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = context.target_min_block_size = 1  # a row for each block
     for name in ("ray.data", "ray.data._internal"):
@@ -161,25 +161,26 @@ def encode_shards(
     dataset = dataset.map_batches(reader, batch_size=1, num_cpus=READER_SHARE).map(
         ShardEncoder,
         num_cpus=plan.cpus,
-        compute=actor_pool(plan.count),
+        compute=actor_pool(context, plan.count),
         fn_constructor_kwargs={"id_type": reader.id_type, "threads": plan.threads, **encoder},
     )
     for row in dataset.iter_rows():
         yield row | {"shard": unpack(row["shard"])}
 
 
+@dataclass(frozen=True)
 class ShardReader:
     """Reads the shards of groups of files, in tasks of Ray Data."""
 
-    def __init__(self, columns: Columns, shard_rows: int, id_type: str) -> None:
-        self.shard_rows, self.id_type = shard_rows, id_type
-        self._columns = columns
+    columns: Columns
+    shard_rows: int
+    id_type: str
 
     def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield a row for each missing shard."""
         group, finished = unpack(batch["group"][0])
         try:
-            for shard in read_shards(group, self._columns, self.shard_rows, self.id_type, finished):
+            for shard in read_shards(group, self.columns, self.shard_rows, self.id_type, finished):
                 yield {"texts": [pack(shard)]}
         except EXPECTED as error:
             yield {"texts": [pack(error)]}

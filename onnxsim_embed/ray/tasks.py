@@ -52,18 +52,15 @@ def plain_errors() -> Iterator[None]:
         raise OnnxsimEmbedError(f"Ray: {(lines or [type(error).__name__])[-1]}") from error
 
 
-def retry_actors(context: Any) -> None:  # noqa: ANN401 - Ray Data's DataContext
-    """Replace an actor that dies while it loads, a few times."""
-    context.max_consecutive_actor_init_deaths = 3
-
-
-def actor_pool(count: int) -> Any:  # noqa: ANN401
+def actor_pool(context: Any, count: int) -> Any:  # noqa: ANN401 - Ray Data's DataContext and ActorPoolStrategy
     """Return a pool of actors that continues with fewer after the loss of a node.
 
-    An actor has one shard and the next: with Ray's default of more, a small object store spills to disk.
+    An actor that dies while it loads is replaced, a few times. An actor has one shard and the next: with Ray's
+    default of more, a small object store spills to disk.
     """
     from ray.data import ActorPoolStrategy
 
+    context.max_consecutive_actor_init_deaths = 3
     return ActorPoolStrategy(
         min_size=1, max_size=count, initial_size=count, max_tasks_in_flight_per_actor=2
     )
