@@ -28,9 +28,7 @@ def list_models() -> None:
     typer.echo(f"{counted(len(models), 'model')}, {size} in {cache_directory()}")
 
 
-def clear(
-    names: list[str] | None = Argument(None, help="Models to remove; default: all."),
-) -> None:
+def clear(names: list[str] | None = Argument(None, help="Models to remove; default: all.")) -> None:
     """Remove cached models; they are exported again when needed."""
     from onnxsim_embed.artifact.cache import clear_cache
 

@@ -26,8 +26,7 @@ def export(
         "fp32,int8", help="fp32, int8, fp16 (for GPUs); fp32 is always written."
     ),
     via: str = Option(
-        "auto",
-        help="direct (BERT family), torch or optimum (others), adopt (ONNX files) or auto.",
+        "auto", help="direct (BERT family), torch or optimum (others), adopt (ONNX files) or auto."
     ),
     pooling: str | None = Option(None, help="mean, cls, max, ...; overrides the checkpoint's own."),
     revision: str | None = Option(None, help="Branch, tag or commit of a Hub id."),

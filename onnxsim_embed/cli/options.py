@@ -26,8 +26,7 @@ Threads = Annotated[
 ]
 Device = Annotated[str, Option("--device", help="auto, cpu, cuda or cuda:N.")]
 MaxSeqLength = Annotated[
-    int | None,
-    Option("--max-seq-length", help="Maximum tokens of a text; default: the model's."),
+    int | None, Option("--max-seq-length", help="Maximum tokens of a text; default: the model's.")
 ]
 LongTexts = Annotated[
     str, Option("--long-texts", help="Beyond that length: truncate, or mean of windows.")
@@ -60,8 +59,7 @@ DropUnseen = Annotated[
     Option("--drop-unseen", help="Drop rows that only differ where the model does not see it."),
 ]
 MaxMemory = Annotated[
-    str | None,
-    Option("--max-memory", help="Such as 4GB; default: three quarters of free memory."),
+    str | None, Option("--max-memory", help="Such as 4GB; default: three quarters of free memory.")
 ]
 MinFidelity = Annotated[
     str | None,

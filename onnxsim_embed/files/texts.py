@@ -162,11 +162,7 @@ def text_problem(value: object) -> str:
 
 
 def read_scored_pairs(
-    path: str | Path,
-    *,
-    delimiter: str | None = None,
-    header: bool = True,
-    on_error: str = "fail",
+    path: str | Path, *, delimiter: str | None = None, header: bool = True, on_error: str = "fail"
 ) -> tuple[list[str], list[str], list[float]]:
     """Read text, text, score from the first three columns of a csv, tsv, jsonl or parquet file.
 
@@ -214,11 +210,7 @@ def parse_number(cell: Any) -> float | None:  # noqa: ANN401 - whatever a file h
 
 
 def _values(
-    path: str | Path,
-    column: str | None,
-    rows: Rows,
-    report: ReadReport,
-    id_column: str | None,
+    path: str | Path, column: str | None, rows: Rows, report: ReadReport, id_column: str | None
 ) -> Iterator[tuple[Any, Row]]:
     """Yield the value of the text column of each row, and the row."""
     name, row = _choose_column(path, column, rows, report), None

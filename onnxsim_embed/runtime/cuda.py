@@ -38,10 +38,7 @@ class CudaSession(Session):
         self._pooling = start_session(graph, [cuda_provider(self._gpu)])
 
     def _execute(
-        self,
-        feed: Mapping[str, npt.NDArray[Any]],
-        attention_mask: Int64 | None,
-        pooled: bool,
+        self, feed: Mapping[str, npt.NDArray[Any]], attention_mask: Int64 | None, pooled: bool
     ) -> Float32:
         ids = feed["input_ids"]
         mask = np.ones_like(ids) if attention_mask is None else attention_mask

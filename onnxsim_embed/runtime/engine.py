@@ -30,10 +30,7 @@ class Engine(Protocol):
         """Whether batches of equal length on several threads are faster than large padded ones."""
 
     def run(
-        self,
-        input_ids: Int64,
-        attention_mask: Int64 | None = None,
-        pooled: bool = False,
+        self, input_ids: Int64, attention_mask: Int64 | None = None, pooled: bool = False
     ) -> Float32:
         """Run the encoder.
 

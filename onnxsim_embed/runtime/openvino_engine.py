@@ -72,10 +72,7 @@ class OpenVINOEngine:
         self._process = os.getpid()
 
     def run(
-        self,
-        input_ids: Int64,
-        attention_mask: Int64 | None = None,
-        pooled: bool = False,
+        self, input_ids: Int64, attention_mask: Int64 | None = None, pooled: bool = False
     ) -> Float32:
         """Run the encoder; see `Engine.run`.
 

@@ -285,9 +285,7 @@ class Pipeline:
         return tokens.pad(rows, self.tokenizer.pad_token_id)
 
 
-def _first_occurrences(
-    texts: list[str],
-) -> tuple[Int64 | None, Int64]:
+def _first_occurrences(texts: list[str]) -> tuple[Int64 | None, Int64]:
     """Return each text's first row (None without repeated texts) and the rows that are first."""
     seen: dict[str, int] = {}
     first = np.array([seen.setdefault(text, row) for row, text in enumerate(texts)], np.int64)

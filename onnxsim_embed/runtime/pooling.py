@@ -41,10 +41,7 @@ class PoolingMode(str, Enum):
 
 
 def pool(
-    hidden: Float32,
-    attention_mask: Int64 | None,
-    modes: Sequence[PoolingMode],
-    skip: int = 0,
+    hidden: Float32, attention_mask: Int64 | None, modes: Sequence[PoolingMode], skip: int = 0
 ) -> Float32:
     """Pool token vectors; several modes are concatenated, as in sentence-transformers.
 

@@ -110,10 +110,7 @@ class Session:
         return self.provider not in GPU_PROVIDERS
 
     def run(
-        self,
-        input_ids: Int64,
-        attention_mask: Int64 | None = None,
-        pooled: bool = False,
+        self, input_ids: Int64, attention_mask: Int64 | None = None, pooled: bool = False
     ) -> Float32:
         """Run the encoder; see `Engine.run`."""
         feed, sequence_major = encoder_inputs(self._inputs, input_ids, attention_mask)
@@ -127,10 +124,7 @@ class Session:
         return hidden.transpose(1, 0, 2) if sequence_major else np.asarray(hidden, np.float32)
 
     def _execute(
-        self,
-        feed: Mapping[str, npt.NDArray[Any]],
-        attention_mask: Int64 | None,
-        pooled: bool,
+        self, feed: Mapping[str, npt.NDArray[Any]], attention_mask: Int64 | None, pooled: bool
     ) -> Float32:
         """Return the model's output for a feed."""
         output: Float32 = self._session.run([self._output], feed)[0]
@@ -138,9 +132,7 @@ class Session:
 
 
 def encoder_inputs(
-    names: Set[str],
-    input_ids: Int64,
-    attention_mask: Int64 | None,
+    names: Set[str], input_ids: Int64, attention_mask: Int64 | None
 ) -> tuple[dict[str, npt.NDArray[Any]], bool]:
     """Return the inputs of an encoder, and whether the sequence is the first axis of its arrays.
 

@@ -87,11 +87,7 @@ class Tokenizer:
     """
 
     def __init__(
-        self,
-        path: Path,
-        max_seq_length: int,
-        do_lower_case: bool = False,
-        pad_token_id: int = 0,
+        self, path: Path, max_seq_length: int, do_lower_case: bool = False, pad_token_id: int = 0
     ) -> None:
         limit_rayon_threads()
         try:

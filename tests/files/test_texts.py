@@ -18,11 +18,7 @@ from support import iter_column
 from onnxsim_embed.errors import NoTextsError, TableError
 from onnxsim_embed.files import delimited
 from onnxsim_embed.files import rows as reader
-from onnxsim_embed.files.texts import (
-    ReadReport,
-    iter_texts,
-    read_scored_pairs,
-)
+from onnxsim_embed.files.texts import ReadReport, iter_texts, read_scored_pairs
 
 TEXTS = ["a road", 'the "old" river, by the sea', "two\nlines", "", "  spaces  ", "café 漢字 🙂",
          "line\u2028separator", "back\\slash"]  # fmt: skip

@@ -39,11 +39,7 @@ MORE_TEXTS = [
     *(f"project {number} in the village" for number in range(40)),
 ]
 
-QUICKSTART = [
-    "The weather is lovely today.",
-    "It's so sunny outside!",
-    "He drove to the stadium.",
-]
+QUICKSTART = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
 
 
 VARIED_WORDS = (
