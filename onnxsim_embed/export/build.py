@@ -127,11 +127,14 @@ class DirectEncoder:
             return assemble(encoder, words, choice, quantize(choice, final))
 
         def loss(choice: Choice) -> float:
-            model = build_encoder(int8(choice, final=False), "run")
-            return vector_loss(reference, vectors(model.SerializeToString()))
+            quantized = int8(choice, final=False)
+            data = build_encoder(quantized, "run").SerializeToString()
+            return vector_loss(reference, vectors(data))
 
         def write(choice: Choice) -> PrecisionEntry:
+            release_memory()
             entry = _write_encoder(int8(choice, final=True), "int8", METHOD, work)
+            release_memory()
             return replace(entry, layers=describe_layers(groups, choice))
 
         reference = vectors(str(work / ENCODER_FILES["fp32"]))

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 # Texts in a padded batch: enough for lengths to differ, few enough for a small machine.
 PADDED_TEXTS = 16
-# Attention scores of a head in such a batch: texts of 8,192 tokens run alone.
-PADDED_SCORES = PADDED_TEXTS * 512**2
+# Attention scores of a head in such a batch: a few long texts, of 2,048 tokens one.
+PADDED_SCORES = 4 * 512**2
 
 # With these the added tokens and a text beyond the maximum length; see `probe_texts`.
 PROBES = (

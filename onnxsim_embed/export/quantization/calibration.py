@@ -19,6 +19,7 @@ from onnxsim_embed.export.onnx.files import start_beside
 from onnxsim_embed.runtime.batching import plan_batches
 from onnxsim_embed.runtime.texts import check_texts
 from onnxsim_embed.system.hardware import CPU_PROVIDER
+from onnxsim_embed.system.memory import release_memory
 from onnxsim_embed.system.onnx_session import start_session
 from onnxsim_embed.system.threads import map_chunks
 
@@ -101,6 +102,7 @@ def collect_activations(
         share_constants(model, file)
         session = start_beside(model, file)
     del model
+    release_memory()
     dim = len(encoder.layers) * (3 * encoder.hidden + encoder.layers[0].up.weight.shape[1])
     return observe(lambda ids: session.run(names, {"input_ids": ids}), names, dim, token_ids)
 
@@ -142,14 +144,18 @@ def observe(
             for value in flat
         ]
 
-    recorded = list(map_chunks(record, runs))
-    result = {}
-    for column, name in enumerate(names):
-        # Moved out one by one: not all samples are in memory twice.
-        seen = [values[column] for values in recorded]
-        for values in recorded:
-            values[column] = None
-        if all(part is not None for part in seen):
-            lows, highs, samples = zip(*seen, strict=True)
-            result[name] = Activations(np.min(lows, 0), np.max(highs, 0), np.concatenate(samples))
-    return result
+    ends = np.cumsum([sampled.sum() for _, sampled in runs])
+    seen: dict[str, Activations] = {}
+    missing: set[str] = set()
+    for end, values in zip(ends.tolist(), map_chunks(record, runs), strict=True):
+        for name, value in zip(names, values, strict=True):
+            if value is None:
+                missing.add(name)
+                continue
+            low, high, sample = value
+            if name not in seen:  # where samples go at once: they are not in memory twice
+                seen[name] = Activations(low, high, np.empty((ends[-1], len(low)), np.float32))
+            np.minimum(seen[name].low, low, out=seen[name].low)
+            np.maximum(seen[name].high, high, out=seen[name].high)
+            seen[name].rows[end - len(sample) : end] = sample
+    return {name: seen[name] for name in names if name in seen and name not in missing}

@@ -65,6 +65,9 @@ class Quantizer:
 
         :param final: round weights with GPTQ, not to the nearest level, which takes a tenth of the time.
         """
+        if final:  # the search is over
+            for key in [key for key in self.known if not key[-1]]:
+                del self.known[key]
         keys = {name: (name, id(fit), final) for name, fit in choice.items() if fit is not None}
 
         def quantize(name: str) -> list[StaticLinear]:
