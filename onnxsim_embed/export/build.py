@@ -132,9 +132,7 @@ class DirectEncoder:
             return vector_loss(reference, vectors(data))
 
         def write(choice: Choice) -> PrecisionEntry:
-            release_memory()
             entry = _write_encoder(int8(choice, final=True), "int8", METHOD, work)
-            release_memory()
             return replace(entry, layers=describe_layers(groups, choice))
 
         reference = vectors(str(work / ENCODER_FILES["fp32"]))
@@ -208,6 +206,7 @@ class Builder:
 
     def _publish(self, manifest: Manifest) -> Artifact:
         """Write the model card, and the manifest with the digest of every file."""
+        release_memory()  # a stage has ended
         write_card(manifest, self.checkpoint.licence, self.work / CARD)
         manifest = replace(manifest, files=list_files(self.work))
         (self.work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -229,11 +228,8 @@ class Builder:
 
     def add_fp32(self, recipe: Recipe | None) -> Report:
         """Write the fp32 files and return how they compare with the reference."""
-        entry = self.encoder.write_fp32(self.work)
-        release_memory()
-        _, artifact = self._draft("fp32", entry)
+        _, artifact = self._draft("fp32", self.encoder.write_fp32(self.work))
         report = verify_fp32(artifact, self.checkpoint, self.encoder.via == "direct", recipe)
-        release_memory()
         if self.encoder.via == "adopted":
             report["problems"] += compare_sentence_embedding(artifact)
         self.manifest = replace(artifact.manifest, verification={"fp32": report})
