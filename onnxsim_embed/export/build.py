@@ -136,6 +136,7 @@ class DirectEncoder:
             return replace(entry, layers=describe_layers(groups, choice))
 
         reference = vectors(str(work / ENCODER_FILES["fp32"]))
+        release_memory()
         return Search(groups, loss), write
 
 
