@@ -27,6 +27,9 @@ from onnxsim_embed.system.threads import CHUNK_ROWS, map_chunks, row_chunks
 
 # Rows for each row by which similar ones are found, and the most there are.
 PIVOT_ROWS, MAX_PIVOTS = 256, 512
+TRIANGLE_ROWS = (
+    4096  # of a set from which on computing each tile once, with bounds of two sides, is faster
+)
 
 # Pairs from which on prefixes are tried: only close neighbours make them pay. What all rows must exceed
 # is then found on this share of the columns first.
@@ -50,7 +53,7 @@ def top_k(
     rows = rows or slice(0, total)
     best = BestOfRows(rows.stop - rows.start, k)
     numbers = np.arange(total) - rows.start, np.arange(len(comparison.right))
-    both = comparison.left is comparison.right and len(best.bounds) == total
+    both = comparison.left is comparison.right and len(best.bounds) == total >= TRIANGLE_ROWS
     add_top_k(comparison, best, numbers, both=both, skip_self=skip_self, rows=rows, on_rows=on_rows)
     return best.top()
 

@@ -18,12 +18,14 @@ from onnxsim_embed.similarity.candidates import (
     Float32Scorer,
     Int8Scorer,
     PrefixRotation,
+    principal_axes,
+    rounding_bound,
 )
 from onnxsim_embed.similarity.scoring import exact_scores
 from onnxsim_embed.similarity.selection import Float32
 from onnxsim_embed.system.threads import row_chunks, single_blas_thread
 
-ROWS, COLUMNS = 256, 4096  # of the sample
+ROWS, COLUMNS = 256, 2048  # of the sample
 MIN_PAIRS, MIN_ROWS = 1 << 24, 6144  # below which a trial costs more than it saves
 PREFIX_PAIRS, PREFIX_DIM = 1 << 27, 48  # from which on prefixes are worth their rotations
 PREFIX_PARTS = (6, 4, 3, 2)  # of the dimension that are tried, the shortest first
@@ -68,27 +70,31 @@ class _Trial:
     def __init__(self, left: Float32, right: Float32, limits: Limits) -> None:
         rows, columns = _spread(len(left), ROWS), _spread(len(right), COLUMNS)
         self._left, self._right = map(np.ascontiguousarray, (left[rows], right[columns]))
+        started = time.thread_time()
         self._scores = self._left @ self._right.T
+        seconds = time.thread_time() - started
         self._limits = limits(rows, columns, self._scores)
         row = np.arange(8 * ROWS) // 8
         tile = self._right[:INT8_COLUMNS]
         score = partial(exact_scores, self._left, tile, row, np.arange(len(row)) % len(tile))
         self._pair_seconds = _seconds(score) / len(row)
-        self._measured: dict[MakeScorer, tuple[float, float]] = {}
+        error = rounding_bound(left.shape[1])
+        self._measured: dict[MakeScorer, tuple[float, float]] = {Float32Scorer: (seconds, error)}
 
     def cost(self, kind: MakeScorer) -> float:
         """Return the seconds that a scorer of all components takes for the sample."""
-        scorer = kind(self._left, self._right)
-        tiles = row_chunks(len(self._right), scorer.block_columns or len(self._right))
-        rows = slice(0, len(self._left))
-        product = _seconds(lambda: [scorer.scores(rows, tile) for tile in tiles])
-        self._measured[kind] = product, scorer.error
+        if kind not in self._measured:
+            scorer = kind(self._left, self._right)
+            tiles = row_chunks(len(self._right), scorer.block_columns or len(self._right))
+            rows = slice(0, len(self._left))
+            product = _seconds(lambda: [scorer.scores(rows, tile) for tile in tiles])
+            self._measured[kind] = product, scorer.error
         return self._cost(1, kind, self._scores)
 
     def prefix(self, kind: MakeScorer) -> MakeScorer:
         """Return the scorer, or the one of those of prefixes that takes clearly less time."""
         dim = self._left.shape[1]
-        axes = candidates.principal_axes(self._right[::2])
+        axes = principal_axes(self._right)
         first = axes[:, : dim // PREFIX_PARTS[-1]].astype(np.float32)
         costs: dict[int, float] = {}
         scores, start = np.zeros_like(self._scores), 0
