@@ -9,6 +9,9 @@ from pathlib import Path
 
 from onnxsim_embed.system.hardware import control_groups
 
+RELEASE_BYTES = 256_000_000
+_held = 0
+
 
 def available_memory(root: Path = Path("/")) -> int:
     """Return the bytes that this process may still allocate."""
@@ -33,7 +36,18 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def release_memory() -> None:
-    """Return memory that is free to the operating system, where the C library can (glibc)."""
+    """Return free memory to the operating system, where the C library can (glibc) and it pays.
+
+    It takes a second beside PyTorch, so that it waits until RELEASE_BYTES are held more than after the
+    last time.
+    """
+    import psutil
+
+    global _held
+    process = psutil.Process()
+    if process.memory_info().rss < _held + RELEASE_BYTES:
+        return
     gc.collect()  # models of PyTorch refer to themselves
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+    _held = process.memory_info().rss
