@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnxsim_embed.system.hardware import control_groups
 
-RELEASE_BYTES = 256_000_000
+RELEASE_BYTES = 64_000_000
 _held = 0
 
 
