@@ -20,7 +20,8 @@ from onnxsim_embed.runtime.postprocess import quantize_vectors
 from onnxsim_embed.similarity import clustering, compare, duplicates
 from onnxsim_embed.similarity.clustering import ScoreFunction, Vectors
 from onnxsim_embed.similarity.compare import cos_sim, score_all, score_pairs, unit_vectors
-from onnxsim_embed.similarity.selection import Float32, TopPairs, top_k_of_rows
+from onnxsim_embed.similarity.selection import TopPairs, top_k_of_rows
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.units import check_integer
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.runtime.pooling import gelu
-
-Float32 = npt.NDArray[np.float32]
+from onnxsim_embed.system.arrays import Float32
 
 
 def gelu_tanh(x: Float32) -> Float32:

@@ -60,6 +60,7 @@ from onnxsim_embed.export.verify import Report, verify_derived, verify_fp32
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.pooling import Head, load_head
 from onnxsim_embed.runtime.tokenization import Tokenizer
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.memory import release_memory
 from onnxsim_embed.system.onnx_session import start_session
@@ -67,7 +68,6 @@ from onnxsim_embed.system.threads import map_chunks
 
 logger = logging.getLogger(__name__)
 
-Float32 = npt.NDArray[np.float32]
 
 # Time that float32 parts of int8 may add by default, as a share of the time without them.
 INT8_EFFORT = 0.05

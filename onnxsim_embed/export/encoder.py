@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.architectures import ACTIVATIONS, ARCHITECTURES, Architecture
+from onnxsim_embed.system.arrays import Float32
 
 logger = logging.getLogger(__name__)
 
-Float32 = npt.NDArray[np.float32]
 Tensors = Mapping[str, Float32]
 
 # Of MPNet's relative positions: transformers does not read them from config.json.

@@ -15,8 +15,7 @@ from onnxsim_embed.artifact.recipes import KnownAnswer
 from onnxsim_embed.runtime.batching import TOKEN_BUDGET
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.similarity.unit_rows import unit_vectors
-
-Float32 = npt.NDArray[np.float32]
+from onnxsim_embed.system.arrays import Float32
 
 # Default minimum mean and worst-case cosine of a precision to its reference.
 FIDELITY_THRESHOLDS = {

@@ -24,13 +24,12 @@ from onnxsim_embed.export.quantization.search import Choice, Search, hold_out, v
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.pooling import Head
 from onnxsim_embed.runtime.session import Session
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.onnx_session import start_session
 from onnxsim_embed.system.threads import map_chunks
 
 logger = logging.getLogger(__name__)
-
-Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

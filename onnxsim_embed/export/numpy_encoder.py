@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from onnxsim_embed.export.architectures import ACTIVATIONS, ARCHITECTURES
 from onnxsim_embed.export.encoder import DEFAULT_EPSILON, relative_bias
-
-Float32 = npt.NDArray[np.float32]
+from onnxsim_embed.system.arrays import Float32
 
 
 def numpy_reference(

@@ -20,10 +20,10 @@ from onnxsim_embed.export.numpy_encoder import numpy_reference
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.pooling import Head
 from onnxsim_embed.runtime.session import Session
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.hardware import available_cpus
 from onnxsim_embed.system.threads import single_blas_thread
 
-Float32 = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int64]
 Hidden = Callable[[TokenIds], Float32]
 

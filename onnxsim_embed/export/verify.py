@@ -24,10 +24,10 @@ from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.weights import has_weights
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.session import Session
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.hardware import bf16_supported
 from onnxsim_embed.system.memory import release_memory
 
-Float32 = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int64]
 Report = dict[str, Any]
 
@@ -136,12 +136,11 @@ def verify_fp32(
     if texts is None:
         texts = verification_texts()[:: REFERENCE_STEP if weights else 1]
     everything = [*texts, *references.probe_texts(model)]
-    token_ids, ids, problems = references.compare_token_ids(
-        checkpoint, everything, model.token_ids(everything)
-    )
+    own = model.token_ids(everything)
+    token_ids, ids, problems = references.compare_token_ids(checkpoint, everything, own)
     name, expected = PADDED, None
     if weights:
-        lengths = references.length_probes(model.token_ids(texts), model.max_seq_length)
+        lengths = references.length_probes(own[: len(texts)], model.max_seq_length)
         name, reference, expected = references.checkpoint_vectors(
             checkpoint, model.head, everything, ids, lengths, token_ids
         )

@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from onnxsim_embed import __version__
 from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, is_artifact
 from onnxsim_embed.artifact.recipes import cache_directory
@@ -24,10 +21,9 @@ from onnxsim_embed.files.vector_directory import RowDiagnostic
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import EncodeOptions
 from onnxsim_embed.runtime.provenance import provenance_of
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.hardware import int8_supported
 from onnxsim_embed.system.onnx_session import RUNTIME_VERSION
-
-Float32 = npt.NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 

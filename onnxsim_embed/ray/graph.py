@@ -25,11 +25,10 @@ from onnxsim_embed.similarity.graph import GraphShard, SimilarityGraph, open_gra
 from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.memory import available_memory
 from onnxsim_embed.system.progress import progress_bar
 from onnxsim_embed.system.units import check_integer
-
-Float32 = npt.NDArray[np.float32]
 
 # Rows of a tile: with fewer, products are slow; with more, tasks are hard to balance (25 to 100 MB at dim 384).
 MIN_TILE_ROWS, MAX_TILE_ROWS = 2048, 65536

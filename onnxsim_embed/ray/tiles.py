@@ -17,8 +17,7 @@ from onnxsim_embed.files.vectors import read_vectors
 from onnxsim_embed.ray.connection import LOADER_SHARE, cluster_cpus
 from onnxsim_embed.similarity.graph_writer import digest
 from onnxsim_embed.similarity.unit_rows import TiledRows, check_vectors, unit_vectors
-
-Float32 = npt.NDArray[np.float32]
+from onnxsim_embed.system.arrays import Float32
 
 
 @dataclass(frozen=True)

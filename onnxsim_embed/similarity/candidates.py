@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.similarity.selection import Float32, Float64, Int64, Scores
+from onnxsim_embed.similarity.selection import Float64, Scores
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.hardware import CPU_PROVIDER, int8_supported
 from onnxsim_embed.system.threads import map_chunks, row_chunks, single_blas_thread
 

@@ -16,9 +16,10 @@ from onnxsim_embed.similarity.compare import TILE_BYTES, Comparison, similarity_
 from onnxsim_embed.similarity.duplicates import below_one, rows_by_label
 from onnxsim_embed.similarity.nearest import top_k
 from onnxsim_embed.similarity.scoring import exact_scores
-from onnxsim_embed.similarity.selection import Float32, Int64, Pairs, Scores, TopPairs
+from onnxsim_embed.similarity.selection import Pairs, Scores, TopPairs
 from onnxsim_embed.similarity.tiles import TiledComparison
 from onnxsim_embed.similarity.unit_rows import UnitRows, unit_vectors
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.units import check_integer
 
 CHAINED_ROWS = 100  # from which on a component of most rows is worth a warning

@@ -13,9 +13,10 @@ from scipy import sparse
 from onnxsim_embed.similarity.memory import Estimate, MemoryBudget, Progress, estimate, pair_counter
 from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.scoring import dense_scores, exact_scores
-from onnxsim_embed.similarity.selection import Float32, Pairs, RowPairs, TopK, TopPairs
+from onnxsim_embed.similarity.selection import Pairs, RowPairs, TopK, TopPairs
 from onnxsim_embed.similarity.sparse import build_matrix, symmetric_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows, check_dims, unit_vectors
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.units import check_integer
 
 __all__ = [

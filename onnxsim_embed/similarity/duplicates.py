@@ -13,9 +13,10 @@ import numpy.typing as npt
 from onnxsim_embed.similarity.compare import TILE_BYTES, check_threshold
 from onnxsim_embed.similarity.memory import MemoryBudget
 from onnxsim_embed.similarity.out_of_core import AllPairs
-from onnxsim_embed.similarity.selection import Float32, Int64, Pairs
+from onnxsim_embed.similarity.selection import Pairs
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import RowSubset, UnitRows, check_dims
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.units import check_integer
 
 CHUNK_ROWS = 4096  # decided at a time: at most 8 million scores, some 150 MB

@@ -21,9 +21,10 @@ from onnxsim_embed.errors import TableError
 from onnxsim_embed.similarity import candidates, selection
 from onnxsim_embed.similarity.compare import check_k, check_threshold, similarity_matrix, top_k
 from onnxsim_embed.similarity.scoring import exact_scores
-from onnxsim_embed.similarity.selection import Float32, Int64, RowPairs, TopK
+from onnxsim_embed.similarity.selection import RowPairs, TopK
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import check_vectors, unit_vectors
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.hardware import available_cpus, int8_supported
 from onnxsim_embed.system.threads import row_chunks
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onnxsim_embed.similarity.nearest import top_k
-from onnxsim_embed.similarity.selection import Int64, RowPairs
+from onnxsim_embed.similarity.selection import RowPairs
 from onnxsim_embed.similarity.tiles import TiledComparison
 from onnxsim_embed.similarity.unit_rows import COMPONENT_BYTES, TiledRows, UnitRows
+from onnxsim_embed.system.arrays import Int64
 from onnxsim_embed.system.hardware import available_cpus
 from onnxsim_embed.system.memory import available_memory
 from onnxsim_embed.system.progress import progress_bar

@@ -13,23 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.similarity.scoring import exact_scores
-from onnxsim_embed.similarity.selection import (
-    BestOfRows,
-    Float32,
-    Int64,
-    TopK,
-    kth_bounds,
-    narrow,
-    positions,
-)
+from onnxsim_embed.similarity.selection import BestOfRows, TopK, kth_bounds, narrow, positions
 from onnxsim_embed.similarity.tiles import TiledComparison
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.threads import CHUNK_ROWS, map_chunks, row_chunks
 
 # Rows for each row by which similar ones are found, and the most there are.
 PIVOT_ROWS, MAX_PIVOTS = 256, 512
-TRIANGLE_ROWS = (
-    4096  # of a set from which on computing each tile once, with bounds of two sides, is faster
-)
+
+# Of a set, from which on computing each tile once, with the bounds of its rows and columns, is faster.
+TRIANGLE_ROWS = 4096
 
 # Pairs from which on prefixes are tried: only close neighbours make them pay. What all rows must exceed
 # is then found on this share of the columns first.

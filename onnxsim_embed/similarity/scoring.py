@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from onnxsim_embed.similarity.candidates import rounding_bound
-from onnxsim_embed.similarity.selection import Float32, Int64
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.threads import row_chunks
 
 PAIRS = 256  # scored at once: two copies of 384-dimensional rows stay in a second-level cache

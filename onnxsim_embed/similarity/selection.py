@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Float32 = npt.NDArray[np.float32]
+from onnxsim_embed.system.arrays import Float32, Int64
+
 Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
 Scores = npt.NDArray[Any]
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from onnxsim_embed.similarity.selection import Float32, Int64, RowPairs
+from onnxsim_embed.similarity.selection import RowPairs
+from onnxsim_embed.system.arrays import Float32, Int64
 
 
 def build_matrix(chunks: Iterable[RowPairs], columns: int) -> sparse.csr_array:

@@ -13,8 +13,9 @@ import numpy as np
 
 from onnxsim_embed.similarity.candidates import Float32Scorer
 from onnxsim_embed.similarity.scoring import exact_scores
-from onnxsim_embed.similarity.selection import Float32, Int64, RowPairs, positions
+from onnxsim_embed.similarity.selection import RowPairs, positions
 from onnxsim_embed.similarity.trial import Limits, MakeScorer, choose_scorer
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.threads import chunk_height, map_chunks, row_chunks
 from onnxsim_embed.system.units import check_integer
 

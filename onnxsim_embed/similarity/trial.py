@@ -12,17 +12,17 @@ from functools import partial
 
 import numpy as np
 
-from onnxsim_embed.similarity import candidates
 from onnxsim_embed.similarity.candidates import (
     INT8_COLUMNS,
     Float32Scorer,
     Int8Scorer,
     PrefixRotation,
+    int8_scoring_supported,
     principal_axes,
     rounding_bound,
 )
 from onnxsim_embed.similarity.scoring import exact_scores
-from onnxsim_embed.similarity.selection import Float32
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.threads import row_chunks, single_blas_thread
 
 ROWS, COLUMNS = 256, 2048  # of the sample
@@ -57,7 +57,7 @@ def choose_scorer(
     prefix = prefix and pairs >= PREFIX_PAIRS and dim >= PREFIX_DIM
     if len(left) < MIN_ROWS or pairs < MIN_PAIRS or not (prefix or kind is None):
         return kind or Float32Scorer
-    kinds = [Float32Scorer, *[Int8Scorer] * candidates.int8_scoring_supported(dim)]
+    kinds = [Float32Scorer, *[Int8Scorer] * int8_scoring_supported(dim)]
     with single_blas_thread():  # others would wait busily, and steal the time of what follows
         trial = _Trial(left, right, limits)
         fastest: MakeScorer = min([kind] if kind else kinds, key=trial.cost)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxsim_embed.similarity.selection import Float32, Int64
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.threads import map_chunks, row_chunks
 
 COMPONENT_BYTES = 6  # of a component of a loaded row: float32, and int8 as a row and as a column

@@ -10,7 +10,7 @@ from pathlib import Path
 from onnxsim_embed.system.hardware import control_groups
 
 RELEASE_BYTES = 64_000_000
-_held = 0
+_held = 0  # bytes of this process after `release_memory` released some
 
 
 def available_memory(root: Path = Path("/")) -> int:

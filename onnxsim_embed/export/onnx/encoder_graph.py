@@ -21,8 +21,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from onnxsim_embed.export.encoder import Encoder, Float32, Layer, Norm, StaticLinear
+from onnxsim_embed.export.encoder import Encoder, Layer, Norm, StaticLinear
 from onnxsim_embed.export.onnx.builder import MICROSOFT, GraphBuilder
+from onnxsim_embed.system.arrays import Float32
 
 Layout = Literal["portable", "run", "gpu"]
 

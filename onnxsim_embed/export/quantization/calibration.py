@@ -18,12 +18,12 @@ from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.onnx.files import start_beside
 from onnxsim_embed.runtime.batching import plan_batches
 from onnxsim_embed.runtime.texts import check_texts
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.memory import release_memory
 from onnxsim_embed.system.onnx_session import start_session
 from onnxsim_embed.system.threads import map_chunks
 
-Float32 = npt.NDArray[np.float32]
 TokenIds = Sequence[npt.NDArray[np.int64]]
 
 # Sampled tokens stay in memory for every layer at once: at most this many bytes, and no more rows

@@ -36,9 +36,8 @@ from onnxsim_embed.export.quantization.gptq import (
 )
 from onnxsim_embed.export.quantization.ranges import Fit, bias_of
 from onnxsim_embed.export.quantization.search import Choice, Group, channel_counts
+from onnxsim_embed.system.arrays import Float32
 from onnxsim_embed.system.threads import map_chunks
-
-Float32 = npt.NDArray[np.float32]
 
 # The linears of a layer by their input.
 GROUPS = {

@@ -8,8 +8,8 @@ from scipy.linalg import cholesky, solve
 from scipy.linalg.lapack import dtrtri
 
 from onnxsim_embed.export.encoder import Int8Table
+from onnxsim_embed.system.arrays import Float32
 
-Float32 = npt.NDArray[np.float32]
 Int8 = npt.NDArray[np.int8]
 
 INT8_MAX = 127  # symmetric: -128 has no counterpart

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from onnxsim_embed.export.encoder import AnyLinear, Linear
 from onnxsim_embed.export.quantization.calibration import Activations
 from onnxsim_embed.export.quantization.gptq import quantize_nearest
+from onnxsim_embed.system.arrays import Float32
 
-Float32 = npt.NDArray[np.float32]
 Columns = npt.NDArray[np.int64]
 Activation = Callable[[Float32], Float32]
 

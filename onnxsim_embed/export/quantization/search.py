@@ -18,8 +18,8 @@ from onnxsim_embed.export.encoder import Linear
 from onnxsim_embed.export.fidelity import row_cosines
 from onnxsim_embed.export.quantization.calibration import Activations, TokenIds
 from onnxsim_embed.export.quantization.ranges import ChannelSplit, Fit
+from onnxsim_embed.system.arrays import Float32
 
-Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 # Numbers of float channels tried; most layers have two to four outliers, some a dozen.
