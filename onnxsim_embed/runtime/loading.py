@@ -211,7 +211,7 @@ def _make_pipeline(
         encoder = manifest.entry(precision).encoder
         file = artifact.open_file(precision)  # holds the weights of the encoder too
         ours = provider == CPU_PROVIDER or (provider == CUDA_PROVIDER and precision == "fp16")
-        return artifact.file(encoder) if ours and encoder else file
+        return artifact.file(encoder) if ours and encoder and not openvino else file
 
     with ThreadPoolExecutor(1) as checker:  # computes digests while the tokenizer loads
         file = checker.submit(checked_file)
@@ -236,7 +236,9 @@ def _make_pipeline(
         digests = [__version__, *(entry.sha256 for entry in manifest.files.values())]
         key = hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
         cache = cache_directory() / "openvino" / key
-        make_engine = partial(OpenVINOEngine, file.result(), cache, precision, threads)
+        make_engine = partial(
+            OpenVINOEngine, file.result(), manifest.max_seq_length, cache, precision, threads
+        )
     return Pipeline(tokenizer, make_engine, threads)
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from onnxsim_embed.errors import ArtifactError, MissingExtraError, OnnxsimEmbedError
 from onnxsim_embed.runtime.session import encoder_inputs
@@ -19,10 +22,17 @@ from onnxsim_embed.system.hardware import bf16_supported
 
 logger = logging.getLogger(__name__)
 
+# Rows are padded to a multiple of so many tokens. OpenVINO prepares kernels for each new shape of a
+# batch, which takes longer than to run it: exact lengths made int8 half as fast on texts of many lengths.
+TOKEN_STEP = 16
+
+_starting = threading.Lock()
+
 
 class OpenVINOEngine:
     """An ONNX file compiled by OpenVINO for `threads` calls at once, or alone with `threads_inside`.
 
+    :param max_tokens: most tokens that the model takes, beyond which rows are not padded.
     :param cache: directory for what OpenVINO compiled, of this file alone: it knows files by path and
         time only.
     :param precision: weight precision. "bf16" multiplies in bfloat16, and so does "int8" outside its
@@ -33,10 +43,17 @@ class OpenVINOEngine:
     runs_on_cpu = True
 
     def __init__(
-        self, path: Path, cache: Path, precision: str, threads: int, threads_inside: int = 1
+        self,
+        path: Path,
+        max_tokens: int,
+        cache: Path,
+        precision: str,
+        threads: int,
+        threads_inside: int = 1,
     ) -> None:
-        core, version = _core()
-        self._path = path
+        with _starting:
+            core, version = _core()
+        self._path, self._max_tokens = path, max_tokens
         self.provider = f"OpenVINO {version}"
         short = precision == "bf16" or (precision == "int8" and bf16_supported()[0])
         streams, inside = (threads, threads) if threads_inside == 1 else (1, threads_inside)
@@ -46,18 +63,20 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": inside,
             # Several processes would all pin their threads to the same processors.
             "ENABLE_CPU_PINNING": False,
-            # Kernels are kept for each shape of a batch. By default they grew to 3.4 GB in 2,000 texts of
-            # int8; 200 stayed at 0.75 GB in 600.
-            "CPU_RUNTIME_CACHE_CAPACITY": 200,
+            # Kernels are kept for each shape of a batch: by default 5,000, 3.4 GB where no rows are padded.
+            "CPU_RUNTIME_CACHE_CAPACITY": 1000,
         }
+        lock: AbstractContextManager[Any] = nullcontext()
         try:
             cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             logger.info("OpenVINO compiles %s at each start: %s", path, error)
         if os.access(cache, os.W_OK):
             options["CACHE_DIR"] = str(cache)
+            lock = FileLock(cache / "lock")  # other processes would map files that are half written
         try:
-            self._model = core.compile_model(str(path), "CPU", options)
+            with lock:
+                self._model = core.compile_model(str(path), "CPU", options)
         except RuntimeError as error:
             raise ArtifactError(f"OpenVINO cannot load {path}: {error}") from error
         rows = _table_rows(self._model)
@@ -88,19 +107,28 @@ class OpenVINOEngine:
             raise ArtifactError(
                 f"{self._path} has embeddings of {self._token_ids} tokens, got token id {largest}"
             )
-        feed, sequence_major = encoder_inputs(self._inputs, input_ids, attention_mask)
+        tokens = input_ids.shape[1]
+        if "attention_mask" in self._inputs:
+            input_ids, attention_mask = self._pad(input_ids, attention_mask)
+        feed, _ = encoder_inputs(self._inputs, input_ids, attention_mask)
         try:
             request = self._requests.pop()
         except IndexError:
             request = self._model.create_infer_request()
         try:
             request.infer(feed, share_inputs=True)
-            hidden: Float32 = request.get_output_tensor(0).data.copy()
+            hidden: Float32 = request.get_output_tensor(0).data[:, :tokens].copy()
         except RuntimeError as error:
             raise ArtifactError(f"OpenVINO cannot run {self._path}: {error}") from error
         finally:
             self._requests.append(request)
-        return hidden.transpose(1, 0, 2) if sequence_major else hidden
+        return hidden
+
+    def _pad(self, ids: Int64, mask: Int64 | None) -> tuple[Int64, Int64]:
+        """Return ids and mask with as many columns as the shapes that kernels are kept for."""
+        missing = min(-ids.shape[1] % TOKEN_STEP, max(0, self._max_tokens - ids.shape[1]))
+        mask = np.ones_like(ids) if mask is None else mask
+        return np.pad(ids, ((0, 0), (0, missing))), np.pad(mask, ((0, 0), (0, missing)))
 
 
 def _table_rows(model: Any) -> int | None:  # noqa: ANN401
@@ -117,35 +145,18 @@ def _table_rows(model: Any) -> int | None:  # noqa: ANN401
 
 @lru_cache(maxsize=1)
 def _core() -> tuple[Any, str]:
-    """Return OpenVINO's core, which knows the operators of our files, and its version."""
+    """Return OpenVINO's core and its version."""
     # openvino reports each import to its makers, unless the package that does it is missing.
     name = "openvino_telemetry"
     kept = {name: sys.modules[name]} if name in sys.modules else {}
     sys.modules[name] = None  # type: ignore[assignment]
     try:
         import openvino
-        from openvino.frontend.onnx import ConversionExtension
     except ModuleNotFoundError:
         raise MissingExtraError("engine 'openvino'", "openvino", "openvino") from None
     finally:
         del sys.modules[name]
         sys.modules.update(kept)
-    core = openvino.Core()
-    core.add_extension(ConversionExtension("FusedMatMul", "com.microsoft", _fused_matmul))
-    return core, openvino.__version__.partition("-")[0]
-
-
-def _fused_matmul(node: Any) -> list[Any]:  # noqa: ANN401
-    """Convert onnxruntime's FusedMatMul, whose transBatchA and transBatchB OpenVINO ignores."""
-    from openvino import opset13
-
-    def flag(name: str) -> bool:
-        return bool(node.get_attribute(name, 0))
-
-    factors = [node.get_input(0), node.get_input(1)]
-    for number, name in enumerate(("transBatchA", "transBatchB")):
-        if flag(name):  # (rows, batch, heads, .) is (batch, heads, rows, .)
-            order = np.array([1, 2, 0, 3], np.int64)
-            factors[number] = opset13.transpose(factors[number], order)
-    outputs: list[Any] = opset13.matmul(*factors, flag("transA"), flag("transB")).outputs()
-    return outputs
+    # The first array that reaches its bindings must be alone: two threads block each other for ever.
+    openvino.Tensor(np.zeros(1), shared_memory=True)
+    return openvino.Core(), openvino.__version__.partition("-")[0]

@@ -112,10 +112,10 @@ def case(tmp_path_factory):
 def test_openvino_computes_the_same(case, tmp_path, name):
     from onnxsim_embed.runtime.openvino_engine import OpenVINOEngine
 
-    run = case(name).run
+    file = case(name).portable._path
     ids = np.random.default_rng(0).integers(0, 60, (3, 30))
-    hidden = OpenVINOEngine(run._path, tmp_path, "fp32", 1).run(ids)
-    np.testing.assert_allclose(hidden, run.run(ids), atol=TOLERANCE)
+    hidden = OpenVINOEngine(file, 32, tmp_path, "fp32", 1).run(ids)
+    np.testing.assert_allclose(hidden, case(name).run.run(ids), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", KINDS)

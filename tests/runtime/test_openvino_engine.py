@@ -64,11 +64,18 @@ def test_padding(openvino, artifact, tmp_path, name):
     file = artifact / "onnx" / name
     ids = np.array([[2, 9, 10, 3], [2, 11, 12, 3]], np.int64)
     padded, mask = np.pad(ids, ((0, 0), (0, 3))), np.pad(np.ones_like(ids), ((0, 0), (0, 3)))
-    model = OpenVINOEngine(file, tmp_path, "fp32", 1)
+    model = OpenVINOEngine(file, 6, tmp_path, "fp32", 1)
     expected = Session(file, "cpu").run(ids)
     within = 0.1 if "int8" in name else 1e-4
     np.testing.assert_allclose(model.run(ids), expected, atol=within)
     np.testing.assert_allclose(model.run(padded, mask)[:, :4], expected, atol=within)
+
+
+def test_batches_have_few_shapes(openvino, artifact, tmp_path):
+    model = OpenVINOEngine(artifact / "onnx" / "model.onnx", 40, tmp_path, "fp32", 1)
+    padded = [model._pad(np.ones((2, tokens), np.int64), None) for tokens in range(1, 43)]
+    assert {ids.shape for ids, _ in padded} == {(2, n) for n in (16, 32, 40, 41, 42)}
+    assert [mask.sum() for _, mask in padded] == [2 * tokens for tokens in range(1, 43)]
 
 
 def test_what_was_compiled_is_kept(load, tmp_path):
@@ -80,16 +87,16 @@ def test_what_was_compiled_is_kept(load, tmp_path):
     np.testing.assert_array_equal(again.encode(TEXTS), first.encode(TEXTS))
 
 
-@pytest.mark.parametrize("name", ["encoder.onnx", "encoder_int8.onnx"])
+@pytest.mark.parametrize("name", ["model.onnx", "model_int8.onnx"])
 def test_a_token_id_beyond_the_embeddings(openvino, artifact, tmp_path, name):
     with pytest.raises(ArtifactError, match="token id 5000"):
-        OpenVINOEngine(artifact / "onnx" / name, tmp_path, "fp32", 1).run(np.array([[5000, 2]]))
+        OpenVINOEngine(artifact / "onnx" / name, 64, tmp_path, "fp32", 1).run(np.array([[5000, 2]]))
 
 
 def test_a_damaged_file(openvino, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"no onnx at all" * 9)
     with pytest.raises(ArtifactError, match=r"OpenVINO cannot load .*model\.onnx"):
-        OpenVINOEngine(tmp_path / "model.onnx", tmp_path, "fp32", 1)
+        OpenVINOEngine(tmp_path / "model.onnx", 64, tmp_path, "fp32", 1)
 
 
 def test_a_cache_that_cannot_be_written(load, monkeypatch, tmp_path, caplog):
