@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,29 @@ def test_a_cache_that_cannot_be_written(load, monkeypatch, tmp_path, caplog):
     with caplog.at_level("INFO"):
         assert load(precision="fp32", engine="openvino").encode(TEXTS).shape == (len(TEXTS), 32)
     assert "at each start" in caplog.text
+
+
+def test_processes_that_start_together(load, tmp_path, monkeypatch):
+    """Only one writes the cache; and only one thread makes the first array that OpenVINO sees."""
+    import openvino
+
+    seen = []
+
+    class Lock(openvino_engine.FileLock):
+        def __exit__(self, *raised):
+            seen.append([path.suffix for path in Path(self.lock_file).parent.glob("*.blob")])
+            super().__exit__(*raised)
+
+    def tensor(*arguments, **options):
+        seen.append(openvino_engine._starting.locked())
+        return made(*arguments, **options)
+
+    made = openvino.Tensor
+    monkeypatch.setattr(openvino, "Tensor", tensor)
+    monkeypatch.setattr(openvino_engine, "FileLock", Lock)
+    openvino_engine._core.cache_clear()
+    load(precision="fp32", engine="openvino")
+    assert seen == [True, [".blob"]]
 
 
 def test_a_damaged_cache(load, tmp_path):
