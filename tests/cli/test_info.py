@@ -84,7 +84,7 @@ def test_info_describes_vectors_with_and_without_provenance(run, tmp_path, artif
     ("flags", "lines"),
     [("avx2", ["does not run here: the processor has neither avx512_bf16 nor amx_bf16", "no AMX"]),
      ("avx512_vnni avx512_bf16", ["--precision bf16 runs here", "avx512_bf16", "no AMX"]),
-     ("avx512_vnni amx_bf16 amx_int8", ["--precision bf16 runs here", "amx_bf16, amx_int8, which"])],
+     ("avx512_vnni amx_bf16 amx_int8", ["--precision bf16 runs here", "amx_bf16, amx_int8: bf16"])],
 )  # fmt: skip
 def test_info_says_what_the_processor_offers(run, tmp_path, monkeypatch, flags, lines):
     (tmp_path / "cpuinfo").write_text(f"flags\t: {flags}\n")
