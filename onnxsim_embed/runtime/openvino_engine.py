@@ -22,7 +22,7 @@ from onnxsim_embed.system.hardware import bf16_supported
 
 logger = logging.getLogger(__name__)
 
-# Rows are padded to a multiple of so many tokens. OpenVINO prepares kernels for each new shape of a
+# Rows are padded to a multiple of this number of tokens. OpenVINO prepares kernels for each new shape of a
 # batch, which takes longer than to run it: exact lengths made int8 half as fast on texts of many lengths.
 TOKEN_STEP = 16
 
@@ -110,14 +110,15 @@ class OpenVINOEngine:
         tokens = input_ids.shape[1]
         if "attention_mask" in self._inputs:
             input_ids, attention_mask = self._pad(input_ids, attention_mask)
-        feed, _ = encoder_inputs(self._inputs, input_ids, attention_mask)
+        feed, sequence_major = encoder_inputs(self._inputs, input_ids, attention_mask)
         try:
             request = self._requests.pop()
         except IndexError:
             request = self._model.create_infer_request()
         try:
             request.infer(feed, share_inputs=True)
-            hidden: Float32 = request.get_output_tensor(0).data[:, :tokens].copy()
+            hidden: Float32 = request.get_output_tensor(0).data
+            hidden = (hidden.transpose(1, 0, 2) if sequence_major else hidden)[:, :tokens].copy()
         except RuntimeError as error:
             raise ArtifactError(f"OpenVINO cannot run {self._path}: {error}") from error
         finally:
@@ -126,9 +127,12 @@ class OpenVINOEngine:
 
     def _pad(self, ids: Int64, mask: Int64 | None) -> tuple[Int64, Int64]:
         """Return ids and mask with as many columns as the shapes that kernels are kept for."""
-        missing = min(-ids.shape[1] % TOKEN_STEP, max(0, self._max_tokens - ids.shape[1]))
-        mask = np.ones_like(ids) if mask is None else mask
-        return np.pad(ids, ((0, 0), (0, missing))), np.pad(mask, ((0, 0), (0, missing)))
+        rows, tokens = ids.shape
+        columns = max(tokens, min(-(-tokens // TOKEN_STEP) * TOKEN_STEP, self._max_tokens))
+        padded, real = np.zeros((2, rows, columns), np.int64)
+        padded[:, :tokens] = ids
+        real[:, :tokens] = 1 if mask is None else mask
+        return padded, real
 
 
 def _table_rows(model: Any) -> int | None:  # noqa: ANN401
