@@ -149,13 +149,13 @@ def _check_ranges(
     file: str, dtype: str, ranges: Path | None, target: Path | None, force: bool
 ) -> bool:
     """Return whether the quantization ranges are computed in a first pass, after checking the options."""
-    from onnxsim_embed.runtime.encode_to_file import check_format
-    from onnxsim_embed.runtime.options import RANGED
+    from onnxsim_embed.runtime.options import RANGED, EncodeOptions
 
+    EncodeOptions(precision=cast("OutputPrecision", dtype))  # raises for an unknown one
     sampled = dtype in RANGED and ranges is None
-    if not sampled:
-        check_format(dtype, ranges is not None)
-    elif file == "-":
+    if ranges is not None and dtype not in RANGED:
+        raise ValueError(f"--ranges requires --dtype {' or '.join(RANGED)}, got {dtype!r}")
+    if sampled and file == "-":
         raise ValueError(
             f"--dtype {dtype} requires --ranges where standard input is read: only once"
         )

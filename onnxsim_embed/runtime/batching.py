@@ -38,12 +38,7 @@ def plan_batches(
     :param max_rows: maximum rows per batch, or None for no limit.
     :param padded: whether batches mix counts, to be padded to their longest; padding counts as tokens.
     :returns: int64 arrays of row numbers; together each row exactly once.
-    :raises ValueError: if a limit is below 1.
     """
-    if token_budget < 1 or (max_rows is not None and max_rows < 1):
-        raise ValueError(
-            f"token_budget and max_rows must be at least 1, got {token_budget}, {max_rows}"
-        )
     order = np.argsort(-counts, kind="stable")
     ends = np.searchsorted(-counts[order], -counts[order], side="right")
     first = 0

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from onnxsim_embed.files.checkpoint import (
     ids_digest,
 )
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.options import RANGED, EncodeArguments, EncodeOptions, OutputPrecision
+from onnxsim_embed.runtime.options import EncodeArguments, EncodeOptions
 from onnxsim_embed.runtime.provenance import encode_settings, provenance_of
 from onnxsim_embed.runtime.report import EncodeReport
 from onnxsim_embed.runtime.texts import check_iterable, check_texts, to_utf8
@@ -93,7 +93,6 @@ def encode_to_file(
     """
     checkpoint = EmbeddingCheckpoint(Path(path))
     record = checkpoint.check_target(force)
-    check_format(arguments.get("precision", "float32"), arguments.get("ranges") is not None)
     check_iterable(texts)
     if ids is not None and checkpoint.target.suffix != ".parquet":
         raise ValueError(f"{path} cannot hold ids: pass a .parquet file")
@@ -101,7 +100,8 @@ def encode_to_file(
     options = EncodeOptions(
         prompt=prompt, batch_size=batch_size, output_value="sentence_embedding", **arguments
     )
-    empty = embedder.encode_with(options, [])  # raises for invalid dimensions
+    output = embedder._prefix_and_output(options)[1]  # raises for invalid dimensions and ranges
+    empty = np.empty((0, *output.shape), output.dtype)
     report, provenance = EncodeReport(), provenance_of(embedder, options)
     reader = _DigestingReader(texts)
     on_rows = on_rows or (lambda rows: None)
@@ -142,18 +142,6 @@ def encode_to_file(
     return EncodeResult(
         checkpoint.target, checkpoint.rows, empty.shape[1], empty.dtype, finished, report
     )
-
-
-def check_format(precision: str, has_ranges: bool) -> None:
-    """Raise ValueError for an unknown dtype of vectors, or one that lacks ranges or takes none."""
-    if precision not in (known := get_args(OutputPrecision)):
-        raise ValueError(f"unknown precision {precision!r}, expected one of {', '.join(known)}")
-    if has_ranges != (precision in RANGED):
-        reason = "applies to" if has_ranges else "is required for"
-        raise ValueError(
-            f"ranges, an array (2, dim) of the minimum and maximum of each dimension in a representative "
-            f"set of float32 vectors, {reason} {' and '.join(RANGED)}; got precision {precision!r}"
-        )
 
 
 class _DigestingReader:

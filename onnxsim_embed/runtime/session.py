@@ -43,14 +43,11 @@ def resolve_providers(device: Device, available: Sequence[str]) -> list[Provider
         return [*cuda, CPU_PROVIDER]
     if device == "cpu":
         return [CPU_PROVIDER]
-    if device == "openvino":
-        raise ValueError(
-            "device 'openvino' is replaced by engine='openvino', with device 'auto' or 'cpu'"
-        )
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:
         raise ValueError(
-            f"unknown device {device!r}; allowed are auto, cpu, cuda, cuda:N or a list of providers"
+            f"unknown device {device!r}; allowed are auto, cpu, cuda, cuda:N or a list of providers "
+            "(OpenVINO is an engine: engine='openvino')"
         )
     if CUDA_PROVIDER not in available:
         raise ValueError(
@@ -90,24 +87,15 @@ class Session:
             self._session = start_session(str(path), providers, intra_op_threads)
         except Exception as error:  # the library's exceptions share no base class
             raise ArtifactError(f"onnxruntime cannot load {path}: {error}") from error
-        self.providers: list[str] = self._session.get_providers()
-        if device != "auto" and self.providers[0] != _name(providers[0]):
+        self.provider: str = self._session.get_providers()[0]
+        self.runs_on_cpu = self.provider not in GPU_PROVIDERS
+        if device != "auto" and self.provider != _name(providers[0]):
             raise ValueError(
-                f"device {device!r} was requested, but the session runs on {self.providers[0]}; see "
+                f"device {device!r} was requested, but the session runs on {self.provider}; see "
                 "onnxruntime's messages above, or use device='cpu'"
             )
         self._inputs = {entry.name for entry in self._session.get_inputs()}
         self._output = self._session.get_outputs()[0].name  # the hidden states, in every artifact
-
-    @property
-    def provider(self) -> str:
-        """Name of the execution provider that runs the model."""
-        return self.providers[0]
-
-    @property
-    def runs_on_cpu(self) -> bool:
-        """Whether batches of equal length on several threads are faster than large padded ones."""
-        return self.provider not in GPU_PROVIDERS
 
     def run(
         self, input_ids: Int64, attention_mask: Int64 | None = None, pooled: bool = False

@@ -311,7 +311,7 @@ def test_another_model_or_version_is_named(embedder, artifact, tmp_path, monkeyp
     ("options", "message"),
     [
         ({"precision": "int4"}, "'int4'"),
-        ({"precision": "int8"}, "required for int8"),
+        ({"precision": "int8"}, "needs ranges"),
         ({"ranges": RANGES}, "'float32'"),
         ({"precision": "uint8", "ranges": RANGES[:, :3]}, r"shape \(2, 32\), got \(2, 3\)"),
         ({"precision": "uint8", "ranges": RANGES[::-1]}, "minima"),
