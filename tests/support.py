@@ -325,6 +325,11 @@ def run_onnx(model, ids: np.ndarray, mask: np.ndarray | None = None, level: str 
     return session.run(None, {entry.name: feed[entry.name] for entry in session.get_inputs()})
 
 
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Seeded normally distributed float32 numbers."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine of each row of a with that of b."""
     return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)

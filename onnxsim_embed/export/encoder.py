@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.architectures import ACTIVATIONS, ARCHITECTURES, Architecture
-from onnxsim_embed.system.arrays import Float32
+from onnxsim_embed.system.arrays import Float32, Int64
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class InputQuantization:
 class FloatChannels:
     """Input channels whose part of an int8 linear is computed in float32 (LLM.int8(), arXiv:2208.07339)."""
 
-    columns: npt.NDArray[np.int64]  # (k,)
+    columns: Int64  # (k,)
     weight: Float32  # (k, out_features)
 
 

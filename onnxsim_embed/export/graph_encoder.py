@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-from onnxsim_embed.artifact.manifest import MODEL_FILES, Artifact, PrecisionEntry
+from onnxsim_embed.artifact.manifest import MODEL_FILES, Artifact, PrecisionEntry, outside
 from onnxsim_embed.errors import CheckpointError
+from onnxsim_embed.export.checkpoint import Checkpoint
 from onnxsim_embed.export.fidelity import FIDELITY_THRESHOLDS, bundled_texts, row_cosines
 from onnxsim_embed.export.onnx.builder import operator_counts
-from onnxsim_embed.export.onnx.files import OUTPUT, load_graph, save_graph, start_beside
+from onnxsim_embed.export.onnx.files import (
+    check_inputs,
+    data_files,
+    load_graph,
+    put_hidden_first,
+    save_graph,
+    start_beside,
+)
 from onnxsim_embed.export.quantization.calibration import Activations, TokenIds, observe
 from onnxsim_embed.export.quantization.encoder import METHOD, Quantizer, describe_fit
 from onnxsim_embed.export.quantization.onnx import find_linears, fit_graph, quantize_graph
-from onnxsim_embed.export.quantization.search import Choice, Search, hold_out, vector_loss
+from onnxsim_embed.export.quantization.search import Choice, Search
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.pooling import Head
-from onnxsim_embed.runtime.session import Session
-from onnxsim_embed.system.arrays import Float32
+from onnxsim_embed.runtime.session import Session, encoder_inputs
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.onnx_session import start_session
-from onnxsim_embed.system.threads import map_chunks
 
 logger = logging.getLogger(__name__)
+
+# Names of exporters' fp32 files in order of preference.
+ONNX_FILES = ("onnx/model.onnx", "model.onnx")
+
+# Operators that take quantization ranges from the batch, so that vectors depend on it.
+DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 
 
 @dataclass(frozen=True)
@@ -48,22 +60,15 @@ class GraphEncoder:
         return _entry("fp32", self.method, counts, self.data)
 
     def prepare_int8(
-        self, work: Path, token_ids: TokenIds, head: Head
+        self, work: Path, token_ids: TokenIds, file_loss: Callable[[Path], float]
     ) -> tuple[Search, Callable[[Choice], PrecisionEntry]]:
         """Run the calibration texts; return the search, and a function that writes a choice."""
         path, target = work / MODEL_FILES["fp32"], work / MODEL_FILES["int8"]
-        rest, held_out = hold_out(token_ids)
-        seen = observe_linears(path, rest)
+        seen = observe_linears(path, token_ids)
         model = load_graph(path, weights=True)
         linears = {entry.input: entry.name for entry in reversed(find_linears(model))}
         groups = fit_graph(model, seen)
         quantize = Quantizer(groups)
-
-        def vectors(path: Path) -> list[Float32]:
-            session = start_session(str(path), [CPU_PROVIDER])
-            return list(
-                map_chunks(lambda ids: head(_run(session, [OUTPUT], ids[None])[0]), held_out)
-            )
 
         def save(choice: Choice, final: bool) -> PrecisionEntry:
             int8 = onnx.ModelProto()
@@ -73,15 +78,13 @@ class GraphEncoder:
 
         def loss(choice: Choice) -> float:
             save(choice, final=False)
-            return vector_loss(reference, vectors(target))
+            return file_loss(target)
 
         def write(choice: Choice) -> PrecisionEntry:
-            layers = [
-                {linears[name]: describe_fit(groups[name], fit)} for name, fit in choice.items()
-            ]
-            return replace(save(choice, final=True), layers=tuple(layers))
+            fits = [(linears[name], groups[name], fit) for name, fit in choice.items()]
+            layers = tuple({name: describe_fit(group, fit)} for name, group, fit in fits)
+            return replace(save(choice, final=True), layers=layers)
 
-        reference = vectors(path)
         return Search(groups, loss), write
 
 
@@ -106,7 +109,7 @@ def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names))
     session = start_beside(model, path)
 
-    def run(ids: npt.NDArray[np.int64]) -> list[Float32 | None]:
+    def run(ids: Int64) -> list[Float32 | None]:
         rows = np.ascontiguousarray(ids.T)
         values = _run(session, list(dims), rows)
         # Some graphs flatten the tokens; a value of another size (relative positions) has none.
@@ -128,11 +131,9 @@ def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
     return seen
 
 
-def _run(session: Any, names: list[str], ids: npt.NDArray[np.int64]) -> list[Float32]:  # noqa: ANN401
+def _run(session: Any, names: list[str], ids: Int64) -> list[Float32]:  # noqa: ANN401
     """Return values of a graph for rows of equal length."""
-    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    inputs["token_type_ids"] = np.zeros_like(ids)
-    feed = {entry.name: inputs[entry.name] for entry in session.get_inputs()}
+    feed, _ = encoder_inputs({entry.name for entry in session.get_inputs()}, ids, None)
     values: list[Float32] = session.run(names, feed)
     return values
 
@@ -154,6 +155,57 @@ def compare_sentence_embedding(artifact: Artifact) -> list[str]:
     return [
         f"vectors differ from the graph's own {name}: min cosine {least:.5f}; check the pooling"
     ]
+
+
+def find_onnx(checkpoint: Checkpoint) -> Path | None:
+    """Return the fp32 ONNX file of a checkpoint, or None."""
+    paths = (
+        d / name for d in (checkpoint.transformer, checkpoint.directory) for name in ONNX_FILES
+    )
+    return next((path for path in paths if path.is_file()), None)
+
+
+def adopt(checkpoint: Checkpoint, target: Path, output: str | None = None) -> GraphEncoder:
+    """Copy an ONNX file and its external weights; outputs may be renamed or reordered.
+
+    :param target: the ONNX file to write.
+    :param output: name of the hidden states among the file's outputs; None to detect it.
+    :raises CheckpointError: if there is none, or it does not compute hidden states from token ids.
+    """
+    path = find_onnx(checkpoint)
+    if path is None:
+        raise CheckpointError(
+            f"{checkpoint.directory} has no ONNX file: expected {' or '.join(ONNX_FILES)}"
+        )
+    model = load_graph(path)
+    check_inputs(model, str(path))
+    if dynamic := [node.op_type for node in model.graph.node if node.op_type in DYNAMIC]:
+        raise CheckpointError(
+            f"{path} is quantized dynamically ({dynamic[0]}), which makes vectors depend on the batch; "
+            "adopt the float32 file, from which precisions=['int8'] makes a static one"
+        )
+    names = data_files(model, path)
+    for file in (path, *map(path.with_name, names)):
+        if (real := outside(file, checkpoint.directory)) is not None:
+            raise CheckpointError(f"{file} is a link to {real}, outside {checkpoint.directory}")
+    for name in names:
+        shutil.copyfile(path.with_name(name), target.with_name(name))
+    config = checkpoint.config
+    sizes = [config[key] for key in ("hidden_size", "dim", "d_model") if key in config]
+    expected = None if output or not sizes else int(sizes[0])
+    if put_hidden_first(model, str(path), expected, output):
+        onnx.save(model, target)
+    else:
+        shutil.copyfile(path, target)
+    hidden = hidden_size(target)
+    if expected not in (None, hidden):
+        raise CheckpointError(
+            f"{path} computes hidden states of size {hidden}, config.json states {expected}; pass "
+            "onnx_output=NAME to choose another output, or the same one if it is right"
+        )
+    layers = config.get("num_hidden_layers", config.get("n_layers", 0))
+    method = f"adopted: {path.relative_to(checkpoint.directory).as_posix()} of the source"
+    return GraphEncoder(hidden, int(layers), method, "adopted", tuple(names))
 
 
 def hidden_size(path: Path) -> int:

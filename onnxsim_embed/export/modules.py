@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.weights import read_json, read_tensors
 from onnxsim_embed.runtime.pooling import PoolingMode
+from onnxsim_embed.system.arrays import Float32
 
 # Boolean keys of Pooling's config.json before sentence-transformers 5.4, which has one key with mode
 # names. The order is that in which several modes are concatenated.
@@ -100,7 +100,7 @@ def _read_pooling(path: Path, config: dict[str, Any]) -> tuple[PoolingMode, ...]
 
 def read_dense(
     directory: Path,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None, str]:
+) -> tuple[Float32, Float32 | None, str]:
     """Read a Dense module.
 
     :returns: weight (in_features, out_features), bias (out_features,) or None, activation name.

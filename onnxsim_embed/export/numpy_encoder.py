@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.export.architectures import ACTIVATIONS, ARCHITECTURES
 from onnxsim_embed.export.encoder import DEFAULT_EPSILON, relative_bias
-from onnxsim_embed.system.arrays import Float32
+from onnxsim_embed.system.arrays import Float32, Int64
 
 
 def numpy_reference(
     config: Mapping[str, Any], tensors: Mapping[str, Float32]
-) -> Callable[[npt.NDArray[np.int64]], Float32]:
+) -> Callable[[Int64], Float32]:
     """Return an encoder as a function from input_ids (1, t) to hidden states (1, t, hidden).
 
     A reference where PyTorch is missing: from `architectures.py` it has the names of the weights, but
@@ -36,7 +35,7 @@ def numpy_reference(
         scale = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + epsilon)
         return centred / scale * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
 
-    def embed(ids: npt.NDArray[np.int64]) -> Float32:
+    def embed(ids: Int64) -> Float32:
         positions = np.arange(len(ids))
         if skipped is not None:
             positions = np.where(ids == skipped, 0, np.cumsum(ids != skipped)) + skipped
@@ -49,7 +48,7 @@ def numpy_reference(
             x = linear(x, str(architecture.projection))
         return x
 
-    def run(input_ids: npt.NDArray[np.int64]) -> Float32:
+    def run(input_ids: Int64) -> Float32:
         ids = input_ids[0]
         x, index = embed(ids), np.arange(len(ids))
         bias = np.zeros((1, 1, 1), np.float32)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.checkpoint import Checkpoint
@@ -20,13 +19,11 @@ from onnxsim_embed.export.numpy_encoder import numpy_reference
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.pooling import Head
 from onnxsim_embed.runtime.session import Session
-from onnxsim_embed.system.arrays import Float32
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.hardware import available_cpus
 from onnxsim_embed.system.threads import single_blas_thread
 
-TokenIds = npt.NDArray[np.int64]
-Hidden = Callable[[TokenIds], Float32]
-
+Hidden = Callable[[Int64], Float32]
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +133,7 @@ def load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers is
     return model.eval()
 
 
-def reference_tokenizer(checkpoint: Checkpoint) -> Callable[[Sequence[str]], list[TokenIds]]:
+def reference_tokenizer(checkpoint: Checkpoint) -> Callable[[Sequence[str]], list[Int64]]:
     """Return transformers' own tokenizer as a function from texts to token ids (t,).
 
     :raises CheckpointError: if transformers cannot load it.
@@ -159,7 +156,7 @@ def reference_tokenizer(checkpoint: Checkpoint) -> Callable[[Sequence[str]], lis
         steps = [Lowercase(), *([] if normalizer is None else [normalizer])]
         tokenizer.backend_tokenizer.normalizer = Normalizers(steps)
 
-    def run(texts: Sequence[str]) -> list[TokenIds]:
+    def run(texts: Sequence[str]) -> list[Int64]:
         ids = tokenizer(list(texts), truncation=True, max_length=checkpoint.max_seq_length)
         return [np.asarray(row, np.int64) for row in ids["input_ids"]]
 
@@ -167,8 +164,8 @@ def reference_tokenizer(checkpoint: Checkpoint) -> Callable[[Sequence[str]], lis
 
 
 def compare_token_ids(
-    checkpoint: Checkpoint, texts: Sequence[str], own: list[TokenIds]
-) -> tuple[dict[str, Any], list[TokenIds], list[str]]:
+    checkpoint: Checkpoint, texts: Sequence[str], own: list[Int64]
+) -> tuple[dict[str, Any], list[Int64], list[str]]:
     """Return a report on transformers' token ids, those ids (else our own), and problems."""
     try:
         if not has_transformers():
@@ -224,7 +221,7 @@ def probe_texts(model: Embedder) -> list[str]:
     ]
 
 
-def length_probes(token_ids: Sequence[TokenIds], longest: int) -> list[TokenIds]:
+def length_probes(token_ids: Sequence[Int64], longest: int) -> list[Int64]:
     """Return token ids of texts cut and repeated to 1, 2, `longest` - 1 and `longest` tokens."""
     stream = np.concatenate(token_ids)
     return [np.resize(stream, length) for length in sorted({1, 2, longest - 1, longest})]
@@ -234,7 +231,7 @@ def torch_reference(model: Any) -> Hidden:  # noqa: ANN401
     """Return a model of `load_model` as a function from input_ids (1, t) to hidden states (1, t, h)."""
     import torch
 
-    def run(input_ids: TokenIds) -> Float32:
+    def run(input_ids: Int64) -> Float32:
         with torch.inference_mode():
             ids = torch.from_numpy(input_ids)
             hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
@@ -244,7 +241,7 @@ def torch_reference(model: Any) -> Hidden:  # noqa: ANN401
 
 
 def reference_vectors(
-    hidden: Hidden, finish: Callable[[Float32], Float32], token_ids: Sequence[npt.NDArray[np.int64]]
+    hidden: Hidden, finish: Callable[[Float32], Float32], token_ids: Sequence[Int64]
 ) -> Float32:
     """Run a reference one text at a time, unpadded; `finish` pools (1, t, h) to (1, dim)."""
     # Texts in parallel with one BLAS thread each, which is faster than the reverse.
@@ -256,8 +253,8 @@ def checkpoint_vectors(
     checkpoint: Checkpoint,
     head: Head,
     texts: Sequence[str],
-    ids: Sequence[TokenIds],
-    lengths: Sequence[TokenIds],
+    ids: Sequence[Int64],
+    lengths: Sequence[Int64],
     token_ids: dict[str, Any],
 ) -> tuple[str, Float32, Float32]:
     """Return what computes a checkpoint's vectors, those of texts, and those of the ids `lengths`.
@@ -282,8 +279,8 @@ def checkpoint_vectors(
 def padded_vectors(
     session: Session,
     model: Embedder,
-    token_ids: Sequence[TokenIds],
-    head: Callable[[Float32, TokenIds], Float32] | None = None,
+    token_ids: Sequence[Int64],
+    head: Callable[[Float32, Int64], Float32] | None = None,
 ) -> Float32:
     """Return the vectors (n, dim) of a portable file in padded batches.
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
@@ -24,11 +23,10 @@ from onnxsim_embed.export.checkpoint import Checkpoint, open_checkpoint
 from onnxsim_embed.export.weights import has_weights
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.session import Session
-from onnxsim_embed.system.arrays import Float32
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.hardware import bf16_supported
 from onnxsim_embed.system.memory import release_memory
 
-TokenIds = npt.NDArray[np.int64]
 Report = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -272,7 +270,7 @@ def _check_files(
 
 
 def _check_pooled(
-    report: Report, precision: str, model: Embedder, ids: Sequence[TokenIds], vectors: Float32
+    report: Report, precision: str, model: Embedder, ids: Sequence[Int64], vectors: Float32
 ) -> None:
     """Compare the vectors that a pooled file computes, in padded batches, and their norms."""
     file = model.artifact.manifest.precisions[precision].pooled

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.export.architectures import ARCHITECTURES
 from onnxsim_embed.files.atomic import json_bytes
+from onnxsim_embed.system.arrays import Float32
 
-Tensors = dict[str, npt.NDArray[np.float32]]
+Tensors = dict[str, Float32]
 
 # Names of weight files in order of preference: a single file, or the index of its shards.
 WEIGHT_FILES = (

@@ -108,7 +108,7 @@ def test_a_warm_start_hashes_no_file(tiny, monkeypatch):
     locate_artifact(tiny)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
+@pytest.mark.parametrize("text", ["{", "[1]", "null"])
 def test_a_damaged_index_of_digests_is_written_again(tiny, root, exports, text):
     locate_artifact(tiny)
     (root / cache.DIGESTS).write_text(text)

@@ -12,7 +12,6 @@ from onnxsim_embed.artifact.manifest import (
     Artifact,
     FileEntry,
     Manifest,
-    check_target,
     is_artifact,
     list_files,
     sha256,
@@ -34,7 +33,6 @@ def table(artifact) -> dict:
 # Integrity
 
 LOADED = ["tokenizer.json", "onnx/model.onnx", "onnx/encoder.onnx"]
-OTHER = ["config.json", "1_Pooling/config.json", "vocab.txt", "README.md", "onnx/model_int8.onnx"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +45,7 @@ OTHER = ["config.json", "1_Pooling/config.json", "vocab.txt", "README.md", "onnx
     ],
     ids=["changed", "truncated", "empty", "missing"],
 )
-@pytest.mark.parametrize("name", LOADED + OTHER)
+@pytest.mark.parametrize("name", [*LOADED, "1_Pooling/config.json", "onnx/model_int8.onnx"])
 def test_a_damaged_file_is_named(copy, name, damage, message):
     content = (copy / name).read_bytes()
     (copy / name).unlink()
@@ -59,14 +57,6 @@ def test_a_damaged_file_is_named(copy, name, damage, message):
     if name in LOADED:
         with pytest.raises(ArtifactError, match=message):
             Embedder(copy, precision="fp32")
-
-
-def test_a_file_the_manifest_does_not_list_is_never_read(copy):
-    (copy / "stray.json").write_text("{}")
-    opened = Artifact.open(copy)
-    opened.check()
-    with pytest.raises(ArtifactError, match=r"does not list 'stray.json'"):
-        opened.file("stray.json")
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file"])
@@ -94,9 +84,7 @@ def test_the_manifest_survives_a_round_trip_and_holds_no_path_of_its_making(arti
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b"null", b"7", b'"x"', b"\x00", b"[" * 100_000, b"\xff\xfe{}"],
-    ids=["empty", "cut", "list", "null", "number", "text", "binary", "deep", "no UTF-8"],
+    "content", [b"", b"[]", b"[" * 100_000, b"\xff{}"], ids=["empty", "list", "deep", "no UTF-8"]
 )
 def test_a_manifest_must_be_a_json_object(copy, content):
     (copy / MANIFEST).write_bytes(content)
@@ -134,7 +122,7 @@ def test_an_unknown_pooling_is_an_artifact_error(copy, table, pooling):
         Embedder(copy, precision="fp32")
 
 
-# Files and targets
+# Files
 
 
 def test_files_are_listed_by_path_with_digest_and_size(tmp_path):
@@ -144,16 +132,3 @@ def test_files_are_listed_by_path_with_digest_and_size(tmp_path):
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert list_files(tmp_path) == {"a/b/c.txt": FileEntry(digest, 3)}
     assert sha256(tmp_path / "a/b/c.txt") == digest
-
-
-def test_a_nonempty_target_is_an_error(tmp_path, copy):
-    check_target(tmp_path / "new", force=False)
-    (tmp_path / "empty").mkdir()
-    check_target(tmp_path / "empty", force=False)
-    with pytest.raises(FileExistsError, match="force=True"):
-        check_target(copy, force=False)
-    check_target(copy, force=True)
-    (tmp_path / "file").write_text("x")
-    for target in (tmp_path, tmp_path / "file"):
-        with pytest.raises(FileExistsError, match="not an artifact; choose another directory"):
-            check_target(target, force=True)

@@ -10,7 +10,6 @@ import pytest
 from support import contents
 
 from onnxsim_embed.artifact import recipes as module
-from onnxsim_embed.artifact.manifest import MANIFEST
 from onnxsim_embed.artifact.recipes import find_recipe, read_recipe, recipes, recipes_directory
 from onnxsim_embed.runtime.pooling import PoolingMode
 
@@ -87,12 +86,6 @@ def test_known_answers_have_the_shape_of_their_texts(recipe):
 # Reading
 
 
-def test_a_minimal_recipe_reads(tmp_path):
-    (tmp_path / "x.toml").write_text(MINIMAL)
-    recipe = read_recipe(tmp_path / "x.toml")
-    assert (recipe.name, recipe.aliases, recipe.known_answers) == ("x", (), ())
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -142,20 +135,6 @@ def test_an_archive_in_several_packages_is_unpacked_once(tmp_path, monkeypatch):
     assert sorted(contents(directory)) == ["1_Pooling/config.json", "modules.json"]
     path.write_bytes(b"")  # not read again
     assert recipe.installed_directory() == directory
-
-
-@pytest.mark.real
-def test_the_minilm_package_holds_what_the_recipe_says(real_checkpoint):
-    from onnxsim_embed.export.checkpoint import open_checkpoint
-
-    recipe = find_recipe("minilm")
-    found = open_checkpoint(real_checkpoint)
-    assert found.config["num_hidden_layers"] == recipe.layers
-    assert found.config["hidden_size"] == recipe.dim
-    assert found.max_seq_length == recipe.max_seq_length
-    assert [mode.value for mode in found.pooling] == [recipe.pooling]
-    assert found.normalize == recipe.normalize
-    assert not (real_checkpoint / MANIFEST).exists()
 
 
 def test_recipes_ship_inside_the_wheel():

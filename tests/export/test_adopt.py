@@ -15,6 +15,7 @@ from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.errors import ArtifactError, CheckpointError, VerificationError
 from onnxsim_embed.export import export_model
 from onnxsim_embed.export.onnx import files as onnx_files
+from onnxsim_embed.export.quantization.encoder import Quantizer
 
 pytestmark = pytest.mark.usefixtures("few_texts")
 FP32 = ["fp32"]
@@ -78,6 +79,22 @@ def test_int8_and_fp16_are_derived_from_the_adopted_file(foreign, tmp_path):
     files = adopted.manifest.files
     sizes = {k: files[e.file].size for k, e in adopted.manifest.precisions.items()}
     assert sizes["int8"] < sizes["fp16"] < sizes["fp32"]
+
+
+@pytest.mark.parametrize("via", ["direct", "adopt"])
+def test_what_is_published_is_the_choice_and_not_a_trial_of_the_search(
+    foreign, checkpoint, tmp_path, monkeypatch, via
+):
+    calls, quantize = [], Quantizer.__call__
+
+    def record(self, choice, final):
+        calls.append(final)
+        return quantize(self, choice, final)
+
+    monkeypatch.setattr(Quantizer, "__call__", record)
+    source = foreign if via == "adopt" else checkpoint
+    export_model(source, tmp_path / "a", via=via, int8_effort=0)
+    assert calls == [False, True]
 
 
 def test_weights_are_preferred_and_verify_an_adopted_file(foreign, checkpoint, tmp_path):

@@ -89,39 +89,24 @@ def test_a_wide_model_is_sampled_less(bert, monkeypatch):
     assert len(collect_activations(bert, texts)["layer0.up"].rows) < 0.6 * rows
 
 
-def test_collecting_twice_gives_the_same(bert, texts, seen):
-    again = collect_activations(bert, texts)
-    for name in NAMES:
-        assert np.array_equal(again[name].rows, seen[name].rows)
-        assert np.array_equal(again[name].high, seen[name].high)
-
-
 # The user's texts
 
 
 @pytest.mark.parametrize(
-    ("texts", "distinct"),
-    [
-        ([], 0),
-        (["one"], 1),
-        (["the same"] * 20, 1),
-        ([str(i) for i in range(MIN_TEXTS - 1)] * 3, MIN_TEXTS - 1),
-    ],
+    ("texts", "distinct"), [([], 0), ([str(i) for i in range(MIN_TEXTS - 1)] * 3, MIN_TEXTS - 1)]
 )
 def test_too_few_distinct_texts_are_rejected_with_their_number(texts, distinct):
     with pytest.raises(ValueError, match=f"at least {MIN_TEXTS} .* got {distinct};"):
         check_calibration(texts)
 
 
-@pytest.mark.parametrize("wrong", [None, 3.5, b"bytes"])
-def test_a_row_without_a_text_is_named(wrong):
-    with pytest.raises(TypeError, match="17"):
-        check_calibration([*map(str, range(17)), wrong])
-
-
-def test_one_text_is_no_list_of_texts():
-    with pytest.raises(TypeError):
-        check_calibration("the quick brown fox jumps over the lazy dog")
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [([*map(str, range(17)), None], "17"), ("one text, not a list", "one text")],
+)
+def test_anything_but_a_list_of_texts_is_a_type_error(texts, message):
+    with pytest.raises(TypeError, match=message):
+        check_calibration(texts)
 
 
 def test_enough_distinct_texts_serve():

@@ -1,6 +1,5 @@
 """Exports: complete, faithful and readable by other libraries, or not written at all."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -19,14 +18,15 @@ from support import (
     bert_tensors,
     change_json,
     contents,
+    names,
     read_json,
+    sentence_transformer,
     write_checkpoint,
     write_json,
 )
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.artifact.manifest import MANIFEST, MODEL_FILES, PRECISIONS, Artifact
-from onnxsim_embed.artifact.precision import choose_precision
+from onnxsim_embed.artifact.manifest import MANIFEST, MODEL_FILES, Artifact
 from onnxsim_embed.artifact.recipes import find_recipe
 from onnxsim_embed.errors import CheckpointError, MissingExtraError, VerificationError
 from onnxsim_embed.export import build, export_model, fidelity, verify_artifact, verify_recipe
@@ -40,10 +40,6 @@ FILES = {
 FP32 = ["fp32"]
 
 pytestmark = pytest.mark.usefixtures("few_texts")
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +74,6 @@ def test_the_manifest_lists_every_file_and_the_facts(exported, checkpoint):
     assert manifest.verification["fp32"]["problems"] == []
     assert manifest.verification["fp32"]["min_cosine"] > 0.99999
     Artifact.open(exported).check()
-
-
-def test_fp32_and_int8_vectors_are_close(artifact):
-    opened = Artifact.open(artifact)
-    assert set(opened.manifest.precisions) == set(PRECISIONS)
-    opened.check()
-    fp32, int8 = (Embedder(opened, precision=p).encode(TEXTS) for p in ("fp32", "int8"))
-    assert np.einsum("ij,ij->i", fp32, int8).min() > 0.9
 
 
 @pytest.mark.parametrize("precisions", [[], ["fp32", "fp32"]])
@@ -145,8 +133,7 @@ def test_the_card_states_facts_and_fidelity(exported, checkpoint):
     ("name", "card", "licence"),
     [
         ("odd: name", None, None),
-        ('a "quoted" name', "---\ntags: [x]\nlicense: apache-2.0\n---\n", "apache-2.0"),
-        ("# a name", "---\nlicense: 'mit'\n---\n\n# A model", "mit"),
+        ('# a "quoted" name', "---\ntags: [x]\nlicense: 'mit'\n---\n\n# A model", "mit"),
         ("日本語", "# A model\nlicense: mit\n", None),
     ],
 )
@@ -173,45 +160,32 @@ def test_two_exports_of_one_checkpoint_are_equal_to_the_byte(checkpoint, exporte
 # Vectors
 
 
-def reference_vectors(directory: Path, texts: list[str], **options) -> np.ndarray:
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
-    return model.encode(texts, **options)
-
-
 @pytest.mark.parametrize(
     "options",
     [
-        *({"pooling": mode} for mode in ("mean", "cls", "max", "weightedmean", "lasttoken")),
-        {"pooling": "mean_sqrt_len_tokens", "normalize": False},
         {"pooling": "mean+cls+max", "schema": "legacy"},
         {"pooling": "mean+cls+max", "schema": "new"},
-        {"dense": True},
-        {"dense": True, "normalize": False, "schema": "new", "pooling": "cls+mean"},
         {"config": bert_config(hidden_size=768, intermediate_size=3072, num_attention_heads=12,
                                num_hidden_layers=1), "pooling": "cls"},
     ],
-    ids=lambda options: "-".join(str(v) if k != "config" else "bge" for k, v in options.items()),
+    ids=["legacy", "new", "bge"],
 )  # fmt: skip
 def test_vectors_equal_those_of_sentence_transformers(tmp_path, options):
     directory = write_checkpoint(tmp_path / "c", **options)
     artifact = export_model(directory, tmp_path / "a", precisions=FP32)
     vectors = Embedder(artifact).encode(TEXTS)
-    expected = reference_vectors(directory, TEXTS)
+    expected = sentence_transformer(directory).encode(TEXTS)
     assert vectors.shape == expected.shape
     assert np.abs(vectors - expected).max() < 1e-5
-    if "+" in options.get("pooling", ""):  # an order of concatenation that booleans may not imply
+    if "+" in options["pooling"]:  # an order of concatenation that booleans may not imply
         shutil.copyfile(directory / "model.safetensors", tmp_path / "a/model.safetensors")
-        assert np.abs(reference_vectors(tmp_path / "a", TEXTS) - expected).max() < 1e-6
+        exported = sentence_transformer(tmp_path / "a").encode(TEXTS)
+        assert np.abs(exported - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("dense", [False, True])
-def test_a_model_saved_by_the_installed_sentence_transformers_is_exported(tmp_path, dense):
-    from sentence_transformers import SentenceTransformer
-
-    directory = write_checkpoint(tmp_path / "c", dense=dense, prompts={"query": "a dog "})
-    model = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
+def test_a_model_saved_by_the_installed_sentence_transformers_is_exported(tmp_path):
+    directory = write_checkpoint(tmp_path / "c", dense=True, prompts={"query": "a dog "})
+    model = sentence_transformer(directory)
     model.max_seq_length = 20  # an override, as users make them before they save
     model.save_pretrained(str(tmp_path / "saved"))
     artifact = export_model(tmp_path / "saved", tmp_path / "a", precisions=FP32)
@@ -234,27 +208,10 @@ def test_a_transformer_in_a_subfolder_is_exported(tmp_path, exported):
     assert np.array_equal(Embedder(artifact).encode(TEXTS), Embedder(exported).encode(TEXTS))
 
 
-def test_the_pooling_argument_is_written(tmp_path):
-    directory = write_checkpoint(tmp_path / "c", pooling=None)
-    artifact = export_model(directory, tmp_path / "a", precisions=FP32, pooling="cls")
-    assert artifact.manifest.pooling == ("cls",)
-    assert not artifact.manifest.normalize
-    assert read_json(tmp_path / "a/1_Pooling/config.json")["pooling_mode_cls_token"] is True
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_weights_export(tmp_path, dtype):
-    import torch
-    from safetensors.torch import save_file
-
-    config = bert_config(torch_dtype=dtype, dtype=dtype)
-    directory = write_checkpoint(tmp_path / "c", config=config)
-    tensors = {k: torch.from_numpy(v) for k, v in bert_tensors(config).items()}
-    save_file(
-        {k: v.to(getattr(torch, dtype)) for k, v in tensors.items()},
-        directory / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+def test_half_precision_weights_export(tmp_path):
+    config = bert_config(torch_dtype="float16", dtype="float16")
+    tensors = {name: value.astype(np.float16) for name, value in bert_tensors(config).items()}
+    directory = write_checkpoint(tmp_path / "c", config=config, tensors=tensors)
     artifact = export_model(directory, tmp_path / "a", precisions=FP32)
     assert artifact.manifest.verification["fp32"]["min_cosine"] > 0.99999
 
@@ -264,18 +221,8 @@ def test_verification_ignores_a_default_prompt(tmp_path):
     path = directory / "config_sentence_transformers.json"
     change_json(path, default_prompt_name="query")
     artifact = export_model(directory, tmp_path / "a", precisions=FP32)
-    expected = reference_vectors(directory, TEXTS)
+    expected = sentence_transformer(directory).encode(TEXTS)
     assert np.abs(Embedder(artifact).encode(TEXTS) - expected).max() < 1e-5
-
-
-def test_without_pytorch_the_reference_is_numpy(checkpoint, exported, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    artifact = export_model(checkpoint, tmp_path / "a", precisions=FP32)
-    report = artifact.manifest.verification["fp32"]
-    assert "numpy" in report["reference"]
-    assert report["min_cosine"] > 0.99999
-    model = "onnx/model.onnx"
-    assert (tmp_path / "a" / model).read_bytes() == (exported / model).read_bytes()
 
 
 # The target
@@ -292,16 +239,11 @@ def test_an_existing_artifact_is_replaced_only_with_force(copy, checkpoint):
     assert names(copy.parent) == ["artifact"]
 
 
-@pytest.mark.parametrize("kind", ["directory", "file", "checkpoint"])
+@pytest.mark.parametrize("kind", ["directory", "file"])
 def test_a_target_that_is_not_an_artifact_is_never_replaced(tmp_path, checkpoint, kind):
     target = tmp_path / "precious"
-    if kind == "file":
-        target.write_text("notes")
-    elif kind == "checkpoint":
-        shutil.copytree(checkpoint, target)
-    else:
-        target.mkdir()
-        (target / "notes.txt").write_text("notes")
+    (target if kind == "file" else target / "notes.txt").parent.mkdir(exist_ok=True)
+    (target if kind == "file" else target / "notes.txt").write_text("notes")
     before = contents(tmp_path)
     for force in (True, False):
         with pytest.raises(FileExistsError, match="precious exists and is not an artifact"):
@@ -317,37 +259,12 @@ def test_targets_may_be_empty_nested_or_relative(tmp_path, checkpoint, monkeypat
         assert set(contents(tmp_path / target)) == FILES
 
 
-def test_the_artifact_is_readable_by_others(exported):
-    umask = os.umask(0)
-    os.umask(umask)
-    assert exported.stat().st_mode & 0o777 == 0o777 & ~umask
-
-
 @pytest.mark.parametrize("inside", ["out", "a/out"])
 def test_an_unwritable_target_is_named(tmp_path, checkpoint, inside):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         export_model(checkpoint, tmp_path / "file" / inside, precisions=FP32)
     assert names(tmp_path) == ["file"]
-
-
-@pytest.mark.parametrize("stage", ["write_configs", "build_encoder", "write_card", "verify_fp32"])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("existing", [True, False])
-def test_a_failure_leaves_the_target_unchanged(
-    copy, checkpoint, monkeypatch, stage, error, existing
-):
-    def fail(*args, **kwargs):
-        raise error
-
-    if not existing:
-        shutil.rmtree(copy)
-    before = contents(copy.parent)
-    monkeypatch.setattr(build, stage, fail)
-    with pytest.raises(error):
-        export_model(checkpoint, copy, precisions=FP32, force=True)
-    assert contents(copy.parent) == before
-    assert names(copy.parent) == (["artifact"] if existing else [])
 
 
 KILLED = """
@@ -372,47 +289,21 @@ def test_a_killed_export_leaves_the_old_artifact(copy, checkpoint):
 # Verification
 
 
-def permute_words(bert):
-    return replace(bert, words=np.roll(bert.words, 1, axis=0))
-
-
-def drop_a_layer(bert):
-    return replace(bert, layers=bert.layers[:-1])
-
-
 def scale_one_norm(bert):
     layer = bert.layers[0]
     norm = replace(layer.norm, weight=layer.norm.weight * np.float32(1.1))
     return replace(bert, layers=(replace(layer, norm=norm), *bert.layers[1:]))
 
 
-def corrupt_graphs(monkeypatch, corrupt, layouts=("portable", "run")) -> None:
-    """Make exports build their graphs of these layouts from corrupted weights."""
-    build_encoder = build.build_encoder
+@pytest.mark.parametrize("layouts", [["portable", "run"], ["portable"], ["run"]])
+@pytest.mark.parametrize("torch", [True, False], ids=["torch", "numpy"])
+def test_an_unfaithful_export_fails_with_numbers(copy, checkpoint, monkeypatch, layouts, torch):
+    before, build_encoder = contents(copy.parent), build.build_encoder
 
-    def corrupted(bert, layout="portable", *args, **options):
-        bert = corrupt(bert) if layout in layouts else bert
-        return build_encoder(bert, layout, *args, **options)
+    def corrupted(bert, layout="portable"):
+        return build_encoder(scale_one_norm(bert) if layout in layouts else bert, layout)
 
     monkeypatch.setattr(build, "build_encoder", corrupted)
-
-
-@pytest.mark.parametrize(
-    ("corrupt", "layouts"),
-    [
-        (permute_words, ["portable", "run"]),
-        (drop_a_layer, ["portable", "run"]),
-        (scale_one_norm, ["portable", "run"]),
-        (scale_one_norm, ["portable"]),
-        (scale_one_norm, ["run"]),
-    ],
-)
-@pytest.mark.parametrize("torch", [True, False], ids=["torch", "numpy"])
-def test_an_unfaithful_export_fails_with_numbers(
-    copy, checkpoint, monkeypatch, corrupt, layouts, torch
-):
-    before = contents(copy.parent)
-    corrupt_graphs(monkeypatch, corrupt, layouts)
     if not torch:
         monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(VerificationError, match=r"fp32 .*cosine -?0\.\d+"):
@@ -517,17 +408,6 @@ def test_fp16_is_smaller_close_and_has_the_interface_of_fp32(half):
     assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in small.initializer)
 
 
-def test_fp16_is_chosen_on_cuda_and_rejected_on_the_cpu(half):
-    opened = Artifact.open(half)
-    for precision in ("auto", "fp16"):
-        assert choose_precision(opened, precision, "CUDAExecutionProvider") == "fp16"
-    for provider in ("CPUExecutionProvider", "OpenVINOExecutionProvider"):
-        assert choose_precision(opened, "auto", provider) == "fp32"
-    for device in ("cpu", "auto"):
-        with pytest.raises(ValueError, match=r"'fp16'.*precision='auto'"):
-            Embedder(half, precision="fp16", device=device)
-
-
 def test_an_unfaithful_fp16_fails_the_export(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(fidelity.FIDELITY_THRESHOLDS, "fp16", (1.1, 1.1))
     with pytest.raises(VerificationError, match="fp16 is not faithful to fp32"):
@@ -539,9 +419,7 @@ def test_an_unfaithful_fp16_fails_the_export(checkpoint, tmp_path, monkeypatch):
     assert not (tmp_path / "a" / MODEL_FILES["fp16"]).exists()
 
 
-@pytest.mark.parametrize(
-    ("scale", "fits"), [(1, True), (1e4, True), (1e6, False)], ids=["small", "large", "too large"]
-)
+@pytest.mark.parametrize(("scale", "fits"), [(1e4, True), (1e6, False)])
 def test_fp16_of_hidden_states_beyond_its_range_is_rejected(few_texts, tmp_path, scale, fits):
     """65,504 is float16's largest number; the last norm makes a hidden state of any size."""
     config = bert_config(layer_norm_eps=1e-12)

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import VOCABULARY, bert_config, bert_tensors, contents, cosines, write_checkpoint
+from support import VOCABULARY, bert_config, bert_tensors, cosines, write_checkpoint
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import ENCODER_FILES, MODEL_FILES, Artifact
@@ -87,49 +86,7 @@ def test_the_run_path_file_holds_no_weights_of_its_own(artifact, precision):
     assert run < 0.5 * portable
 
 
-@pytest.mark.parametrize("hidden_act", ["relu", "gelu", "gelu_new"])
-def test_an_activation_of_tiny_values_is_exported(tmp_path, hidden_act):
-    config = bert_config(hidden_act=hidden_act, intermediate_size=40)
-    tensors = bert_tensors(config)
-    for name in tensors:
-        if "intermediate.dense" in name:
-            tensors[name] *= np.float32(1e-3)
-    directory = write_checkpoint(tmp_path / "c", config=config, tensors=tensors)
-    artifact = export_model(directory, tmp_path / "a")
-    assert artifact.manifest.verification["int8"]["mean_cosine"] > 0.999
-
-
 # What is rejected
-
-
-def test_calibration_texts_come_from_a_column(run, checkpoint, tmp_path):
-    path, target = tmp_path / "t.csv", tmp_path / "a"
-    rows = "".join(f"{i},{text}\n" for i, text in enumerate(CALIBRATION))
-    path.write_text("id,words\n" + rows, encoding="utf-8")
-    code, _, err = run("export", checkpoint, "-o", target, "--calibrate", path, "--column", "words")
-    assert (code, err) == (0, "")
-    record = Artifact.open(target).manifest.precisions["int8"].calibration
-    assert (record["source"], record["texts"]) == ("user", len(CALIBRATION))
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "options", "message"),
-    [
-        ("absent.csv", None, [], "no file"),
-        ("equal.txt", "the same\n" * 20, [], "at least 16 distinct texts, got 1"),
-        ("t.csv", "a,b\n1,2\n", ["--column", "c"], "no column 'c'; it has: a, b"),
-        ("t.jsonl", '{"text": "a"}\n{"text": null}\n', [], "row 1"),
-    ],
-)
-def test_a_wrong_calibration_file_is_one_line(
-    run, checkpoint, tmp_path, name, text, options, message
-):
-    path, target = tmp_path / name, tmp_path / "a"
-    if text is not None:
-        path.write_text(text, encoding="utf-8")
-    code, _, err = run("export", checkpoint, "-o", target, "--calibrate", path, *options)
-    assert (code in (1, 2), err.count("\n"), target.exists()) == (True, 1, False)
-    assert message in err
 
 
 @pytest.mark.parametrize(
@@ -141,22 +98,13 @@ def test_an_invalid_min_fidelity_is_one_line(run, checkpoint, tmp_path, value):
     assert repr(value) in err
 
 
-@pytest.mark.parametrize("texts", [[], ["one"], ["same"] * 20])
-def test_too_few_calibration_texts_are_rejected_before_anything_is_done(tmp_path, texts):
-    with pytest.raises(ValueError, match="at least 16"):
-        export_model("no/such-model", tmp_path / "a", calibration=texts)
-
-
-def test_a_fidelity_that_cannot_be_met_leaves_the_old_artifact(run, checkpoint, tmp_path):
-    target = tmp_path / "a"
-    export_model(checkpoint, target, precisions=["fp32"])
-    before = contents(tmp_path)
-    code, out, err = run("export", checkpoint, "-o", target, "--force", "--min-fidelity", "1,1")
-    assert (code, out) == (1, "")
-    last = err.splitlines()[-1]
-    assert "int8 is not faithful to fp32: mean cosine 0.9" in last
-    assert "1.0" in last
-    assert contents(tmp_path) == before
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("calibration", ["same"] * 20), *(("int8_effort", n) for n in (-0.1, 1.5, float("nan")))],
+)
+def test_invalid_arguments_are_rejected_before_anything_is_done(tmp_path, name, value):
+    with pytest.raises(ValueError, match=name):
+        export_model("no/such-model", tmp_path / "a", **{name: value})
 
 
 def test_a_hostile_checkpoint_is_rejected_with_numbers_after_keeping_more_in_float32(
@@ -174,10 +122,7 @@ def test_a_hostile_checkpoint_is_rejected_with_numbers_after_keeping_more_in_flo
     assert shares[-1] <= build.MAX_EFFORT
 
 
-def test_a_hostile_checkpoint_passes_in_fp32_alone_or_below_a_lower_threshold(hostile, tmp_path):
-    artifact = export_model(hostile, tmp_path / "a", precisions=["fp32"])
-    assert list(artifact.manifest.precisions) == ["fp32"]
-    assert not (artifact.directory / MODEL_FILES["int8"]).exists()
+def test_a_hostile_checkpoint_passes_below_a_lower_threshold(hostile, tmp_path):
     lower = export_model(hostile, tmp_path / "b", min_fidelity=(0.9, 0.5), calibration=CALIBRATION)
     assert lower.manifest.verification["int8"]["mean_cosine"] < 0.995
 
@@ -201,12 +146,6 @@ def test_more_in_float32_rescues_an_export_with_a_warning(
     assert entry.operators["MatMulIntegerToFloat"] < 12
     assert entry.calibration["additional_time"] > 0.05
     assert "int8_effort" in caplog.text
-
-
-@pytest.mark.parametrize("effort", [-0.1, 1.5, float("nan")])
-def test_an_invalid_effort_is_rejected_before_anything_is_done(tmp_path, effort):
-    with pytest.raises(ValueError, match="int8_effort"):
-        export_model("no/such-model", tmp_path / "a", int8_effort=effort)
 
 
 # The proportions of BERT-base and BGE-base, with outlier channels
@@ -270,20 +209,6 @@ def test_outlier_channels_are_smoothed_and_no_linear_stays_float32(
 
 # The real MiniLM
 
-SENTENCES = re.split(r"(?<=[.?]) ", """
-A man is playing a guitar on the stage. The committee postponed its decision until Thursday. How
-do I reset the password of my account? The stock fell by 3.5% after the announcement.
-Photosynthesis turns light into chemical energy. He did not say that the plan had failed. Where
-is the nearest pharmacy? The train to Lyon leaves at 7:45 from platform 3. Water boils at a
-lower temperature in the mountains. Please cancel my subscription. An old violin hung over the
-fireplace. The court ruled in favour of the tenants. The battery lasts about eleven hours.
-Volcanic ash grounded hundreds of aircraft. A cyclist overtakes a bus on a wet street. Vaccines
-train the immune system. I could not care less about the weather. Bees find their way by the
-sun. The warranty does not cover water damage. Interest rates rose for the third time this year.
-The satellite lost contact with the ground station. The proof is left to the reader. The soup
-was too salty. The novel is set in nineteenth-century Lisbon.
-""".strip().replace("\n", " "))  # fmt: skip
-
 HARD = [
     "a", "?", "é", "字", " ", "\U0001f642",
     "for (int i = 0; i < n; ++i) { sum += a[i] * b[i]; }  // O(n)",
@@ -322,36 +247,7 @@ def test_minilm_s_artifact_is_small_faithful_and_int8_throughout(real_artifact):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(
-    ("texts", "mean", "least"),
-    [(SENTENCES, 0.998, 0.99), (HARD, 0.995, 0.99)],
-    ids=["sentences", "hard"],
-)
-def test_minilm_in_int8_is_close_to_fp32(minilm, texts, mean, least):
-    fidelity = cosines(*(model.encode(texts) for model in minilm.values()))
-    assert fidelity.mean() >= mean
-    assert fidelity.min() >= least, texts[int(fidelity.argmin())][:60]
-
-
-@pytest.mark.real
-def test_minilm_in_int8_is_close_at_its_full_length(minilm):
-    for model in minilm.values():
-        model.max_seq_length = 256
-    long = [" ".join(2 * (SENTENCES[i:] + SENTENCES[:i])) for i in range(4)]
-    assert min(len(ids) for ids in minilm["int8"].token_ids(long)) == 256
-    assert cosines(*(model.encode(long) for model in minilm.values())).min() >= 0.99
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_minilm_s_vectors_do_not_depend_on_their_batch(minilm, precision):
-    model = minilm[precision]
-    texts = (
-        SENTENCES + [f"{a} {b}" for a, b in zip(SENTENCES, SENTENCES[7:], strict=False)] + HARD[:-2]
-    )
-    vectors = model.encode(texts)
-    assert np.array_equal(np.stack([model.encode(text) for text in texts]), vectors)
-    for threads in (1, 3):
-        order = np.random.default_rng(threads).permutation(len(texts))
-        with model.settings(threads=threads, token_budget=4096):
-            assert np.array_equal(model.encode([texts[i] for i in order]), vectors[order])
+def test_minilm_in_int8_is_close_to_fp32_on_hard_texts(minilm):
+    fidelity = cosines(*(model.encode(HARD) for model in minilm.values()))
+    assert fidelity.mean() >= 0.995
+    assert fidelity.min() >= 0.99, HARD[int(fidelity.argmin())][:60]

@@ -226,8 +226,3 @@ def test_any_number_of_threads_gives_the_same_bytes_and_leaves_the_arguments_unc
     assert first.SerializeToString() == second.SerializeToString()
     assert build_encoder(bert).SerializeToString() == build_encoder(tiny_bert()).SerializeToString()
     assert all(np.array_equal(seen[name].rows, rows[name]) for name in seen)
-
-
-def test_a_quantized_encoder_is_not_quantized_again(quantized, seen):
-    with pytest.raises(TypeError, match="quantized already"):
-        quantize(quantized[0], seen)

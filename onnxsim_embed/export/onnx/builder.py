@@ -20,8 +20,8 @@ from onnxsim_embed.export.encoder import (
     InputQuantization,
     Int8Table,
     Linear,
-    StaticLinear,
 )
+from onnxsim_embed.system.arrays import Float32
 
 MICROSOFT = "com.microsoft"  # onnxruntime's own operators
 OPSET = 17  # the first with LayerNormalization; every reader in use understands it
@@ -63,9 +63,7 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(operator, list(inputs), [name], **about))
         return name
 
-    def embedding(
-        self, table: npt.NDArray[np.float32] | Int8Table, constant: str, prefix: str, name: str
-    ) -> str:
+    def embedding(self, table: Float32 | Int8Table, constant: str, prefix: str, name: str) -> str:
         """Look up the rows of a table, int8 or float32, that `input_ids` selects.
 
         :param constant: name of the table in the graph.
@@ -89,18 +87,16 @@ class GraphBuilder:
             if linear.bias is None:
                 return y
             return self.op("Add", y, self.constant(f"{prefix}bias", linear.bias), name=name)
-        if not isinstance(linear, StaticLinear):
-            raise TypeError(f"{name}: expected a linear layer, got {type(linear).__name__}")
         levels, scale, zero = self._quantized(linear.input, x)
         weight = self.constant(f"{prefix}weight", linear.weight)
         inputs = [levels, weight, scale, self.constant(f"{prefix}scales", linear.scales), zero]
         if linear.bias is not None:
             inputs += ["", self.constant(f"{prefix}bias", linear.bias)]
+        product = f"{prefix}int8" if linear.side else name
+        y = self.op("MatMulIntegerToFloat", *inputs, name=product, domain=MICROSOFT)
         if linear.side is None:
-            return self.op("MatMulIntegerToFloat", *inputs, name=name, domain=MICROSOFT)
-        y = self.op("MatMulIntegerToFloat", *inputs, name=f"{prefix}int8", domain=MICROSOFT)
-        side = self._float_channels(linear.side, x, prefix)
-        return self.op("Add", y, side, name=name)
+            return y
+        return self.op("Add", y, self._float_channels(linear.side, x, prefix), name=name)
 
     def _float_channels(self, side: FloatChannels, x: str, prefix: str) -> str:
         """Multiply some channels of x in float32; they are gathered once for all linears."""

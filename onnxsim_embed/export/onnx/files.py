@@ -16,10 +16,7 @@ from onnxsim_embed.system.onnx_session import onnxruntime, start_session
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT = "last_hidden_state"
-OUTPUTS = (
-    OUTPUT,
-    "token_embeddings",
-)  # names of hidden states; the second is sentence-transformers'
+OUTPUTS = (OUTPUT, "token_embeddings")  # of hidden states; the second is sentence-transformers'
 
 # protobuf ends at 2 GB: above this, weights go to a file beside the graph.
 MAX_FILE_BYTES = 1_900_000_000

@@ -18,13 +18,13 @@ from onnxsim_embed.export.onnx.encoder_graph import build_encoder
 from onnxsim_embed.export.onnx.files import start_beside
 from onnxsim_embed.runtime.batching import plan_batches
 from onnxsim_embed.runtime.texts import check_texts
-from onnxsim_embed.system.arrays import Float32
+from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.memory import release_memory
 from onnxsim_embed.system.onnx_session import start_session
 from onnxsim_embed.system.threads import map_chunks
 
-TokenIds = Sequence[npt.NDArray[np.int64]]
+TokenIds = Sequence[Int64]
 
 # Sampled tokens stay in memory for every layer at once: at most this many bytes, and no more rows
 # than tell two candidates apart.
@@ -108,7 +108,7 @@ def collect_activations(
 
 
 def observe(
-    run: Callable[[npt.NDArray[np.int64]], Sequence[Float32 | None]],
+    run: Callable[[Int64], Sequence[Float32 | None]],
     names: Sequence[str],
     dim: int,
     token_ids: TokenIds,
@@ -136,7 +136,7 @@ def observe(
             sampled &= rng.random(len(batch)) < share
         runs.append((ids, sampled.ravel()))
 
-    def record(run_of: tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]) -> list[Any]:
+    def record(run_of: tuple[Int64, npt.NDArray[np.bool_]]) -> list[Any]:
         ids, sampled = run_of
         flat = [value if value is None else value.reshape(ids.size, -1) for value in run(ids)]
         return [

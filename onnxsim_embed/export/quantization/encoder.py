@@ -11,7 +11,7 @@ texts its channels exceed what they reached in calibration, which cost more than
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,35 +52,32 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True)
 class Quantizer:
     """Quantizes groups of linears; each way of each group once."""
 
-    groups: Mapping[str, Group]
-    known: dict[tuple[str, int, bool], list[StaticLinear]] = field(default_factory=dict)
+    def __init__(self, groups: Mapping[str, Group]) -> None:
+        self.groups, self.final = groups, False
+        self.known: dict[tuple[str, Fit], list[StaticLinear]] = {}
 
     def __call__(self, choice: Choice, final: bool) -> dict[str, Sequence[AnyLinear]]:
         """Return the linears of each group.
 
         :param final: round weights with GPTQ, not to the nearest level, which takes a tenth of the time.
         """
-        if final:  # the search is over
-            for key in [key for key in self.known if not key[-1]]:
-                del self.known[key]
-        keys = {name: (name, id(fit), final) for name, fit in choice.items() if fit is not None}
+        if final != self.final:  # the search is over
+            self.known.clear()
+            self.final = final
 
-        def quantize(name: str) -> list[StaticLinear]:
+        def quantize(name: str) -> Sequence[AnyLinear]:
             group, fit = self.groups[name], choice[name]
-            assert fit is not None
-            return quantize_linears(group.linears, fit, group.seen.rows if final else None)
+            if fit is None:
+                return group.linears
+            if (name, fit) not in self.known:
+                rows = group.seen.rows if final else None
+                self.known[name, fit] = quantize_linears(group.linears, fit, rows)
+            return self.known[name, fit]
 
-        missing = [name for name, key in keys.items() if key not in self.known]
-        for name, linears in zip(missing, map_chunks(quantize, missing), strict=True):
-            self.known[keys[name]] = linears
-        return {
-            name: self.known[keys[name]] if name in keys else self.groups[name].linears
-            for name in choice
-        }
+        return dict(zip(choice, map_chunks(quantize, list(choice)), strict=True))
 
 
 def fit_encoder(encoder: Encoder, seen: Mapping[str, Activations]) -> dict[str, Group]:
@@ -89,8 +86,6 @@ def fit_encoder(encoder: Encoder, seen: Mapping[str, Activations]) -> dict[str, 
     :param encoder: the float32 encoder.
     :param seen: its activations over the calibration texts, from `collect_activations`.
     """
-    if not isinstance(encoder.words, np.ndarray):
-        raise TypeError("the encoder is quantized already")
     activation = ACTIVATIONS[encoder.activation]
 
     def fit(key: tuple[int, str]) -> Group:
@@ -189,14 +184,8 @@ def quantize_linears(
     arrays = (values, scales, bias.astype(np.float32), weight[columns])
     split = zip(*(np.split(array, ends, axis=-1) for array in arrays), strict=True)
     return [
-        StaticLinear(
-            values,
-            scales,
-            bias,
-            quantization,
-            FloatChannels(columns, side) if len(columns) else None,
-        )
-        for values, scales, bias, side in split
+        StaticLinear(*linear, quantization, FloatChannels(columns, side) if len(columns) else None)
+        for *linear, side in split
     ]
 
 

@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.export.encoder import AnyLinear, Linear
 from onnxsim_embed.export.quantization.calibration import Activations
 from onnxsim_embed.export.quantization.gptq import quantize_nearest
-from onnxsim_embed.system.arrays import Float32
+from onnxsim_embed.system.arrays import Float32, Int64
 
-Columns = npt.NDArray[np.int64]
 Activation = Callable[[Float32], Float32]
 
 EXPONENTS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -86,7 +84,7 @@ class Smoothing:
     exponent: float  # how much of the range moved onto the weights; 0 for none
     shift: Float32
     multiplier: Float32
-    float_channels: Columns
+    float_channels: Int64
     error: float = 0.0
 
     def apply(self, rows: Float32) -> Float32:
@@ -111,12 +109,12 @@ class ChannelSplit:
     """A range for an input, split channels that carry what exceeds it, and the `output_error`."""
 
     range: Range
-    columns: Columns  # (splits,), the channel that each repeats
+    columns: Int64  # (splits,), the channel that each repeats
     offsets: Float32  # (splits,), by how much each is lowered
     floor: float  # the value of a split channel while its channel stays within the range
     padding: tuple[int, int]  # zero channels behind the split ones, as numpy.pad takes them
     activation: Activation | None  # between lowering and quantizing
-    float_channels: Columns
+    float_channels: Int64
     error: float = 0.0
 
     def apply(self, rows: Float32, activated: Float32 | None = None) -> Float32:
@@ -192,7 +190,7 @@ def fit_smoothing(
     return min((best, *others), key=lambda fit: fit.error)
 
 
-def largest(magnitudes: Float32, channels: int) -> Columns:
+def largest(magnitudes: Float32, channels: int) -> Int64:
     """Return the largest channels, in their order."""
     return np.sort(np.argsort(-magnitudes, kind="stable")[:channels]).astype(np.int64)
 
@@ -263,7 +261,7 @@ def fit_outlier_splits(
     return [fit for row, fit in enumerate(best) if fit not in best[:row]]
 
 
-def plan_split_channels(highest: Float32, top: float) -> tuple[Columns, Float32]:
+def plan_split_channels(highest: Float32, top: float) -> tuple[Int64, Float32]:
     """Split each channel whose highest value exceeds `top` as often as it takes to hold that value.
 
     :returns: the channel that each split channel repeats, and by how much it is lowered.

@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.export.encoder import Linear
 from onnxsim_embed.export.fidelity import row_cosines
 from onnxsim_embed.export.quantization.calibration import Activations, TokenIds
 from onnxsim_embed.export.quantization.ranges import ChannelSplit, Fit
-from onnxsim_embed.system.arrays import Float32
-
-Float64 = npt.NDArray[np.float64]
+from onnxsim_embed.runtime.pooling import Head
+from onnxsim_embed.runtime.session import Session
+from onnxsim_embed.system.arrays import Float32, Int64
+from onnxsim_embed.system.threads import map_chunks
 
 # Numbers of float channels tried; most layers have two to four outliers, some a dozen.
 CHANNEL_COUNTS = (0, 4, 8, 16)
@@ -78,16 +79,22 @@ Choice = Mapping[str, Fit | None]
 
 def hold_out(
     token_ids: TokenIds,
-) -> tuple[list[npt.NDArray[np.int64]], list[npt.NDArray[np.int64]]]:
+) -> tuple[list[Int64], list[Int64]]:
     """Split calibration texts into those for ranges, and the beginnings of some for the search."""
     held = [ids[:HELD_OUT_TOKENS] for ids in token_ids[::HELD_OUT_STEP] if len(ids)]
     rest = [ids for row, ids in enumerate(token_ids) if row % HELD_OUT_STEP]
     return rest, held
 
 
-def vector_loss(reference: Sequence[Float32], vectors: Sequence[Float32]) -> float:
-    """Return the mean of 1 - cosine over texts, whose vectors come in batches."""
-    return 1 - float(row_cosines(np.concatenate(reference), np.concatenate(vectors)).mean())
+def held_out_loss(file: Path, token_ids: TokenIds, head: Head) -> Callable[[Path], float]:
+    """Return a function from an ONNX file to the mean of 1 - cosine of its vectors to those of `file`."""
+
+    def vectors(path: Path) -> Float32:
+        session = Session(path, "cpu")
+        return np.concatenate(list(map_chunks(lambda ids: head(session.run(ids[None])), token_ids)))
+
+    reference = vectors(file)
+    return lambda path: 1 - float(row_cosines(reference, vectors(path)).mean())
 
 
 @dataclass(frozen=True)
