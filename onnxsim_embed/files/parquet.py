@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from onnxsim_embed.errors import MissingExtraError, TableError
+from onnxsim_embed.errors import TableError, check_packages
 from onnxsim_embed.files.uris import local_path
 
 
 def require_pyarrow() -> None:
     """Raise MissingExtraError if pyarrow is not installed."""
-    if importlib.util.find_spec("pyarrow") is None:
-        raise MissingExtraError("reading and writing parquet", "parquet", "pyarrow")
+    check_packages("reading and writing parquet", "parquet", {"pyarrow": "pyarrow"})
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def check_sidecar(path: Path, force: bool) -> None:
         return
     try:
         read_sidecar(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise FileExistsError(
             f"{sidecar(path)} exists and is not the provenance of {path.name}; replace it with "
             "force=True, or choose another name"
@@ -129,10 +129,7 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 def parse_record(content: bytes) -> dict[str, Any]:
     """Return a record that holds provenance."""
-    try:
-        table: dict[str, Any] = json.loads(content)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    table: dict[str, Any] = json.loads(content)
     parse_provenance(table)
     return table
 

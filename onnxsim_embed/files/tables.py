@@ -23,17 +23,14 @@ from onnxsim_embed.system.arrays import Int64
 def write_rows(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], path: str | Path) -> None:
     """Write columns of equal length as csv, tsv or jsonl (by the file's ending), by their names."""
     path = Path(path)
-    if path.suffix == ".jsonl":
-        cells = zip(*columns.values(), strict=True)
-        lines = (
-            json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in cells
-        )
-        with atomic_file(path) as work, work.open("w", encoding="utf-8", newline="") as stream:
-            stream.writelines(f"{line}\n" for line in lines)
-        return
-    rows = [list(map(str, row)) for row in zip(*columns.values(), strict=True)]
+    rows = zip(*columns.values(), strict=True)
     with atomic_file(path) as work, work.open("w", encoding="utf-8", newline="") as stream:
-        _write_delimited(stream, list(columns), rows, path.suffix)
+        if path.suffix == ".jsonl":
+            tables = (dict(zip(columns, row, strict=True)) for row in rows)
+            stream.writelines(f"{json.dumps(each, ensure_ascii=False)}\n" for each in tables)
+        else:
+            cells = [list(map(str, row)) for row in rows]
+            _write_delimited(stream, list(columns), cells, path.suffix)
 
 
 def _write_delimited(

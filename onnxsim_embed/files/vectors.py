@@ -201,7 +201,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return record
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         logger.warning("%s: its provenance is ignored: %s", path, error)
         return None
 

@@ -37,6 +37,10 @@ def table(rng, banned=""):
     return [*["id", "note"][: width - 1], "text"], rows
 
 
+def as_jsonl(names, rows):
+    return "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+
+
 def reference(kind, content, delimiter):
     """Return the texts, None for a row that has none; raise what the reference raises."""
     lines = content.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
@@ -49,16 +53,14 @@ def reference(kind, content, delimiter):
     header, *rows = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     assert all(len(row) <= len(header) for row in rows)
     column = header.index("text")
-    blank = [""] * len(header)
-    rows = [
-        blank
+    return [
+        ""
         if len(row) < max(2, len(header))
         and not "".join(row).strip()
         and (len(header) > 1 or row in ([], [""]))
-        else row + [None] * len(header)
+        else (row + [None] * len(header))[column]
         for row in rows
     ]
-    return [row[column] for row in rows]
 
 
 def check(path, content, expected, **arguments):
@@ -92,9 +94,7 @@ def test_files_of_other_programs(tmp_path, kind):
         elif kind == "tsv":
             stream.write("".join("\t".join(row) + "\n" for row in [names, *rows]))
         elif kind == "jsonl":
-            stream.write(
-                "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
-            )
+            stream.write(as_jsonl(names, rows))
         else:
             stream.write("".join(row[-1] + "\n" for row in rows))
         content = stream.getvalue()
@@ -107,7 +107,7 @@ def test_damaged_files(tmp_path, kind):
     for _ in range(FILES // 8):
         names, rows = table(rng)
         if kind == "jsonl":
-            content = "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+            content = as_jsonl(names, rows)
         else:
             content = "\n".join(",".join(row) for row in [names, *rows])
         for _ in range(rng.integers(0, 3)):
@@ -117,28 +117,21 @@ def test_damaged_files(tmp_path, kind):
             expected = reference(kind, content, ",")
         except (csv.Error, ValueError, AssertionError):
             expected = None
-        check(
-            tmp_path / f"a.{kind}",
-            content,
-            expected,
-            **({"delimiter": ","} if kind == "csv" else {}),
-        )
+        check(tmp_path / f"a.{kind}", content, expected, delimiter="," if kind == "csv" else None)
 
 
 def test_what_is_written_reads_back(tmp_path):
     rng = np.random.default_rng(2)
     for _ in range(FILES // 8):
         names, rows = table(rng)
+        names = [str(rng.choice([name, '"', f"{name};a,b"])) for name in names[:1]] + names[1:]
         columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         source = tmp_path / "in.jsonl"
-        source.write_text(
-            "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
-        )
+        source.write_text(as_jsonl(names, rows))
         for kind in ("csv", "tsv"):
             write_rows(columns, tmp_path / f"a.{kind}")
             for name, texts in columns.items():
                 assert list(iter_column(tmp_path / f"a.{kind}", name)) == texts, (kind, columns)
-            row_writer(str(source), None, kind, len(rows))(
-                tmp_path / f"b.{kind}", np.arange(len(rows))
-            )
+            write_selected = row_writer(str(source), None, kind, len(rows))
+            write_selected(tmp_path / f"b.{kind}", np.arange(len(rows)))
             assert (tmp_path / f"b.{kind}").read_bytes() == (tmp_path / f"a.{kind}").read_bytes()

@@ -30,17 +30,6 @@ TEXTS = [
 PLAIN = ["a road", '"quoted" start', "", "a,b", "nul\0"]
 
 
-@pytest.mark.parametrize("texts", [TEXTS, PLAIN])
-@pytest.mark.parametrize("ending", ["csv", "tsv"])
-@pytest.mark.parametrize("columns", [{}, {"row": range(9), "a;b,c": range(9)}, {'"': range(9)}])
-def test_columns_read_back(tmp_path, ending, texts, columns):
-    path = tmp_path / f"rows.{ending}"
-    columns = {name: values[: len(texts)] for name, values in columns.items()} | {"text": texts}
-    write_rows(columns, path)
-    for name, values in columns.items():
-        assert list(iter_column(path, name)) == [str(value) for value in values]
-
-
 def test_the_csv_module_reads_what_is_written(tmp_path):
     path = tmp_path / "rows.csv"
     write_rows({"row": np.arange(len(TEXTS)), "text": TEXTS}, path)

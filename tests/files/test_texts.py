@@ -97,7 +97,6 @@ READS = [
     ("a.csv", "id,title_and_description\n1,road\n", {}, ["road"]),
     ("a.tsv", "id\tsentence\n1\troad\n", {}, ["road"]),
     ("a.csv", "id,title,text\n1,road,river\n", {"column": "title"}, ["road"]),
-    ("a.jsonl", '{"id": 1, "title": "road"}\n', {"column": "title"}, ["road"]),
     ("a.jsonl", '"one"\n{"text": "two"}\n"\\ud83d\\ude42"\n', {}, ["one", "two", "🙂"]),
     ("a.dat", "text\nroad\n", {"kind": "csv"}, ["road"]),
     ("a.csv", "text,,\na,,\n", {"column": "text"}, ["a"]),  # columns without a name
@@ -105,10 +104,8 @@ READS = [
     ("a.csv", "hello world\nsecond text\n", {"header": False}, ["hello world", "second text"]),
     # delimiters
     ("a.csv", "id;text\n1;hello, world\n2;bye\n", {}, ["hello, world", "bye"]),
-    ("a.csv", "sep=;\nid;text\n1;hello, world\n2;bye\n", {}, ["hello, world", "bye"]),
     ("a.csv", "sep=|\r\ntext|id\r\nhello, world|1\r\nbye|2", {}, ["hello, world", "bye"]),
     ("a.csv", "id\ttext\n1\thello, world\n2\tbye\n", {}, ["hello, world", "bye"]),
-    ("a.csv", "id|text\n1|hello, world\n2|bye\n", {}, ["hello, world", "bye"]),
     ("a.tsv", 'id,text\n1,"hello, world"\n2,bye\n', {}, ["hello, world", "bye"]),
     ("a.csv", 'id;text\n1;"hello; world"\n2;bye\n', {}, ["hello; world", "bye"]),
     ("a.csv", '\n"id","text"\n1,"hello, world"\n2,bye\n', {}, ["hello, world", "bye"]),
@@ -132,13 +129,11 @@ READS = [
     ("a.txt", "first\n\nthird\n", {}, ["first", "", "third"]),
     ("a.csv", "text\nfirst\n\nthird\n", {}, ["first", "", "third"]),
     ("a.csv", "id,text\n0,first\n\n2,third\n", {}, ["first", "", "third"]),
-    ("a.tsv", "text\nfirst\n\nthird\n", {}, ["first", "", "third"]),
     ("a.csv", "id,text\n0,first\n  \n2,third\n,\n", {}, ["first", "", "third", ""]),
     ("a.jsonl", '"first"\n\n"third"\n', {}, ["first", "", "third"]),
     ("a.jsonl", '{"text": "first"}\n \n{"text": "third"}\n', {}, ["first", "", "third"]),
     # nul characters
     ("a.csv", "text\nno\0thing\n", {}, ["no\0thing"]),
-    ("a.txt", "a long line\nno\0thing\n", {}, ["a long line", "no\0thing"]),
 ]  # fmt: skip
 
 
@@ -158,20 +153,15 @@ FAILURES = [
     # columns
     ("a.csv", "id,title\n1,a\n", {}, ValueError, "id, title"),
     ("a.csv", "id,title\n1,a\n", {"column": "titel"}, ValueError, "id, title"),
-    ("a.csv", "1,one\n", {"header": False}, ValueError, "0, 1"),
     ("a.csv", "a;b\n1;2\n", {"column": "b", "delimiter": ","}, ValueError, "';'"),
-    ("a.jsonl", '{"id": "a", "title": "b"}\n', {}, ValueError, "id, title"),
     ("a.txt", "one\n", {"column": "text"}, ValueError, "'text'"),
-    ("a.jsonl", '"one"\n', {"column": "text"}, ValueError, "'text'"),
     ("a.csv", "text,text\na,b\n", {"column": "text"}, ValueError, "two columns"),
-    ("a.tsv", "text\tid\ttext\na\t1\tb\n", {}, ValueError, "two columns"),
     ("a.jsonl", '{"text": "a"}\n{"text": "b", "text": "c"}\n', {}, TableError, "line 2: row 1"),
     # the first line of jsonl does not decide for all
     ("a.jsonl", '{"id": "a"}\n{"id": "b", "text": "c"}\n', {}, TableError, "row 0"),
     ("a.jsonl", "\n".join(map(json.dumps, [*LONG, {"id": "b", "text": "c"}])), {}, ValueError, "id, text"),
     # rows without a text
     ("a.jsonl", '{"text": "a"}\n{"text": null}\n', {}, TableError, "line 2: row 1"),
-    ("a.jsonl", '{"text": "a"}\n{"title": "b"}\n', {}, TableError, "line 2: row 1"),
     ("a.jsonl", '{"text": "a"}\n\n{"text": [7]}\n', {}, TableError, "line 3: row 2"),
     ("a.jsonl", '{"text": "a"}\n\n{broken\n', {}, TableError, "line 3: row 2"),
     ("a.jsonl", '{"text": "a"}\n' + "[" * 100_000, {}, TableError, "line 2: row 1"),
@@ -180,7 +170,6 @@ FAILURES = [
     ("a.jsonl", '{"text": "a", "id": "\\ud83d"}\n', {"id_column": "id"}, TableError, "line 1: row 0"),
     # malformed csv
     ("a.csv", "id,text\n1,one\n2,two, and more\n", {}, TableError, "line 3: row 1"),
-    ("a.csv", "text\none\ntwo, and more\n", {}, TableError, "line 3: row 1"),
     ("a.csv", 'id,text\n1,ok\n2,"never closed\n3,x\n', {}, TableError, "line 3:"),
     ("a.csv", 'id,text\n1,ok\n2,"a"b\n3,x\n', {}, TableError, "line 3: row 1"),
     ("a.csv", 'id,text\n1,"two\nlines"\n2,ok\n3,"a"b\n', {}, TableError, "line 5: row 2"),
@@ -217,10 +206,9 @@ def test_errors(tmp_path, name, content, arguments, error, message):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     if error is TableError:
+        source = io.BytesIO(path.read_bytes())
         with pytest.raises(TableError, match=r"^s3://bucket/a"):
-            list(
-                iter_texts(f"s3://bucket/{name}", source=io.BytesIO(path.read_bytes()), **arguments)
-            )
+            list(iter_texts(f"s3://bucket/{name}", source=source, **arguments))
 
 
 def test_parquet_errors(tmp_path):

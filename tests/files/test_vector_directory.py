@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
-from support import provenance, write_shards
+from support import change_json, provenance, read_json, write_shards
 
 from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.locations import Directory
@@ -47,12 +47,6 @@ def shared(tmp_path_factory):
     return store(tmp_path_factory.mktemp("store") / "vectors")
 
 
-def change_index(directory, change):
-    table = json.loads((directory / INDEX).read_text())
-    change(table)
-    (directory / INDEX).write_text(json.dumps(table))
-
-
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
 def test_vectors_are_read_as_they_were_written(tmp_path, form):
     written = store(tmp_path / "v")
@@ -80,11 +74,8 @@ def test_only_the_shards_and_columns_in_question_are_read(shared, monkeypatch):
     opened, columns = [], []
     real_open, real_read = Directory.open, parquet.ParquetFile.read
     monkeypatch.setattr(Directory, "open", lambda self, n: opened.append(n) or real_open(self, n))
-    monkeypatch.setattr(
-        parquet.ParquetFile,
-        "read",
-        lambda self, n, **k: columns.append(n) or real_read(self, n, **k),
-    )
+    read = lambda self, names, **more: columns.append(names) or real_read(self, names, **more)  # noqa: E731
+    monkeypatch.setattr(parquet.ParquetFile, "read", read)
     for rows, numbers in (((4, 5), [2]), ((3, 6), [0, 2, 3]), ((4, 4), [])):
         opened.clear()
         shared.read(*rows)
@@ -198,8 +189,8 @@ def test_invalid_metadata_of_a_shard(tmp_path, metadata):
         stored.read()
 
 
-def first_shard(*entry):
-    return lambda table: table["parts"].__setitem__(0, list(entry))
+def change_first_shard(index, *entry):
+    change_json(index, parts=[entry, *read_json(index)["parts"][1:]])
 
 
 @pytest.mark.parametrize(
@@ -215,23 +206,21 @@ def test_a_changed_index_is_rejected(tmp_path, change):
     if isinstance(change, bytes):
         (tmp_path / "v" / INDEX).write_bytes(change)
     elif isinstance(change, list):
-        change_index(tmp_path / "v", first_shard(*change))
+        change_first_shard(tmp_path / "v" / INDEX, *change)
     else:
-        change_index(
-            tmp_path / "v", lambda t: t.update(change) if change else t.pop("format_version")
-        )
+        change_json(tmp_path / "v" / INDEX, **(change or {"format_version": None}))
     with pytest.raises(TableError, match=r"index\.json is damaged or of another version"):
         open_vectors(tmp_path / "v")
 
 
 def test_rows_and_dim_of_the_index_must_be_those_of_the_shards(tmp_path):
     stored = store(tmp_path / "v")
-    change_index(tmp_path / "v", first_shard(shard_file(0), 5, stored.shards[0].digest))
+    change_first_shard(tmp_path / "v" / INDEX, shard_file(0), 5, stored.shards[0].digest)
     opened = open_vectors(tmp_path / "v")
     for use in (opened.read, opened.ids):
         with pytest.raises(TableError, match=r"part-00000\.parquet does not match"):
             use()
-    change_index(tmp_path / "v", lambda table: table.update(dim=5))
+    change_json(tmp_path / "v" / INDEX, dim=5)
     with pytest.raises(TableError, match=r"part-00002\.parquet does not match"):
         open_vectors(tmp_path / "v").read(5, 6)
 
@@ -249,12 +238,10 @@ def test_other_directories_are_rejected(tmp_path, form):
             open_vectors(form.format(tmp_path / name))
 
 
-@pytest.mark.parametrize("form", ["{}", "file://{}"])
-def test_info_reads_the_index_only(tmp_path, run, form):
-    store(tmp_path / "v")
-    for shard in (tmp_path / "v").glob("part-*"):
-        shard.unlink()
-    code, out, _ = run("info", form.format(tmp_path / "v"))
+def test_info_reads_the_index_only(tmp_path, run):
+    store(tmp_path / "v", ())
+    change_json(tmp_path / "v" / INDEX, parts=[[shard_file(0), 10, "x"]])
+    code, out, _ = run("info", f"file://{tmp_path}/v")
     assert code == 0
     assert [line.split()[1] for line in out.splitlines()[1:3]] == ["10", "4"]
 
