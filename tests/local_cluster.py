@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,6 @@ from ray.cluster_utils import Cluster
 WORKER = "ray::"
 ACTOR = "ShardEncoder"
 LOADING = "ShardEncoder)).__init__"
-READER = "ShardReader"
 MB = 1 << 20
 STORE = "object_store_memory"  # Ray's name of it among the resources
 
@@ -58,10 +56,10 @@ class LocalCluster:
         self._cluster.shutdown()
 
 
-def workers(title: str, of: int | None = None) -> list[psutil.Process]:
-    """Return the worker processes started by this one (or another) whose title holds some words."""
+def workers(title: str) -> list[psutil.Process]:
+    """Return the worker processes started by this one whose title holds some words."""
     found = []
-    for process in psutil.Process(of).children(recursive=True):
+    for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             name = " ".join(process.cmdline())
             if name.startswith(WORKER) and title in name:
@@ -69,37 +67,29 @@ def workers(title: str, of: int | None = None) -> list[psutil.Process]:
     return found
 
 
-def kill(process: psutil.Process) -> None:
-    """End a process as the kernel does where memory is short."""
-    process.send_signal(signal.SIGKILL)
+@contextmanager
+def repeated(function: Callable[[], bool], seconds: float) -> Iterator[list[Exception]]:
+    """Call a function again and again in a thread while the block runs, until it returns True.
 
+    Yields the list of what it raised.
+    """
+    over, errors = threading.Event(), []
 
-class Watcher(threading.Thread):
-    """A thread that calls a function again and again while a block runs, until it returns something."""
-
-    def __init__(self, function: Callable[[], Any], seconds: float) -> None:
-        super().__init__(daemon=True)
-        self._function, self._seconds = function, seconds
-        self._over = threading.Event()
-        self.result: Any = None
-        self.errors: list[BaseException] = []
-
-    def run(self) -> None:
-        while not self._over.wait(self._seconds):
+    def repeat() -> None:
+        while not over.wait(seconds):
             try:
-                self.result = self._function()
+                if function():
+                    return
             except Exception as error:
-                self.errors.append(error)
-            if self.result:
-                return
+                errors.append(error)
 
-    def __enter__(self) -> Watcher:
-        self.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._over.set()
-        self.join()
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield errors
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager
@@ -108,18 +98,20 @@ def meanwhile(ready: Callable[[], Any], act: Callable[[Any], object]) -> Iterato
 
     Fails if it was never there.
     """
+    acted = False
 
     def watch() -> bool:
-        if not (found := ready()):
-            return False
-        act(found)
-        return True
+        nonlocal acted
+        if found := ready():
+            act(found)
+            acted = True
+        return acted
 
-    with Watcher(watch, 0.01) as watcher:
+    with repeated(watch, 0.01) as errors:
         yield
-    if watcher.errors:
-        raise watcher.errors[0]
-    assert watcher.result, "the run ended before there was anything to kill"
+    if errors:
+        raise errors[0]
+    assert acted, "the run ended before there was anything to kill"
 
 
 def count(directory: Path, pattern: str) -> int:
@@ -141,7 +133,7 @@ class Use:
     spilled: int = 0
     samples: int = 0
 
-    def sample(self) -> None:
+    def sample(self) -> bool:
         sizes = []
         for worker in workers(""):
             with suppress(psutil.Error):
@@ -152,23 +144,17 @@ class Use:
             whole, free = ray.cluster_resources(), ray.available_resources()
             self.stored = max(self.stored, int(whole[STORE] - free.get(STORE, 0)))
             session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-            spilled = session.glob("ray_spilled_objects*/**/*")
-            self.spilled = max(self.spilled, sum(file_size(path) for path in spilled))
+            files = session.glob("ray_spilled_objects*/**/*")
+            with suppress(OSError):  # a file that is gone
+                self.spilled = max(self.spilled, sum(path.stat().st_size for path in files))
             self.samples += 1
-
-
-def file_size(path: Path) -> int:
-    """Return the size of a file that may be gone."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+        return False
 
 
 @contextmanager
 def watched() -> Iterator[Use]:
     """Sample the use of memory while the block runs."""
     use = Use()
-    with Watcher(use.sample, 0.2) as watcher:  # errors: the driver has just disconnected
+    with repeated(use.sample, 0.2) as errors:  # errors: the driver has just disconnected
         yield use
-    assert use.samples > 5, watcher.errors[-1:]
+    assert use.samples > 5, errors[-1:]

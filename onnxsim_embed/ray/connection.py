@@ -125,16 +125,15 @@ def plan_actors(
 
 
 def nodes() -> list[dict[str, Any]]:
-    """Return the nodes that are alive."""
+    """Return the nodes that are alive and have processors."""
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
 def cluster_cpus() -> list[float]:
     """Return the processors of each node that has any."""
-    counts = [float(node["Resources"].get("CPU", 0)) for node in nodes()]
-    return [count for count in counts if count]
+    return [float(node["Resources"]["CPU"]) for node in nodes()]
 
 
 def ask_nodes(function: Callable[..., Any], *arguments: object) -> list[tuple[str, Any]]:
@@ -145,8 +144,6 @@ def ask_nodes(function: Callable[..., Any], *arguments: object) -> list[tuple[st
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     answers = []
     for node in nodes():
-        if not node["Resources"].get("CPU"):
-            continue  # runs no tasks of ours
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
         answer = task.options(scheduling_strategy=there).remote(*arguments)
         answers.append((node["NodeManagerAddress"], answer))

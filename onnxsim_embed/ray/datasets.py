@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxsim_embed.files.texts import text_problem
 from onnxsim_embed.ray.connection import check_nodes, cluster_cpus, plan_actors, require_ray
-from onnxsim_embed.ray.encoder import PackedModel, RowOptions, TextEncoder, prepare_model
+from onnxsim_embed.ray.encoder import PackedModel, TextEncoder, prepare_model
 from onnxsim_embed.ray.tasks import actor_pool
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def encode_dataset(
 
     if not ray.is_initialized():
         ray.init()  # as Ray Data itself does
-    embedder, options, _ = prepare_model(
+    embedder, options = prepare_model(
         model, precision, max_seq_length, on_error, prompt_name=prompt_name, prompt=prompt,
         normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim,
         long_texts=long_texts, stride=stride,
@@ -96,16 +96,11 @@ class DatasetEncoder:
     """Adds vectors to batches of a dataset; an actor of `encode_dataset`.
 
     :param columns: of texts, of vectors, and of errors.
+    :param encoder: arguments of `TextEncoder`.
     """
 
-    def __init__(
-        self,
-        model: Any,  # noqa: ANN401 - a reference
-        options: RowOptions,
-        threads: int,
-        columns: tuple[str, str, str],
-    ) -> None:
-        self._encoder = TextEncoder(model, options, threads)
+    def __init__(self, columns: tuple[str, str, str], **encoder: Any) -> None:  # noqa: ANN401
+        self._encoder = TextEncoder(**encoder)
         self._columns = columns
 
     def __call__(self, batch: Any) -> Any:  # noqa: ANN401 - pyarrow is untyped

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from onnxsim_embed import __version__
@@ -79,38 +79,21 @@ class RowOptions:
     """How an actor encodes rows.
 
     :param encode: options of the encode call.
-    :param max_seq_length: tokens after which a text is truncated; None for the model's own limit.
     :param on_error: what to do with rows without a text: "skip", "blank" or "fail".
     :param int8: whether processors must be those for which int8 is exact (True), or must not be (False),
         as precision="auto" chose for them; None after an explicit choice.
-    :param provenance: of the driver's vectors, and so of those of all actors.
+    :param provenance: of the vectors, the same in all actors.
     """
 
     encode: EncodeOptions
-    max_seq_length: int | None = None
-    on_error: str = "skip"
-    int8: bool | None = None
-    provenance: Provenance | None = None
-
-    def __post_init__(self) -> None:
-        if self.on_error not in ON_ERROR:
-            allowed = ", ".join(ON_ERROR)
-            raise ValueError(f"on_error must be one of {allowed}, got {self.on_error!r}")
-
-    def apply(self, embedder: Embedder) -> Provenance:
-        """Set up a model, and return the provenance of its vectors.
-
-        :raises ValueError: for a length or dimension that the model does not have.
-        """
-        if self.max_seq_length is not None:
-            embedder.max_seq_length = self.max_seq_length
-        embedder.encode_with(self.encode, [])
-        return provenance_of(embedder, self.encode)
+    on_error: str
+    int8: bool | None
+    provenance: Provenance
 
     def check_node(self, node: str, facts: NodeFacts) -> None:
         """Raise OnnxsimEmbedError if a node would compute other vectors than the driver."""
         supported, reason, versions = facts
-        precision = self.provenance.precision if self.provenance else ""
+        precision = self.provenance.precision
         if self.int8 is not None and supported != self.int8:
             raise OnnxsimEmbedError(
                 f"node {node}: {reason}, but precision='auto' chose {precision} by the processor of this "
@@ -145,12 +128,16 @@ def prepare_model(
     prompt_name: str | None = None,
     prompt: str | None = None,
     **encode: Any,  # noqa: ANN401
-) -> tuple[Embedder, RowOptions, Provenance]:
-    """Return a model that is set up as those of the actors, the actors' options, and the provenance.
+) -> tuple[Embedder, RowOptions]:
+    """Return a model that is set up as those of the actors, and the actors' options.
 
     :param precision: "auto" is that of a loaded model.
     :param encode: other arguments of `EncodeOptions`.
+    :raises ValueError: for an invalid argument, or a length or dimension that the model does not have.
     """
+    on_error = {"raise": "fail"}.get(on_error, on_error)  # its earlier name
+    if on_error not in ON_ERROR:
+        raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
     int8: bool | None = None
     if isinstance(model, Embedder):
         artifact = Artifact.open(model.artifact.directory)
@@ -161,11 +148,11 @@ def prepare_model(
         embedder = Embedder.from_pretrained(model, precision=precision, device="cpu", threads=1)
         if precision == "auto" and "int8" in embedder.artifact.manifest.precisions:
             int8 = embedder.precision == "int8"
-    prompt = embedder.prompt_text(prompt_name, prompt)
-    on_error = {"raise": "fail"}.get(on_error, on_error)  # its earlier name
-    options = RowOptions(EncodeOptions(prompt=prompt, **encode), max_seq_length, on_error, int8)
-    provenance = options.apply(embedder)
-    return embedder, replace(options, provenance=provenance), provenance
+    if max_seq_length is not None:
+        embedder.max_seq_length = max_seq_length
+    options = EncodeOptions(prompt=embedder.prompt_text(prompt_name, prompt), **encode)
+    embedder.encode_with(options, [])  # raises for invalid dimensions
+    return embedder, RowOptions(options, on_error, int8, provenance_of(embedder, options))
 
 
 class TextEncoder:
@@ -180,8 +167,9 @@ class TextEncoder:
 
         packed: PackedModel = model if isinstance(model, PackedModel) else ray.get(model)
         self._embedder = packed.load(threads)
+        self._embedder.max_seq_length = options.provenance.max_seq_length
         self._options = options
-        self.provenance = options.apply(self._embedder)
+        self.provenance = options.provenance
         options.check_node(ray.util.get_node_ip_address(), node_facts())
 
     def encode(

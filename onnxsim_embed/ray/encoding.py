@@ -15,15 +15,9 @@ from onnxsim_embed.files.uris import display_name
 from onnxsim_embed.files.vector_directory import JOB, RowDiagnostic, VectorDirectory
 from onnxsim_embed.ray import connection
 from onnxsim_embed.ray.encoder import PackedModel, prepare_model
-from onnxsim_embed.ray.shards import ShardCheckpoint, ShardReader, encode_shards
+from onnxsim_embed.ray.shards import ShardCheckpoint, encode_shards
 from onnxsim_embed.ray.tasks import plain_errors
-from onnxsim_embed.ray.texts import (
-    Columns,
-    group_files,
-    repeated_ids,
-    survey,
-    with_rows,
-)
+from onnxsim_embed.ray.texts import Columns, group_files, repeated_ids, survey, with_rows
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.options import LongTexts
 from onnxsim_embed.runtime.provenance import model_settings
@@ -128,14 +122,14 @@ def encode_files(
     connection.require_ray()  # before a model is loaded
     output = Directory(directory)
     locations = find_files(source)
-    local = _check_output(output, locations)
-    embedder, options, provenance = prepare_model(
+    _check_output(output, locations)
+    embedder, options = prepare_model(
         model, precision, max_seq_length, on_error, prompt_name=prompt_name, prompt=prompt,
         normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim,
         long_texts=long_texts, stride=stride,
     )  # fmt: skip
     columns = Columns(column, id_column, kind, delimiter, header, options.on_error)
-    checkpoint = ShardCheckpoint(output, local)
+    checkpoint = ShardCheckpoint(output)
     with checkpoint, connection.cluster(address), plain_errors():
         import ray
 
@@ -148,11 +142,10 @@ def encode_files(
             logger.warning("%s ids of %s are not unique", f"{repeated:,}", source)
         total = sum(file.rows for file in files)
         # Names, rows and bytes of the input files, wherever they are.
-        names = [display_name(file.location).rpartition("/")[2] for file in files]
-        contents = [[name, f.rows, f.digest] for name, f in zip(names, files, strict=True)]
+        contents = [[display_name(f.location).rpartition("/")[2], f.rows, f.digest] for f in files]
         settings = {
             **model_settings(embedder),
-            **{name: getattr(provenance, name) for name in SETTINGS},
+            **{name: getattr(options.provenance, name) for name in SETTINGS},
             "column": column,
             "id_column": id_column,
             "kind": kind,
@@ -171,42 +164,37 @@ def encode_files(
             shard.rows + sum(not entry.encoded for entry in shard.diagnostics)
             for shard in shards.values()
         )
-        plan, times = None, [0.0]
+        plan = None
+        times: list[float] = []
         if len(shards) < count:
             plan = connection.plan_actors(connection.cluster_cpus(), actor_threads, actors)
-            reader = ShardReader(columns, part_rows, id_type)
-            bar = progress_bar(
+            with progress_bar(
                 desc="Encoding", unit=" texts", total=total, initial=rows_found,
                 smoothing=0.1, disable=not show_progress_bar,
-            )  # fmt: skip
-            times.clear()
-            with bar:
+            ) as bar:  # fmt: skip
                 packed = ray.put(PackedModel.of(embedder))
-                for row in encode_shards(
-                    groups, dict(shards), reader, plan, model=packed, options=options,
-                    output=output, token=checkpoint.token,
+                for number, shard, rows, when in encode_shards(
+                    groups, dict(shards), columns, part_rows, plan, model=packed, options=options,
+                    output=output, token=checkpoint.token, id_type=id_type,
                 ):  # fmt: skip
-                    shards[int(row["number"])] = row["shard"]
-                    times += row["times"]
-                    bar.update(int(row["rows"]))
+                    shards[number] = shard
+                    times += when
+                    bar.update(rows)
         vectors = VectorDirectory(
             output,
-            provenance.truncate_dim or provenance.dim,
+            options.provenance.truncate_dim or options.provenance.dim,
             tuple(shard for _, shard in sorted(shards.items())),
-            provenance,
+            options.provenance,
         )
         checkpoint.finish(vectors, count)
     diagnostics = [entry for shard in vectors.shards for entry in shard.diagnostics]
     reports = {display_name(file.location): file.report for file in files}
-    return EncodedFiles(vectors, rows_found, diagnostics, plan, max(times) - min(times), reports)
+    seconds = max(times, default=0.0) - min(times, default=0.0)
+    return EncodedFiles(vectors, rows_found, diagnostics, plan, seconds, reports)
 
 
-def _check_output(output: Directory, inputs: Sequence[str]) -> Path | None:
-    """Return the local path of the output, None in an object store.
-
-    :raises FileExistsError: if it is a file, holds something else than vectors, or contains an input.
-    :raises FileNotFoundError: if its parent directory does not exist.
-    """
+def _check_output(output: Directory, inputs: Sequence[str]) -> None:
+    """Raise if the output is a file, has no parent directory, or holds an input or something else."""
     local = output.local
     if local is not None and local.exists() and not local.is_dir():
         raise FileExistsError(f"{local} exists and is a file; choose another name")
@@ -221,4 +209,3 @@ def _check_output(output: Directory, inputs: Sequence[str]) -> Path | None:
         raise FileExistsError(
             f"{output} exists and is not a directory of vectors; choose another directory"
         )
-    return local

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +32,7 @@ from onnxsim_embed.files.vector_directory import (
     shard_file,
 )
 from onnxsim_embed.ray.connection import READER_SHARE, Actors
-from onnxsim_embed.ray.encoder import RowOptions, TextEncoder
+from onnxsim_embed.ray.encoder import TextEncoder
 from onnxsim_embed.ray.tasks import EXPECTED, actor_pool, pack, unpack
 from onnxsim_embed.ray.texts import Columns, Group, TextShard, read_shards
 
@@ -54,11 +53,11 @@ class ShardCheckpoint(Checkpoint):
     progress: ClassVar[Mapping[str, type]] = {"format_version": int}
     format_version = FORMAT_VERSION
 
-    def __init__(self, output: Directory, local: Path | None) -> None:
+    def __init__(self, output: Directory) -> None:
         self.output = output
         self.token = uuid4().hex
-        self._locked = local is not None
-        super().__init__(local or Path(output.location))
+        self._locked = output.local is not None
+        super().__init__(output.local or Path(JOB))  # in an object store, no path is used
         self.name, self.journal_name = str(output), f"{output}/{JOB}"
 
     def __enter__(self) -> Checkpoint:
@@ -136,11 +135,12 @@ def check_owner(output: Directory, token: str) -> None:
 def encode_shards(
     groups: Sequence[Group],
     finished: Mapping[int, VectorShard],
-    reader: ShardReader,
+    columns: Columns,
+    shard_rows: int,
     plan: Actors,
     **encoder: Any,  # noqa: ANN401
-) -> Iterator[dict[str, Any]]:
-    """Encode the shards that are not finished; yield what `ShardEncoder` returns for each.
+) -> Iterator[tuple[int, VectorShard, int, list[float]]]:
+    """Encode the shards that are not finished; yield number, metadata, input rows, and start and end of each.
 
     :param encoder: arguments of `ShardEncoder`.
     """
@@ -148,7 +148,7 @@ def encode_shards(
 
     rows = []
     for group in groups:
-        numbers = group.shards(reader.shard_rows)
+        numbers = group.shards(shard_rows)
         done = [number for number in numbers if number in finished]
         if len(done) < len(numbers):
             rows.append({"group": pack((group, done))})
@@ -158,65 +158,55 @@ def encode_shards(
     context.target_max_block_size = context.target_min_block_size = 1  # a row for each block
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    dataset = dataset.map_batches(reader, batch_size=1, num_cpus=READER_SHARE).map(
+    reading = {"columns": columns, "shard_rows": shard_rows}
+    dataset = dataset.map_batches(
+        _read_group, batch_size=1, num_cpus=READER_SHARE, fn_kwargs=reading
+    ).map(
         ShardEncoder,
         num_cpus=plan.cpus,
         compute=actor_pool(context, plan.count),
-        fn_constructor_kwargs={"id_type": reader.id_type, "threads": plan.threads, **encoder},
+        fn_constructor_kwargs={"threads": plan.threads, **encoder},
     )
     for row in dataset.iter_rows():
-        yield row | {"shard": unpack(row["shard"])}
+        yield unpack(row["result"])
 
 
-@dataclass(frozen=True)
-class ShardReader:
-    """Reads the shards of groups of files, in tasks of Ray Data."""
-
-    columns: Columns
-    shard_rows: int
-    id_type: str
-
-    def __call__(self, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield a row for each missing shard."""
-        group, finished = unpack(batch["group"][0])
-        try:
-            for shard in read_shards(group, self.columns, self.shard_rows, self.id_type, finished):
-                yield {"texts": [pack(shard)]}
-        except EXPECTED as error:
-            yield {"texts": [pack(error)]}
+def _read_group(
+    batch: Mapping[str, Any], columns: Columns, shard_rows: int
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each missing shard of a group of files; a task of Ray Data."""
+    group, finished = unpack(batch["group"][0])
+    try:
+        for shard in read_shards(group, columns, shard_rows, finished):
+            yield {"texts": [pack(shard)]}
+    except EXPECTED as error:
+        yield {"texts": [pack(error)]}
 
 
 class ShardEncoder:
-    """Encodes shards and writes their files; an actor of `encode_files`."""
+    """Encodes shards and writes their files; an actor of `encode_files`.
 
-    def __init__(
-        self,
-        model: Any,  # noqa: ANN401 - a reference
-        options: RowOptions,
-        threads: int,
-        output: Directory,
-        token: str,
-        id_type: str,
-    ) -> None:
+    :param encoder: arguments of `TextEncoder`.
+    """
+
+    def __init__(self, output: Directory, token: str, id_type: str, **encoder: Any) -> None:  # noqa: ANN401
         self._encoder: TextEncoder | Exception
         try:
-            self._encoder = TextEncoder(model, options, threads)
+            self._encoder = TextEncoder(**encoder)
         except EXPECTED as error:  # Ray would repeat the start
             self._encoder = error
-        self._output, self._token = output, token
-        self._id_type = id_type
+        self._output, self._token, self._id_type = output, token, id_type
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Write a shard; return its number, its metadata, its input rows, and when it began and ended."""
+        """Write a shard; return what `encode_shards` yields, or an error."""
         began = time.time()
-        number, rows = -1, 0
         try:
             texts: TextShard = unpack(row["texts"])
-            number, rows = texts.number, len(texts.texts)
-            shard: object = self._write(texts)
+            shard = self._write(texts)
+            result: object = texts.number, shard, len(texts.texts), [began, time.time()]
         except EXPECTED as error:
-            shard = error
-        return {"number": number, "rows": rows, "shard": pack(shard), "times": [began, time.time()]}
+            result = error
+        return {"result": pack(result)}
 
     def _write(self, texts: TextShard) -> VectorShard:
         encoder = self._encoder

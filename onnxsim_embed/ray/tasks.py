@@ -16,15 +16,10 @@ EXPECTED = (OnnxsimEmbedError, ValueError, TypeError, OSError, MemoryError)
 
 def pack(result: object) -> bytes:
     """Return a result, or an error in its place, as a row of a dataset holds it."""
-    from ray.exceptions import RayTaskError
-
-    if not isinstance(result, BaseException):
-        return pickle.dumps(result)
-    if isinstance(result, RayTaskError) and isinstance(result.cause, Exception):
-        result = result.cause  # of a task that this one waited for
     try:
         content = pickle.dumps(result)
-        pickle.loads(content)
+        if isinstance(result, BaseException):
+            pickle.loads(content)
     except Exception:  # an exception whose arguments are not its message
         content = pickle.dumps(OnnxsimEmbedError(str(result)))
     return content

@@ -209,7 +209,7 @@ def group_files(files: Sequence[TextFile], shard_rows: int) -> list[Group]:
 
 
 def read_shards(
-    group: Group, columns: Columns, shard_rows: int, id_type: str, finished: Sequence[int]
+    group: Group, columns: Columns, shard_rows: int, finished: Sequence[int]
 ) -> Iterator[TextShard]:
     """Yield the shards of a group that are not finished; reads no further than the last of them.
 
@@ -217,7 +217,7 @@ def read_shards(
     """
     numbers = group.shards(shard_rows)
     missing = sorted(set(numbers) - set(finished))
-    with closing(_rows(group, columns, id_type)) as rows:
+    with closing(_rows(group, columns)) as rows:
         for number in range(numbers.start, missing[-1] + 1 if missing else numbers.start):
             chunk = list(islice(rows, shard_rows))
             if number == numbers[-1]:
@@ -228,9 +228,7 @@ def read_shards(
                 yield TextShard(number, ids, texts, unusable)
 
 
-def _rows(
-    group: Group, columns: Columns, id_type: str
-) -> Generator[tuple[Any, str, str], None, None]:
+def _rows(group: Group, columns: Columns) -> Generator[tuple[Any, str, str], None, None]:
     """Yield the id of each row, its text, and why it has none."""
     first = group.first_row
     for file in group.files:
@@ -238,10 +236,9 @@ def _rows(
         report = ReadReport()
         for text, problem, row in _read(file.location, columns, report):
             number = report.rows - 1
-            name = _row_id(file.location, columns, number, row, problem)
-            kind = int if id_type == "int64" else str
-            if number == file.rows or (name is not None and columns.id and type(name) is not kind):
+            if number == file.rows:
                 raise file.changed()
+            name = _row_id(file.location, columns, number, row, problem)
             if name is None:
                 name = f"{display_name(file.location)}: row {number}"
             yield first + number if columns.id is None else name, text, problem

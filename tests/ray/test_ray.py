@@ -6,11 +6,12 @@ import csv
 import json
 import os
 import shutil
-import threading
 
 import numpy as np
 import pytest
-from support import TEXTS, contents
+from pyarrow import fs
+from scipy import sparse
+from support import TEXTS, change_json, contents, provenance, read_json, write_json
 
 pytest.importorskip("ray")
 
@@ -18,6 +19,7 @@ import onnxsim_embed
 from onnxsim_embed import Embedder, similarity_matrix
 from onnxsim_embed.artifact import precision as choosing
 from onnxsim_embed.errors import OnnxsimEmbedError, TableError
+from onnxsim_embed.files import locations
 from onnxsim_embed.files.locations import Directory
 from onnxsim_embed.files.vector_directory import VectorDirectory, open_vectors
 from onnxsim_embed.ray import cluster, encode_dataset, encode_files, encoder, graph, write_graph
@@ -39,10 +41,6 @@ def some_texts(count: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choice(WORDS, rng.integers(1, 6))) for _ in range(count)]
 
 
-def names(directory):
-    return sorted(path.name for path in directory.glob("[!.]*"))
-
-
 def write_csv(path, texts, first=0):
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
@@ -56,27 +54,8 @@ def engine(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("RAY_ADDRESS", raising=False)
-        log, ticks, over = tmp_path_factory.mktemp("stderr") / "2", [], threading.Event()
-
-        def tick():
-            while not over.wait(0.01):
-                ticks.append(os.write(2, b"tick\n"))
-
-        thread, kept = threading.Thread(target=tick), os.dup(2)
-        with log.open("wb") as stream:
-            os.dup2(stream.fileno(), 2)
-        thread.start()
         with cluster():
-            over.set()
-            thread.join()
-            os.dup2(kept, 2)
-            os.close(kept)
-            yield len(ticks), log.read_bytes()
-
-
-def test_messages_of_other_threads_appear_while_ray_starts(engine):
-    ticks, printed = engine
-    assert printed.count(b"tick\n") == ticks > 10
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -129,16 +108,23 @@ def test_what_is_done_is_not_done_again(encoded, model, tmp_path):
     assert (again.rows_found, again.actors) == (90, None)
 
 
-def test_a_directory_of_another_run_is_rejected(encoded, model, tmp_path):
+def test_a_directory_of_another_run_is_rejected(encoded, artifact, model, tmp_path):
     directory, _, done = encoded
-    for source, options, message in [
-        ("part*.csv", {"part_rows": 30}, r"\(part_rows: 20, now 30\)"),
-        ("part*.csv", {"max_seq_length": 9}, "max_seq_length: 48, now 9"),
-        ("part2.csv", {}, "rows: 90, now 82"),
-    ]:
+    shutil.copytree(artifact, tmp_path / "changed")
+    manifest = tmp_path / "changed/onnxsim_embed.json"
+    write_json(manifest, read_json(manifest) | {"pooling": ["cls"]})
+    changed = Embedder(tmp_path / "changed", precision="int8")
+    for source, used, options, message in [
+        ("part*.csv", model, {"part_rows": 30}, r"\(part_rows: 20, now 30\)"),
+        ("part*.csv", model, {"max_seq_length": 9}, "max_seq_length: 48, now 9"),
+        ("part*.csv", model, {"precision": "fp32"}, "precision: int8, now fp32"),
+        ("part*.csv", model, {"kind": "tsv", "delimiter": ","}, "kind: None, now tsv, delimiter: None, now ,"),
+        ("part*.csv", changed, {}, r"model: tiny \w{16}, now tiny \w{16}"),
+        ("part2.csv", model, {}, "rows: 90, now 82"),
+    ]:  # fmt: skip
         arguments = {"column": "text", "part_rows": 20} | options
         with pytest.raises(ValueError, match=message):
-            encode_files(directory / source, directory / "vectors", model, **arguments)
+            encode_files(directory / source, directory / "vectors", used, **arguments)
     (tmp_path / "other.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="choose another directory"):
         encode_files(directory / "part2.csv", tmp_path, model, column="text", force=True)
@@ -163,14 +149,17 @@ def test_two_runs_do_not_write_one_directory(encoded, model, tmp_path):
     directory, _, _ = encoded
     output = Directory(tmp_path / "vectors")
     taken = pytest.raises(TableError, match="another process")
-    with ShardCheckpoint(output, output.local), taken:
+    with ShardCheckpoint(output), taken:
         encode_files(directory / "part0.csv", tmp_path / "vectors", model, force=True)
 
 
-def test_the_last_run_takes_over_where_there_are_no_locks(tmp_path):
-    """As in an object store: the earlier run can neither finish nor write a shard."""
-    output = Directory(tmp_path / "vectors")
-    first, second = ShardCheckpoint(output, None), ShardCheckpoint(output, None)
+def test_the_last_run_takes_over_in_an_object_store(monkeypatch):
+    """There are no locks: the earlier run can neither finish nor write a shard."""
+    system, _ = fs.FileSystem.from_uri("mock:///")
+    system.create_dir("bucket")
+    monkeypatch.setattr(locations, "_connect", lambda root: (system, "bucket"))
+    output = Directory("s3://bucket/vectors")
+    first, second = ShardCheckpoint(output), ShardCheckpoint(output)
     with first, second:
         first.resume({"input": "a"})
         with pytest.raises(ValueError, match="input: a, now b"):
@@ -183,8 +172,10 @@ def test_the_last_run_takes_over_where_there_are_no_locks(tmp_path):
         with pytest.raises(TableError, match="another process"):
             check_owner(output, first.token)
         with pytest.raises(TableError, match="another process"):
-            first.finish(VectorDirectory(output, 4, (), None), 0)
-    output.delete(".owner")
+            first.finish(VectorDirectory(output, 4, (), provenance()), 0)
+        second.finish(VectorDirectory(output, 4, (), provenance()), 0)
+        assert open_vectors(output.location).rows == 0
+        assert output.names() == ["index.json", "job.json"]
     with pytest.raises(TableError, match="another process"):
         check_owner(output, second.token)
 
@@ -224,7 +215,7 @@ def test_rows_without_a_usable_text_are_reported(model, artifact, run, tmp_path)
     for on_error in ("fail", "raise"):
         with pytest.raises(TableError, match=r"row 1 has no text \(null\)"):
             encode_files(path, tmp_path / "v", model, on_error=on_error, **options)
-    assert names(tmp_path / "v") == []  # nothing was encoded
+    assert list(tmp_path.glob("v/*")) == []  # nothing was encoded
     with pytest.raises(ValueError, match="blank: False, now True"):
         encode_files(path, target, model, on_error="blank", **options)
     done = encode_files(path, tmp_path / "v", model, on_error="blank", **options)
@@ -248,40 +239,24 @@ def test_shards_without_a_vector(model, tmp_path):
 
 
 def test_repeated_ids_are_named(model, tmp_path, caplog):
-    path = write_csv(tmp_path / "a.csv", ["a road", "a river"])
-    path.write_text(path.read_text().replace("n1", "n0"))
-    done = encode_files(path, tmp_path / "v", model, column="text", id_column="name")
-    assert done.vectors.ids() == ["n0", "n0"]
+    path = write_csv(tmp_path / "a.csv", ["a road", "a road"])
+    done = encode_files(path, tmp_path / "v", model, column="text", id_column="text")
+    assert done.vectors.ids() == ["a road", "a road"]
     assert "1 ids" in caplog.text
 
 
-def test_inputs_and_models_that_change_between_runs_are_rejected(
-    encoded, artifact, model, tmp_path
-):
+def test_an_input_that_changed_is_rejected_and_a_run_of_0_1_0_continues(model, tmp_path):
     texts = some_texts(9)
     path, target = write_csv(tmp_path / "a.csv", texts), tmp_path / "v"
     encode_files(path, target, model, column="text")
     before = contents(target)
     (target / "index.json").unlink()
-    shutil.copytree(artifact, tmp_path / "changed")
-    manifest = tmp_path / "changed/onnxsim_embed.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"pooling": ["cls"]}))
-    changed = Embedder(tmp_path / "changed", precision="int8")
-    for used, options, message in [
-        (changed, {}, r"model: tiny \w{16}, now tiny \w{16}"),
-        (model, {"precision": "fp32"}, "precision: int8, now fp32"),
-        (model, {"kind": "tsv", "delimiter": ","}, "kind: None, now tsv, delimiter: None, now ,"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            encode_files(path, target, used, column="text", **options)
     write_csv(path, texts[::-1])
     with pytest.raises(ValueError, match=r"\(input: \w{16}, now \w{16}\)"):
         encode_files(path, target, model, column="text")
     write_csv(path, texts)
-    journal = json.loads((target / "job.json").read_text())
-    for name in ("kind", "delimiter", "header", "blank"):  # as version 0.1.0 wrote it
-        del journal[name]
-    (target / "job.json").write_text(json.dumps(journal))
+    missing = dict.fromkeys(("kind", "delimiter", "header", "blank"))  # as version 0.1.0 wrote it
+    change_json(target / "job.json", **missing)
     assert encode_files(path, target, model, column="text").rows_found == 9
     assert contents(target) | {"job.json": b""} == before | {"job.json": b""}
 
@@ -304,7 +279,7 @@ def test_int8_is_never_the_driver_s_choice_for_other_processors(
     """A stand-in for two processors, with and without VNNI."""
     reasons = {True: "VNNI", False: "no VNNI"}
     monkeypatch.setattr(choosing, "int8_supported", lambda: (driver, reasons[driver]))
-    _, options, provenance = prepare_model(model if loaded else str(artifact), precision)
+    _, options = prepare_model(model if loaded else str(artifact), precision)
     options.check_node("10.0.0.1", (driver, reasons[driver], EQUAL))
     caplog.clear()
     if error is None:
@@ -312,7 +287,7 @@ def test_int8_is_never_the_driver_s_choice_for_other_processors(
     else:
         with pytest.raises(OnnxsimEmbedError, match=rf"node 10\.0\.0\.7: .*{error}"):
             options.check_node("10.0.0.7", (node, reasons[node], EQUAL))
-    unlike = provenance.precision == "int8" and not node and error is None
+    unlike = options.provenance.precision == "int8" and not node and error is None
     assert ("10.0.0.7" in caplog.text) is unlike
 
 
@@ -326,11 +301,11 @@ def test_a_node_that_would_compute_other_vectors_stops_the_run(
     import ray.data
 
     directory, _, _ = encoded
-    packed, options, _ = prepare_model(model)
+    packed, options = prepare_model(model)
     monkeypatch.setattr(encoder, "node_facts", lambda: facts)
     with pytest.raises(OnnxsimEmbedError, match=f"node .*{message}"):
         encode_files(directory / "part0.csv", tmp_path / "v", model, column="text")
-    assert names(tmp_path / "v") in ([], ["job.json"])
+    assert not list(tmp_path.glob("v/part-*"))
     with pytest.raises(OnnxsimEmbedError, match=f"node .*{message}"):  # in an actor
         encoder.TextEncoder(PackedModel.of(packed), options, 1)
     ds = ray.data.from_items([{"text": "a"}])
@@ -388,13 +363,12 @@ def test_a_damaged_copy_of_the_model_is_made_anew(model, tmp_path, monkeypatch):
 
 
 def test_options_are_those_of_encode(model):
-    arguments = {"prompt_name": "query", "prompt": None, "truncate_dim": 8, "normalize_embeddings": True}  # fmt: skip
-    arguments |= {"long_texts": "mean", "stride": 1}
-    embedder, options, provenance = prepare_model(model, "auto", 9, "skip", **arguments)
-    assert (provenance.truncate_dim, provenance.max_seq_length) == (8, 9)
-    expected = model.encode(["a road"], prompt="a dog ", truncate_dim=8, normalize_embeddings=True)
-    assert np.array_equal(embedder.encode_with(options.encode, ["a road"]), expected)
-    assert provenance.long_texts == "mean, stride 1"
+    arguments = {"prompt_name": "query", "prompt": None, "truncate_dim": 8,
+                 "normalize_embeddings": True, "long_texts": "mean", "stride": 1}  # fmt: skip
+    embedder, options = prepare_model(model, "auto", 9, "skip", **arguments)
+    assert (options.encode.prompt, options.provenance.prompt) == ("a dog ", "a dog ")
+    assert (options.provenance.truncate_dim, options.provenance.max_seq_length) == (8, 9)
+    assert options.provenance.long_texts == "mean, stride 1"
     expected = embedder.encode(TEXTS, **arguments)
     assert np.array_equal(embedder.encode_with(options.encode, TEXTS), expected)
     assert embedder.last_report.split > 0
@@ -427,9 +401,6 @@ def test_graphs_are_those_of_one_process(vectors, tmp_path, options):
     matrix, expected = made.to_matrix(), same.to_matrix()
     for name in ("data", "indices", "indptr"):
         assert np.array_equal(getattr(matrix, name), getattr(expected, name))
-    if "threshold" in options:
-        assert np.array_equal(matrix.data, similarity_matrix(vectors, **options).data)
-        assert matrix.nnz > 1000
 
 
 def test_an_interrupted_graph_continues(vectors, tmp_path, monkeypatch):
@@ -477,13 +448,8 @@ def test_invalid_arguments_of_graphs(vectors, tmp_path):
     np.save(tmp_path / "v.npy", broken)
     with pytest.raises(ValueError, match="NaN or infinity, first in row 250"):
         write_graph(tmp_path / "v.npy", tmp_path / "g", threshold=0.5, block_rows=100)
-    for options, message in [
-        ({}, "either threshold or k"),
-        ({"k": 3, "block_rows": 0}, "block_rows"),
-        ({"k": 300}, "from 1 to 299"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            write_graph(vectors, tmp_path / "g", **options)
+    with pytest.raises(ValueError, match="block_rows"):
+        write_graph(vectors, tmp_path / "g", k=3, block_rows=0)
     with pytest.raises(FileNotFoundError):
         write_graph(tmp_path / "v.parquet", tmp_path / "g", k=3)
     (tmp_path / "v.parquet").touch()
@@ -516,13 +482,8 @@ def test_the_commands_do_both(artifact, run, texts_csv, tmp_path):
     # Without the engine, the directory is one of vectors like any other.
     code, out, _ = run("similarity", target, "-t", "0.4", "-o", tmp_path / "m.npz", "--show", "1")
     assert code == 0
-    from scipy import sparse
-
     expected = sparse.load_npz(tmp_path / "m.npz").toarray()
     assert np.array_equal(onnxsim_embed.open_graph(graph_target).to_matrix().toarray(), expected)
-    code, out, _ = run("info", target)
-    assert code == 0
-    assert out.splitlines()[1].split() == ["rows", "12"]
     code, out, _ = run(*encode)
     assert (code, out.splitlines()[:3]) == (0, [
         f"{texts_csv}: 2 of 12 texts are empty: rows 2, 3.",
@@ -531,27 +492,26 @@ def test_the_commands_do_both(artifact, run, texts_csv, tmp_path):
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "ids", "code"), [
-    ([], [0, 2], 0), (["--on-error", "skip"], [0, 2], 0), (["--on-error", "blank"], [0, 1, 2], 0),
-    (["--on-error", "fail"], None, 1), (["--strict"], None, 1), (["--strict", "--on-error", "fail"], None, 1),
-])  # fmt: skip
-def test_delimiter_header_and_rows_without_a_text(run, artifact, tmp_path, arguments, ids, code):
+@pytest.mark.parametrize(
+    ("arguments", "ids"),
+    [("", [0, 2]), ("--on-error blank", [0, 1, 2]), ("--on-error fail", None), ("--strict", None)],
+)
+def test_delimiter_header_and_rows_without_a_text(run, artifact, tmp_path, arguments, ids):
     path, target = tmp_path / "a.csv", tmp_path / "v"
     path.write_text('1|a road\n2\n3|the, "sun"\n')
-    reading = ["--delimiter", "|", "--no-header", "-c", "1", *arguments]
-    got = run("encode", path, "--engine", "ray", "-m", artifact, "-o", target, *reading)
-    assert got[0] == code
+    reading = ["--delimiter", "|", "--no-header", "-c", "1", *arguments.split()]
+    code, out, err = run("encode", path, "--engine", "ray", "-m", artifact, "-o", target, *reading)
     if ids is None:
-        assert "row 1 has no text (null)" in got[2]
+        assert code == 1
+        assert "row 1 has no text (null)" in err
         assert not (target / "index.json").exists()
         return
-    assert got[2].startswith("row 1: ")
-    assert ("1 row without a usable text" in got[1]) is (ids == [0, 2])
+    assert (code, err.startswith("row 1: ")) == (0, True)
+    assert ("1 row without a usable text" in out) is (ids == [0, 2])
     texts = ["a road", "", 'the, "sun"']
-    stored = open_vectors(target)
-    assert stored.ids() == ids
+    assert open_vectors(target).ids() == ids
     expected = Embedder(artifact).encode([texts[row] for row in ids])
-    assert np.array_equal(stored.read(), expected)
+    assert np.array_equal(open_vectors(target).read(), expected)
 
 
 @pytest.mark.parametrize(
