@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 from lab.turns import HERE, RESULTS, in_turns, parser, save
+from lab.workers import rounded
 
 from onnxsim_embed import Embedder
+from onnxsim_embed.benchmark.measure import fidelity
 from onnxsim_embed.export.fidelity import count_variant
 from onnxsim_embed.files.texts import iter_texts
 from onnxsim_embed.system.hardware import bf16_supported, cpu_flags
@@ -104,11 +106,9 @@ def alternate(models: dict[str, Embedder], texts: list[str], rounds: int) -> dic
     seconds, cpu = in_turns(jobs, rounds)
     rows = {}
     for name, found in vectors.items():
-        cosines = np.einsum("ij,ij->i", found, vectors[BASES[0]], dtype=np.float64)
         rows[name] = {
             "texts_per_second": round(len(texts) / float(np.median(seconds[name])), 1),
-            "mean_cosine": round(float(cosines.mean()), 6),
-            "min_cosine": round(float(cosines.min()), 6),
+            **rounded(fidelity(found, vectors[BASES[0]])),
         }
         for base in BASES:
             ratios = np.divide(seconds[base], seconds[name])

@@ -32,6 +32,7 @@ from scipy.stats import spearmanr
 from onnxsim_embed import Embedder, __version__
 from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import ENCODER_FILES, Artifact, is_artifact
+from onnxsim_embed.benchmark.measure import fidelity
 from onnxsim_embed.export import export_model
 from onnxsim_embed.files.texts import iter_texts
 from onnxsim_embed.runtime.batching import plan_batches
@@ -62,13 +63,6 @@ def ask_card(query: str, otherwise: str) -> str:
 def gpu_memory() -> float:
     """Return the memory in use on the card in MB, or nan without one."""
     return float(ask_card("memory.used", "nan").split()[0])
-
-
-def cosines(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    """Return the mean and the minimum cosine of the rows of two arrays."""
-    a, b = (x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (a, b))
-    found = (a * b).sum(axis=1)
-    return {"mean": float(found.mean()), "min": float(found.min())}
 
 
 def vectors_of(model: Embedder, session: Any, *batch: np.ndarray, pooled: bool) -> np.ndarray:  # noqa: ANN401
@@ -149,7 +143,7 @@ class Bench:
             if sentences:
                 vectors["sts"] = model.encode(sentences)
             reference = reference or vectors
-            figures[name] = {key: cosines(reference[key], vectors[key]) for key in vectors}
+            figures[name] = {key: fidelity(vectors[key], reference[key]) for key in vectors}
             figures[name]["card MB"] = gpu_memory()
             if sentences:
                 row = dict(zip(sentences, vectors["sts"], strict=True))
@@ -236,7 +230,7 @@ class Bench:
             figures[f"sentence-transformers {name}"] = {"batch size": best, "tried": times}
         first = {name: run() for name, run in runs.items()}
         for name in list(figures):
-            figures[name]["cosine to ours"] = cosines(first["ours fp32"], first[name])
+            figures[name]["cosine to ours"] = fidelity(first[name], first["ours fp32"])
         seconds, _ = in_turns(runs, rounds)
         for name, times in seconds.items():
             rate = len(texts) / np.median(times)

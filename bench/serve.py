@@ -26,6 +26,7 @@ from statistics import median
 from urllib.request import urlopen
 
 import numpy as np
+import psutil
 from lab.conditions import machine, today
 from lab.turns import parser, save
 
@@ -139,8 +140,7 @@ class Server:
 
     def resident_mb(self) -> float:
         """Return the resident memory of the process in 1e6 bytes."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return psutil.Process(self.process.pid).memory_info().rss / 1e6
 
 
 class InProcess:

@@ -12,6 +12,7 @@ import resource
 from pathlib import Path
 
 import onnxruntime
+import psutil
 from lab.turns import HERE, parser, save
 
 from onnxsim_embed import Embedder
@@ -22,8 +23,7 @@ SIZES = (1_000, 10_000, 100_000)
 
 def resident_mb() -> float:
     """Return this process's resident memory in 1e6 bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def main() -> None:

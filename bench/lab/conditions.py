@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
-from onnxsim_embed.system.hardware import available_cpus, cpu_flags, cpu_name
+import psutil
 
-STAT = Path("/proc/stat")
+from onnxsim_embed.system.hardware import available_cpus, cpu_flags, cpu_name
 
 # Other work up to this share of the processors counts as none: a desktop's own needs.
 QUIET_SHARE = 0.1
@@ -32,7 +30,7 @@ TELLING_FLAGS = (
 
 def today() -> str:
     """Return the date that figures were made on, universal time."""
-    return datetime.now(timezone.utc).date().isoformat()
+    return time.strftime("%F", time.gmtime())
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -48,69 +46,34 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def _ticks() -> tuple[int, int]:
-    """Return busy and all ticks of all processors since the start of the machine."""
-    values = [int(word) for word in STAT.read_text(encoding="utf-8").split("\n")[0].split()[1:9]]
-    return sum(values) - values[3] - values[4], sum(values)
-
-
-def _own_ticks() -> int:
-    """Return the ticks that this process and its children have used, ended ones included."""
-    ticks, own = 0, str(os.getpid())
-    for file in STAT.parent.glob("[0-9]*/stat"):
-        try:
-            # The name, in parentheses, may hold anything.
-            fields = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:  # ended meanwhile
-            continue
-        if own in (file.parent.name, fields[1]):
-            ticks += sum(map(int, fields[11:15]))
-    return ticks
-
-
-def usage() -> tuple[float, float, float] | None:
-    """Return busy, all, and own ticks since the start of the machine; None where it does not say."""
-    try:
-        return *_ticks(), _own_ticks()
-    except (OSError, ValueError, IndexError, AttributeError):
-        return None
-
-
-def busy_share(seconds: float = 1.0) -> float | None:
-    """Return the share of the processors that is at work while this process sleeps.
-
-    Time that a hypervisor gave to others counts as work. None where the system does not say.
-    """
-    try:
-        busy, total = _ticks()
-        time.sleep(seconds)
-        busy_then, total_then = _ticks()
-    except (OSError, ValueError, IndexError):
-        return None
-    return (busy_then - busy) / max(1, total_then - total)
+def usage() -> tuple[float, float, float]:
+    """Return busy, all, and own processor seconds; time that a hypervisor gave to others is busy."""
+    times = psutil.cpu_times()
+    total = sum(times) - getattr(times, "guest", 0) - getattr(times, "guest_nice", 0)
+    own, process = 0.0, psutil.Process()
+    for each in (process, *process.children()):
+        with suppress(psutil.Error):  # ended meanwhile
+            own += sum(each.cpu_times()[:4])  # of user and system, ended children included
+    return total - times.idle - getattr(times, "iowait", 0), total, own
 
 
 def wait_for_quiet(patience: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Wait until the machine does nothing else, at most so many seconds; return how it was.
+    """Wait until the machine does nothing else for a second; return how it was.
 
-    :param patience: seconds.
+    :param patience: maximum seconds.
     :returns: `busy_share`, `load` (of one, five and fifteen minutes; includes earlier cases) and
         `quiet`.
     """
     started, told = time.monotonic(), False
-    while (busy := busy_share()) is not None and busy > QUIET_SHARE:
+    while (busy := psutil.cpu_percent(1) / 100) > QUIET_SHARE:
         if time.monotonic() - started >= patience:
             say(f"the machine is {busy:.0%} busy with other work: figures will be uncertain")
             break
         if not told:
             say(f"the machine is {busy:.0%} busy with other work; waiting up to {patience:.0f} s")
             told = True
-    load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
-    return {
-        "busy_share": busy if busy is None else round(busy, 3),
-        "load": load,
-        "quiet": busy is not None and busy <= QUIET_SHARE,
-    }
+    load = [round(value, 2) for value in psutil.getloadavg()]
+    return {"busy_share": round(busy, 3), "load": load, "quiet": busy <= QUIET_SHARE}
 
 
 class Watch:
@@ -123,7 +86,7 @@ class Watch:
     def __init__(self, patience: float, say: Callable[[str], None]) -> None:
         self._patience, self._say = patience, say
         self._load: dict[str, dict[str, Any]] = {}
-        self._before: tuple[float, float, float] | None = None
+        self._before = usage()
 
     def begin(self, case: str) -> None:
         """End the case before, wait for a quiet machine, and watch it from now on."""
@@ -136,11 +99,9 @@ class Watch:
         """End the case; return for each: how the machine was before it, and `other_share`.
 
         That is the share of the processors that other work (other guests of the machine included) had
-        during the case; None where the system does not say.
+        during the case.
         """
         if self._load and "other_share" not in (last := self._load[list(self._load)[-1]]):
-            last["other_share"] = None
-            if self._before is not None and (now := usage()) is not None:
-                busy, total, own = (new - old for new, old in zip(now, self._before, strict=True))
-                last["other_share"] = round(max(0.0, busy - own) / max(1.0, total), 3)
+            busy, total, own = (new - old for new, old in zip(usage(), self._before, strict=True))
+            last["other_share"] = round(max(0.0, busy - own) / max(0.01, total), 3)
         return self._load

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.workers import shortened
+from onnxsim_embed.benchmark.measure import PEERS
 
 # PyTorch first and by version, in every call: else pip fetches several GB of CUDA on some machines.
 TORCH = ("torch==2.13.0",)
@@ -34,12 +35,12 @@ class Peer:
 
     :param title: for tables.
     :param environment: a name of ENVIRONMENTS; "" for ours.
-    :param modules: what must be importable.
+    :param packages: what must be installed.
     """
 
     title: str
     environment: str = ""
-    modules: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
     @property
     def loads_checkpoint(self) -> bool:
@@ -48,27 +49,15 @@ class Peer:
 
 
 OURS = "ours-int8"
-ST_ONNX = ("sentence_transformers", "optimum.onnxruntime", "onnxruntime")
-ST_OPENVINO = ("sentence_transformers", "optimum.intel", "openvino")
+SHARED = {"st-torch": "torch", "st-onnx-O3": "st-onnx", "st-onnx-qint8": "st-onnx",
+          "st-openvino-static": "st-openvino"}  # fmt: skip
 TEXT_SYSTEMS = {
     OURS: Peer("onnxsim-embed int8"),
     "ours-fp32": Peer("onnxsim-embed fp32"),
-    "torch": Peer("PyTorch, pooling by hand", "torch", ("torch", "transformers")),
-    "st-torch": Peer("sentence-transformers, PyTorch", "torch", ("sentence_transformers",)),
-    "st-onnx": Peer("sentence-transformers, ONNX", "st-onnx", ST_ONNX),
-    "st-onnx-O3": Peer("sentence-transformers, ONNX O3", "st-onnx", ST_ONNX),
-    "st-onnx-qint8": Peer("sentence-transformers, ONNX qint8", "st-onnx", ST_ONNX),
-    "st-openvino": Peer("sentence-transformers, OpenVINO", "st-openvino", ST_OPENVINO),
-    "st-openvino-static": Peer(
-        "sentence-transformers, OpenVINO static qint8",
-        "st-openvino",
-        (*ST_OPENVINO, "nncf", "datasets"),
-    ),
-    "fastembed": Peer("fastembed", "fastembed", ("fastembed",)),
-    "ctranslate2": Peer(
-        "CTranslate2 int8", "ctranslate2", ("ctranslate2", "transformers", "torch")
-    ),
-    "chroma": Peer("Chroma's default", "chroma", ("chromadb",)),
+    **{
+        name: Peer(title, SHARED.get(name, name), packages)
+        for name, (title, packages) in PEERS.items()
+    },
     "ours-int8-openvino": Peer("onnxsim-embed int8, OpenVINO", "", ("openvino",)),
     "ours-bf16": Peer("onnxsim-embed bf16, OpenVINO", "", ("openvino",)),
     # Our run path around their file: what the file alone makes of it. Needs st-onnx before it.
@@ -78,32 +67,28 @@ SIMILARITY_SYSTEMS = {
     "ours": Peer("onnxsim-embed"),
     "ours-float32": Peer("onnxsim-embed, int8 filter off"),
     "notebook": Peer("torch cos_sim, mask, coo_matrix", "torch", ("torch", "scipy")),
-    "st-util": Peer("sentence-transformers semantic_search", "torch", ("sentence_transformers",)),
-    "faiss": Peer("faiss IndexFlatIP", "faiss", ("faiss", "scipy")),
-    "sklearn": Peer("scikit-learn, brute force", "sklearn", ("sklearn",)),
-    "sparse-dot-topn": Peer("sparse_dot_topn", "sparse-dot-topn", ("sparse_dot_topn",)),
+    "st-util": Peer("sentence-transformers semantic_search", "torch", ("sentence-transformers",)),
+    "faiss": Peer("faiss IndexFlatIP", "faiss", ("faiss-cpu", "scipy")),
+    "sklearn": Peer("scikit-learn, brute force", "sklearn", ("scikit-learn",)),
+    "sparse-dot-topn": Peer("sparse_dot_topn", "sparse-dot-topn", ("sparse-dot-topn",)),
 }
 
-# Packages that are not called as their module is.
-PACKAGES = {"faiss": "faiss-cpu", "sklearn": "scikit-learn"}
-
-IMPORTABLE = (
-    "import importlib.util as u, sys\n"
-    "def there(name):\n"
-    "    try: return u.find_spec(name) is not None\n"
-    "    except ModuleNotFoundError: return False\n"
-    "print(' '.join(name for name in sys.argv[1:] if not there(name)))"
-)
+MISSING = """
+import sys
+from importlib.metadata import PackageNotFoundError, version
+for name in sys.argv[1:]:
+    try: version(name)
+    except PackageNotFoundError: print(name)
+"""
 
 
-def missing_modules(python: str, peer: Peer) -> list[str]:
-    """Return which of a peer's modules an interpreter cannot import."""
-    if not peer.modules:
+def missing_packages(python: str, peer: Peer) -> list[str]:
+    """Return which of a peer's packages are not installed for an interpreter."""
+    if not peer.packages:
         return []
-    done = subprocess.run(
-        [python, "-c", IMPORTABLE, *peer.modules], capture_output=True, text=True, check=False
-    )
-    return done.stdout.split() if done.returncode == 0 else list(peer.modules)
+    command = [python, "-c", MISSING, *peer.packages]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.split() if done.returncode == 0 else list(peer.packages)
 
 
 class Environments:
@@ -129,7 +114,7 @@ class Environments:
             python, reason = self._make(peer.environment)
         if reason:
             return None, reason
-        missing = missing_modules(python, peer)
+        missing = missing_packages(python, peer)
         if missing:
             return None, f"not installed: {', '.join(missing)}"
         return python, ""
@@ -140,10 +125,10 @@ class Environments:
         :param names: of systems, or "all", or "installed": what can be imported where peers run.
         """
         python = self._python or sys.executable
-        peers = [name for name, peer in systems.items() if peer.environment or peer.modules]
+        peers = [name for name, peer in systems.items() if peer.environment or peer.packages]
         if "installed" in names:
             with_own = (name for name in peers if systems[name].environment)
-            return tuple(name for name in with_own if not missing_modules(python, systems[name]))
+            return tuple(name for name in with_own if not missing_packages(python, systems[name]))
         return tuple(name for name in peers if "all" in names or name in names)
 
     def _make(self, name: str) -> tuple[str, str]:
@@ -179,8 +164,7 @@ def title(name: str, systems: dict[str, Peer], versions: dict[str, str]) -> str:
     peer = systems[name]
     if name.startswith("ours"):
         return peer.title
-    module = peer.modules[0]
-    known = versions.get(PACKAGES.get(module, module.replace("_", "-")), "")
+    known = versions.get(peer.packages[0], "")
     head, comma, rest = peer.title.partition(",")
     version = f" {'.'.join(known.split('+')[0].split('.')[:2])}" if known else ""
     return f"{head}{version}{comma}{rest}"

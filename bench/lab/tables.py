@@ -49,18 +49,15 @@ def joined(*parts: str) -> str:
 
 def load_line(load: Mapping[str, Mapping[str, Any]]) -> str:
     """Return how much of the processors other work took while cases were measured."""
-    shares = {case: state.get("other_share") for case, state in load.items()}
-    known = {case: share for case, share in shares.items() if share is not None}
-    if len(known) < len(shares):
-        return "How much other work ran meanwhile is not known."
+    shares = {case: state["other_share"] for case, state in load.items()}
     limit = f"{QUIET_SHARE:.0%} of the processors during"
-    if busy := [f"{case} ({share:.0%})" for case, share in known.items() if share > QUIET_SHARE]:
+    if busy := [f"{case} ({share:.0%})" for case, share in shares.items() if share > QUIET_SHARE]:
         # Said, because it flatters us: our threads do not wait for each other.
         return (
             f"Other work took more than {limit}: {'; '.join(busy)}. Systems whose threads wait for each "
             "other lose most by that: on an idle machine expect smaller differences."
         )
-    return f"Other work took at most {max(known.values()):.0%} of the processors during any case."
+    return f"Other work took at most {max(shares.values()):.0%} of the processors during any case."
 
 
 def machine_line(result: Result) -> str:

@@ -13,14 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from onnxsim_embed.benchmark.measure import CLEARED
 from onnxsim_embed.errors import OnnxsimEmbedError
 
 HERE = Path(__file__).parent
-
-# Variables that would change what is measured without being seen in the results. OPENBLAS_CORETYPE is
-# set on machines of mixed kind and makes numpy multiply with an older processor's kernels.
-CLEARED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
-           "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")  # fmt: skip
 
 Request = dict[str, Any]
 

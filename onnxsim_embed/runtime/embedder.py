@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from onnxsim_embed.runtime.options import (
     OutputValue,
 )
 from onnxsim_embed.runtime.postprocess import Output, as_tensors, make_output, quantize_vectors
-from onnxsim_embed.runtime.report import EncodeReport
 from onnxsim_embed.runtime.texts import as_list, check_iterable
 from onnxsim_embed.runtime.windows import WindowSplitter
 
@@ -191,31 +190,13 @@ class Embedder(LoadedModel):
         options = EncodeOptions(
             prompt_name=prompt_name, prompt=prompt, batch_size=batch_size, **arguments
         )
-        show = bool(show_progress_bar)
-        return self.stream_with(
-            options, inputs, show_progress_bar=show, progress_start=progress_start
-        )
-
-    def stream_with(
-        self,
-        options: EncodeOptions,
-        texts: Iterable[str],
-        *,
-        show_progress_bar: bool = False,
-        progress_start: int = 0,
-        small_first: bool = False,
-        report: EncodeReport | None = None,
-    ) -> Generator[npt.NDArray[Any], None, None]:
-        """Yield what `encode_stream` yields for these options, and fill the report of the call."""
-        check_iterable(texts)
+        check_iterable(inputs)
         return self._pipeline.stream(
-            texts,
+            inputs,
             *self._prefix_and_output(options),
-            batch_size=options.batch_size,
-            progress=show_progress_bar,
+            batch_size=batch_size,
+            progress=bool(show_progress_bar),
             progress_start=progress_start,
-            small_first=small_first,
-            report=report,
         )
 
     def _prefix_and_output(self, options: EncodeOptions) -> tuple[str, Output]:

@@ -100,7 +100,7 @@ def encode_to_file(
     options = EncodeOptions(
         prompt=prompt, batch_size=batch_size, output_value="sentence_embedding", **arguments
     )
-    output = embedder._prefix_and_output(options)[1]  # raises for invalid dimensions and ranges
+    prefix, output = embedder._prefix_and_output(options)  # raises for invalid dimensions and ranges
     empty = np.empty((0, *output.shape), output.dtype)
     report, provenance = EncodeReport(), provenance_of(embedder, options)
     reader = _DigestingReader(texts)
@@ -123,10 +123,12 @@ def encode_to_file(
                 f"{reason}: continue with the texts of that run, or start over with force=True"
             )
         finished = checkpoint.rows
-        batches = embedder.stream_with(
-            options,
+        batches = embedder._pipeline.stream(
             reader,
-            show_progress_bar=bool(show_progress_bar),
+            prefix,
+            output,
+            batch_size=batch_size,
+            progress=bool(show_progress_bar),
             progress_start=finished,
             small_first=True,
             report=report,

@@ -20,58 +20,41 @@ def vectors():
     return unit_vectors(np.random.default_rng(3).standard_normal((300, 6)))
 
 
-@pytest.fixture
-def above(vectors):
-    found = similarity_matrix(vectors, 0.5).tocoo()
-    return {"rows": found.row.copy(), "columns": found.col.copy(), "scores": found.data.copy()}
+def entries(matrix):
+    found = matrix.tocoo()
+    return {"rows": found.row, "columns": found.col, "scores": found.data.copy()}
 
 
-@pytest.fixture
-def best(vectors):
-    found = top_k(vectors, vectors, K)
-    rows = np.repeat(np.arange(len(vectors)), K)
-    return {"rows": rows, "columns": found.indices.ravel(), "scores": found.scores.ravel()}
-
-
-def test_right_results_pass(vectors, above, best):
-    assert check_above(vectors, 0.5, {"a": above})["a"]["wrong"] == 0
-    checked = check_best(vectors, K, {"a": best, "b": best})
-    assert checked["a"] == checked["b"]
-    assert checked["a"]["wrong"] == 0
-    assert 0 <= checked["a"]["largest_error"] < 1e-6
-
-
-def test_missing_and_additional_entries_count(vectors, above):
-    wrong = {name: values[:-3] for name, values in above.items()}
-    assert check_above(vectors, 0.5, {"a": wrong})["a"]["wrong"] == 3
-    dense = similarity_matrix(vectors, 0.4).tocoo()
-    more = {"rows": dense.row, "columns": dense.col, "scores": dense.data}
-    found = check_above(vectors, 0.5, {"a": more, "b": above})
-    assert found["a"]["wrong"] == len(dense.data) - len(above["scores"])
-    assert found["b"]["wrong"] == 0
+def test_missing_additional_and_inexact_entries_show(vectors):
+    above, more = (entries(similarity_matrix(vectors, threshold)) for threshold in (0.5, 0.4))
+    less = {name: values[:-3] for name, values in above.items()}
+    inexact = above | {"scores": above["scores"] + np.float32(0.25)}
+    systems = {"right": above, "less": less, "more": more, "inexact": inexact}
+    found = check_above(vectors, 0.5, systems)
+    additional = len(more["rows"]) - len(above["rows"])
+    assert [check["wrong"] for check in found.values()] == [0, 3, additional, 0]
+    assert found["right"]["largest_error"] < 1e-6
+    assert found["inexact"]["largest_error"] == pytest.approx(0.25, abs=1e-6)
 
 
 def test_pairs_at_the_threshold_may_fall_on_either_side():
     angle = np.arccos(0.5 + 4e-7)
     vectors = np.array([[1, 0], [np.cos(angle), np.sin(angle)]], np.float32)
-    for entries in ([[1, 0], [0, 1]], [[1, 0.5], [0.5, 1]]):
-        found = sparse.coo_array(np.array(entries))
-        result = {"rows": found.row, "columns": found.col, "scores": found.data}
+    for matrix in ([[1, 0], [0, 1]], [[1, 0.5], [0.5, 1]]):
+        result = entries(sparse.coo_array(np.array(matrix)))
         assert check_above(vectors, 0.5, {"a": result})["a"]["wrong"] == 0
 
 
-def test_inexact_scores_show(vectors, above):
-    above["scores"][5] += 0.25
-    error = check_above(vectors, 0.5, {"a": above})["a"]["largest_error"]
-    assert error == pytest.approx(0.25, abs=1e-6)
-
-
-def test_lower_and_repeated_entries_of_the_best_count(vectors, best):
-    scores = vectors[0] @ vectors.T
-    best["columns"] = best["columns"].copy()
-    best["columns"][1] = int(scores.argmin())
-    best["columns"][2 * K + 1] = best["columns"][2 * K]
-    assert check_best(vectors, K, {"a": best})["a"]["wrong"] == 2
+def test_lower_and_repeated_entries_of_the_best_count(vectors):
+    found = top_k(vectors, vectors, K)
+    rows = np.repeat(np.arange(len(vectors)), K)
+    best = {"rows": rows, "columns": found.indices.ravel(), "scores": found.scores.ravel()}
+    wrong = best | {"columns": best["columns"].copy()}
+    wrong["columns"][1] = int((vectors[0] @ vectors.T).argmin())
+    wrong["columns"][2 * K + 1] = wrong["columns"][2 * K]
+    checked = check_best(vectors, K, {"right": best, "wrong": wrong})
+    assert (checked["right"]["wrong"], checked["wrong"]["wrong"]) == (0, 2)
+    assert checked["right"]["largest_error"] < 1e-6
 
 
 def test_fidelity_is_the_cosine_whatever_the_norm(vectors):

@@ -48,7 +48,7 @@ def test_the_large_case_is_set_against_the_small_one(result):
 
 
 def test_it_becomes_tables_and_a_picture(result, tmp_path):
-    assert result["failed"] == {"sparse-dot-topn": "not installed: sparse_dot_topn"}
+    assert result["failed"] == {"sparse-dot-topn": "not installed: sparse-dot-topn"}
     document = tmp_path / "README.md"
     document.write_text("a\n<!-- bench:similarity -->\nstale\n<!-- /bench:similarity -->\nb\n")
     report.write_json(tmp_path / "similarity.json", result)

@@ -10,10 +10,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from itertools import islice
 
 import numpy as np
+import pandas as pd
 import pytest
 from support import TEXTS, change_json, write_checkpoint
 from support import sentence_transformer as reference
@@ -65,12 +64,6 @@ def theirs(checkpoint):
     return reference(checkpoint)
 
 
-@pytest.fixture(scope="module")
-def minilm(real_artifact):
-    """The real MiniLM."""
-    return Embedder(real_artifact, precision="fp32")
-
-
 # the same vectors as sentence-transformers
 
 
@@ -105,25 +98,16 @@ def varied_texts():
 
 
 @pytest.mark.real
-def test_minilm_equals_sentence_transformers(real_checkpoint, minilm):
+def test_minilm_equals_sentence_transformers(real_checkpoint, real_artifact):
+    minilm = Embedder(real_artifact, precision="fp32")
     vectors = minilm.encode(varied_texts())
     expected = reference(real_checkpoint).encode(varied_texts(), batch_size=16)
     np.testing.assert_allclose(vectors, expected, atol=CLOSE)
     alone = np.stack([minilm.encode(text) for text in varied_texts()[::9]])
     np.testing.assert_array_equal(alone, vectors[::9])
-
-
-@pytest.mark.real
-def test_minilm_gives_the_published_quickstart_matrix(minilm):
+    published = [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]]
     vectors = minilm.encode(QUICKSTART)
-    expected = [[1, 0.6660, 0.1046], [0.6660, 1, 0.1411], [0.1046, 0.1411, 1]]
-    np.testing.assert_allclose(minilm.similarity(vectors, vectors), expected, atol=1e-4)
-
-
-def test_int8_vectors_are_close_to_fp32_and_of_the_same_kind(artifact, vectors):
-    quantized = Embedder(artifact, precision="int8").encode(MORE_TEXTS)
-    assert (quantized.shape, quantized.dtype) == (vectors.shape, np.float32)
-    assert np.sum(quantized * vectors, axis=1).mean() > 0.9
+    np.testing.assert_allclose(minilm.similarity(vectors, vectors), published, atol=1e-4)
 
 
 # what may be encoded
@@ -136,32 +120,29 @@ def test_one_text_gives_one_vector(model, vectors):
     np.testing.assert_array_equal(model.encode(np.str_(MORE_TEXTS[4])), vectors[4])
 
 
-def series(texts):
-    import pandas as pd
-
-    return pd.Series(texts, index=range(7, 7 + len(texts)))
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [list, tuple, iter, series, lambda texts: np.array(texts, object), np.array,
-     lambda texts: dict.fromkeys(texts).keys()],
-    ids=["list", "tuple", "generator", "series", "objects", "array", "keys"],
-)  # fmt: skip
-def test_any_ordered_iterable_of_texts_is_encoded(model, wrap):
+def test_any_ordered_iterable_of_texts_is_encoded(model):
     texts = MORE_TEXTS[-20:]
-    np.testing.assert_array_equal(model.encode(wrap(texts)), model.encode(texts))
+    series = pd.Series(texts, index=range(7, 7 + len(texts)))
+    keys = dict.fromkeys(texts).keys()
+    for given in (
+        tuple(texts),
+        iter(texts),
+        series,
+        np.array(texts, object),
+        np.array(texts),
+        keys,
+    ):
+        np.testing.assert_array_equal(model.encode(given), model.encode(texts))
 
 
 @pytest.mark.parametrize(
     ("kwargs", "width", "dtype"),
-    [({}, 32, np.float32), ({"truncate_dim": 8}, 8, np.float32), ({"precision": "binary"}, 4, np.int8),
+    [({}, 32, np.float32), ({"precision": "binary"}, 4, np.int8),
      ({"precision": "uint8", "truncate_dim": 16}, 16, np.uint8)],
 )  # fmt: skip
 def test_no_texts_yield_no_rows_of_the_right_dim_and_dtype(model, kwargs, width, dtype):
-    for empty in ([], (), iter(()), np.array([], str)):
-        vectors = model.encode(empty, **kwargs)
-        assert (vectors.shape, vectors.dtype) == ((0, width), dtype)
+    vectors = model.encode(iter(()), **kwargs)
+    assert (vectors.shape, vectors.dtype) == ((0, width), dtype)
 
 
 def test_sentences_is_the_former_name_of_inputs(model, vectors):
@@ -178,22 +159,12 @@ def test_rows_of_errors_count_from_the_first_text(model):
         model.encode(["a", "\ud800"])
 
 
-def frame(texts):
-    import pandas as pd
-
-    return pd.DataFrame({"text": texts, "id": range(len(texts))})
-
-
 @pytest.mark.parametrize(
-    "wrap",
-    [frame, lambda texts: frame(texts)[["text"]], lambda texts: np.array([texts]), set, frozenset,
-     lambda texts: dict.fromkeys(texts), lambda texts: b"bytes", lambda texts: bytearray(b"x"),
-     lambda texts: 3, lambda texts: object(), lambda texts: np.array("x")],
-    ids=["frame", "column frame", "matrix", "set", "frozenset", "dict", "bytes", "bytearray", "int",
-         "object", "0-d"],
+    "texts",
+    [pd.DataFrame({"text": ["a road"]}), np.array([["a road"]]), {"a road"}, {"a road": 1}, b"a road", 3],
+    ids=lambda texts: type(texts).__name__,
 )  # fmt: skip
-def test_other_containers_raise_and_name_what_to_pass(model, wrap):
-    texts = wrap(["a road", "a bridge"])
+def test_other_containers_raise_and_name_what_to_pass(model, texts):
     for encode in (model.encode, model.encode_query, model.encode_stream, model.token_ids):
         with pytest.raises(TypeError, match=rf"got {type(texts).__name__}: "):
             encode(texts)
@@ -216,8 +187,8 @@ def test_neither_order_nor_other_texts_matter(model, vectors):
     np.testing.assert_array_equal(alone, vectors)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
-@pytest.mark.parametrize("batch_size", [None, 1, 3, 1000])
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
 def test_batches_and_threads_do_not_matter(artifact, vectors, threads, batch_size):
     model = Embedder(artifact, precision="fp32", threads=threads)
     np.testing.assert_array_equal(model.encode(MORE_TEXTS, batch_size=batch_size), vectors)
@@ -236,7 +207,7 @@ def test_last_report_is_the_threads_own(model):
 
 
 @pytest.mark.parametrize("normalize", [None, False, True])
-@pytest.mark.parametrize("truncate_dim", [None, 1, 20, 32])
+@pytest.mark.parametrize("truncate_dim", [None, 1, 20])
 def test_truncation_and_normalization_equal_sentence_transformers(
     model, theirs, truncate_dim, normalize
 ):
@@ -244,22 +215,6 @@ def test_truncation_and_normalization_equal_sentence_transformers(
     expected = theirs.encode(TEXTS, truncate_dim=truncate_dim, normalize_embeddings=bool(normalize))
     np.testing.assert_allclose(vectors, expected, atol=CLOSE)
     assert vectors.flags.c_contiguous
-
-
-@pytest.mark.parametrize("truncate_dim", [0, -1, 33])
-def test_an_impossible_dimension_is_an_error(model, truncate_dim):
-    for texts in (TEXTS, []):
-        with pytest.raises(ValueError, match="truncate_dim"):
-            model.encode(texts, truncate_dim=truncate_dim)
-
-
-@pytest.mark.parametrize("length", [3, 8, 20])
-def test_a_shorter_maximum_cuts_texts_as_in_sentence_transformers(artifact, checkpoint, length):
-    ours, theirs = Embedder(artifact, precision="fp32"), reference(checkpoint)
-    assert ours.max_seq_length == theirs.max_seq_length == 48
-    ours.max_seq_length = theirs.max_seq_length = length
-    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=CLOSE)
-    assert max(len(ids) for ids in ours.token_ids(TEXTS)) == length
 
 
 @pytest.mark.parametrize("length", [49, 2, 0, 7.5])
@@ -272,6 +227,7 @@ def test_an_impossible_maximum_length_is_an_error(model, length):
 @pytest.mark.parametrize(
     ("options", "kind"),
     [({"batch_size": 0}, ValueError), ({"batch_size": 2.5}, ValueError),
+     ({"truncate_dim": 0}, ValueError), ({"truncate_dim": 33}, ValueError),
      ({"precision": "int4"}, ValueError), ({"output_value": "all"}, ValueError),
      ({"prompt": 5}, TypeError), ({"prompt_name": b"query"}, TypeError)],
 )  # fmt: skip
@@ -282,22 +238,6 @@ def test_an_invalid_option_is_named(model, options, kind):
 
 
 # streams
-
-
-def test_a_stream_reads_no_further_ahead_than_it_needs(model):
-    taken = 0
-
-    def endless():
-        nonlocal taken
-        while True:
-            taken += 1
-            yield MORE_TEXTS[taken % len(MORE_TEXTS)]
-
-    stream = model.encode_stream(endless())
-    assert taken == 0
-    rows = sum(len(block) for block in islice(stream, 2))
-    assert rows <= taken < 50_000
-    stream.close()
 
 
 def test_a_stream_checks_its_arguments_at_once(model):
@@ -417,38 +357,26 @@ def test_properties(model, artifact):
     assert model.artifact.directory == artifact
 
 
-@pytest.mark.parametrize("measure", ["cosine", "dot", "euclidean", "manhattan"])
-def test_similarity_equals_sentence_transformers(artifact, checkpoint, vectors, measure):
-    opened = Artifact.open(artifact)
-    manifest = replace(opened.manifest, similarity_fn_name=measure)
-    ours, theirs = Embedder(Artifact(artifact, manifest)), reference(checkpoint)
-    theirs.similarity_fn_name = measure
-    left, right = vectors[:9] * 3, vectors[9:18]
-    every, paired = ours.similarity(left, right), ours.similarity_pairwise(left, right)
-    assert every.dtype == paired.dtype == np.float32
-    np.testing.assert_allclose(every, theirs.similarity(left, right), atol=1e-4)
-    np.testing.assert_allclose(paired, theirs.similarity_pairwise(left, right), atol=1e-4)
-    np.testing.assert_allclose(
-        ours.similarity(left[0], right), theirs.similarity(left[0], right), atol=1e-4
-    )
-
-
-def test_the_similarity_function_of_the_checkpoint_is_kept(tmp_path):
+@pytest.mark.parametrize("measure", ["dot", "manhattan"])
+def test_similarity_is_that_of_the_checkpoint(tmp_path, measure):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", normalize=False)
-    change_json(checkpoint / "config_sentence_transformers.json", similarity_fn_name="dot")
-    model = Embedder(export_model(checkpoint, tmp_path / "artifact", precisions=["fp32"]))
-    vectors = model.encode(TEXTS)
-    np.testing.assert_allclose(model.similarity(vectors, vectors), vectors @ vectors.T, rtol=1e-5)
+    change_json(checkpoint / "config_sentence_transformers.json", similarity_fn_name=measure)
+    ours = Embedder(export_model(checkpoint, tmp_path / "artifact", precisions=["fp32"]))
+    theirs, vectors = reference(checkpoint), ours.encode(TEXTS)
+    left, right = vectors[:4], vectors[4:8]
+    for score in ("similarity", "similarity_pairwise"):
+        scores = getattr(ours, score)(left, right)
+        assert scores.dtype == np.float32
+        np.testing.assert_allclose(scores, getattr(theirs, score)(left, right), rtol=1e-4)
 
 
 # loading
 
 
 def test_an_artifact_loads_by_path_in_every_form(artifact, vectors):
-    for form in (artifact, str(artifact)):
+    for form in (artifact, str(artifact), Artifact.open(artifact)):
         model = Embedder.from_pretrained(form, precision="fp32", device="cpu", threads=1)
-        np.testing.assert_array_equal(model.encode(MORE_TEXTS), vectors)
-    assert Embedder(Artifact.open(artifact)).embedding_dimension == 32
+        np.testing.assert_array_equal(model.encode(TEXTS), vectors[: len(TEXTS)])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,24 +49,20 @@ MASKS = {
 def pool_in_loops(hidden, mask, mode):
     rows = []
     for states, real in zip(hidden.astype(np.float64), mask, strict=True):
-        positions = np.flatnonzero(real)
-        if len(positions) == 0:
+        tokens = states[real == 1]
+        if len(tokens) == 0:
             rows.append(np.zeros(hidden.shape[2]))
-            continue
-        weights = [1.0] * len(positions)
-        if mode is PoolingMode.CLS:
-            positions = positions[:1]
+        elif mode is PoolingMode.CLS:
+            rows.append(tokens[0])
         elif mode is PoolingMode.LAST_TOKEN:
-            positions = positions[-1:]
+            rows.append(tokens[-1])
+        elif mode is PoolingMode.MAX:
+            rows.append(tokens.max(axis=0))
         elif mode is PoolingMode.WEIGHTED_MEAN:
-            weights = [float(position - positions[0] + 1) for position in positions]
-        tokens = [states[position] for position in positions]
-        if mode is PoolingMode.MAX:
-            rows.append(np.max(tokens, axis=0))
-            continue
-        total = sum(weight * token for weight, token in zip(weights, tokens, strict=False))
-        divisor = sum(weights[: len(tokens)])
-        rows.append(total / (np.sqrt(divisor) if mode is PoolingMode.MEAN_SQRT_LEN else divisor))
+            rows.append(np.average(tokens, axis=0, weights=range(1, len(tokens) + 1)))
+        else:
+            divisor = len(tokens) if mode is PoolingMode.MEAN else np.sqrt(len(tokens))
+            rows.append(tokens.sum(axis=0) / divisor)
     return np.array(rows)
 
 
@@ -99,15 +96,8 @@ def test_padding_does_not_matter(mode):
     np.testing.assert_array_equal(pool(spoilt, mask, [mode]), pool(hidden, mask, [mode]))
 
 
-def test_several_modes_are_concatenated_in_order():
-    hidden, mask = hidden_states(), MASKS["rows without tokens"]
-    modes = [PoolingMode.MAX, PoolingMode.CLS, PoolingMode.MEAN]
-    expected = np.concatenate([pool(hidden, mask, [mode]) for mode in modes], axis=1)
-    np.testing.assert_array_equal(pool(hidden, mask, modes), expected)
-
-
 @each_mode
-@pytest.mark.parametrize("shape", [(0, TOKENS, WIDTH), (3, 0, WIDTH), (0, 0, WIDTH)])
+@pytest.mark.parametrize("shape", [(0, TOKENS, WIDTH), (3, 0, WIDTH)])
 @pytest.mark.parametrize("masked", [True, False])
 def test_empty_input_gives_float32_zeros(mode, shape, masked):
     mask = np.ones(shape[:2], np.int64) if masked else None
@@ -117,13 +107,9 @@ def test_empty_input_gives_float32_zeros(mode, shape, masked):
 
 
 def test_modes_are_found_by_name():
-    aliases = {
-        "mean_sqrt_len": "mean_sqrt_len_tokens",
-        "last": "lasttoken",
-        "weighted_mean": "weightedmean",
-    }
-    for name, mode in {**aliases, **{mode.value: mode.value for mode in MODES}}.items():
-        assert PoolingMode.parse(name) is PoolingMode(mode)
+    for mode in MODES:
+        assert PoolingMode.parse(mode.value) is mode
+    assert PoolingMode.parse("last") is PoolingMode.LAST_TOKEN
     with pytest.raises(ValueError, match="unknown pooling 'median'; allowed are mean, cls, max, "):
         PoolingMode.parse("median")
 
@@ -144,24 +130,21 @@ def linear(seed=3, inputs=WIDTH, outputs=5):
     return weight, rng.standard_normal(outputs).astype(np.float32)
 
 
-@pytest.mark.parametrize("scale", [1, 100])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_dense_equals_torch(activation, with_bias, scale):
+def test_dense_equals_torch(activation, with_bias):
     import torch
 
     module, _, name = activation.rpartition(".")
     weight, bias = linear()
-    pooled = hidden_states()[:, 0] * np.float32(scale)
-    layer = torch.nn.Linear(WIDTH, 5, bias=with_bias)
-    with torch.no_grad():
-        layer.weight.copy_(torch.from_numpy(weight.T))
-        if with_bias:
-            layer.bias.copy_(torch.from_numpy(bias))
-        theirs = getattr(import_module(module), name)()(layer(torch.from_numpy(pooled))).numpy()
-    ours = Dense(weight, bias if with_bias else None, activation)(pooled)
-    assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours, theirs, atol=2e-6 * scale)
+    bias = bias if with_bias else None
+    for scale in (1, 100):
+        pooled = hidden_states()[:, 0] * np.float32(scale)
+        tensors = [None if a is None else torch.from_numpy(a) for a in (pooled, weight.T, bias)]
+        theirs = getattr(import_module(module), name)()(torch.nn.functional.linear(*tensors))
+        ours = Dense(weight, bias, activation)(pooled)
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-6 * scale)
 
 
 def test_dense_maps_each_row_independently():
@@ -175,29 +158,24 @@ def test_dense_maps_each_row_independently():
 def test_a_head_pools_then_maps_then_normalizes():
     dense = Dense(*linear(inputs=2 * WIDTH), "torch.nn.modules.linear.Identity")
     modes = (PoolingMode.CLS, PoolingMode.MEAN)
-    hidden, mask = hidden_states(), right_padded()
-    expected = normalize(dense(pool(hidden, mask, modes)))
+    hidden, mask = hidden_states(), MASKS["rows without tokens"]
+    pooled = np.concatenate([pool(hidden, mask, [mode]) for mode in modes], axis=1)
+    expected = normalize(dense(pooled))
     np.testing.assert_array_equal(Head(modes, (dense,), True)(hidden, mask), expected)
 
 
-class Directory:
-    """A directory that stands for an artifact."""
-
-    def __init__(self, path, config, tensors):
-        self.path = path
-        (path / "config.json").write_text(config, encoding="utf-8")
-        save_file(tensors, path / "model.safetensors")
-
-    def file(self, name):
-        return self.path / name
+def directory(path, config, tensors):
+    """A directory with a Dense module, as an artifact."""
+    (path / "config.json").write_text(config, encoding="utf-8")
+    save_file(tensors, path / "model.safetensors")
+    return SimpleNamespace(file=path.joinpath)
 
 
 def test_a_dense_module_loads_as_it_was_written(tmp_path):
     weight, bias = linear()
     tensors = {"linear.weight": weight.T.copy(), "linear.bias": bias}
     name = "torch.nn.modules.activation.ReLU"
-    directory = Directory(tmp_path, json.dumps({"activation_function": name}), tensors)
-    dense = load_dense(directory, ".")
+    dense = load_dense(directory(tmp_path, json.dumps({"activation_function": name}), tensors), ".")
     np.testing.assert_array_equal(dense.weight, weight)
     np.testing.assert_array_equal(dense.bias, bias)
     assert dense.activation == name
@@ -214,7 +192,7 @@ def test_a_dense_module_loads_as_it_was_written(tmp_path):
     ],
 )
 def test_a_broken_dense_module_is_named(tmp_path, config, tensor, message):
-    directory = Directory(tmp_path, config, {tensor: np.ones((2, 3), np.float32)})
+    artifact = directory(tmp_path, config, {tensor: np.ones((2, 3), np.float32)})
     with pytest.raises(ArtifactError, match=message) as error:
-        load_dense(directory, ".")
+        load_dense(artifact, ".")
     assert str(tmp_path) in str(error.value)

@@ -20,14 +20,6 @@ MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoke
 PROMPT = "represent the rural project: "
 
 
-PROMPTS = {
-    "both": {"query": "a dog ", "document": "the cat "},
-    "query alone": {"query": "a dog "},
-    "others": {"sts": "as it is ", "query": "", "document": ""},
-    "none": {},
-}
-
-
 def with_prompts(artifact, prompts, default=None):
     """The tiny model with other prompts."""
     manifest = Artifact.open(artifact).manifest
@@ -36,17 +28,19 @@ def with_prompts(artifact, prompts, default=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "default"),
-    [("both", None), ("both", "document"), ("both", "query"), ("query alone", "query"),
-     ("others", "sts"), ("none", None)],
+    ("prompts", "default"),
+    [({"query": "a dog ", "document": "the cat "}, None),
+     ({"query": "a dog ", "document": "the cat "}, "document"),
+     ({"query": "a dog "}, "query"),
+     ({"sts": "as it is ", "query": "", "document": ""}, "sts"),
+     ({}, None)],
 )  # fmt: skip
-def test_prompts_apply_as_in_sentence_transformers(artifact, tmp_path, name, default):
-    checkpoint = write_checkpoint(tmp_path / "tiny", prompts=PROMPTS[name])
+def test_prompts_apply_as_in_sentence_transformers(artifact, tmp_path, prompts, default):
+    checkpoint = write_checkpoint(tmp_path / "tiny", prompts=prompts)
     change_json(checkpoint / "config_sentence_transformers.json", default_prompt_name=default)
-    ours, theirs = with_prompts(artifact, PROMPTS[name], default), reference(checkpoint)
+    ours, theirs = with_prompts(artifact, prompts, default), reference(checkpoint)
     calls = [{}, {"prompt": "x "}, {"prompt": ""}]
-    if name == "both":
-        calls += [{"prompt_name": "query"}, {"prompt_name": "document", "prompt": "x "}]
+    calls += [{"prompt_name": name} for name in prompts]
     for method in ("encode", "encode_query", "encode_document"):
         for arguments in calls:
             expected = getattr(theirs, method)(TEXTS, **arguments)
@@ -82,10 +76,9 @@ def prompted(tmp_path_factory):
     return Embedder(artifact, threads=2), reference(checkpoint)
 
 
-@pytest.mark.parametrize("schema", ["legacy", "new"])
 @pytest.mark.parametrize("pooling", MODES)
-def test_prompts_that_are_not_pooled_equal_sentence_transformers(tmp_path, pooling, schema):
-    checkpoint, artifact = instructor(tmp_path, pooling, schema=schema)
+def test_prompts_that_are_not_pooled_equal_sentence_transformers(tmp_path, pooling):
+    checkpoint, artifact = instructor(tmp_path, pooling)
     assert read_json(artifact / "1_Pooling/config.json")["include_prompt"] is False
     ours, theirs = Embedder(artifact), reference(checkpoint)
     for prompt in (PROMPT, "", "a", " ", "water " * 60):  # the last fills the model
@@ -126,7 +119,8 @@ def test_the_provenance_tells_whether_prompts_are_pooled(prompted):
     assert provenance_of(model).model_digest != provenance_of(other).model_digest
 
 
-@pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document", "encode_stream"])
-def test_an_unknown_prompt_lists_the_known_ones(prompted, method):
-    with pytest.raises(ValueError, match=r"prompt_name 'pasage' is not among .*\['query'\]"):
-        getattr(prompted[0], method)(["a"], prompt_name="pasage")
+def test_an_unknown_prompt_lists_the_known_ones(prompted):
+    model, _ = prompted
+    for encode in (model.encode, model.encode_query, model.encode_document, model.encode_stream):
+        with pytest.raises(ValueError, match=r"prompt_name 'pasage' is not among .*\['query'\]"):
+            encode(["a"], prompt_name="pasage")
