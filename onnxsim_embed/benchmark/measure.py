@@ -25,6 +25,7 @@ from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.artifact.recipes import cache_directory
 from onnxsim_embed.errors import CheckpointError, OnnxsimEmbedError
+from onnxsim_embed.export.fidelity import row_cosines
 from onnxsim_embed.files.texts import read_scored_pairs
 from onnxsim_embed.system.hardware import bf16_supported, cpu_flags, cpu_name
 
@@ -153,9 +154,7 @@ def run_once(
 
 def fidelity(vectors: Any, reference: Any) -> dict[str, float]:  # noqa: ANN401 - arrays
     """Return the mean and the minimum cosine of vectors with the reference's of the same texts."""
-    left, right = np.asarray(vectors, np.float64), np.asarray(reference, np.float64)
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    cosines = np.minimum(np.einsum("ij,ij->i", left, right) / norms, 1)
+    cosines = np.minimum(row_cosines(vectors, reference), 1)
     return {"mean_cosine": float(cosines.mean()), "min_cosine": float(cosines.min())}
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -315,38 +316,26 @@ def test_the_report_counts_texts_and_tokens(artifact):
     assert report.tokens_per_second == pytest.approx(report.tokens / report.seconds)
 
 
-class Bar:
-    """A progress bar that notes what it is told."""
-
-    def __init__(self, **options):
-        self.unit, self.total, self.text = options["unit"], None, ""
-        self.totals, self.steps = [], []
-
-    def update(self, tokens):
-        self.totals.append(self.total)
-        self.steps.append(tokens)
-
-    def set_postfix_str(self, text):
-        self.text = text
-
-    def close(self):
-        pass
-
-
 def test_progress_counts_tokens_and_says_how_many_there_will_be(model, monkeypatch):
-    bars = []
-    monkeypatch.setattr(report, "progress_bar", lambda **o: bars.append(Bar(**o)) or bars[-1])
+    bar, totals, steps = Mock(), [], []
+    bar.update = lambda tokens: (totals.append(bar.total), steps.append(tokens))
+    make = Mock(return_value=bar)
+    monkeypatch.setattr(report, "progress_bar", make)
     monkeypatch.setattr(pipeline, "WINDOW_TEXTS", 60)
     texts = [f"{number} road " + "water " * (number % 20) for number in range(300)]
     sources = (texts, np.array(texts), iter(texts), (text for text in texts))
     for source, known in zip(sources, (True, True, True, False), strict=True):
+        bar.total = None
+        totals.clear()
+        steps.clear()
         list(model.encode_stream(source, show_progress_bar=True, progress_start=1000))
-        bar, tokens = bars.pop(), model.last_report.tokens
-        assert (sum(bar.steps), bar.unit, bar.text) == (tokens, " tokens", "1,300 texts")
-        assert bar.totals[0] == (pytest.approx(tokens, rel=0.05) if known else None)
-        assert bar.totals[-1] == (tokens if known else None)
+        tokens = model.last_report.tokens
+        assert (sum(steps), make.call_args.kwargs["unit"]) == (tokens, " tokens")
+        bar.set_postfix_str.assert_called_with("1,300 texts")
+        assert totals[0] == (pytest.approx(tokens, rel=0.05) if known else None)
+        assert totals[-1] == (tokens if known else None)
     model.encode(texts)
-    assert bars == []
+    assert make.call_count == len(sources)
 
 
 def test_properties(model, artifact):
