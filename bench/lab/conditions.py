@@ -10,10 +10,8 @@ from typing import Any
 
 import psutil
 
+from onnxsim_embed.benchmark.measure import MAX_BUSY, wait_for_quiet
 from onnxsim_embed.system.hardware import available_cpus, cpu_flags, cpu_name
-
-# Other work up to this share of the processors counts as none: a desktop's own needs.
-QUIET_SHARE = 0.1
 
 # What decides how fast int8 and float32 products are.
 TELLING_FLAGS = (
@@ -57,25 +55,6 @@ def usage() -> tuple[float, float, float]:
     return total - times.idle - getattr(times, "iowait", 0), total, own
 
 
-def wait_for_quiet(patience: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Wait until the machine does nothing else for a second; return how it was.
-
-    :param patience: maximum seconds.
-    :returns: `busy_share`, `load` (of one, five and fifteen minutes; includes earlier cases) and
-        `quiet`.
-    """
-    started, told = time.monotonic(), False
-    while (busy := psutil.cpu_percent(1) / 100) > QUIET_SHARE:
-        if time.monotonic() - started >= patience:
-            say(f"the machine is {busy:.0%} busy with other work: figures will be uncertain")
-            break
-        if not told:
-            say(f"the machine is {busy:.0%} busy with other work; waiting up to {patience:.0f} s")
-            told = True
-    load = [round(value, 2) for value in psutil.getloadavg()]
-    return {"busy_share": round(busy, 3), "load": load, "quiet": busy <= QUIET_SHARE}
-
-
 class Watch:
     """The machine before each case, and what others did during it.
 
@@ -92,7 +71,10 @@ class Watch:
         """End the case before, wait for a quiet machine, and watch it from now on."""
         self.load()
         self._say(case)
-        self._load[case] = wait_for_quiet(self._patience, self._say)
+        busy = wait_for_quiet(self._patience, self._say)
+        load = [round(value, 2) for value in psutil.getloadavg()]  # includes earlier cases
+        quiet = busy <= MAX_BUSY
+        self._load[case] = {"busy_share": round(busy, 3), "load": load, "quiet": quiet}
         self._before = usage()
 
     def load(self) -> Mapping[str, dict[str, Any]]:

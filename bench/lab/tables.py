@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lab.conditions import QUIET_SHARE
+from onnxsim_embed.benchmark.measure import MAX_BUSY
 
 Result = Mapping[str, Any]
 
@@ -50,8 +50,8 @@ def joined(*parts: str) -> str:
 def load_line(load: Mapping[str, Mapping[str, Any]]) -> str:
     """Return how much of the processors other work took while cases were measured."""
     shares = {case: state["other_share"] for case, state in load.items()}
-    limit = f"{QUIET_SHARE:.0%} of the processors during"
-    if busy := [f"{case} ({share:.0%})" for case, share in shares.items() if share > QUIET_SHARE]:
+    limit = f"{MAX_BUSY:.0%} of the processors during"
+    if busy := [f"{case} ({share:.0%})" for case, share in shares.items() if share > MAX_BUSY]:
         # Said, because it flatters us: our threads do not wait for each other.
         return (
             f"Other work took more than {limit}: {'; '.join(busy)}. Systems whose threads wait for each "

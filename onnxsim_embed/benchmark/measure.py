@@ -158,6 +158,16 @@ def fidelity(vectors: Any, reference: Any) -> dict[str, float]:  # noqa: ANN401 
     return {"mean_cosine": float(cosines.mean()), "min_cosine": float(cosines.min())}
 
 
+def wait_for_quiet(patience: float, say: Callable[[str], None]) -> float:
+    """Wait up to `patience` seconds for a second without other work; return the share that is busy."""
+    deadline = time.monotonic() + patience
+    while (busy := cpu_percent(1) / 100) > MAX_BUSY and time.monotonic() < deadline:
+        pass
+    if busy > MAX_BUSY:
+        say(f"the machine is {busy:.0%} busy with other work: figures are uncertain")
+    return busy
+
+
 def run(
     model: str,
     texts: Sequence[str],
@@ -189,11 +199,7 @@ def run(
     sizes = [size for case in cases for size in CASES[case] if size <= len(texts)]
     request = {"texts": list(texts), "pairs": [*left, *right], "sizes": sizes}
     for number in range(rounds):
-        deadline = time.monotonic() + patience
-        while (busy := cpu_percent(1) / 100) > MAX_BUSY and time.monotonic() < deadline:
-            pass
-        if busy > MAX_BUSY:
-            say(f"the machine is {busy:.0%} busy with other work: figures are uncertain")
+        wait_for_quiet(patience, say)
         # Every other round runs in reverse order, so that no system always follows the same one.
         for name in [n for n in answers if n not in failed][:: 1 if number % 2 == 0 else -1]:
             say(f"round {number + 1} of {rounds}: {name}")
