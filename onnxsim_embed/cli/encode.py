@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 from typer import Argument, Context, Option
@@ -149,9 +149,10 @@ def _check_ranges(
     file: str, dtype: str, ranges: Path | None, target: Path | None, force: bool
 ) -> bool:
     """Return whether the quantization ranges are computed in a first pass, after checking the options."""
-    from onnxsim_embed.runtime.options import RANGED, EncodeOptions
+    from onnxsim_embed.runtime.options import RANGED, OutputPrecision
 
-    EncodeOptions(precision=cast("OutputPrecision", dtype))  # raises for an unknown one
+    if dtype not in (known := get_args(OutputPrecision)):
+        raise ValueError(f"--dtype must be one of {', '.join(known)}, got {dtype!r}")
     sampled = dtype in RANGED and ranges is None
     if ranges is not None and dtype not in RANGED:
         raise ValueError(f"--ranges requires --dtype {' or '.join(RANGED)}, got {dtype!r}")
