@@ -18,7 +18,6 @@ WORKER = "ray::"
 ACTOR = "ShardEncoder"
 LOADING = "ShardEncoder)).__init__"
 MB = 1 << 20
-STORE = "object_store_memory"  # Ray's name of it among the resources
 
 
 class LocalCluster:
@@ -120,29 +119,20 @@ def count(directory: Path, pattern: str) -> int:
 
 @dataclass
 class Use:
-    """The most that the workers and the object store of a node used while a block ran, in bytes.
+    """The most memory of a worker, and disk of an object store, that a node used while a block ran, in bytes.
 
-    :param resident: of all workers together, without what they share, and so without the object store.
-    :param largest: of one worker.
-    :param spilled: of the disk, by the object store.
+    :param largest: of one worker, without what it shares, and so without the object store.
     """
 
-    resident: int = 0
     largest: int = 0
-    stored: int = 0
     spilled: int = 0
     samples: int = 0
 
     def sample(self) -> bool:
-        sizes = []
         for worker in workers(""):
             with suppress(psutil.Error):
-                sizes.append(worker.memory_full_info().uss)
-        self.resident = max(self.resident, sum(sizes))
-        self.largest = max([self.largest, *sizes])
+                self.largest = max(self.largest, worker.memory_full_info().uss)
         if ray.is_initialized():
-            whole, free = ray.cluster_resources(), ray.available_resources()
-            self.stored = max(self.stored, int(whole[STORE] - free.get(STORE, 0)))
             session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
             files = session.glob("ray_spilled_objects*/**/*")
             with suppress(OSError):  # a file that is gone

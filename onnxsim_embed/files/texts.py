@@ -143,7 +143,19 @@ def iter_rows(
     if on_error not in ON_ERROR:
         raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
     with open_rows(path, **opening) as rows:
-        for value, row in _values(display_name(path), column, rows, report, id_column):
+        name = _choose_column(display_name(path), column, rows, report)
+        # An empty file has no columns.
+        if id_column is not None and id_column not in rows.names and (rows.names or rows.plain):
+            names = ", ".join(rows.names) or "none"
+            raise ValueError(f"{display_name(path)} has no column {id_column!r}; it has: {names}")
+        rows.columns = [c for c in (name, id_column) if c is not None] or None
+        for row in rows.rows:
+            if report.reason == "the only column" and len(row.values) > 1:
+                names = f"{', '.join(map(str, row.values))}, rows before it only {name!r}"
+                raise ValueError(
+                    f"{_place(path, report.rows, row)} has the columns {names}: pass column"
+                )
+            value = row.values.get(name, row.values.get(None))
             if problem := text_problem(value):
                 problem = row.error or problem
             if problem and on_error == "fail":
@@ -151,6 +163,8 @@ def iter_rows(
                 raise TableError(f"{_place(path, report.rows, row)} {problem}; {advice}")
             report.rows += 1
             yield "" if problem else value, problem, row
+    if not report.rows:
+        raise NoTextsError(f"{display_name(path)} holds no texts")
 
 
 def text_problem(value: object) -> str:
@@ -207,25 +221,6 @@ def parse_number(cell: Any) -> float | None:  # noqa: ANN401 - whatever a file h
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _values(
-    path: str | Path, column: str | None, rows: Rows, report: ReadReport, id_column: str | None
-) -> Iterator[tuple[Any, Row]]:
-    """Yield the value of the text column of each row, and the row."""
-    name, row = _choose_column(path, column, rows, report), None
-    known = id_column in rows.names or not (rows.names or rows.plain)  # an empty file has none
-    if id_column is not None and not known:
-        names = ", ".join(rows.names) or "none"
-        raise ValueError(f"{path} has no column {id_column!r}; it has: {names}")
-    rows.columns = [c for c in (name, id_column) if c is not None] or None
-    for number, row in enumerate(rows.rows):
-        if report.reason == "the only column" and len(row.values) > 1:
-            names = f"{', '.join(map(str, row.values))}, rows before it only {name!r}"
-            raise ValueError(f"{_place(path, number, row)} has the columns {names}: pass column")
-        yield row.values.get(name, row.values.get(None)), row
-    if row is None:
-        raise NoTextsError(f"{path} holds no texts")
 
 
 def _choose_column(

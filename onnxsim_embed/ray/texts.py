@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import IO, Any, cast
@@ -53,9 +53,9 @@ class TextFile:
     rows: int
     digest: str
     id_type: str | None
-    version: str | None = None
-    report: ReadReport = field(default_factory=ReadReport)
-    id_hashes: npt.NDArray[np.uint64] | None = field(default=None, compare=False, repr=False)
+    version: str
+    report: ReadReport
+    id_hashes: npt.NDArray[np.uint64] = field(compare=False, repr=False)
 
     def changed(self) -> TableError:
         """Return the error for a file whose rows are not those of the survey."""
@@ -66,7 +66,7 @@ class TextFile:
 
     def check(self) -> None:
         """Raise TableError if the file was written since the survey."""
-        if self.version is not None and file_version(self.location) != self.version:
+        if file_version(self.location) != self.version:
             raise self.changed()
 
 
@@ -173,9 +173,8 @@ def with_rows(files: Sequence[TextFile]) -> tuple[list[TextFile], str]:
 
 def repeated_ids(files: Sequence[TextFile]) -> int:
     """Return the number of ids that an earlier row has too, by 64-bit digests."""
-    hashes = [file.id_hashes for file in files if file.id_hashes is not None]
-    every = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
-    return len(every) - len(np.unique(every))
+    hashes = np.concatenate([file.id_hashes for file in files])
+    return len(hashes) - len(np.unique(hashes))
 
 
 def _row_id(location: str, columns: Columns, number: int, row: Row, problem: str) -> Any:  # noqa: ANN401
@@ -256,23 +255,17 @@ def _read(
 ) -> Iterator[tuple[str, str, Row]]:
     """Yield the rows of a file, none if it is empty, and digest what they are made of."""
     name = display_name(location)
-    kind = columns.kind or kind_of(name)
-    options: dict[str, Any] = {
-        "kind": kind, "delimiter": columns.delimiter, "header": columns.header, "report": report,
-        "on_error": columns.on_error, "id_column": columns.id,
-    }  # fmt: skip
-    try:
-        with open_file(location) as stream:
-            if kind == "parquet":
-                for text, problem, row in iter_rows(name, columns.text, source=stream, **options):
-                    if digest is not None:
-                        digest.update(repr(problem or text).encode() + b"\n")
-                        if columns.id is not None:
-                            digest.update(repr(row.values.get(columns.id)).encode() + b"\n")
-                    yield text, problem, row
-                return
-            raw = stream if digest is None else _HashingStream(stream, digest)
+    parquet = (columns.kind or kind_of(name)) == "parquet"
+    with suppress(NoTextsError), open_file(location) as source:
+        if not parquet:
+            raw = source if digest is None else _HashingStream(source, digest)
             source = _BatchedReader(cast("io.RawIOBase", raw), READ_BYTES)
-            yield from iter_rows(name, columns.text, source=source, **options)
-    except NoTextsError:
-        return
+        for text, problem, row in iter_rows(
+            name, columns.text, source=source, report=report, on_error=columns.on_error,
+            id_column=columns.id, kind=columns.kind, delimiter=columns.delimiter, header=columns.header,
+        ):  # fmt: skip
+            if parquet and digest is not None:
+                digest.update(repr(problem or text).encode() + b"\n")
+                if columns.id is not None:
+                    digest.update(repr(row.values.get(columns.id)).encode() + b"\n")
+            yield text, problem, row

@@ -295,10 +295,8 @@ def test_a_source_larger_than_the_object_store(artifact, model, tmp_path):
     check_vectors(
         tmp_path / "vectors", model.encode([f"{row} {long[:2000]}" for row in range(rows)])
     )
-    assert use.stored <= 80 * MB
     assert use.spilled <= 40 * MB
     assert use.largest <= 500 * MB
-    assert use.resident <= 1500 * MB
 
 
 @pytest.mark.parametrize("cpus", [2, 1])

@@ -23,10 +23,8 @@ from onnxsim_embed.files.texts import iter_texts
 from onnxsim_embed.ray import texts as ray_texts
 from onnxsim_embed.ray.texts import (
     Columns,
-    TextFile,
     group_files,
     read_shards,
-    repeated_ids,
     survey,
     with_rows,
 )
@@ -161,23 +159,6 @@ def test_a_malformed_row_is_skipped_with_its_place(tmp_path):
         survey(path, replace(TWO, on_error="blank"))
 
 
-def test_delimiters_and_headers_are_those_of_one_process(tmp_path):
-    path = write(tmp_path / "a.csv", "a b;c, d\ne;f\n")
-    for options in ({"delimiter": ";", "header": False}, {"header": False}, {"delimiter": ","}):
-        columns = Columns("0" if "header" in options else "a b;c", **options)
-        files, _ = surveyed([path], columns)
-        expected = list(iter_texts(path, columns.text, **options))
-        assert [shard.texts for shard in shards_of(files, 9, columns)] == [expected]
-
-
-def test_repeated_ids_are_counted(tmp_path):
-    for number, ids in enumerate([["a", "b", "c"], ["d", "b", "b"]]):
-        write(tmp_path / f"{number}.csv", as_csv(ids, TEXTS[:3]))
-    files, _ = surveyed(sorted(tmp_path.iterdir()), TWO)
-    assert (repeated_ids(files[:1]), repeated_ids(files)) == (0, 2)
-    assert repeated_ids(surveyed(sorted(tmp_path.iterdir()), Columns("text"))[0]) == 0
-
-
 @pytest.mark.parametrize(
     ("name", "reason"),
     [(None, "None"), (1.5, "1.5"), (True, "True"), (2**63, "9223372036854775808"), ("\ud800", r"'\ud800'"),
@@ -225,12 +206,12 @@ def test_an_empty_file_among_others_is_skipped(tmp_path, name, key):
     columns = Columns() if ".txt" in name else Columns("text", key)
     empty = survey(write(tmp_path / name, EMPTY[name]), columns)
     assert (empty.rows, empty.id_type) == (0, None)
-    full = TextFile("z", 3, "0", "string")
+    full, other = replace(empty, rows=3, id_type="string"), replace(empty, rows=1, id_type="int64")
     assert with_rows([empty, full, empty]) == ([full], "string")
     with pytest.raises(TableError, match="no texts"):
         with_rows([empty, empty])
-    with pytest.raises(TableError, match="b has ids of type int64"):
-        with_rows([full, TextFile("b", 1, "0", "int64")])
+    with pytest.raises(TableError, match=f"{name} has ids of type int64"):
+        with_rows([full, other])
 
 
 # shards
@@ -255,17 +236,6 @@ def test_every_row_is_in_one_shard_in_order_whatever_is_finished(sizes, shard_ro
         finished = data.draw(st.sets(st.sampled_from(range(len(shards)))))
         rest = shards_of(files, shard_rows, finished=sorted(finished))
         assert rest == [shard for shard in shards if shard.number not in finished]
-
-
-@pytest.mark.parametrize("shard_rows", [1, 7, 100])
-def test_ids_go_with_their_texts_over_files_of_several_formats(tmp_path, shard_rows):
-    paths, expected = [], []
-    for number, (ending, encode) in enumerate(FORMATS.items()):
-        ids = [f"{number}-{name}" for name in IDS]
-        paths.append(write(tmp_path / f"{number}.{ending}", encode(ids, TEXTS)))
-        expected += zip(ids, TEXTS, strict=True)
-    files, _ = surveyed(paths, TWO)
-    assert rows_of(shards_of(files, shard_rows, TWO)) == expected
 
 
 def test_reading_is_lazy_and_ends_with_the_last_missing_shard(tmp_path, monkeypatch):
