@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from onnxsim_embed import __version__
-from onnxsim_embed.artifact.manifest import MANIFEST, Artifact, is_artifact
+from onnxsim_embed.artifact.manifest import MANIFEST, Artifact
 from onnxsim_embed.artifact.recipes import cache_directory
 from onnxsim_embed.errors import ArtifactError, OnnxsimEmbedError, TableError
 from onnxsim_embed.files.atomic import atomic_directory
@@ -61,17 +61,15 @@ class PackedModel:
         digest = hashlib.sha256(self.files[MANIFEST] + self.precision.encode()).hexdigest()[:16]
         target = cache_directory() / "ray" / f"{self.name.replace('/', '_')}-{digest}"
         target.parent.mkdir(parents=True, exist_ok=True)
+        options: Any = {"precision": self.precision, "device": "cpu", "threads": threads}
         with FileLock(target.with_name(target.name + ".lock")):  # actors of a node load together
-            if is_artifact(target):
-                try:
-                    return Embedder(target, precision=self.precision, device="cpu", threads=threads)
-                except ArtifactError:  # damaged
-                    shutil.rmtree(target, ignore_errors=True)
+            with suppress(ArtifactError):  # there is none, or it is damaged
+                return Embedder(Artifact.open(target), **options)
             with atomic_directory(target) as work:
                 for name, content in self.files.items():
                     (work / name).parent.mkdir(parents=True, exist_ok=True)
                     (work / name).write_bytes(content)
-            return Embedder(target, precision=self.precision, device="cpu", threads=threads)
+            return Embedder(Artifact.open(target), **options)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 from pyarrow import fs
 from scipy import sparse
 from support import TEXTS, change_json, contents, provenance, read_json, write_json
+from vector_sets import clustered_vectors
 
 pytest.importorskip("ray")
 
@@ -374,13 +375,7 @@ def test_options_are_those_of_encode(model):
 
 @pytest.fixture(scope="module")
 def vectors():
-    """300 vectors with close ones among them, a zero row and two equal ones."""
-    rng = np.random.default_rng(1)
-    rows = rng.standard_normal((60, 24))[rng.integers(0, 60, 300)]
-    rows = (rows + 0.4 * rng.standard_normal((300, 24))).astype(np.float32)
-    rows[17] = 0
-    rows[200] = rows[5]
-    return rows
+    return clustered_vectors(300, centres=60)
 
 
 @pytest.mark.parametrize(
