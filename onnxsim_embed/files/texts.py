@@ -155,7 +155,7 @@ def iter_rows(
                 raise ValueError(
                     f"{_place(path, report.rows, row)} has the columns {names}: pass column"
                 )
-            value = row.values.get(name, row.values.get(None))
+            value: Any = row.values.get(name, row.values.get(None))
             if problem := text_problem(value):
                 problem = row.error or problem
             if problem and on_error == "fail":

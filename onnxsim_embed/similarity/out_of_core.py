@@ -33,26 +33,24 @@ class AllPairs:
         *,
         upper: bool,
         rows: slice | None = None,
-        columns: slice | None = None,
         on_pairs: Callable[[RowPairs], object] = lambda pairs: None,
     ) -> Iterator[RowPairs]:
         """Yield the pairs above a threshold, chunk by chunk.
 
         :param upper: only columns greater than the row (of one set).
-        :param columns: columns to compare the rows with; both are whole tiles.
+        :param rows: whole tiles; None for all.
         :param on_pairs: called with pairs as soon as they are found, before their chunk is complete.
         """
         rows = rows or slice(0, self.left.rows)
-        if self._in_memory is not None and columns is None:
+        if self._in_memory is not None:
             for pairs in self._in_memory.above(threshold, upper=upper, rows=rows):
                 on_pairs(pairs)
                 yield pairs
             return
-        columns = columns or slice(0, self.right.rows)
         for tile in self.left.tiles(rows.start, rows.stop):
             chunks: list[list[RowPairs]] = []
-            first = max(columns.start, tile.start) if upper else columns.start
-            for start, comparison in self._comparisons(tile, slice(first, columns.stop)):
+            columns = slice(tile.start if upper else 0, self.right.rows)
+            for start, comparison in self._comparisons(tile, columns):
                 same = comparison.left is comparison.right
                 for number, pairs in enumerate(comparison.above(threshold, upper=upper and same)):
                     on_pairs(pairs)
@@ -67,17 +65,16 @@ class AllPairs:
         *,
         skip_self: bool,
         rows: slice | None = None,
-        columns: slice | None = None,
         on_rows: OnRows = lambda rows: None,
     ) -> TopK:
-        """Return the top-k of each row among some columns, or all if they are fewer."""
-        both = self.left is self.right and rows is None and columns is None
+        """Return the top-k of each row (of whole tiles), or all columns if they are fewer."""
+        both = self.left is self.right and rows is None
         rows = rows or slice(0, self.left.rows)
-        if self._in_memory is not None and columns is None:
+        if self._in_memory is not None:
             return top_k(self._in_memory, k, skip_self=skip_self, rows=rows, on_rows=on_rows)
-        columns = columns or slice(0, self.right.rows)
-        own = skip_self and columns.start <= rows.start < columns.stop
-        best = BestOfRows(rows.stop - rows.start, min(k, columns.stop - columns.start - own))
+        columns = slice(0, self.right.rows)
+        own = skip_self and rows.start < columns.stop
+        best = BestOfRows(rows.stop - rows.start, min(k, columns.stop - own))
         tiles = self.left.tiles(rows.start, rows.stop) if best.k else []
         parts = [(tile, columns) for tile in tiles]
         if both:  # first each tile with itself: similar rows give each other the first bounds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,6 @@ from onnxsim_embed.similarity.compare import (
     top_k,
 )
 from onnxsim_embed.similarity.out_of_core import AllPairs
-from onnxsim_embed.similarity.selection import top_k_of_rows
 from onnxsim_embed.similarity.sparse import build_matrix
 from onnxsim_embed.similarity.unit_rows import UnitRows
 
@@ -128,31 +128,7 @@ def test_pairs_are_reported_as_soon_as_they_are_found(rows):
         next(alone(np.ones((40, 3)), 10).above(0, upper=True, on_pairs=stop))
 
 
-# groups of columns, as tasks on a cluster take them
-
-
-def groups_of(tiles, height, rows):
-    """Columns in groups of so many tiles, as slices."""
-    step = tiles * height
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
-
-
-def entries(parts, first):
-    """Row, column and score of each pair of several comparisons of the same rows, sorted."""
-    found = []
-    for part in parts:
-        row = first
-        for chunk in part:
-            rows = np.repeat(np.arange(row, row + len(chunk.counts)), chunk.counts)
-            found += zip(rows.tolist(), chunk.columns.tolist(), chunk.scores.tolist(), strict=True)
-            row += len(chunk.counts)
-    return sorted(found)
-
-
-def merged(parts, k):
-    """The top-k of several comparisons of the same rows."""
-    scores, indices = (np.hstack(arrays) for arrays in zip(*parts, strict=True))
-    return top_k_of_rows(scores, k, indices)
+# chunks of rows, as tasks on a cluster take them
 
 
 @settings(deadline=None, database=None, max_examples=25)
@@ -163,34 +139,20 @@ def merged(parts, k):
         elements=st.sampled_from([-1.0, 0.0, 0.5, 1.0]),  # of which most are ties
     ),
     st.integers(1, 5),
-    st.integers(1, 4),
     st.sampled_from([-1.0, 0.0, 0.4]),
     st.integers(1, 9),
     st.booleans(),
 )
-def test_groups_of_columns_give_together_what_all_give(vectors, height, step, threshold, k, flag):
-    pairs, n = alone(vectors, height), len(vectors)
-    groups = groups_of(step, height, n)
-    for rows in groups_of(1, height, n):
-        parts = [pairs.above(threshold, upper=flag, rows=rows, columns=c) for c in groups]
-        expected = pairs.above(threshold, upper=flag, rows=rows)
-        assert entries(parts, rows.start) == entries([expected], rows.start)
-        top = merged((pairs.top_k(k, skip_self=flag, rows=rows, columns=c) for c in groups), k)
-        available = min(k, n - flag)
-        assert top.scores.shape[1] == available
-        if available:
-            assert_same(top, merged([pairs.top_k(available, skip_self=flag, rows=rows)], k))
-
-
-def test_groups_of_columns_of_another_set():
-    one, other = SETS["clustered"][:23], OTHER
-    in_memory = AllPairs(UnitRows(one), UnitRows(other), TILE)
-    pairs = AllPairs(tiled(one, 4), tiled(other, 3), TILE)
-    groups = groups_of(2, 3, len(other))
-    parts = [pairs.above(0.2, upper=False, columns=columns) for columns in groups]
-    assert entries(parts, 0) == entries([in_memory.above(0.2, upper=False)], 0)
-    parts = (pairs.top_k(4, skip_self=False, columns=columns) for columns in groups)  # of 6 and 1
-    assert_same(merged(parts, 4), best(in_memory, 4, skip_self=False))
+def test_chunks_of_rows_give_together_what_all_give(vectors, height, threshold, k, flag):
+    pairs, in_memory = alone(vectors, height), alone(vectors)
+    chunks = pairs.left.tiles()
+    found = [pairs.above(threshold, upper=flag, rows=rows) for rows in chunks]
+    matrix = build_matrix(chain.from_iterable(found), len(vectors))
+    assert_same(matrix, above(in_memory, threshold, upper=flag))
+    if k := min(k, len(vectors) - flag):
+        top = [pairs.top_k(k, skip_self=flag, rows=rows) for rows in chunks]
+        merged = map(np.vstack, zip(*top, strict=True))
+        assert_same(merged, best(in_memory, k, skip_self=flag))
 
 
 @pytest.mark.parametrize(
