@@ -38,7 +38,7 @@ class AllPairs:
         """Yield the pairs above a threshold, chunk by chunk.
 
         :param upper: only columns greater than the row (of one set).
-        :param rows: whole tiles; None for all.
+        :param rows: rows to compare; None for all.
         :param on_pairs: called with pairs as soon as they are found, before their chunk is complete.
         """
         rows = rows or slice(0, self.left.rows)
@@ -67,7 +67,7 @@ class AllPairs:
         rows: slice | None = None,
         on_rows: OnRows = lambda rows: None,
     ) -> TopK:
-        """Return the top-k of each row (of whole tiles), or all columns if they are fewer."""
+        """Return the top-k of each row, or all columns if they are fewer."""
         both = self.left is self.right and rows is None
         rows = rows or slice(0, self.left.rows)
         if self._in_memory is not None:
