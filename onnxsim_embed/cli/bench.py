@@ -12,10 +12,9 @@ import typer
 from typer import Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import TextInputs, with_inputs
+from onnxsim_embed.cli.inputs import TextInputs
 
 
-@with_inputs
 def bench(
     inputs: TextInputs,
     model: options.Model = options.DEFAULT_MODEL,

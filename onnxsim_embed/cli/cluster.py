@@ -12,11 +12,10 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
+from onnxsim_embed.cli.inputs import VectorInputs
 from onnxsim_embed.cli.output import check_table, counted
 
 
-@with_inputs
 def cluster(
     inputs: VectorInputs,
     file: str = Argument(..., help="csv, tsv, jsonl, parquet or txt (also .gz); - for stdin."),

@@ -11,12 +11,11 @@ import numpy as np
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
+from onnxsim_embed.cli.inputs import Rows, VectorInputs
 from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.files.atomic import atomic_file
 
 
-@with_inputs
 def dedupe(
     inputs: VectorInputs,
     file: str = Argument(..., help="csv, tsv, jsonl, parquet or txt (also .gz)."),
@@ -86,20 +85,18 @@ def dedupe(
         message += f", {counted(len(members), 'group')} -> {groups}"
     if report is not None:
         keepers, rows, scores = result.dropped()
-        keeper_sets = [others if result.first[row] < 0 else None for row in rows]
-        pairs = list(zip(keepers, keeper_sets, strict=True))
+        own = Rows(compared, texts, names, source)
+        sides = [others if others and result.first[row] < 0 else own for row in rows]
+        kept = list(zip(sides, keepers, strict=True))
         columns = {
             "row": [names[row] for row in rows],
-            "kept": [(names if other is None else other.names)[row] for row, other in pairs],
-            "file": [file if other is None else reference for _, other in pairs],
+            "kept": [side.names[row] for side, row in kept],
+            "file": [side.source.path for side in sides],
             "score": digits(scores),
         }
         if not inputs.no_text:
             columns["text"] = [texts[row] for row in rows]
-            columns["kept_text"] = [
-                (texts if other is None else other.texts or [""] * len(other.vectors))[row]
-                for row, other in pairs
-            ]
+            columns["kept_text"] = [side.texts[row] if side.texts else "" for side, row in kept]
         write_rows(columns, report)
         message += f", {counted(len(rows), 'dropped row')} -> {report}"
     unseen = unseen_rows(compared, texts)

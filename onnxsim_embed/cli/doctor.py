@@ -9,6 +9,7 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli.output import counted
+from onnxsim_embed.plot import one_line
 
 if TYPE_CHECKING:
     from onnxsim_embed.doctor import Finding
@@ -51,12 +52,8 @@ def doctor(
 def _print(finding: Finding, readers: tuple[str, ...]) -> None:
     key = "" if finding.key is None else f": {finding.key}"
     affected = ", ".join(name for name in finding.readers if name in readers)
-    typer.echo(_printable(f"{finding.file}{key}"))
-    typer.echo(_printable(f"  breaks  {affected}"))
-    typer.echo(_printable(f"  what    {finding.effect}"))
-    typer.echo(_printable(f"  change  {finding.fix}\n", keep="\n"))
-
-
-def _printable(text: str, keep: str = "") -> str:
-    """Return a text without terminal control characters, which names in the directory may hold."""
-    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in text)
+    # Names in the directory may hold terminal control characters.
+    typer.echo(one_line(f"{finding.file}{key}"))
+    typer.echo(f"  breaks  {affected}")
+    typer.echo(f"  what    {one_line(finding.effect)}")
+    typer.echo(f"  change  {one_line(finding.fix)}\n")

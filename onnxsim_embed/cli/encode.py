@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
+import typer
 from typer import Argument, Context, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Inputs, with_inputs
+from onnxsim_embed.cli.inputs import Inputs
 from onnxsim_embed.cli.output import check_table, counted, resumable
-from onnxsim_embed.cli.ray import encode_on_ray
-from onnxsim_embed.cli.texts import Counted
+from onnxsim_embed.cli.texts import Counted, print_problems
 from onnxsim_embed.files.atomic import check_output, write_json
 from onnxsim_embed.files.checkpoint import EmbeddingCheckpoint
 from onnxsim_embed.files.vectors import read_vectors, write_vectors
@@ -22,6 +24,7 @@ from onnxsim_embed.files.vectors import read_vectors, write_vectors
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from onnxsim_embed.ray import EncodedFiles
     from onnxsim_embed.runtime.embedder import Embedder
     from onnxsim_embed.runtime.encode_to_file import EncodeResult
     from onnxsim_embed.runtime.options import OutputPrecision
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
 # Texts, drawn from the whole file, whose vectors define the ranges of int8 and uint8.
 RANGE_TEXTS = 10_000
 
+NAMED_ROWS = 5  # rows with diagnostics that Ray's results print; rejected.jsonl lists them all
 
-@with_inputs
+
 def encode(
     inputs: Inputs,
     context: Context,
@@ -57,36 +61,25 @@ def encode(
     strict: bool = Option(
         False, "--strict", help="With --engine ray: fail at a row without a usable text."
     ),
-    force: bool = Option(False, "--force", help="Start over, and replace existing outputs."),
 ) -> None:
     """Encode the texts of a file.
 
     Files may be of any size. After an interruption, the same command continues. With --engine ray, FILE
     may also be a directory, a glob pattern or a URI, and the output is a directory or URI.
     """
-    if options.on_ray(
-        inputs.engine,
-        {"strict": strict},
-        {
-            "dtype": dtype != "float32",
-            "ranges": ranges,
-            "save_ranges": save_ranges,
-            "report": report,
-            "device": inputs.local["device"],
-        },
-    ):
-        encode_on_ray(
-            file,
-            output,
-            inputs,
-            _on_error(context, inputs.on_error, strict),
-            prompt_name=prompt_name,
-            normalize_embeddings=normalize,
-            truncate_dim=truncate_dim,
-            **inputs.encoding,
-            address=address,
-        )
+    processing: dict[str, Any] = {
+        "prompt_name": prompt_name,
+        "normalize_embeddings": normalize,
+        "truncate_dim": truncate_dim,
+        **inputs.encoding,
+    }
+    numbers = dtype != "float32"
+    if inputs.on_ray(dtype=numbers, ranges=ranges, save_ranges=save_ranges, report=report):
+        on_error = _on_error(context, inputs.on_error, strict)
+        _encode_on_ray(file, output, inputs, on_error, address=address, **processing)
         return
+    if strict:
+        raise ValueError("--strict requires --engine ray")
     from onnxsim_embed.runtime.encode_to_file import encode_to_file
 
     target = Path(output)
@@ -101,13 +94,7 @@ def encode(
     texts = iter(source)
     embedder = inputs.load()
     total, sample = source.survey(RANGE_TEXTS if sampled else 0)
-    processing: dict[str, Any] = {
-        "prompt_name": prompt_name,
-        "normalize_embeddings": normalize,
-        "truncate_dim": truncate_dim,
-        **inputs.encoding,
-        "show_progress_bar": inputs.show_progress_bar,
-    }
+    processing["show_progress_bar"] = inputs.show_progress_bar
     limits = None if ranges is None else read_vectors(ranges)
     if sampled:
         limits = _save_ranges(embedder.encode(sample, **processing), save_ranges)
@@ -132,7 +119,7 @@ def encode(
             on_rows=on_rows,
             **processing,
         )
-    source.print_problems()
+    print_problems(file, source.report, inputs.quiet)
     if report is not None:
         _write_report(result, embedder, report)
     if result.report.texts:
@@ -207,3 +194,62 @@ def _write_report(result: EncodeResult, embedder: Embedder, path: Path) -> None:
     }
     del table["row_tokens"]
     write_json(path, table)
+
+
+def _encode_on_ray(
+    source: str,
+    directory: str,
+    inputs: Inputs,
+    on_error: str,
+    **processing: Any,  # noqa: ANN401
+) -> None:
+    """Encode files on a cluster with `onnxsim_embed.ray.encode_files`, and print the result."""
+    if source == "-":
+        raise ValueError(
+            "--engine ray cannot read standard input: its tasks run in other processes"
+        )
+    if Path(directory).suffix in (".npy", ".parquet"):
+        raise ValueError(
+            f"-o {directory}: --engine ray writes a directory: pass a name without a suffix"
+        )
+    from onnxsim_embed.ray import encode_files
+
+    started = time.perf_counter()
+    result = encode_files(
+        source, directory, inputs.model, column=inputs.column, id_column=inputs.id_column,
+        kind=inputs.kind, delimiter=inputs.delimiter, header=not inputs.no_header, on_error=on_error,
+        precision=inputs.precision, max_seq_length=inputs.max_seq_length, actor_threads=inputs.threads,
+        force=inputs.force, show_progress_bar=inputs.show_progress_bar, **processing,
+    )  # fmt: skip
+    _print_encoded_on_ray(source, directory, result, time.perf_counter() - started, inputs)
+
+
+def _print_encoded_on_ray(
+    source: str, directory: str, result: EncodedFiles, seconds: float, inputs: Inputs
+) -> None:
+    from onnxsim_embed.files.uris import display_name
+
+    for remark in result.remarks[:NAMED_ROWS]:
+        typer.echo(f"row {remark.id!r}: {remark.reason}", err=True)
+    if (more := len(result.remarks) - NAMED_ROWS) > 0:
+        typer.echo(f"and {counted(more, 'row')} more, in rejected.jsonl", err=True)
+    for name, report in islice(result.reports.items(), NAMED_ROWS):
+        print_problems(name, report, inputs.quiet)
+    for line in dict.fromkeys(report.describe() for report in result.reports.values()):
+        inputs.say(f"Read {display_name(source)}: {line}.")
+    vectors, actors = result.vectors, result.actors
+    skipped = sum(not remark.encoded for remark in result.remarks)
+    if result.rows_found:
+        inputs.say(f"Found {counted(result.rows_found, 'row')} of an earlier run.")
+    if actors is not None:
+        encoded = vectors.rows + skipped - result.rows_found
+        inputs.say(
+            f"Encoded {counted(encoded, 'row')} with {counted(actors.count, 'actor')} of "
+            f"{counted(actors.threads, 'thread')}, in {seconds:.1f} s: {result.seconds:.1f} s of encoding "
+            f"({encoded / max(result.seconds, 1e-9):,.0f} rows/s), the rest is startup."
+        )
+    rejected = f"; {counted(skipped, 'row')} without a usable text, in rejected.jsonl"
+    inputs.say(
+        f"Wrote {display_name(directory)}: {vectors.rows:,} x {vectors.dim} float32 in "
+        f"{counted(len(vectors.shards), 'shard')}{rejected if skipped else ''}."
+    )

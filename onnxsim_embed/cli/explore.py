@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typer import Argument, Option
 
-from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
+from onnxsim_embed.cli.inputs import VectorInputs
 from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.errors import check_packages
 from onnxsim_embed.files.atomic import atomic_directory, atomic_file
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 MIN_ROWS = 4  # UMAP's spectral start fails on fewer
 
 
-@with_inputs
 def explore(
     inputs: VectorInputs,
     file: str = Argument(..., help="File of texts, or vectors: .npy or .parquet."),
@@ -56,7 +55,10 @@ def explore(
     check_table(output, inputs.force, ".parquet")
     if export is not None and export.exists() and not inputs.force:
         raise FileExistsError(f"{export} exists; replace it with --force, or choose another name")
-    _check_packages(no_open)
+    needed = {"umap": "umap-learn", "pyarrow": "pyarrow", "embedding_atlas": "embedding-atlas"}
+    if no_open:
+        del needed["embedding_atlas"]
+    check_packages("drawing a map", "explore", needed)
     from pyarrow import parquet
 
     from onnxsim_embed.cli.graph_files import shorten
@@ -92,14 +94,6 @@ def explore(
     )
     if not no_open:
         _open_atlas(output, "text" in columns, export, inputs.say)
-
-
-def _check_packages(no_open: bool) -> None:
-    """Raise MissingExtraError unless the packages that a map needs are installed."""
-    needed = {"umap": "umap-learn", "pyarrow": "pyarrow"}
-    if not no_open:
-        needed["embedding_atlas"] = "embedding-atlas"
-    check_packages("drawing a map", "explore", needed)
 
 
 def _distances(nearest: TopK) -> Float32:

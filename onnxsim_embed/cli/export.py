@@ -9,11 +9,10 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import TextInputs, with_inputs
+from onnxsim_embed.cli.inputs import TextInputs
 from onnxsim_embed.cli.output import print_artifact
 
 
-@with_inputs
 def export(
     inputs: TextInputs,
     model: str = Argument(

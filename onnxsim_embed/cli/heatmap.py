@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import VectorInputs, with_inputs
+from onnxsim_embed.cli.inputs import VectorInputs
 from onnxsim_embed.cli.output import counted
 from onnxsim_embed.files.atomic import check_output
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from onnxsim_embed.cli.texts import Texts
 
 
-@with_inputs
 def heatmap(
     inputs: VectorInputs,
     file: str = Argument(..., help="File of texts, or vectors: .npy or .parquet."),
@@ -34,31 +32,21 @@ def heatmap(
     Texts label the rows, or with --no-text their ids or numbers. With at most 16 rows, cells show their
     values; beyond 60, only some rows are labelled.
     """
-    from onnxsim_embed.cli.graph_files import HEATMAP_ROWS
+    from onnxsim_embed.cli.graph_files import HEATMAP_ROWS, check_heatmap, draw_heatmap
     from onnxsim_embed.plot import check_format
-    from onnxsim_embed.plot import heatmap as draw
-    from onnxsim_embed.similarity.compare import cos_sim
 
     check_output(output, inputs.force)
     check_format(output)
     inputs, file = inputs.swapped(file, texts)
 
-    def check(rows: Sized) -> None:
-        if len(rows) > HEATMAP_ROWS:
-            raise ValueError(
-                f"a heatmap has at most {HEATMAP_ROWS:,} rows; draw the first with --limit {HEATMAP_ROWS}"
-            )
-
     def encode(source: Texts, texts: list[str]) -> npt.NDArray[Any]:
-        check(texts)
+        check_heatmap(texts)
         return source.encode(texts)
 
     # One row more shows that there are more.
     vectors, labels, names, _ = inputs.read(file, limit or HEATMAP_ROWS + 1, encode)
-    check(vectors)
     if not len(vectors):
         raise ValueError(f"{file} holds no rows")
-    if labels is None or inputs.no_text:
-        labels = list(map(str, names))
-    draw(cos_sim(vectors, vectors), output, labels=labels, title=title, order=order)
+    labels = None if inputs.no_text else labels
+    draw_heatmap(vectors, labels, names, output, title=title, order=order)
     inputs.say(f"Drew {counted(len(vectors), 'row')} -> {output}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from typer import Option
 
 from onnxsim_embed.cli import options
 from onnxsim_embed.cli.output import counted, on_terminal
@@ -21,17 +20,17 @@ if TYPE_CHECKING:
     from onnxsim_embed.runtime.embedder import Embedder
     from onnxsim_embed.runtime.report import EncodeReport
 
-Command = TypeVar("Command", bound=Callable[..., None])
-
 
 @dataclass(frozen=True)
 class TextInputs:
-    """The options of commands that read texts; `with_inputs` declares them."""
+    """The options of commands that read texts; `options.prepare` declares them."""
 
-    column: options.Column = None
+    column: Annotated[str | None, Option("--column", "-c", help="Column of the texts.")] = None
     delimiter: options.Delimiter = None
     no_header: options.NoHeader = False
-    on_error: options.OnError = "fail"
+    on_error: Annotated[
+        str, Option("--on-error", help="Rows without a text: fail, skip or blank.")
+    ] = "fail"
 
     def read_texts(self, file: object) -> list[str]:
         """Return the texts of a file."""
@@ -43,12 +42,25 @@ class ModelInputs:
     """The options of commands that load a model."""
 
     model: options.Model = options.DEFAULT_MODEL
-    precision: options.Precision = "auto"
+    precision: Annotated[
+        str, Option("--precision", help="Weight precision: auto, fp32, int8, bf16 or fp16.")
+    ] = "auto"
     device: options.Device = "auto"
-    engine: options.Engine = "auto"
+    engine: Annotated[
+        str,
+        Option(
+            "--engine",
+            help="auto, onnxruntime or openvino; with encode and similarity also ray: a cluster, or this "
+            "machine; writes a directory.",
+        ),
+    ] = "auto"
     max_seq_length: options.MaxSeqLength = None
-    long_texts: options.LongTexts = "truncate"
-    stride: options.Stride = 0
+    long_texts: Annotated[
+        str, Option("--long-texts", help="Beyond that length: truncate, or mean of windows.")
+    ] = "truncate"
+    stride: Annotated[
+        int, Option("--stride", min=0, help="Tokens that windows of --long-texts mean share.")
+    ] = 0
     threads: options.Threads = None
     quiet: options.Quiet = False
 
@@ -108,23 +120,32 @@ class ModelInputs:
 class Inputs(ModelInputs, TextInputs):
     """The options of commands that read texts and may encode them."""
 
-    id_column: options.IdColumn = None
-    kind: options.Format = None
+    id_column: Annotated[
+        str | None,
+        Option("--id-column", help="Ids that name rows in outputs; default: row numbers."),
+    ] = None
+    kind: Annotated[
+        str | None, Option("--format", help="csv, tsv, jsonl, parquet, txt; default: the suffix.")
+    ] = None
     force: options.Force = False
 
     def open(self, file: object) -> Texts:
         """Return the texts of a file."""
         return Texts(str(file), self)
 
-    @property
-    def local(self) -> dict[str, object]:
-        """The options that Ray does not support, by name."""
-        return {
-            "delimiter": self.delimiter,
-            "no_header": self.no_header,
-            "on_error": self.on_error != "fail",
-            "device": self.device not in ("auto", "cpu"),
-        }
+    def on_ray(self, **only_local: object) -> bool:
+        """Return whether the command runs on Ray, after checking that Ray has the options that are set.
+
+        :param only_local: values of options that it lacks; None and False are not set.
+        """
+        if self.engine not in (allowed := ("auto", "onnxruntime", "openvino", "ray")):
+            raise ValueError(f"unknown engine {self.engine!r}; allowed are {', '.join(allowed)}")
+        only_local["device"] = self.device not in ("auto", "cpu")
+        for name, value in only_local.items():
+            if self.engine == "ray" and value not in (None, False):
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{option} cannot be combined with --engine ray")
+        return self.engine == "ray"
 
 
 class Rows(NamedTuple):
@@ -140,8 +161,10 @@ class Rows(NamedTuple):
 class VectorInputs(Inputs):
     """The options of commands that compare the rows of a file."""
 
-    vectors: options.Vectors = None
-    no_text: options.NoText = False
+    vectors: Annotated[
+        str | None, Option("--vectors", help="Vectors of the rows, .npy or .parquet, if encoded.")
+    ] = None
+    no_text: Annotated[bool, Option("--no-text", help="Leave the texts out of tables.")] = False
 
     def swapped(self, file: str, texts: str | None) -> tuple[VectorInputs, str]:
         """Return the options and the file for `VECTORS --texts FILE`, as FILE --vectors VECTORS."""
@@ -173,19 +196,3 @@ class VectorInputs(Inputs):
         vectors = source.vectors(texts, self.vectors, limit)
         ids = None if self.id_column else read_ids(self.vectors)
         return Rows(vectors, texts, ids or source.names, source)
-
-
-def with_inputs(command: Command) -> Command:
-    """Add the options of `Inputs` to a command, which gets them as its argument `inputs`."""
-    own = dict(inspect.signature(command, eval_str=True).parameters)
-    kind = own.pop("inputs").annotation
-    shared = inspect.signature(kind, eval_str=True).parameters
-
-    @wraps(command)
-    def run(**values: Any) -> None:  # noqa: ANN401
-        command(inputs=kind(**{name: values.pop(name) for name in shared}), **values)
-
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in {**own, **shared}.values()]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in parameters}
-    return run  # type: ignore[return-value]

@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Rows, VectorInputs, with_inputs
+from onnxsim_embed.cli.inputs import Rows, VectorInputs
 from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.files.tables import write_rows
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from onnxsim_embed.similarity.compare import TopK
 
 
-@with_inputs
 def search(
     inputs: VectorInputs,
     query: list[str] | None = Argument(None, help="Query; each argument is a search of its own."),

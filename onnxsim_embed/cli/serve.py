@@ -8,12 +8,11 @@ from pathlib import Path
 
 from typer import Option
 
-from onnxsim_embed.cli.inputs import ModelInputs, with_inputs
+from onnxsim_embed.cli.inputs import ModelInputs
 
 logger = logging.getLogger(__name__)
 
 
-@with_inputs
 def serve(
     inputs: ModelInputs,
     host: str = Option("127.0.0.1", help="Address to listen on; 0.0.0.0 for all of this machine."),

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import Rows, VectorInputs, with_inputs
-from onnxsim_embed.cli.output import check_table, counted, resumable
-from onnxsim_embed.cli.ray import compare_on_ray
+from onnxsim_embed.cli.inputs import VectorInputs
+from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.files.atomic import check_output
 
 if TYPE_CHECKING:
     from onnxsim_embed.cli.graph_files import SimilarityJob
 
 
-@with_inputs
 def similarity(
     inputs: VectorInputs,
     file: str = Argument(
@@ -31,7 +26,9 @@ def similarity(
     output: list[Path] | None = Option(
         None, "--output", "-o", help="matrix.npz, neighbours.csv or DIRECTORY; see above."
     ),
-    threshold: options.Threshold = 0.5,
+    threshold: float = Option(
+        0.5, "--threshold", "-t", min=-1, max=1, help="Keep scores above it."
+    ),
     top_k: int | None = Option(
         None, "--top-k", "-k", min=1, help="Number of nearest neighbours of each row."
     ),
@@ -57,35 +54,40 @@ def similarity(
     from 0, which count the rows of the matrix too.
     """
     targets = _targets(output or [], top_k, drop_duplicates, estimate)
-    local = inputs.local | {"pairs": pairs, "heatmap": heatmap, "show": show}
-    local |= {"threads": inputs.threads, "id_column": inputs.id_column}
-    local |= {"drop_duplicates": drop_duplicates, "estimate": estimate, "vectors": inputs.vectors}
-    distributed = options.on_ray(inputs.engine, {}, local)
-    _check_targets(targets, pairs, heatmap, inputs.force, distributed)
+    distributed = inputs.on_ray(
+        delimiter=inputs.delimiter, no_header=inputs.no_header, on_error=inputs.on_error != "fail",
+        pairs=pairs, heatmap=heatmap, show=show, threads=inputs.threads, id_column=inputs.id_column,
+        drop_duplicates=drop_duplicates, estimate=estimate, vectors=inputs.vectors,
+    )  # fmt: skip
     memory = options.parse_memory(max_memory)
     if distributed:
-        limits = {"threshold": threshold} if top_k is None else {"k": top_k}
-        compare_on_ray(file, targets["graph"], inputs, **limits, max_memory=memory, address=address)
+        if list(targets) != ["graph"]:
+            raise ValueError("--engine ray writes a directory: pass a name without a suffix to -o")
+        limits: dict[str, Any] = {"threshold": threshold} if top_k is None else {"k": top_k}
+        limits |= {"max_memory": memory, "address": address}
+        _compare_on_ray(file, targets["graph"], inputs, **limits)
         return
+    targets |= {"pairs": pairs} if pairs else {}
+    targets |= {"heatmap": heatmap} if heatmap else {}
+    _check_targets(targets, inputs.force)
+    from onnxsim_embed.cli.graph_files import SimilarityJob
+
     started = time.perf_counter()
     rows = inputs.read(file)
     if rows.source.report.skipped and "graph" in targets:
         raise ValueError("-o DIRECTORY cannot number skipped rows: use --on-error blank")
-    job = _job(rows, inputs, threshold, drop_duplicates, memory)
+    job = SimilarityJob(rows, inputs, threshold, memory)
+    dropped = job.drop_duplicates() if drop_duplicates else 0
     if estimate:
+        from onnxsim_embed.similarity.compare import estimate_similarity
+
         what = f"Above {threshold}" if top_k is None else f"Top {top_k} of each row"
-        typer.echo(f"{what}: {job.estimate(top_k)}.")
+        typer.echo(f"{what}: {estimate_similarity(job.vectors, threshold, k=top_k)}.")
         return
     done = [f"Compared {counted(len(job.vectors), 'row')}"]
     if drop_duplicates:
-        dropped = len(rows.vectors) - len(job.vectors)
         done[0] += f" ({counted(dropped, 'duplicate')} dropped)"
-    done += _write(job, targets, top_k, inputs.force)
-    if pairs is not None:
-        done.append(f"{counted(job.write_pairs(pairs), 'pair')} above {threshold} -> {pairs}")
-    if heatmap is not None:
-        job.draw(heatmap)
-        done.append(f"heatmap -> {heatmap}")
+    done += _write(job, targets, top_k)
     default = 10 if len(done) == 1 else 0
     lines = list(job.closest(default if show is None else show))
     inputs.say(", ".join(done) + f", in {time.perf_counter() - started:.2f} s.")
@@ -93,56 +95,40 @@ def similarity(
         typer.echo(line)
 
 
-def _job(
-    rows: Rows, inputs: VectorInputs, threshold: float, drop_duplicates: bool, memory: int | None
-) -> SimilarityJob:
-    """Return what is compared; `kept` are its rows in the input if some are missing."""
-    from onnxsim_embed.cli.graph_files import SimilarityJob
+def _compare_on_ray(vectors: str, directory: Path, inputs: VectorInputs, **options: Any) -> None:  # noqa: ANN401
+    """Compare vectors on a cluster with `onnxsim_embed.ray.write_graph`, and print the result."""
+    from onnxsim_embed.ray import write_graph
 
-    vectors, texts, names, source = rows
-    kept = np.array(source.rows) if source.report.skipped else None
-    total = len(vectors) + len(source.report.skipped)
-    if drop_duplicates:
-        first: dict[str | bytes, int] = {}
-        keys: Iterable[str | bytes] = map(bytes, vectors) if texts is None else texts
-        for number, key in enumerate(keys):
-            first.setdefault(key, number)
-        chosen = np.array(list(first.values()), np.int64)
-        kept = chosen if kept is None else kept[chosen]
-        vectors, names = vectors[chosen], [names[row] for row in chosen]
-        texts = None if texts is None else [texts[row] for row in chosen]
-    return SimilarityJob(
-        vectors, names, texts, threshold, kept, total,
-        not inputs.no_text, memory, inputs.show_progress_bar,
-    )  # fmt: skip
+    started = time.perf_counter()
+    graph = write_graph(
+        vectors,
+        directory,
+        force=inputs.force,
+        show_progress_bar=inputs.show_progress_bar,
+        **options,
+    )
+    what = f"scores, top {graph.k} of each row" if graph.k else f"scores above {graph.threshold}"
+    inputs.say(
+        f"Compared {graph.rows:,} rows, {graph.nnz:,} {what} in "
+        f"{counted(len(graph.parts), 'shard')} -> {directory}, in "
+        f"{time.perf_counter() - started:.1f} s including startup."
+    )
 
 
-def _write(
-    job: SimilarityJob, targets: dict[str, Path], top_k: int | None, force: bool
-) -> list[str]:
-    """Write the targets of -o; return what was written, in words."""
+def _write(job: SimilarityJob, targets: dict[str, Path], top_k: int | None) -> list[str]:
+    """Write the outputs; return what was written, in words."""
     done = []
     if path := targets.get("graph"):
-        with resumable(partial(_kept, path), force):
-            graph = job.write_graph(path, top_k, force)
-        what = f" above {job.threshold}" if top_k is None else f", top {top_k} of each row"
-        done.append(
-            f"{counted(graph.nnz, 'score')}{what} in {counted(len(graph.parts), 'shard')} -> {path}"
-        )
+        done.append(job.write_graph(path, top_k))
     if path := targets.get("matrix"):
-        scores = counted(job.write_matrix(path), "score")
-        done.append(f"{scores} above {job.threshold} -> {path}")
+        done.append(job.write_matrix(path))
     if (path := targets.get("neighbours")) and top_k is not None:
-        job.write_neighbours(path, top_k)
-        done.append(f"{counted(top_k, 'neighbour')} of each row -> {path}")
+        done.append(job.write_neighbours(path, top_k))
+    if path := targets.get("pairs"):
+        done.append(job.write_pairs(path))
+    if path := targets.get("heatmap"):
+        done.append(job.draw(path))
     return done
-
-
-def _kept(path: Path) -> str:
-    from onnxsim_embed.similarity.graph_writer import GraphCheckpoint
-
-    shards = len(list(GraphCheckpoint(path).shards.glob("part-*.npz")))
-    return counted(shards, "shard") if shards else ""
 
 
 def _targets(
@@ -171,31 +157,20 @@ def _targets(
     return targets
 
 
-def _check_targets(
-    targets: dict[str, Path],
-    pairs: Path | None,
-    heatmap: Path | None,
-    force: bool,
-    distributed: bool,
-) -> None:
+def _check_targets(targets: dict[str, Path], force: bool) -> None:
     """Raise, before any work, for outputs that could not be written after it."""
-    if distributed:
-        if list(targets) != ["graph"]:
-            raise ValueError("--engine ray writes a directory: pass a name without a suffix to -o")
-        return
     if "graph" in targets:
         from onnxsim_embed.similarity.graph_writer import GraphCheckpoint
 
         GraphCheckpoint(targets["graph"]).check_target(force)
     files = [path for kind, path in targets.items() if kind != "graph"]
-    files += [path for path in (pairs, heatmap) if path is not None]
     for path in files:
         check_output(path, force)
     if len(set(files)) < len(files):
         raise ValueError(f"{files[-1]} is the target of two outputs")
-    if pairs is not None:
-        check_table(pairs, force, ".csv", ".tsv")
-    if heatmap is not None:
+    if "pairs" in targets:
+        check_table(targets["pairs"], force, ".csv", ".tsv")
+    if "heatmap" in targets:
         from onnxsim_embed.plot import check_format
 
-        check_format(heatmap)
+        check_format(targets["heatmap"])

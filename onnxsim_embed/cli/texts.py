@@ -81,12 +81,8 @@ class Texts:
     def read(self, limit: int | None = None) -> list[str]:
         """Return all texts, or the first."""
         texts = list(islice(iter(self), limit))
-        self.print_problems()
-        return texts
-
-    def print_problems(self) -> None:
-        """Print rows without a text, and what may be a mistake, after reading."""
         print_problems(self.path, self.report, self.inputs.quiet)
+        return texts
 
     @property
     def rows(self) -> Sequence[int]:

@@ -8,11 +8,10 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli import options
-from onnxsim_embed.cli.inputs import TextInputs, with_inputs
+from onnxsim_embed.cli.inputs import TextInputs
 from onnxsim_embed.cli.output import describe_fidelity, print_fidelity
 
 
-@with_inputs
 def verify(
     inputs: TextInputs,
     directory: Path = Argument(..., help="Artifact directory."),

@@ -68,7 +68,7 @@ class Directory:
         self.config = self.table("config.json")
         self.tokenizer = self.table("tokenizer.json")
         self.tokenizer_config = self.table("tokenizer_config.json")
-        self.entries = self._read("modules.json", list)
+        self.entries = self.table("modules.json", list)
         self.modules = [entry for entry in self.entries if isinstance(entry, dict)]
         if not self.has("modules.json"):
             self.modules = _modules_of_subdirectories(path)
@@ -98,12 +98,8 @@ class Directory:
         """Return whether one of these files exists."""
         return any((self.path / name).is_file() for name in names)
 
-    def table(self, name: str) -> dict[str, Any]:
-        """Return a JSON file's object; empty if it is missing, or damaged and reported."""
-        table: dict[str, Any] = self._read(name, dict)
-        return table
-
-    def _read(self, name: str, kind: type) -> Any:  # noqa: ANN401 - JSON
+    def table(self, name: str, kind: type = dict) -> Any:  # noqa: ANN401 - JSON
+        """Return a JSON file's object (or list); empty if it is missing, or damaged and reported."""
         if os.path.lexists(self.path / name):
             try:
                 return read_json(self.path, name, kind)
@@ -241,9 +237,3 @@ class OnnxFile:
         self.outputs = {entry.name: entry.type for entry in session.get_outputs()}
         first = session.get_outputs()[0]
         self.first_output, self.first_axes = first.name, len(first.shape)
-
-
-def open_onnx_files(directory: Directory) -> list[OnnxFile]:
-    """Load the ONNX files of a directory, without running them."""
-    main = MAIN if directory.has(MAIN) else ROOT
-    return [OnnxFile(directory.path, name) for name in (main, *OTHERS) if directory.has(name)]

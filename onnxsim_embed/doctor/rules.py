@@ -25,7 +25,6 @@ from onnxsim_embed.doctor.directory import (
     Finding,
     OnnxFile,
     kind_of,
-    open_onnx_files,
     token_text,
 )  # fmt: skip
 from onnxsim_embed.errors import ArtifactError
@@ -140,7 +139,7 @@ RULES: tuple[Rule, ...] = (
          lambda d: not d.has("modules.json") and not d.modules),
     Rule("modules.json", "type", (ST,), "versions before 5.4 do not know modules of such names",
          f"name them {LEGACY_TYPES}Transformer and so on, which all versions read",
-         lambda d: _new_types(d),
+         _new_types,
          lambda _, entries: [entry | {"type": LEGACY_TYPES + kind_of(entry)} for entry in entries]),
     Rule("modules.json", "type", (TEI, FASTEMBED, JS),
          "ignores the Dense module: embeddings of another dimension and meaning", OTHER_READER,
@@ -230,6 +229,8 @@ def diagnose(directory: str | Path, readers: Sequence[str] = READERS) -> list[Fi
     damaged = {finding.file for finding in subject.damaged}
     found = (finding for rule in RULES for finding in rule.apply(subject))
     findings += [finding for finding in found if finding.file not in damaged]
-    for file in open_onnx_files(subject):
-        findings += [finding for rule in ONNX_RULES for finding in rule.apply(file)]
+    for name in (MAIN if subject.has(MAIN) else ROOT, *OTHERS):
+        if subject.has(name):
+            file = OnnxFile(subject.path, name)
+            findings += [finding for rule in ONNX_RULES for finding in rule.apply(file)]
     return [finding for finding in findings if {*readers} & {*finding.readers}]

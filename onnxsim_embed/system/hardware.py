@@ -124,9 +124,9 @@ def int8_supported(
     return False, "the processor has no VNNI, so int8 products would saturate"
 
 
-def bf16_supported(flags: frozenset[str] | None = None) -> tuple[bool, str]:
+def bf16_supported() -> tuple[bool, str]:
     """Return whether the processor multiplies in bfloat16, and the reason."""
-    flags = cpu_flags() if flags is None else flags
+    flags = cpu_flags()
     if supported := [flag for flag in X86_BF16_FLAGS if flag in flags]:
         return True, f"the processor has {', '.join(supported)}"
     return False, f"the processor has neither {' nor '.join(X86_BF16_FLAGS)}"

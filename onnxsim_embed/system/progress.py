@@ -19,8 +19,6 @@ def _bar_class() -> Any:  # noqa: ANN401
         def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> bool:
             # tqdm's own keeps the lock that all bars share when writing is interrupted (Ctrl-C, a
             # closed stream): bars of other threads would wait for ever.
-            if nolock or lock_args:
-                return bool(super().refresh(nolock, lock_args))
             with self.get_lock():
                 return bool(super().refresh(nolock=True))
 
