@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import sys
 from contextlib import nullcontext
@@ -41,6 +42,12 @@ def artifact(checkpoint, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("artifacts") / "tiny"
     export_model(checkpoint, target)
     return target
+
+
+@pytest.fixture
+def copy(artifact, tmp_path) -> Path:
+    """A copy of that artifact, which may be changed."""
+    return Path(shutil.copytree(artifact, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +122,18 @@ def run(monkeypatch, capsys):
             cli.main()
         out, err = capsys.readouterr()
         return ended.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def succeed(run):
+    """Call the program, expecting exit code 0 and no word on standard error; return what it prints."""
+
+    def call(*arguments):
+        code, out, err = run(*arguments)
+        assert (code, err) == (0, "")
+        return out
 
     return call
 

@@ -39,6 +39,12 @@ TEXTS = [
     "x",
 ]
 
+SCORED_PAIRS = (
+    ["solar energy", "the water of the river", "a cat", "rural school", "data code", "x"],
+    ["energy of the sun", "the river", "a dog", "village market", "the sky today", "x"],
+    [4.2, 3.5, 3.0, 1.5, 0.0, 5.0],
+)
+
 
 def tokenizer_json(vocabulary: list[str] = VOCABULARY) -> dict:
     """A BERT WordPiece tokenizer with a stale padding and truncation, as published ones have."""

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
+from support import SCORED_PAIRS
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.evaluation import evaluate_sts
 
-LEFT = ["solar energy", "the water of the river", "a cat", "rural school", "data code", "x"]
-RIGHT = ["energy of the sun", "the river", "a dog", "village market", "the sky today", "x"]
-SCORES = [4.2, 3.5, 3.0, 1.5, 0.0, 5.0]
+LEFT, RIGHT, SCORES = SCORED_PAIRS
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +40,17 @@ def test_correlations_of_a_model_equal_scipy_s(model):
 
 def test_neither_the_scale_of_scores_nor_the_order_of_sides_matters(model):
     expected = evaluate_sts(model, LEFT, RIGHT, SCORES)
-    for left, right, scores in (
-        (LEFT, RIGHT, np.array(SCORES) * 0.01 + 7),
-        (RIGHT, LEFT, np.array(SCORES) * 20),
-    ):
-        result = evaluate_sts(model, left, right, scores)
-        assert result.spearman == pytest.approx(expected.spearman)
-        assert result.pearson == pytest.approx(expected.pearson)
+    result = evaluate_sts(model, RIGHT, LEFT, np.array(SCORES) * 0.01 + 7)
+    assert result.spearman == pytest.approx(expected.spearman)
+    assert result.pearson == pytest.approx(expected.pearson)
 
 
 @pytest.mark.parametrize(
     ("left", "right", "scores", "message"),
     [
         (LEFT, RIGHT[:-1], SCORES, "equal lengths, got 6, 5 and 6"),
-        (LEFT, RIGHT, SCORES[:-1], "equal lengths, got 6, 6 and 5"),
         (LEFT[:2], RIGHT[:2], [1, float("nan")], "finite"),
-        (LEFT[:2], RIGHT[:2], [1, float("inf")], "finite"),
         (LEFT[:3], RIGHT[:3], [2, 2, 2], "two different"),
-        (LEFT[:1], RIGHT[:1], [2], "two different"),
         ([], [], [], "two different"),
     ],
 )
@@ -79,7 +71,3 @@ def test_cosines_equal_up_to_rounding_have_no_correlation(cosines, caplog):
     assert result.pairs == 3
     assert np.isnan([result.spearman, result.pearson]).all()
     assert "undefined" in caplog.text
-
-
-def test_equal_texts_in_every_pair_have_no_correlation(model):
-    assert np.isnan(evaluate_sts(model, LEFT, LEFT, SCORES).spearman)

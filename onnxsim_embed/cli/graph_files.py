@@ -44,7 +44,10 @@ class SimilarityJob:
         # Rows of the input, and which of them the vectors are.
         self.rows = len(self.vectors) + len(skipped)
         self.numbers = np.array(source.rows) if skipped else np.arange(self.rows)
-        self.options = {"max_memory": max_memory, "show_progress_bar": inputs.show_progress_bar}
+        self.options: dict[str, Any] = {
+            "max_memory": max_memory,
+            "show_progress_bar": inputs.show_progress_bar,
+        }
 
     def drop_duplicates(self) -> int:
         """Keep the first of equal texts, or else of equal vectors; return how many rows are dropped."""

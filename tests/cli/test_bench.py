@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from support import names
+
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.benchmark import measure
 
@@ -19,11 +21,7 @@ def test_own_texts_are_measured(run, artifact, texts_csv, tmp_path, monkeypatch)
     assert "**onnxsim-embed int8**" in out
     assert "mean / min cosine" in out
     assert "round 1 of 1: ours-fp32" in err
-    assert sorted(p.name for p in (tmp_path / "results").iterdir()) == [
-        "speed.png",
-        "tables.md",
-        "text.json",
-    ]
+    assert names(tmp_path / "results") == ["speed.png", "tables.md", "text.json"]
     result = json.loads((tmp_path / "results/text.json").read_text())
     assert result["source"] == texts_csv.name
     assert result["texts"] == 11  # "solar energy" is there twice
@@ -34,24 +32,16 @@ def test_own_texts_are_measured(run, artifact, texts_csv, tmp_path, monkeypatch)
 def test_the_fastest_of_ours_is_named_with_how_to_choose_it(artifact, monkeypatch):
     monkeypatch.setattr(measure, "find_spec", lambda name: True)
     monkeypatch.setattr(measure, "bf16_supported", lambda: (True, ""))
-    names = measure.own_systems(Artifact.open(artifact))
-    assert names == [
-        "ours-int8",
-        "ours-fp32",
-        "ours-int8-openvino",
-        "ours-fp32-openvino",
-        "ours-bf16",
+    own = measure.own_systems(Artifact.open(artifact))
+    assert own == [
+        f"ours-{kind}" for kind in ("int8", "fp32", "int8-openvino", "fp32-openvino", "bf16")
     ]
     for fastest, chosen in [("ours-int8-openvino", "--precision int8 --engine openvino"),
                             ("ours-bf16", "--precision bf16."), ("ours-fp32", "--precision fp32.")]:  # fmt: skip
-        systems = {
-            name: {
-                "seconds": 2 - (name == fastest),
-                "mean_cosine": 0.9,
-                "title": measure.own_title(name),
-            }
-            for name in names
-        } | {"torch": {"seconds": 0.1}}
+        systems = {"torch": {"seconds": 0.1}}
+        for name in own:
+            figures = {"seconds": 2 - (name == fastest), "mean_cosine": 0.9}
+            systems[name] = figures | {"title": measure.own_title(name)}
         assert chosen in measure.recommendation({"systems": systems})
 
 

@@ -16,12 +16,12 @@ from onnxsim_embed.cli import explore
 @pytest.fixture
 def placed(monkeypatch):
     """UMAP's place is taken by two coordinates of the vectors."""
-    monkeypatch.setattr(explore, "_check_packages", lambda no_open: None)
+    monkeypatch.setattr(explore, "check_packages", lambda *_: None)
     monkeypatch.setattr(explore, "place", lambda vectors, nearest: vectors[:, :2])
 
 
 def test_a_map_holds_texts_positions_exact_neighbours_and_clusters(
-    run, placed, artifact, texts_csv, tmp_path
+    run, succeed, placed, artifact, texts_csv, tmp_path
 ):
     target = tmp_path / "texts.map.parquet"
     options = ["-m", artifact, "-c", "text", "--id-column", "id", "-k", 3]
@@ -44,14 +44,14 @@ def test_a_map_holds_texts_positions_exact_neighbours_and_clusters(
         assert len({columns["cluster"][row] for row in group}) == 1
         assert columns["cluster"][group[0]].startswith(f"{number}: ")
     assert run("explore", texts_csv, *options)[0] == 2  # exists
-    assert run("explore", texts_csv, *options, "--force", "--no-text")[0] == 0
+    succeed("explore", texts_csv, *options, "--force", "--no-text")
     assert "text" not in parquet.read_table(target).column_names
 
 
 def test_what_cannot_be_drawn_is_said_before_any_work(reject, placed, tmp_path):
-    few = tmp_path / "few.txt"
-    few.write_text("a\nb\nc\n")
-    assert "3 rows" in reject("explore", few, "--vectors", _vectors(tmp_path, 3), "--no-open")
+    few = tmp_path / "few.npy"
+    np.save(few, np.eye(3, 8, dtype=np.float32))
+    assert "3 rows" in reject("explore", few, "--no-open")
     existing = ["explore", few, "--export", tmp_path]
     assert "--force" in reject(*existing)
     assert "--no-open" in reject(*existing, "--no-open")
@@ -60,8 +60,3 @@ def test_what_cannot_be_drawn_is_said_before_any_work(reject, placed, tmp_path):
 def test_a_missing_package_names_the_extra(reject, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "[explore]" in reject("explore", tmp_path / "x.csv", "--no-open", code=1)
-
-
-def _vectors(directory, rows):
-    np.save(directory / "v.npy", np.eye(rows, 8, dtype=np.float32))
-    return directory / "v.npy"

@@ -13,14 +13,13 @@ from onnxsim_embed.errors import CheckpointError
 from onnxsim_embed.files.vectors import write_vectors
 
 
-def test_models_lists_every_recipe(run):
-    code, out, _ = run("models")
-    assert code == 0
+def test_models_lists_every_recipe(succeed):
+    out = succeed("models")
     listed = [line.split()[0] for line in out.splitlines() if line]
     assert listed[2:] == [recipe.name for recipe in recipes.recipes()]
 
 
-def test_models_verify_prints_a_result_for_each(run, monkeypatch):
+def test_models_verify_prints_a_result_for_each(run, succeed, monkeypatch):
     real = recipes.find_recipe("all-MiniLM-L6-v2")
     known = [replace(real, name=name) for name in ("absent", "broken", "fine")]
     report = {"min_cosine": 1.0, "reference": "PyTorch", "problems": []}
@@ -40,20 +39,18 @@ def test_models_verify_prints_a_result_for_each(run, monkeypatch):
     assert "reproduced" in rows["fine"]
     assert "cannot get it" in out
     monkeypatch.setattr(recipes, "recipes", lambda: (known[0], known[2]))
-    assert run("models", "--verify")[0] == 0
+    succeed("models", "--verify")
 
 
 @pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "minilm", "BAAI/bge-base-en-v1.5"])
-def test_info_describes_a_recipe(run, name):
-    code, out, _ = run("info", name)
-    assert code == 0
+def test_info_describes_a_recipe(succeed, name):
+    out = succeed("info", name)
     for field in ("source", "licence", "pooling", "max tokens", "prompts"):
         assert f"\n{field} " in out
 
 
-def test_info_describes_an_artifact(run, artifact):
-    code, out, _ = run("info", artifact)
-    assert code == 0
+def test_info_describes_an_artifact(succeed, artifact):
+    out = succeed("info", artifact)
     for part in ("mean, then L2", "onnx/model_int8.onnx", " MB ", "min cosine", "query: 'a dog '"):
         assert part in out
 
@@ -64,7 +61,9 @@ def test_info_of_other_directories_and_names(reject, tmp_path, checkpoint):
     assert "onnxsim-embed models" in reject("info", "no-such-model", code=1)
 
 
-def test_info_describes_vectors_with_and_without_provenance(run, tmp_path, artifact, texts_csv):
+def test_info_describes_vectors_with_and_without_provenance(
+    run, succeed, tmp_path, artifact, texts_csv
+):
     write_vectors(np.zeros((3, 4), np.float32), tmp_path / "p.npy", provenance(model="ti\x1bny"))
     _, out, _ = run("info", tmp_path / "p.npy")
     assert all(value in out for value in ("fp32", "cd", "a dog"))
@@ -72,7 +71,7 @@ def test_info_describes_vectors_with_and_without_provenance(run, tmp_path, artif
     np.save(tmp_path / "plain.npy", np.zeros((3, 4), np.float16))
     code, out, _ = run("info", tmp_path / "plain.npy")
     assert (code, "4 float16" in out, "unknown" in out) == (0, True, True)
-    assert run("encode", texts_csv, "-m", artifact, "-o", tmp_path / "v.npy")[0] == 0
+    succeed("encode", texts_csv, "-m", artifact, "-o", tmp_path / "v.npy")
     code, out, _ = run("info", tmp_path / "v.npy")
     fields = dict(line.split("  ", 1) for line in out.splitlines())
     assert {name: fields[name].strip() for name in ("rows", "components", "dtype", "prompt")} == {

@@ -6,27 +6,16 @@ import json
 import shutil
 
 import pytest
-from support import TEXTS, write_checkpoint
+from support import SCORED_PAIRS, TEXTS, write_checkpoint
 
 from onnxsim_embed import Embedder
-from onnxsim_embed.artifact.manifest import MODEL_FILES, PRECISIONS
 from onnxsim_embed.evaluation import evaluate_sts
-
-LEFT = ["solar energy", "the water of the river", "a cat", "rural school", "data code", "x"]
-RIGHT = ["energy of the sun", "the river", "a dog", "village market", "the sky today", "x"]
-SCORES = [4.2, 3.5, 3.0, 1.5, 0.0, 5.0]
-
-
-@pytest.fixture
-def model(artifact) -> Embedder:
-    return Embedder(artifact, precision="fp32", threads=1)
-
 
 # eval
 
 
 def write_pairs(path):
-    rows = "".join(f"{a},{b},{score}\n" for a, b, score in zip(LEFT, RIGHT, SCORES, strict=True))
+    rows = "".join(f"{a},{b},{score}\n" for a, b, score in zip(*SCORED_PAIRS, strict=True))
     path.write_text("sentence1,sentence2,score\n" + rows, encoding="utf-8")
     return path
 
@@ -36,26 +25,26 @@ def table(out: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in rows}
 
 
-def test_eval_prints_correlations_of_each_precision(run, tmp_path, artifact, model):
-    code, out, err = run("eval", write_pairs(tmp_path / "pairs.csv"), "--model", artifact)
-    assert (code, err) == (0, "")
-    found = evaluate_sts(model, LEFT, RIGHT, SCORES)
+def test_eval_prints_correlations_of_each_precision(succeed, tmp_path, artifact):
+    out = succeed("eval", write_pairs(tmp_path / "pairs.csv"), "--model", artifact)
+    found = evaluate_sts(Embedder(artifact, precision="fp32"), *SCORED_PAIRS)
     assert list(table(out)) == ["fp32", "int8"]
     assert table(out)["fp32"][:3] == [f"{found.spearman:.2f}", f"{found.pearson:.2f}", "6"]
     assert table(out)["int8"][2] == "6"
 
 
-def test_eval_takes_the_precisions_it_is_given(run, tmp_path, artifact):
+def test_eval_takes_the_precisions_it_is_given(run, succeed, tmp_path, artifact):
     pairs = write_pairs(tmp_path / "pairs.csv")
     options = ["--precision", "int8", "--device", "cpu", "--threads", "1"]
-    code, out, _ = run("eval", pairs, "-m", artifact, *options)
-    assert code == 0
+    out = succeed("eval", pairs, "-m", artifact, *options)
     assert list(table(out)) == ["int8"]
     cut = run("eval", pairs, "-m", artifact, *options, "--max-seq-length", 3)[1]
     assert table(cut)["int8"][:2] != table(out)["int8"][:2]
 
 
-def test_eval_reads_other_delimiters_and_skips_rows(run, reject, tmp_path, artifact, caplog):
+def test_eval_reads_other_delimiters_and_skips_rows(
+    run, succeed, reject, tmp_path, artifact, caplog
+):
     path = tmp_path / "pairs.csv"
     path.write_text("a~b~x\nthe road~the river~2\na cat~~4,5\n\ndata~code~1\nsun~sky~4\n")
     arguments = ("eval", path, "-m", artifact, "--precision", "fp32", "--delimiter", "~")
@@ -63,7 +52,7 @@ def test_eval_reads_other_delimiters_and_skips_rows(run, reject, tmp_path, artif
     code, out, _ = run(*arguments, "--on-error", "skip")
     assert (code, table(out)["fp32"][2]) == (0, "3")
     assert "2 of 6 rows without a pair are skipped: rows 2, 3" in caplog.text
-    assert run(*arguments, "--on-error", "skip", "--no-header")[0] == 0
+    succeed(*arguments, "--on-error", "skip", "--no-header")
     assert "3 of 6 rows without a pair are skipped: rows 0, 2, 3" in caplog.text
 
 
@@ -91,16 +80,14 @@ def texts_file(tmp_path):
     return path
 
 
-def test_verify_compares_int8_with_fp32(run, artifact, texts_file):
-    code, out, err = run("verify", artifact, "--texts", texts_file)
-    assert (code, err) == (0, "")
+def test_verify_compares_int8_with_fp32(succeed, artifact, texts_file):
+    out = succeed("verify", artifact, "--texts", texts_file)
     assert list(table(out)) == ["int8"]
     assert table(out)["int8"][:2] == ["fp32", str(len(TEXTS))]
 
 
-def test_verify_against_a_checkpoint_compares_fp32_too(run, artifact, checkpoint, texts_file):
-    code, out, err = run("verify", artifact, "--against", checkpoint, "--texts", texts_file)
-    assert (code, err) == (0, "")
+def test_verify_against_a_checkpoint_compares_fp32_too(succeed, artifact, checkpoint, texts_file):
+    out = succeed("verify", artifact, "--against", checkpoint, "--texts", texts_file)
     assert list(table(out)) == ["fp32", "int8"]
     assert table(out)["fp32"][:2] == ["PyTorch", str(len(TEXTS))]
 
@@ -113,10 +100,7 @@ def test_verify_against_another_checkpoint_fails(run, artifact, tmp_path, texts_
     assert list(table(out)) == ["fp32", "int8"]
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", *(MODEL_FILES[p] for p in PRECISIONS)])
-def test_verify_of_a_damaged_file_fails_naming_it(reject, artifact, tmp_path, name):
+def test_verify_of_a_damaged_file_fails_naming_it(reject, artifact, tmp_path):
     copy = shutil.copytree(artifact, tmp_path / "copy")
-    content = bytearray((copy / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (copy / name).write_bytes(content)
-    assert f"{copy / name} is damaged" in reject("verify", copy, code=1)
+    (copy / "tokenizer.json").write_bytes((copy / "tokenizer.json").read_bytes()[:-1])
+    assert f"{copy / 'tokenizer.json'} is damaged" in reject("verify", copy, code=1)
