@@ -184,34 +184,26 @@ def whole(artifact, tmp_path_factory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_a_broken_row_midway_keeps_those_before(
-    succeed, reject, tmp_path, artifact, whole, small_blocks
+@pytest.mark.parametrize("source", ["a.jsonl", "-"])
+def test_rows_before_a_broken_one_are_kept(
+    succeed, reject, tmp_path, artifact, whole, small_blocks, monkeypatch, source
 ):
+    monkeypatch.chdir(tmp_path)
+
+    def provide(lines):
+        pipe(monkeypatch, lines) if source == "-" else write_lines(tmp_path / source, lines)
+
     rows = [json.dumps(line) for line in LINES]
-    output = tmp_path / "v.npy"
-    arguments = ["encode", tmp_path / "a.jsonl", "-m", artifact, "-o", output]
-    write_lines(tmp_path / "a.jsonl", [*rows[:21], '{"text": null}', *rows[22:]])
+    arguments = ["encode", source, "--format", "jsonl", "-m", artifact, "-o", "v.npy"]
+    provide([*rows[:21], '{"text": null}', *rows[22:]])
     message = reject(*arguments, code=1)
     assert "row 21 has no text (null)" in message
     assert message.endswith("; 21 rows kept: the same command continues\n")
-    write_lines(tmp_path / "a.jsonl", rows)
+    provide(rows)
     out = succeed(*arguments)
     assert "Found 21 rows of an earlier run.\nEncoded 51 texts (" in out
-    assert f"Wrote {output}: 72 x 32 float32." in out
-    assert output.read_bytes() == whole["v.npy"]
-
-
-def test_standard_input_is_continued_when_it_is_piped_again(
-    run, reject, tmp_path, artifact, whole, small_blocks, monkeypatch
-):
-    output = tmp_path / "v.npy"
-    arguments = ["encode", "-", "--format", "jsonl", "-m", artifact, "-o", output]
-    rows = [json.dumps(line) for line in LINES]
-    pipe(monkeypatch, [*rows[:40], "{"])
-    assert "line 41: row 40 is not JSON" in reject(*arguments, code=1)
-    pipe(monkeypatch, rows)
-    assert run(*arguments)[1].startswith("Found 40 rows of an earlier run.")
-    assert output.read_bytes() == whole["v.npy"]
+    assert "Wrote v.npy: 72 x 32 float32." in out
+    assert (tmp_path / "v.npy").read_bytes() == whole["v.npy"]
 
 
 def test_only_the_same_job_is_continued_and_its_report_replaced(

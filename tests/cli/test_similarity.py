@@ -39,7 +39,9 @@ def vectors_npy(tmp_path):
 # a directory of parts
 
 
-def test_a_directory_holds_the_matrix(succeed, tmp_path, vectors_npy):
+def test_a_directory_holds_the_matrix_and_is_replaced_by_force(
+    succeed, reject, tmp_path, vectors_npy
+):
     target = tmp_path / "graph"
     out = succeed("similarity", vectors_npy, "-t", 0.4, "-o", target)
     matrix = similarity_matrix(VECTORS, 0.4)
@@ -48,6 +50,14 @@ def test_a_directory_holds_the_matrix(succeed, tmp_path, vectors_npy):
     )
     assert_same(open_graph(target).to_matrix(), matrix)
     assert names(tmp_path) == ["graph", "vectors.npy"]
+    assert "graph exists; replace it with --force" in reject(
+        "similarity", vectors_npy, "-o", target
+    )
+    succeed("similarity", vectors_npy, "-o", target, "-t", 0.9, "--force")
+    assert open_graph(target).threshold == 0.9
+    (tmp_path / "mine").mkdir()
+    message = reject("similarity", vectors_npy, "-o", tmp_path / "mine", "--force")
+    assert "mine exists and is not a similarity graph; choose another name" in message
 
 
 def test_a_directory_holds_the_k_best(succeed, tmp_path, vectors_npy, monkeypatch):
@@ -95,20 +105,6 @@ def test_the_same_call_goes_on_after_an_interruption(run, tmp_path, vectors_npy)
     assert kept.items() <= {n: (target / n).stat().st_mtime_ns for n in names(target)}.items()
     assert_same(open_graph(target).to_matrix(), similarity_matrix(VECTORS, 0.4))
     assert names(tmp_path) == ["graph", "vectors.npy"]
-
-
-def test_a_directory_is_replaced_only_by_force(succeed, reject, tmp_path, vectors_npy):
-    target = tmp_path / "graph"
-    succeed("similarity", vectors_npy, "-o", target)
-    assert "graph exists; replace it with --force" in reject(
-        "similarity", vectors_npy, "-o", target
-    )
-    succeed("similarity", vectors_npy, "-o", target, "-t", 0.9, "--force")
-    assert open_graph(target).threshold == 0.9
-    (tmp_path / "mine").mkdir()
-    for force in ([], ["--force"]):
-        message = reject("similarity", vectors_npy, "-o", tmp_path / "mine", *force)
-        assert "mine exists and is not a similarity graph; choose another name" in message
 
 
 @pytest.mark.parametrize(
