@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from contextlib import contextmanager, nullcontext
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -174,20 +175,10 @@ def test_rows_that_cannot_be_written_are_not_counted(path, monkeypatch, call):
 
 
 def test_a_partial_write_is_continued(tmp_path):
-    class Reluctant:
-        """A stream that takes seven bytes at a time, as an operating system may."""
-
-        def __init__(self, stream):
-            self.stream = stream
-
-        def write(self, content):
-            return self.stream.write(content[:7])
-
-        def __getattr__(self, name):
-            return getattr(self.stream, name)
-
+    """The stream takes seven bytes at a time, as an operating system may."""
     with opened(tmp_path / "v.npy") as checkpoint:
-        checkpoint._stream = Reluctant(checkpoint._stream)
+        stream = checkpoint._stream
+        checkpoint._stream = Mock(wraps=stream, write=lambda content: stream.write(content[:7]))
         checkpoint.append(VECTORS, "digest")
         checkpoint.finish()
     np.testing.assert_array_equal(read_vectors(tmp_path / "v.npy"), VECTORS)
