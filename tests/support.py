@@ -6,6 +6,7 @@ import csv
 import inspect
 import io
 import json
+import tempfile
 import textwrap
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -287,6 +288,19 @@ def tiny_bert(hidden_act: str = "gelu", change=None, **config):
         if change:
             change(name, value)
     return load_encoder(config, tensors)
+
+
+def calibrate(encoder, token_ids):
+    """The inputs of an encoder's linears over texts, which calibration observes."""
+    import onnx
+
+    from onnxsim_embed.export.onnx.encoder_graph import build_encoder
+    from onnxsim_embed.export.quantization.calibration import collect_activations
+
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "model.onnx"
+        onnx.save(build_encoder(encoder), file)
+        return collect_activations(encoder, token_ids, file)
 
 
 def quantize(encoder, seen, pick=lambda name, fits: fits[0]):

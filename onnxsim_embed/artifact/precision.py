@@ -20,9 +20,8 @@ def choose_precision(artifact: Artifact, precision: str, provider: str = CPU_PRO
     """Return the weight precision to load on an execution provider: the requested one, or for "auto" the best.
 
     :raises ValueError: for a precision that the artifact does not hold; for bf16 on processors without
-        bfloat16 products; for int8 on other providers
-        than the CPU, which have no kernels for its operators; for fp16 on other providers than a GPU,
-        where it is slower than fp32 and no more accurate.
+        bfloat16 products; for int8 on other providers than the CPU, which have no kernels for its
+        operators; for fp16 on other providers than a GPU, where it is slower and no more accurate.
     """
     available = artifact.manifest.precisions
     on_cpu, on_gpu = provider == CPU_PROVIDER, provider in GPU_PROVIDERS

@@ -36,8 +36,9 @@ from onnxsim_embed.export.encoder import Encoder, load_encoder
 from onnxsim_embed.export.graph_encoder import GraphEncoder, adopt, compare_sentence_embedding
 from onnxsim_embed.export.onnx.builder import operator_counts, share_constants
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
+from onnxsim_embed.export.onnx.files import load_graph, save_graph
 from onnxsim_embed.export.onnx.fp16 import METHOD as FP16_METHOD
-from onnxsim_embed.export.onnx.fp16 import convert_to_fp16, write_fp16
+from onnxsim_embed.export.onnx.fp16 import convert_to_fp16
 from onnxsim_embed.export.onnx.pooled import write_pooled
 from onnxsim_embed.export.onnx.trace import REQUIREMENTS, trace
 from onnxsim_embed.export.quantization.calibration import (
@@ -61,7 +62,6 @@ from onnxsim_embed.runtime.tokenization import Tokenizer
 from onnxsim_embed.system.memory import release_memory
 
 logger = logging.getLogger(__name__)
-
 
 # Time that float32 parts of int8 may add by default, as a share of the time without them.
 INT8_EFFORT = 0.05
@@ -202,12 +202,11 @@ class Builder:
 
     def _draft(self, precision: str, entry: PrecisionEntry) -> tuple[PrecisionEntry, Artifact]:
         """Return an artifact with one more precision, and its pooled file if that was asked for."""
-        artifact = self._publish(self._with(precision, entry))
-        if not self.pooled:
-            return entry, artifact
-        entry = replace(entry, pooled=f"{entry.file.removesuffix('.onnx')}_pooled.onnx")
-        head, pooled = load_head(artifact), self.work / str(entry.pooled)
-        write_pooled(self.work / entry.file, pooled, head, self.manifest.dim)
+        if self.pooled:
+            name = f"{entry.file.removesuffix('.onnx')}_pooled.onnx"
+            head = load_head(self._publish(self.manifest))
+            write_pooled(self.work / entry.file, self.work / name, head, self.manifest.dim)
+            entry = replace(entry, pooled=name)
         return entry, self._publish(self._with(precision, entry))
 
     def add_fp32(self, recipe: Recipe | None) -> Report:
@@ -224,8 +223,8 @@ class Builder:
         """Write the fp16 file, if it is faithful."""
         logger.info("converting to fp16")
         file = MODEL_FILES["fp16"]
-        model, names = write_fp16(self.work / MODEL_FILES["fp32"], self.work / file)
-        data = tuple(f"onnx/{name}" for name in names)
+        model = convert_to_fp16(load_graph(self.work / MODEL_FILES["fp32"], weights=True))
+        data = tuple(f"onnx/{name}" for name in save_graph(model, self.work / file))
         encoder = None
         if isinstance(self.encoder, DirectEncoder) and not data:
             encoder = ENCODER_FILES["fp16"]
@@ -242,7 +241,7 @@ class Builder:
         calibration: Sequence[str] | None,
         min_fidelity: tuple[float, float] | None,
         skip_unfaithful: bool,
-        effort: float = INT8_EFFORT,
+        effort: float,
     ) -> None:
         """Write the int8 files, with as much in float32 as makes them faithful."""
         texts = calibration_texts() if calibration is None else list(calibration)

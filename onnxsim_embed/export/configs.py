@@ -26,13 +26,7 @@ STALE_KEYS = (
 
 
 def write_configs(checkpoint: Checkpoint, hidden: int, work: Path) -> int:
-    """Write configuration, tokenizer and module files.
-
-    :param hidden: dim of the encoder's hidden states.
-    :param work: directory of the artifact.
-    :returns: dim of the vectors.
-    :raises CheckpointError: if a file of the checkpoint cannot be used.
-    """
+    """Write configuration, tokenizer and module files; from the dim of hidden states, return that of vectors."""
     write_json(work / "config.json", dict(checkpoint.config))
     _write_tokenizer(checkpoint, work)
     write_json(

@@ -109,18 +109,17 @@ def observe_linears(path: Path, token_ids: TokenIds) -> dict[str, Activations]:
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names))
     session = start_beside(model, path)
 
-    def run(ids: Int64) -> list[Float32 | None]:
+    def run(ids: Int64) -> dict[str, Float32]:
         rows = np.ascontiguousarray(ids.T)
-        values = _run(session, list(dims), rows)
+        values = zip(dims, _run(session, list(dims), rows), strict=True)
         # Some graphs flatten the tokens; a value of another size (relative positions) has none.
-        return [
-            value.reshape(*rows.shape, -1).swapaxes(0, 1)
-            if value.size == rows.size * dim and np.isfinite(value).all()
-            else None
-            for value, dim in zip(values, dims.values(), strict=True)
-        ]
+        return {
+            name: value.reshape(*rows.shape, -1).swapaxes(0, 1)
+            for name, value in values
+            if value.size == rows.size * dims[name] and np.isfinite(value).all()
+        }
 
-    seen = observe(run, list(dims), sum(dims.values()), token_ids)
+    seen = observe(run, sum(dims.values()), token_ids)
     if skipped := [entry.name for entry in linears if entry.input not in seen]:
         message = (
             f"{len(skipped)} linear layers have no finite input for each token, {skipped[0]} first"
@@ -168,9 +167,7 @@ def find_onnx(checkpoint: Checkpoint) -> Path | None:
 def adopt(checkpoint: Checkpoint, target: Path, output: str | None = None) -> GraphEncoder:
     """Copy an ONNX file and its external weights; outputs may be renamed or reordered.
 
-    :param target: the ONNX file to write.
     :param output: name of the hidden states among the file's outputs; None to detect it.
-    :raises CheckpointError: if there is none, or it does not compute hidden states from token ids.
     """
     path = find_onnx(checkpoint)
     if path is None:

@@ -7,7 +7,6 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +19,7 @@ from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.pooling import Head
 from onnxsim_embed.runtime.session import Session
 from onnxsim_embed.system.arrays import Float32, Int64
-from onnxsim_embed.system.hardware import available_cpus
-from onnxsim_embed.system.threads import single_blas_thread
+from onnxsim_embed.system.threads import map_chunks
 
 Hidden = Callable[[Int64], Float32]
 
@@ -134,10 +132,7 @@ def load_model(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 - transformers is
 
 
 def reference_tokenizer(checkpoint: Checkpoint) -> Callable[[Sequence[str]], list[Int64]]:
-    """Return transformers' own tokenizer as a function from texts to token ids (t,).
-
-    :raises CheckpointError: if transformers cannot load it.
-    """
+    """Return transformers' own tokenizer as a function from texts to token ids (t,)."""
     from tokenizers.normalizers import Lowercase, Normalizer
     from tokenizers.normalizers import Sequence as Normalizers
     from transformers import AutoTokenizer
@@ -244,9 +239,7 @@ def reference_vectors(
     hidden: Hidden, finish: Callable[[Float32], Float32], token_ids: Sequence[Int64]
 ) -> Float32:
     """Run a reference one text at a time, unpadded; `finish` pools (1, t, h) to (1, dim)."""
-    # Texts in parallel with one BLAS thread each, which is faster than the reverse.
-    with single_blas_thread(), ThreadPoolExecutor(available_cpus()) as pool:
-        return np.concatenate(list(pool.map(lambda ids: finish(hidden(ids[None])), token_ids)))
+    return np.concatenate(list(map_chunks(lambda ids: finish(hidden(ids[None])), token_ids)))
 
 
 def checkpoint_vectors(

@@ -179,19 +179,19 @@ class TokenizerFiles:
         backend.no_truncation()
         special = [*self.tokens.values(), *map(_content, self._extra_tokens())]
         ids: dict[str, int | None] = {}
+
+        def add(text: str, index: int | None, fields: dict[str, Any]) -> None:
+            ids[text] = index
+            known = {key: fields[key] for key in TOKEN_FIELDS if key in fields}
+            backend.add_tokens([AddedToken(text, **known)])
+
         for entry in self._entries(listed, special):
-            fields = {key: entry[key] for key in TOKEN_FIELDS if key in entry}
-            if entry["content"] in self.tokens.values():
-                fields["special"] = True
-            ids[entry["content"]] = entry["id"]
-            backend.add_tokens([AddedToken(entry["content"], **fields)])
-        named = [self.stated.get(key) or token for key, token in self.tokens.items()]
-        for token in (*named, *self._extra_tokens()):
+            named = entry["content"] in self.tokens.values()
+            add(entry["content"], entry["id"], entry | {"special": True} if named else entry)
+        stated = [self.stated.get(key) or token for key, token in self.tokens.items()]
+        for token in (*stated, *self._extra_tokens()):
             if (text := _content(token)) not in ids:
-                fields = token if isinstance(token, dict) else {}
-                fields = {key: fields[key] for key in TOKEN_FIELDS if key in fields}
-                backend.add_tokens([AddedToken(text, **(fields | {"special": True}))])
-                ids[text] = None
+                add(text, None, (token if isinstance(token, dict) else {}) | {"special": True})
         for text, index in ids.items():
             if index not in (None, backend.token_to_id(text)):
                 raise CheckpointError(

@@ -40,9 +40,6 @@ PORTABLE_THRESHOLDS = {
 }
 PORTABLE_STEP = 10
 
-# The reference of a file without weights.
-PADDED = "itself, padded"
-
 # Every sixth verification text goes through the reference of fp32, which runs one text at a time.
 REFERENCE_STEP = 6
 
@@ -88,7 +85,7 @@ def verify_artifact(
     report: dict[str, Mapping[str, Any]] = {}
     if against is not None:
         if against == "torch" and not references.has_torch():
-            raise MissingExtraError("verifying against PyTorch", "test", "torch")
+            raise MissingExtraError("verifying against PyTorch", "torch", "torch")
         manifest = artifact.manifest
         directory, known = locate_checkpoint(manifest.source if against == "torch" else against)
         pooling = manifest.pooling[0] if len(manifest.pooling) == 1 else None
@@ -136,7 +133,7 @@ def verify_fp32(
     everything = [*texts, *references.probe_texts(model)]
     own = model.token_ids(everything)
     token_ids, ids, problems = references.compare_token_ids(checkpoint, everything, own)
-    name, expected = PADDED, None
+    name, expected = "itself, padded", None
     if weights:
         lengths = references.length_probes(own[: len(texts)], model.max_seq_length)
         name, reference, expected = references.checkpoint_vectors(
@@ -196,10 +193,10 @@ def verify_derived(
     ids += references.length_probes(ids, model.max_seq_length)
     with np.errstate(invalid="ignore"):  # infinity minus infinity
         vectors = references.padded_vectors(session, model, ids)
+    report = _judge("fp16", reference, vectors[:n], "fp32")
     if not np.isfinite(vectors).all():
         problem = "values of the model exceed float16's largest number, 65,504: use fp32"
-        return {"reference": "fp32", "texts": n, "batch_variant": None, "problems": [problem]}
-    report = _judge("fp16", reference, vectors[:n], "fp32")
+        return report | {"problems": [problem]}
     rows = [*range(0, n, PORTABLE_STEP), *range(n, len(ids))]
     alone = np.concatenate([references.padded_vectors(session, model, [ids[row]]) for row in rows])
     _require_equal(report, "fp16", vectors[rows], alone, "in a batch and alone")

@@ -59,6 +59,12 @@ def test_a_damaged_file_is_named(copy, name, damage, message):
             Embedder(copy, precision="fp32")
 
 
+def test_a_file_that_the_manifest_does_not_list_is_never_read(copy):
+    (copy / "stray.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"does not list 'stray.json'"):
+        Artifact.open(copy).file("stray.json")
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "file"])
 def test_other_targets_are_not_artifacts(tmp_path, kind):
     target = tmp_path / "target"

@@ -287,18 +287,6 @@ def test_a_missing_file_or_a_link_that_leads_out_is_named(foreign, tmp_path, nam
         export_model(foreign, tmp_path / "a", precisions=FP32)
 
 
-def test_links_inside_the_cache_of_the_hub_are_followed(foreign, tmp_path):
-    snapshot = tmp_path / "models--owner--name/snapshots/0123abc"
-    snapshot.parent.mkdir(parents=True)
-    foreign.rename(snapshot)
-    blob = snapshot.parent.parent / "blobs/abcdef"
-    blob.parent.mkdir()
-    (snapshot / MODEL).rename(blob)
-    (snapshot / MODEL).symlink_to(blob)
-    adopted = export_model(snapshot, tmp_path / "a", precisions=FP32)
-    assert not (adopted.directory / MODEL).is_symlink()
-
-
 def test_a_model_too_large_for_one_file_is_written_as_two(foreign, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_files, "MAX_FILE_BYTES", 1000)
     adopted = export_model(foreign, tmp_path / "a", precisions=["fp32", "int8", "fp16"])

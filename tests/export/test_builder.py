@@ -3,15 +3,11 @@
 import numpy as np
 import onnx
 import pytest
-from support import quantize, random_token_ids, run_onnx, tiny_bert
+from support import calibrate, quantize, random_token_ids, run_onnx, tiny_bert
 
 from onnxsim_embed.export.encoder import InputQuantization, Int8Table, StaticLinear
-from onnxsim_embed.export.onnx.builder import (
-    GraphBuilder,
-    share_constants,
-)
+from onnxsim_embed.export.onnx.builder import GraphBuilder, share_constants
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
-from onnxsim_embed.export.quantization.calibration import collect_activations
 
 
 def test_a_constant_is_added_once_and_keeps_shape_and_type():
@@ -55,7 +51,7 @@ def test_rows_of_an_int8_table_are_scaled():
 @pytest.fixture(scope="module")
 def berts():
     bert = tiny_bert()
-    seen = collect_activations(bert, random_token_ids(0, 60))
+    seen = calibrate(bert, random_token_ids(0, 60))
     return {"fp32": bert, "int8": quantize(bert, seen)[0]}
 
 

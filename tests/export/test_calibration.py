@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support import random_token_ids, run_onnx, tiny_bert
+from support import calibrate, random_token_ids, run_onnx, tiny_bert
 
 from onnxsim_embed.export.fidelity import bundled_texts
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
@@ -11,7 +11,6 @@ from onnxsim_embed.export.quantization.calibration import (
     MIN_TEXTS,
     calibration_texts,
     check_calibration,
-    collect_activations,
     input_names,
 )
 from onnxsim_embed.runtime.tokenization import Tokenizer
@@ -39,7 +38,7 @@ def runs(bert, texts):
 
 @pytest.fixture(scope="module")
 def seen(bert, texts):
-    return collect_activations(bert, texts)
+    return calibrate(bert, texts)
 
 
 # Activations
@@ -64,7 +63,7 @@ def test_ranges_and_samples_are_those_of_a_plain_run(seen, runs):
 
 def test_both_ends_of_every_text_are_sampled(bert, runs, texts, monkeypatch):
     monkeypatch.setattr(calibration, "SAMPLE_ROWS", 3 * len(texts))  # the ends and a few others
-    rows = collect_activations(bert, texts)["layer0.up"].rows
+    rows = calibrate(bert, texts)["layer0.up"].rows
     for run in runs[::6]:
         for row in run["layer0.up"][[0, -1]]:
             assert np.abs(rows - row).max(axis=1).min() < 1e-5
@@ -72,21 +71,21 @@ def test_both_ends_of_every_text_are_sampled(bert, runs, texts, monkeypatch):
 
 def test_short_texts_give_all_their_tokens(bert):
     texts = random_token_ids(1, 20, longest=6)
-    assert len(collect_activations(bert, texts)["layer0.up"].rows) == sum(map(len, texts))
+    assert len(calibrate(bert, texts)["layer0.up"].rows) == sum(map(len, texts))
 
 
 @pytest.mark.parametrize("texts", [100, 3000])
 def test_the_sample_is_bounded_however_many_texts_there_are(bert, texts, monkeypatch):
     monkeypatch.setattr(calibration, "SAMPLE_ROWS", 500)
-    seen = collect_activations(bert, random_token_ids(2, texts, longest=12))
+    seen = calibrate(bert, random_token_ids(2, texts, longest=12))
     assert 256 <= len(seen["layer0.up"].rows) <= 2 * 500
 
 
 def test_a_wide_model_is_sampled_less(bert, monkeypatch):
     texts = random_token_ids(3, 64)
-    rows = len(collect_activations(bert, texts)["layer0.up"].rows)
+    rows = len(calibrate(bert, texts)["layer0.up"].rows)
     monkeypatch.setattr(calibration, "SAMPLE_BYTES", 300 * 4 * 2 * (3 * 32 + 64))
-    assert len(collect_activations(bert, texts)["layer0.up"].rows) < 0.6 * rows
+    assert len(calibrate(bert, texts)["layer0.up"].rows) < 0.6 * rows
 
 
 # The user's texts

@@ -65,15 +65,10 @@ def test_hidden_size_must_be_a_multiple_of_the_heads():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("hidden_act", "silu"),
         ("hidden_act", None),
-        ("position_embedding_type", "relative_key"),
-        ("is_decoder", True),
         ("add_cross_attention", True),
         ("model_type", "gpt2"),
-        ("model_type", None),
         ("layer_norm_eps", "small"),
-        ("layer_norm_eps", None),
         ("layer_norm_eps", -1.0),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 from support import (
     bert_config,
     bert_tensors,
+    calibrate,
     cosines,
     quantize,
     random_token_ids,
@@ -19,7 +20,6 @@ from support import (
 from onnxsim_embed.export.encoder import ACTIVATIONS, load_encoder
 from onnxsim_embed.export.onnx.builder import operator_counts
 from onnxsim_embed.export.onnx.encoder_graph import build_encoder
-from onnxsim_embed.export.quantization.calibration import collect_activations
 
 TOLERANCE = 2e-5  # max absolute difference of a hidden state from PyTorch's
 LAYERS = 2
@@ -45,7 +45,7 @@ ATTENTION = {
 
 
 def quantized(bert):
-    return quantize(bert, collect_activations(bert, random_token_ids(0, 60)))[0]
+    return quantize(bert, calibrate(bert, random_token_ids(0, 60)))[0]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import MANIFEST, MODEL_FILES, Artifact
 from onnxsim_embed.artifact.recipes import find_recipe
 from onnxsim_embed.errors import CheckpointError, MissingExtraError, VerificationError
-from onnxsim_embed.export import build, export_model, fidelity, verify_artifact, verify_recipe
+from onnxsim_embed.export import build, export_model, verify_artifact, verify_recipe
 from onnxsim_embed.export.checkpoint import open_checkpoint
 
 FILES = {
@@ -408,19 +408,8 @@ def test_fp16_is_smaller_close_and_has_the_interface_of_fp32(half):
     assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in small.initializer)
 
 
-def test_an_unfaithful_fp16_fails_the_export(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setitem(fidelity.FIDELITY_THRESHOLDS, "fp16", (1.1, 1.1))
-    with pytest.raises(VerificationError, match="fp16 is not faithful to fp32"):
-        export_model(checkpoint, tmp_path / "a", precisions=["fp16"])
-    assert names(tmp_path) == []
-    made = export_model(checkpoint, tmp_path / "a", precisions=["fp16"], skip_unfaithful=True)
-    assert list(made.manifest.precisions) == ["fp32"]
-    assert made.manifest.verification["fp16"]["problems"]
-    assert not (tmp_path / "a" / MODEL_FILES["fp16"]).exists()
-
-
 @pytest.mark.parametrize(("scale", "fits"), [(1e4, True), (1e6, False)])
-def test_fp16_of_hidden_states_beyond_its_range_is_rejected(few_texts, tmp_path, scale, fits):
+def test_fp16_of_hidden_states_beyond_its_range_fails_or_is_skipped(tmp_path, scale, fits):
     """65,504 is float16's largest number; the last norm makes a hidden state of any size."""
     config = bert_config(layer_norm_eps=1e-12)
     tensors = bert_tensors(config)
@@ -430,8 +419,13 @@ def test_fp16_of_hidden_states_beyond_its_range_is_rejected(few_texts, tmp_path,
             tensors[name] *= np.float32(scale)
     checkpoint = write_checkpoint(tmp_path / "c", config=config, tensors=tensors)
     if fits:
-        made = export_model(checkpoint, tmp_path / "a", precisions=["fp32", "fp16"])
+        made = export_model(checkpoint, tmp_path / "a", precisions=["fp16"])
         assert made.manifest.verification["fp16"]["min_cosine"] > 0.999
         return
     with pytest.raises(VerificationError, match=r"float16's largest number, 65,504"):
-        export_model(checkpoint, tmp_path / "a", precisions=["fp32", "fp16"])
+        export_model(checkpoint, tmp_path / "a", precisions=["fp16"])
+    assert names(tmp_path) == ["c"]
+    made = export_model(checkpoint, tmp_path / "a", precisions=["fp16"], skip_unfaithful=True)
+    assert list(made.manifest.precisions) == ["fp32"]
+    assert "65,504" in made.manifest.verification["fp16"]["problems"][0]
+    assert not (tmp_path / "a" / MODEL_FILES["fp16"]).exists()

@@ -8,11 +8,7 @@ from scipy.stats import spearmanr
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.recipes import KnownAnswer
-from onnxsim_embed.export.fidelity import (
-    check_known_answer,
-    compare_vectors,
-    row_cosines,
-)
+from onnxsim_embed.export.fidelity import check_known_answer, compare_vectors, row_cosines
 
 
 def random_vectors(seed: int, rows: int = 40, dim: int = 12) -> np.ndarray:

@@ -2,9 +2,8 @@
 
 import re
 
-import numpy as np
 import pytest
-from support import TEXTS, VOCABULARY, change_json, read_json, write_json
+from support import VOCABULARY, change_json, read_json, write_json
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import CheckpointError
@@ -14,26 +13,13 @@ FP32 = ["fp32"]
 pytestmark = pytest.mark.usefixtures("few_texts")
 
 
-def test_a_vocabulary_alone_gives_the_ids_of_tokenizer_json(tiny, tmp_path, artifact):
-    (tiny / "tokenizer.json").unlink()
-    exported = export_model(tiny, tmp_path / "a", precisions=FP32)
-    texts = [*TEXTS, "[CLS] water [SEP] [MASK] river", "Üñï WATER\tsolar\u200b  energy…", "(a-b)"]
-    ours, expected = Embedder(exported).token_ids(texts), Embedder(artifact).token_ids(texts)
-    assert all(np.array_equal(a, b) for a, b in zip(ours, expected, strict=True))
-
-
 def test_tokenizer_json_alone_gives_the_vocabulary(tiny, tmp_path):
     (tiny / "vocab.txt").unlink()
     export_model(tiny, tmp_path / "a", precisions=FP32)
     assert (tmp_path / "a/vocab.txt").read_text().splitlines() == VOCABULARY
 
 
-@pytest.mark.parametrize("vocabulary_only", [True, False])
-def test_a_cased_vocabulary_stays_cased_and_an_overridden_setting_is_logged(
-    tiny, tmp_path, caplog, vocabulary_only
-):
-    if vocabulary_only:
-        (tiny / "tokenizer.json").unlink()
+def test_a_setting_that_replaces_that_of_tokenizer_json_is_logged(tiny, tmp_path, caplog):
     change_json(tiny / "tokenizer_config.json", do_lower_case=False)
     artifact = export_model(tiny, tmp_path / "a", precisions=FP32)
     upper, lower = Embedder(artifact).token_ids(["WATER", "water"])

@@ -68,11 +68,13 @@ class _EncoderBuilder(GraphBuilder):
             inputs.append(("attention_mask", TensorProto.INT64, axes))
         elif layout == "gpu":
             inputs.append(("key_lengths", TensorProto.INT32, ["lengths"]))
-        outputs = [(output, TensorProto.FLOAT, [*axes, self.encoder.hidden])]
-        outputs += [(name, TensorProto.FLOAT, None) for name in expose]
+        shapes = {output: [*axes, self.encoder.hidden]} | dict.fromkeys(expose)
         return self.model(
             [helper.make_tensor_value_info(*entry) for entry in inputs],
-            [helper.make_tensor_value_info(*entry) for entry in outputs],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+                for name, shape in shapes.items()
+            ],
         )
 
     def embeddings(self, length: str) -> str:
@@ -80,8 +82,8 @@ class _EncoderBuilder(GraphBuilder):
         words = self.embedding(encoder.words, "words", "embeddings.", "embeddings.words")
         if encoder.skipped is None:
             zero = self.constant("zero", np.array([0], np.int64))
-            positions = encoder.positions if axis else encoder.positions[:, None]
-            table = self.constant("positions", positions)
+            rows = encoder.positions if axis else encoder.positions[:, None]
+            table = self.constant("positions", rows)
             positions = self.op("Slice", table, zero, length, zero, name="embeddings.positions")
         else:
             table = self.constant("positions", encoder.positions)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import onnx
 
-from onnxsim_embed.export.onnx.files import load_graph, remove_unused_domains, save_graph
+from onnxsim_embed.export.onnx.files import remove_unused_domains
 
 METHOD = "weights and arithmetic float16; input int64 and output float32 as in model.onnx"
 
@@ -17,12 +16,6 @@ SMALL_CONSTANT_BYTES = 1 << 16
 # Computed in float32: a square or a sum leaves float16's range (6e-8 to 65,504) on values well inside
 # it. LayerNormalization and Softmax are absent: their GPU kernels accumulate in float32 as they are.
 FLOAT32_OPERATORS = ("Pow", "ReduceMean", "ReduceSum", "CumSum", "Range")
-
-
-def write_fp16(source: Path, target: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Write the fp16 version of an fp32 file; return the model and its data file (see `save_graph`)."""
-    model = convert_to_fp16(load_graph(source, weights=True))
-    return model, save_graph(model, target)
 
 
 def convert_to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:

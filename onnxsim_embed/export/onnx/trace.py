@@ -38,10 +38,7 @@ def trace(checkpoint: Checkpoint, via: str, target: Path) -> tuple[int, int, tup
     """Write an encoder as ONNX with standard operators, the inputs of `Session`, last_hidden_state.
 
     :param via: key of REQUIREMENTS.
-    :param target: the ONNX file to write.
     :returns: hidden size, number of layers, and the files beside it that hold weights.
-    :raises CheckpointError: if the weights are incomplete or broken, or the architecture cannot be
-        traced.
     """
     import torch  # noqa: F401 - sets the levels of its loggers, which are silenced below
 

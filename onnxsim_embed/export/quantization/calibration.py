@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,7 @@ from onnxsim_embed.export.onnx.files import start_beside
 from onnxsim_embed.runtime.batching import plan_batches
 from onnxsim_embed.runtime.texts import check_texts
 from onnxsim_embed.system.arrays import Float32, Int64
-from onnxsim_embed.system.hardware import CPU_PROVIDER
 from onnxsim_embed.system.memory import release_memory
-from onnxsim_embed.system.onnx_session import start_session
 from onnxsim_embed.system.threads import map_chunks
 
 TokenIds = Sequence[Int64]
@@ -88,35 +87,32 @@ def input_names(layer: int) -> tuple[str, str, str, str]:
 
 
 def collect_activations(
-    encoder: Encoder, token_ids: TokenIds, file: Path | None = None
+    encoder: Encoder, token_ids: TokenIds, file: Path
 ) -> dict[str, Activations]:
     """Run the float32 encoder over texts, and record the inputs of its linears by `input_names`.
 
-    :param file: the encoder's ONNX file, if it is written, of which the weights are then read.
+    :param file: the encoder's ONNX file, of which the weights are read.
     """
     names = [name for layer in range(len(encoder.layers)) for name in input_names(layer)]
     model = build_encoder(encoder, "run", expose=names)
-    if file is None:
-        session = start_session(model.SerializeToString(), [CPU_PROVIDER])
-    else:
-        share_constants(model, file)
-        session = start_beside(model, file)
+    share_constants(model, file)
+    session = start_beside(model, file)
     del model
     release_memory()
     dim = len(encoder.layers) * (3 * encoder.hidden + encoder.layers[0].up.weight.shape[1])
-    return observe(lambda ids: session.run(names, {"input_ids": ids}), names, dim, token_ids)
+
+    def run(ids: Int64) -> dict[str, Float32]:
+        return dict(zip(names, session.run(names, {"input_ids": ids}), strict=True))
+
+    return observe(run, dim, token_ids)
 
 
 def observe(
-    run: Callable[[Int64], Sequence[Float32 | None]],
-    names: Sequence[str],
-    dim: int,
-    token_ids: TokenIds,
+    run: Callable[[Int64], Mapping[str, Float32]], dim: int, token_ids: TokenIds
 ) -> dict[str, Activations]:
-    """Run an encoder over texts and record some of its values.
+    """Run an encoder over texts and record some of its values: those that every run has.
 
-    :param run: from input_ids (tokens, texts) to the values, each (tokens, texts, channels), or None
-        for one that cannot be recorded, which is missing in the result.
+    :param run: from input_ids (tokens, texts) to values by name, each (tokens, texts, channels).
     :param dim: channels of all values together.
     """
     token_ids = [ids for ids in token_ids if len(ids)]
@@ -136,26 +132,20 @@ def observe(
             sampled &= rng.random(len(batch)) < share
         runs.append((ids, sampled.ravel()))
 
-    def record(run_of: tuple[Int64, npt.NDArray[np.bool_]]) -> list[Any]:
+    def record(run_of: tuple[Int64, npt.NDArray[np.bool_]]) -> dict[str, Any]:
         ids, sampled = run_of
-        flat = [value if value is None else value.reshape(ids.size, -1) for value in run(ids)]
-        return [
-            value if value is None else (value.min(axis=0), value.max(axis=0), value[sampled])
-            for value in flat
-        ]
+        flat = {name: value.reshape(ids.size, -1) for name, value in run(ids).items()}
+        return {k: (v.min(axis=0), v.max(axis=0), v[sampled]) for k, v in flat.items()}
 
     ends = np.cumsum([sampled.sum() for _, sampled in runs])
     seen: dict[str, Activations] = {}
-    missing: set[str] = set()
+    recorded = Counter[str]()
     for end, values in zip(ends.tolist(), map_chunks(record, runs), strict=True):
-        for name, value in zip(names, values, strict=True):
-            if value is None:
-                missing.add(name)
-                continue
-            low, high, sample = value
+        recorded.update(values.keys())
+        for name, (low, high, sample) in values.items():
             if name not in seen:  # where samples go at once: they are not in memory twice
                 seen[name] = Activations(low, high, np.empty((ends[-1], len(low)), np.float32))
             np.minimum(seen[name].low, low, out=seen[name].low)
             np.maximum(seen[name].high, high, out=seen[name].high)
             seen[name].rows[end - len(sample) : end] = sample
-    return {name: seen[name] for name in names if name in seen and name not in missing}
+    return {name: entry for name, entry in seen.items() if recorded[name] == len(runs)}

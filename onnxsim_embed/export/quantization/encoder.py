@@ -29,11 +29,7 @@ from onnxsim_embed.export.encoder import (
 )
 from onnxsim_embed.export.quantization import ranges
 from onnxsim_embed.export.quantization.calibration import Activations, input_names
-from onnxsim_embed.export.quantization.gptq import (
-    absorb_error,
-    quantize_gptq,
-    quantize_nearest,
-)
+from onnxsim_embed.export.quantization.gptq import absorb_error, quantize_gptq, quantize_nearest
 from onnxsim_embed.export.quantization.ranges import Fit, bias_of
 from onnxsim_embed.export.quantization.search import Choice, Group, channel_counts
 from onnxsim_embed.system.arrays import Float32
@@ -81,11 +77,7 @@ class Quantizer:
 
 
 def fit_encoder(encoder: Encoder, seen: Mapping[str, Activations]) -> dict[str, Group]:
-    """Return each input of linears, by layer and linears, with ways to quantize it.
-
-    :param encoder: the float32 encoder.
-    :param seen: its activations over the calibration texts, from `collect_activations`.
-    """
+    """Return each input of linears, by layer and linears, with ways to quantize it."""
     activation = ACTIVATIONS[encoder.activation]
 
     def fit(key: tuple[int, str]) -> Group:
@@ -184,8 +176,14 @@ def quantize_linears(
     arrays = (values, scales, bias.astype(np.float32), weight[columns])
     split = zip(*(np.split(array, ends, axis=-1) for array in arrays), strict=True)
     return [
-        StaticLinear(*linear, quantization, FloatChannels(columns, side) if len(columns) else None)
-        for *linear, side in split
+        StaticLinear(
+            values,
+            scales,
+            bias,
+            quantization,
+            FloatChannels(columns, side) if len(columns) else None,
+        )
+        for values, scales, bias, side in split
     ]
 
 

@@ -83,9 +83,7 @@ def _matrices(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 def fit_graph(model: onnx.ModelProto, seen: Mapping[str, Activations]) -> dict[str, Group]:
     """Return each input of linears, by its name, with ways to quantize it.
 
-    :param model: float32, its weights in memory.
-    :param seen: activations of the linears' inputs, by name; a linear whose input is missing stays
-        float32.
+    :param model: float32, its weights in memory; a linear whose input is not in `seen` stays float32.
     """
     linears: dict[str, list[Linear]] = defaultdict(list)
     for entry in find_linears(model):
@@ -131,12 +129,7 @@ def follows_norm(model: onnx.ModelProto, name: str) -> bool:
 def quantize_graph(
     model: onnx.ModelProto, choice: Choice, quantized: Mapping[str, Sequence[AnyLinear]]
 ) -> None:
-    """Replace linear layers and the word embeddings by quantized ones.
-
-    :param model: float32, its weights in memory; changed in place.
-    :param choice: the fit of each input; None keeps its linears in float32.
-    :param quantized: the linears of each input.
-    """
+    """Replace linear layers and the word embeddings of a float32 model by quantized ones, in place."""
     groups: dict[str, list[GraphLinear]] = defaultdict(list)
     for entry in find_linears(model):
         groups[entry.input].append(entry)
