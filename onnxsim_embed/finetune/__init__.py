@@ -5,6 +5,7 @@ PyTorch is imported when fine-tuning starts, and never at inference.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,35 @@ from typing import Any
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.errors import check_packages
 from onnxsim_embed.finetune.pairs import TextPairs, read_pairs
-from onnxsim_embed.finetune.settings import Settings
+from onnxsim_embed.system.units import check_integer
 
 __all__ = ["FinetuneResult", "TextPairs", "finetune", "read_pairs"]
 
 PACKAGES = ("torch", "sentence_transformers", "accelerate", "datasets", "onnx", "matplotlib")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyperparameters; see `finetune`."""
+
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    hard_negatives: int
+    share: float
+    patience: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, least in {"batch_size": 2, "hard_negatives": 0, "patience": 1}.items():
+            check_integer(name, getattr(self, name), least)
+        check_integer("seed", self.seed, 0, (1 << 32) - 1, "the limit of numpy's generator")
+        for name in ("epochs", "learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if not 0 < self.share <= 0.5:
+            raise ValueError(f"held_out must be above 0 and at most 0.5, got {self.share!r}")
 
 
 @dataclass(frozen=True)
@@ -88,12 +113,15 @@ def finetune(
     """
     settings = Settings(epochs, batch_size, learning_rate, hard_negatives, held_out, patience, seed)
     check_packages("fine-tuning", "finetune", {n: n.replace("_", "-") for n in PACKAGES})
-    training_pairs = pairs if isinstance(pairs, TextPairs) else read_pairs(pairs)
-    if evaluation is not None and not isinstance(evaluation, TextPairs):
-        evaluation = read_pairs(evaluation)
     from onnxsim_embed.finetune.job import Job
 
-    say, progress = on_stage or (lambda line: None), show_progress_bar
-    job = Job(training_pairs, evaluation, Path(output), model, settings, force, progress, say)
+    job = Job(
+        _as_pairs(pairs), None if evaluation is None else _as_pairs(evaluation), Path(output), model,
+        settings, force, show_progress_bar, on_stage or (lambda line: None),
+    )  # fmt: skip
     artifact, report = job.run()
-    return FinetuneResult(artifact, report, bool(report["worse"]))
+    return FinetuneResult(artifact, report, report["worse"])
+
+
+def _as_pairs(pairs: TextPairs | str | Path | Iterable[Any]) -> TextPairs:
+    return pairs if isinstance(pairs, TextPairs) else read_pairs(pairs)

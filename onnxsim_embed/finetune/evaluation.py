@@ -1,24 +1,18 @@
-"""Evaluation on pairs with sentence-transformers' evaluators, for its models and for ours."""
+"""Evaluation on pairs, for sentence-transformers' models and for ours: search, and rank correlation of scores."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.stats import ConstantInputWarning
-from sentence_transformers.evaluation import (
-    EmbeddingSimilarityEvaluator,
-    InformationRetrievalEvaluator,
-)
-from sentence_transformers.util import cos_sim
+from scipy.stats import spearmanr
+from sentence_transformers.evaluation import SentenceEvaluator
 
 from onnxsim_embed.finetune.pairs import TextPairs, normalize
+from onnxsim_embed.similarity.compare import score_pairs, top_k
+from onnxsim_embed.system.arrays import Float32
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -32,41 +26,13 @@ RELEVANT_SCORE = 0.8
 # Cosines closer than float32 rounds them are ties.
 TIE = 1e-6
 
-# Keys of report.json, by the name of sentence-transformers' metric.
-METRICS = {
-    "cosine_accuracy@1": "accuracy_at_1",
-    "cosine_mrr@10": "mrr_at_10",
-    "cosine_ndcg@10": "ndcg_at_10",
-    "spearman_cosine": "spearman",
-}
-
-
-class RetrievalEvaluator(InformationRetrievalEvaluator):  # type: ignore[misc]
-    """Search of targets with sources, where a relevant target loses ties."""
-
-    first_hits: Sequence[bool] = ()
-
-    def compute_metrics(self, queries_result_list: list[list[dict[str, Any]]]) -> dict[str, Any]:
-        """Compute the metrics, and note for which queries the first result is relevant."""
-        self.first_hits = []
-        for query, results in zip(self.queries_ids, queries_result_list, strict=True):
-            relevant = self.relevant_docs[query]
-            for result in results:
-                result["score"] -= TIE * (result["corpus_id"] in relevant)
-            best = min(results, key=lambda result: (-result["score"], result["corpus_id"]))
-            self.first_hits.append(best["corpus_id"] in relevant)
-        return super().compute_metrics(queries_result_list)
-
-
-Evaluators = list[RetrievalEvaluator | EmbeddingSimilarityEvaluator]
-
 
 class Evaluation(NamedTuple):
-    """Metrics by the values of METRICS, which queries found a relevant target first, and all embeddings."""
+    """Metrics by their keys in report.json, which queries found a relevant target first, and the embeddings."""
 
-    metrics: Mapping[str, float | None]
+    metrics: dict[str, float | None]
     first_hits: npt.NDArray[np.bool_]
-    embeddings: npt.NDArray[np.float32]
+    embeddings: Float32
 
     @property
     def main(self) -> float:
@@ -75,45 +41,86 @@ class Evaluation(NamedTuple):
         return spearman if spearman is not None else self.metrics["ndcg_at_10"] or 0.0
 
 
-def make_evaluators(
-    pairs: TextPairs,
-    others: Sequence[TextPairs],
-    max_targets: int,
-    seed: int,
-    prompts: tuple[str, str] = ("", ""),
-) -> Evaluators:
-    """Return the evaluators of pairs; the last one has the main metric.
+class PairEvaluator(SentenceEvaluator):  # type: ignore[misc]
+    """Search of targets with sources, where a relevant target loses ties, and correlation of scored pairs.
 
     :param others: pairs whose targets are searched too, and whose pairings are relevant as well.
     :param max_targets: more targets of `others` than this are sampled.
     :param prompts: of sources and of targets.
     """
-    relevant_pairs = [_relevant(part) for part in (pairs, *others)]
-    queries = _distinct(relevant_pairs[0].sources)
-    corpus = _distinct(relevant_pairs[0].targets)
-    evaluators: Evaluators = []
-    if queries:
+
+    def __init__(
+        self,
+        pairs: TextPairs,
+        others: Sequence[TextPairs],
+        max_targets: int,
+        seed: int,
+        prompts: tuple[str, str] = ("", ""),
+    ) -> None:
+        super().__init__()
+        self.primary_metric = "ndcg_at_10" if pairs.scores is None else "spearman"
+        self.pairs, self.prompts = pairs, prompts
+        relevant_pairs = [_relevant(part) for part in (pairs, *others)]
+        queries = _distinct(relevant_pairs[0].sources)
+        own = _distinct(relevant_pairs[0].targets)
         targets = _distinct(target for part in (pairs, *others) for target in part.targets)
-        rest = [key for key in targets if key not in corpus]
-        corpus |= {key: targets[key] for key in sample(rest, max_targets - len(corpus), seed)}
-        # At rank 10 ties go to the lowest id: not to the evaluated targets.
-        ids = {key: f"{len(corpus) - row:09d}" for row, key in enumerate(corpus)}
-        relevant: dict[str, set[str]] = {key: set() for key in queries}
+        rest = sample([key for key in targets if key not in own], max_targets - len(own), seed)
+        # Own targets last: of equal scores, top_k returns the first.
+        corpus = {key: targets[key] for key in rest} | own
+        self.queries, self.targets = list(queries.values()), list(corpus.values())
+        rows = {key: row for row, key in enumerate(corpus)}
+        self.relevant: dict[str, set[int]] = {key: set() for key in queries}
         for part in relevant_pairs:
             for source, target in zip(part.sources, part.targets, strict=True):
-                if (key := normalize(source)) in relevant and normalize(target) in ids:
-                    relevant[key].add(ids[normalize(target)])
-        documents = {ids[key]: target for key, target in corpus.items()}
-        options: dict[str, Any] = {"query_prompt": prompts[0], "corpus_prompt": prompts[1]}
-        options |= {f"{metric}_at_k": [1] for metric in ("accuracy", "precision_recall", "map")}
-        options |= {"score_functions": {"cosine": cos_sim}, "write_csv": False}
-        evaluators.append(RetrievalEvaluator(queries, documents, relevant, **options))
-    if pairs.scores is not None:
-        columns = (list(pairs.sources), list(pairs.targets), list(pairs.scores))
-        evaluators.append(
-            EmbeddingSimilarityEvaluator(*columns, main_similarity="cosine", write_csv=False)
-        )
-    return evaluators
+                if (key := normalize(source)) in queries and normalize(target) in rows:
+                    self.relevant[key].add(rows[normalize(target)])
+
+    def __call__(self, model: SentenceTransformer, *_: object, **__: object) -> dict[str, float]:
+        """Return the main metric, for the trainer."""
+        if self.primary_metric == "spearman":
+            return {"spearman": self.correlate(model)}
+        return {"ndcg_at_10": self.search(model).main}
+
+    def evaluate(self, model: SentenceTransformer | Embedder) -> Evaluation:
+        """Return all metrics of a model."""
+        found = self.search(model)
+        if self.primary_metric == "spearman":
+            found.metrics["spearman"] = self.correlate(model)
+        return found
+
+    def search(self, model: SentenceTransformer | Embedder) -> Evaluation:
+        """Return accuracy@1, MRR@10 and NDCG@10."""
+        sources, targets = self._encode(model, self.queries, self.targets)
+        best = top_k(sources, targets, min(10, len(targets)))
+        rows = zip(best.indices, self.relevant.values(), strict=True)
+        hits = np.array([np.isin(found, list(relevant)) for found, relevant in rows])
+        order = np.argsort(-(best.scores - TIE * hits), axis=1, kind="stable")
+        hits = np.take_along_axis(hits, order, axis=1)
+        ranks = np.arange(1, hits.shape[1] + 1)
+        gains = 1 / np.log2(ranks + 1)
+        ideal = np.array([gains[: len(relevant)].sum() for relevant in self.relevant.values()])
+        metrics: dict[str, float | None] = {
+            "accuracy_at_1": float(hits[:, 0].mean()),
+            "mrr_at_10": float((hits / ranks).max(axis=1).mean()),
+            "ndcg_at_10": float((hits @ gains / ideal).mean()),
+            "spearman": None,
+        }
+        return Evaluation(metrics, hits[:, 0], np.concatenate([sources, targets]))
+
+    def correlate(self, model: SentenceTransformer | Embedder) -> float:
+        """Return Spearman's correlation of cosines and scores; 0 where all of either are equal."""
+        left, right = self._encode(model, self.pairs.sources, self.pairs.targets)
+        cosines, scores = score_pairs(left, right, "cosine"), self.pairs.scores
+        if not (np.ptp(cosines) and np.ptp(scores)):
+            return 0.0
+        return float(spearmanr(cosines, scores).statistic)
+
+    def _encode(
+        self, model: SentenceTransformer | Embedder, *sides: Sequence[str]
+    ) -> list[Float32]:
+        both = zip(sides, self.prompts, strict=True)
+        encoded = (model.encode(texts, prompt=p, show_progress_bar=False) for texts, p in both)
+        return [np.asarray(vectors, np.float32) for vectors in encoded]
 
 
 def sample(texts: list[str], size: int, seed: int) -> list[str]:
@@ -122,34 +129,6 @@ def sample(texts: list[str], size: int, seed: int) -> list[str]:
         return texts
     chosen = np.random.default_rng(seed).choice(len(texts), max(0, size), replace=False)
     return [texts[i] for i in sorted(chosen.tolist())]
-
-
-def evaluate(model: SentenceTransformer | Embedder, evaluators: Evaluators) -> Evaluation:
-    """Evaluate a model. An undefined correlation, where all cosines or all scores are equal, is 0."""
-    embeddings: list[npt.NDArray[np.float32]] = []
-
-    def encode(texts: list[str], prompt: str | None = None, **_: object) -> torch.Tensor:
-        vectors = model.encode(texts, prompt=prompt or "", show_progress_bar=False)
-        embeddings.append(np.asarray(vectors, np.float32))
-        return torch.from_numpy(embeddings[-1])
-
-    card = SimpleNamespace(set_evaluation_metrics=lambda *_: None)
-    recorder = SimpleNamespace(
-        encode=encode, encode_query=encode, encode_document=encode, model_card_data=card
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConstantInputWarning)
-        results = {k: finite(v) for evaluator in evaluators for k, v in evaluator(recorder).items()}
-    return Evaluation(
-        {name: results.get(key) for key, name in METRICS.items()},
-        np.array(getattr(evaluators[0], "first_hits", ()), np.bool_),
-        np.concatenate(embeddings[:2]),
-    )
-
-
-def finite(metric: float) -> float:
-    """Return a metric, or 0 if it is undefined."""
-    return float(metric) if math.isfinite(metric) else 0.0
 
 
 def _distinct(texts: Iterable[str]) -> dict[str, str]:

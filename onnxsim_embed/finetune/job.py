@@ -25,18 +25,13 @@ from onnxsim_embed.export.quantization.calibration import calibration_texts
 from onnxsim_embed.export.weights import read_optional_json
 from onnxsim_embed.files import checkpoint as checkpoints
 from onnxsim_embed.files.atomic import atomic_directory, write_json
-from onnxsim_embed.finetune import training
-from onnxsim_embed.finetune.evaluation import evaluate, make_evaluators, sample
+from onnxsim_embed.finetune import Settings, training
+from onnxsim_embed.finetune.evaluation import PairEvaluator, sample
 from onnxsim_embed.finetune.pairs import TextPairs, clean_pairs
 from onnxsim_embed.finetune.report import add_to_card, draw_losses, held_out_report
-from onnxsim_embed.finetune.settings import Settings
 from onnxsim_embed.finetune.split import split_pairs
 from onnxsim_embed.runtime.embedder import Embedder
 from onnxsim_embed.runtime.prompts import DOCUMENT_PROMPTS
-
-WEIGHTS = "model.safetensors"
-REPORT = "report.json"
-LOSS_PLOT = "loss.png"
 
 # More targets than this are sampled: fewer for the choice of the checkpoint, which is made repeatedly.
 MAX_TARGETS = 20_000
@@ -121,66 +116,66 @@ class Job:
         """Evaluate, train unless an earlier run has finished that, evaluate again, export and report."""
         *others, held_out = self.split
         seed = self.settings.seed
-        evaluators = make_evaluators(held_out, others, MAX_TARGETS, seed, self.prompts)
+        evaluator = PairEvaluator(held_out, others, MAX_TARGETS, seed, self.prompts)
         evaluations, fidelity = {}, {}
         with training.quiet_and_seeded(seed):
             self.on_stage("Evaluating the base model.")
-            evaluations["before"] = evaluate(self.load(self.base.directory), evaluators)
+            evaluations["before"] = evaluator.evaluate(self.load(self.base.directory))
             summary = read_optional_json(self.directory / "trained.json") or self.train()
             self.on_stage("Evaluating the fine-tuned model.")
-            after = evaluations["after"] = evaluate(self.load(self.trained), evaluators)
+            after = evaluations["after"] = evaluator.evaluate(self.load(self.trained))
         self.on_stage("Exporting and verifying.")
         with atomic_directory(self.output) as work:
             artifact = self.export(work)
             for precision in artifact.manifest.precisions:
                 self.on_stage(f"Evaluating the exported {precision} file.")
                 embedder = Embedder(artifact, precision=precision, device="cpu")
-                evaluation = evaluations[precision] = evaluate(embedder, evaluators)
+                evaluation = evaluations[precision] = evaluator.evaluate(embedder)
                 fidelity[precision] = compare_vectors(after.embeddings, evaluation.embeddings)
                 del embedder
-            targets = len(getattr(evaluators[0], "corpus", ()))
             self.report |= {
                 "training": summary,
-                "held_out": held_out_report(targets, evaluations, fidelity),
+                "held_out": held_out_report(len(evaluator.targets), evaluations, fidelity),
                 "worse": after.main < evaluations["before"].main,
                 "versions": self.versions,
             }
-            write_json(work / REPORT, self.report)
-            draw_losses(self.report, work / LOSS_PLOT)
-            shutil.copyfile(self.trained / WEIGHTS, work / WEIGHTS)
+            write_json(work / "report.json", self.report)
+            draw_losses(self.report, work / "loss.png")
+            shutil.copy(self.trained / "model.safetensors", work)
             add_to_card(self.report, work)
             manifest = replace(artifact.manifest, files=list_files(work))
             (work / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
     def train(self) -> dict[str, Any]:
         """Train the base model and save its best checkpoint; return what report.json says of it."""
-        settings, split = self.settings, self.split
+        settings, train = self.settings, self.split.train
         model = self.load(self.base.directory)
-        validation = make_evaluators(
-            split.validation, [split.train], MAX_VALIDATION_TARGETS, settings.seed, self.prompts
+        evaluator = PairEvaluator(
+            self.split.validation, [train], MAX_VALIDATION_TARGETS, settings.seed, self.prompts
         )
-        start = evaluate(model, validation).main
-        dataset = training.to_dataset(split.train)
+        start = evaluator(model)[evaluator.primary_metric]
+        dataset = training.to_dataset(train)
         if settings.hard_negatives:
             mined = self.directory / "mined"
             if not mined.is_dir():
                 self.on_stage("Mining hard negatives.")
-                dataset = training.mine(model, split.train, settings.hard_negatives, self.progress)
+                dataset = training.mine(model, train, settings.hard_negatives, self.progress)
                 if not len(dataset):
-                    number = (
-                        f"{settings.hard_negatives} hard negatives among {len(split.train)} pairs"
+                    raise ValueError(
+                        f"none of {len(train)} pairs has {settings.hard_negatives} hard negatives; set "
+                        "hard_negatives lower"
                     )
-                    raise ValueError(f"no pair has {number}; set hard_negatives lower")
                 dataset.save_to_disk(f"{mined}.partial")
                 Path(f"{mined}.partial").rename(mined)
             dataset = load_from_disk(str(mined))
-            if n := len(split.train) - len(dataset):
+            if n := len(train) - len(dataset):
                 self.on_stage(f"{n:,} pairs skipped: fewer hard negatives were found for them.")
         checkpoints = self.directory / "checkpoints"
         newest = training.newest_checkpoint(checkpoints)
         self.on_stage("Training." if newest is None else f"Resuming from {newest.name}.")
-        options: dict[str, Any] = {"prompts": self.prompts, "progress": self.progress}
-        summary = training.train(model, dataset, validation[-1], settings, checkpoints, **options)
+        summary = training.train(
+            model, dataset, evaluator, settings, checkpoints, self.prompts, self.progress
+        )
         shutil.rmtree(self.trained.parent, ignore_errors=True)
         model.save(str(self.trained), create_model_card=False)
         summary["log"]["validation"].insert(0, [0.0, start])

@@ -108,21 +108,19 @@ def read_pairs(
         for number, row in enumerate(table.rows):
             cells = {use: _cell(use, row.values.get(column)) for use, column in columns.items()}
             invalid = [use for use, cell in cells.items() if cell is None]
-            if invalid and on_error == "fail":
+            if not invalid:
+                for use, cell in cells.items():
+                    values[use].append(cell)
+            elif on_error == "skip":
+                skipped.append(number)
+            else:
                 column = columns[invalid[0]]
-                expected = (
-                    "finite number" if invalid == ["score_column"] else "text that is not empty"
-                )
+                kind = "finite number" if invalid == ["score_column"] else "text that is not empty"
                 raise TableError(
                     f"{path}: row {number} (line {row.line}) holds {row.values.get(column)!r:.60} in column "
-                    f"{column!r}, expected a {expected}; {row.error or 'fix or drop the row'}, or pass "
+                    f"{column!r}, expected a {kind}; {row.error or 'fix or drop the row'}, or pass "
                     "on_error='skip'"
                 )
-            if invalid:
-                skipped.append(number)
-                continue
-            for use, cell in cells.items():
-                values[use].append(cell)
     if skipped:
         count = f"{len(skipped):,} of {number + 1:,} rows"
         logger.warning("%s: %s without a pair are skipped: %s", path, count, list_rows(skipped))
@@ -142,23 +140,22 @@ def _rows_in_memory(pairs: Any) -> Rows:  # noqa: ANN401
     """Return the rows of a data frame, or of a list of tuples or mappings."""
     if hasattr(pairs, "columns"):
         names = [str(name) for name in pairs.columns]
-        cells = list(zip(*(pairs[name] for name in pairs.columns), strict=True))
-        return Rows(names, (Row(0, dict(zip(names, row, strict=True))) for row in cells))
-    rows = list(pairs)
-    first: Any = rows[0] if rows else ()
-    names = list(first)
-    if not isinstance(first, Mapping):
-        scored = len(first) == 3 and isinstance(first[2], Real)
-        names = ["source_sentence", "target_sentence", "score" if scored else "negative_sentence"]
-        names = names[: len(first)]
-    for row, pair in enumerate(rows):
-        if not isinstance(pair, (tuple, list, Mapping)) or len(pair) != len(names):
-            raise TypeError(
-                "pairs must be tuples (source, target), with a hard negative or a score as third, or "
-                f"mappings, all of one length; row {row} is {pair!r:.60}"
-            )
-    every = ([row.get(n) for n in names] if isinstance(row, Mapping) else row for row in rows)
-    return Rows(names, (Row(0, dict(zip(names, row, strict=True))) for row in every))
+        rows = list(zip(*(pairs[name] for name in pairs.columns), strict=True))
+    else:
+        rows = list(pairs)
+        first: Any = rows[0] if rows else ()
+        names = list(first)
+        if not isinstance(first, Mapping):
+            third = "score" if isinstance(first[2:] and first[2], Real) else "negative_sentence"
+            names = ["source_sentence", "target_sentence", third][: len(first)]
+        for row, pair in enumerate(rows):
+            if not isinstance(pair, (tuple, list, Mapping)) or len(pair) != len(names):
+                raise TypeError(
+                    "pairs must be tuples (source, target), with a hard negative or a score as third, or "
+                    f"mappings, all of one length; row {row} is {pair!r:.60}"
+                )
+        rows = [[row.get(n) for n in names] if isinstance(row, Mapping) else row for row in rows]
+    return Rows(names, (Row(0, dict(zip(names, row, strict=True))) for row in rows))
 
 
 def _choose_columns(

@@ -1,4 +1,4 @@
-"""Training on pairs with repeated texts, so that every pair is used.
+"""Batches and loss of pairs, whose texts may repeat: every pair is used.
 
 sentence-transformers' sampler without duplicates spreads the pairs of a repeated target over batches of few pairs,
 in the end of one, and an epoch ends before all are used. Here all batches have nearly the same size, and the right
@@ -15,10 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from datasets import Dataset
-from sentence_transformers.losses import (
-    CachedMultipleNegativesRankingLoss,
-    MultipleNegativesRankingLoss,
-)
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.sampler import DefaultBatchSampler
 
 from onnxsim_embed.finetune.pairs import normalize
@@ -35,7 +33,6 @@ class RightTargets:
         self.ids = np.array(
             [[numbers.setdefault(normalize(text), len(numbers)) for text in c] for c in columns]
         )
-        self.repeated = len(numbers) < self.ids.size
         self._right: dict[int, set[int]] = defaultdict(set)
         for source, target in self.ids[:2].T.tolist():
             self._right[source] |= {source, target}  # a text is no negative of itself either
@@ -49,42 +46,36 @@ class RightTargets:
         return torch.from_numpy(mask)
 
 
-class _MaskedLoss:
-    """Cross-entropy over a batch without its right targets; labels are row numbers."""
+class MaskedRankingLoss(CachedMultipleNegativesRankingLoss):  # type: ignore[misc]
+    """MultipleNegativesRankingLoss in which right targets are no negatives; labels are row numbers.
 
-    targets: RightTargets
-    similarity_fct: Any
-    scale: float
+    :param capacity: texts of one forward and backward pass; batches of more are cached (GradCache).
+    """
+
+    def __init__(self, model: SentenceTransformer, targets: RightTargets, capacity: int) -> None:
+        super().__init__(model, mini_batch_size=capacity)
+        self.targets, self.capacity = targets, capacity
 
     def forward(
         self, sentence_features: Iterable[dict[str, torch.Tensor]], labels: torch.Tensor
     ) -> torch.Tensor:
+        """Return the loss of a batch."""
         self.rows = labels.cpu().numpy()
-        loss: torch.Tensor = super().forward(sentence_features, labels)  # type: ignore[misc]
-        return loss
-
-    def compute_loss_from_embeddings(
-        self, embeddings: list[torch.Tensor], *_: object
-    ) -> torch.Tensor:
-        scores = self.similarity_fct(embeddings[0], torch.cat(embeddings[1:])) * self.scale
-        scores = scores.masked_fill(self.targets.mask(self.rows).to(scores.device), -torch.inf)
-        return torch.nn.functional.cross_entropy(
-            scores, torch.arange(len(scores), device=scores.device)
-        )
-
-
-class MaskedRankingLoss(_MaskedLoss, MultipleNegativesRankingLoss):  # type: ignore[misc]
-    """MultipleNegativesRankingLoss in which right targets are no negatives."""
-
-
-class CachedMaskedRankingLoss(_MaskedLoss, CachedMultipleNegativesRankingLoss):  # type: ignore[misc]
-    """CachedMultipleNegativesRankingLoss in which right targets are no negatives."""
+        columns = list(sentence_features)
+        if len(labels) * len(columns) > self.capacity:
+            cached: torch.Tensor = super().forward(columns, labels)
+            return cached
+        return self.calculate_loss([[self.model(texts)["sentence_embedding"]] for texts in columns])
 
     def calculate_loss(
         self, reps: list[list[torch.Tensor]], *_: object, with_backward: bool = False
     ) -> torch.Tensor:
-        """Return the loss of embeddings in mini-batches."""
-        loss = self.compute_loss_from_embeddings([torch.cat(column) for column in reps])
+        """Return the cross-entropy of embeddings, by column and mini-batch, without right targets."""
+        sources, *others = map(torch.cat, reps)
+        scores = self.similarity_fct(sources, torch.cat(others)) * self.scale
+        scores = scores.masked_fill(self.targets.mask(self.rows).to(scores.device), -torch.inf)
+        own = torch.arange(len(scores), device=scores.device)
+        loss = torch.nn.functional.cross_entropy(scores, own)
         if with_backward:
             loss.backward()
         return loss.detach() if with_backward else loss

@@ -34,16 +34,16 @@ COSINES = ("mean_cosine", "min_cosine")
 def held_out_report(
     targets: int, evaluations: Mapping[str, Evaluation], fidelity: Mapping[str, Fidelity]
 ) -> dict[str, Any]:
-    """Return what report.json says of the held-out pairs; evaluations are by the keys of MODELS.
+    """Return what report.json says of the held-out pairs; evaluations are by the keys of MODELS, in order.
 
     :param targets: number of targets searched.
     :param fidelity: to the fine-tuned PyTorch model on the evaluated texts, by precision.
     """
     before, after = evaluations["before"].first_hits, evaluations["after"].first_hits
     models: dict[str, dict[str, float | None]] = {}
-    for name in filter(evaluations.__contains__, MODELS):
-        metrics = evaluations[name].metrics
-        models[name] = {k: None if v is None else round(v, 4) for k, v in metrics.items()}
+    for name, evaluation in evaluations.items():
+        metrics = evaluation.metrics.items()
+        models[name] = {k: None if v is None else round(v, 4) for k, v in metrics}
         for cosine in COSINES if name in fidelity else ():
             models[name][cosine] = round(getattr(fidelity[name], cosine), 6)
     changes = {"gained": int((after & ~before).sum()), "lost": int((before & ~after).sum())}
@@ -66,20 +66,24 @@ def report_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 def verdict(report: Mapping[str, Any]) -> str:
     """Return one sentence on what fine-tuning changed."""
     held_out = report["held_out"]
-    before, after = held_out["models"]["before"], held_out["models"]["after"]
-    main = "spearman" if before["spearman"] is not None else "ndcg_at_10"
-    change = f"{METRICS[main]} from {before[main]:.4f} to {after[main]:.4f}"
-    if held_out["queries"]:
-        change += (
-            f"; of {held_out['queries']} sources {held_out['gained']} gained a correct first result, "
-            f"{held_out['lost']} lost it"
-        )
+    main = main_metric(report)
+    before, after = (held_out["models"][name][main] for name in ("before", "after"))
+    change = (
+        f"{METRICS[main]} from {before:.4f} to {after:.4f}; of {held_out['queries']} sources "
+        f"{held_out['gained']} gained a correct first result, {held_out['lost']} lost it"
+    )
     if report["worse"]:
         return (
             f"The model got worse on the held-out pairs: {change}. It was written nevertheless; more pairs, "
             "a lower learning rate or fewer epochs may help."
         )
-    return f"{'Better' if after[main] > before[main] else 'No change'}: {change}."
+    return f"{'Better' if after > before else 'No change'}: {change}."
+
+
+def main_metric(report: Mapping[str, Any]) -> str:
+    """Return the key of the metric that models are compared by."""
+    scored = report["held_out"]["models"]["before"]["spearman"] is not None
+    return "spearman" if scored else "ndcg_at_10"
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -128,9 +132,7 @@ def draw_losses(report: Mapping[str, Any], path: Path) -> None:
     lower.plot(*validation.T, color="#b5651d", marker="o", markersize=4)
     lower.axvline(training["best_step"], color="grey", linestyle=":", label="best checkpoint")
     lower.legend(frameon=False)
-    has_scores = report["held_out"]["models"]["before"]["spearman"] is not None
-    metric = METRICS["spearman" if has_scores else "ndcg_at_10"]
-    lower.set(xlabel="step", ylabel=f"{metric}, validation pairs")
+    lower.set(xlabel="step", ylabel=f"{METRICS[main_metric(report)]}, validation pairs")
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -21,12 +21,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
-from sentence_transformers.evaluation import SentenceEvaluator
-from sentence_transformers.losses import (
-    CachedMultipleNegativesRankingLoss,
-    CoSENTLoss,
-    MultipleNegativesRankingLoss,
-)
+from sentence_transformers.losses import CoSENTLoss
 from sentence_transformers.training_args import BatchSamplers
 from sentence_transformers.util import mine_hard_negatives
 from transformers import (
@@ -41,15 +36,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from onnxsim_embed.errors import TrainingError
-from onnxsim_embed.finetune.evaluation import finite
+from onnxsim_embed.finetune import Settings
+from onnxsim_embed.finetune.evaluation import PairEvaluator
 from onnxsim_embed.finetune.pairs import TextPairs
-from onnxsim_embed.finetune.repeats import (
-    CachedMaskedRankingLoss,
-    EvenBatchSampler,
-    MaskedRankingLoss,
-    RightTargets,
-)
-from onnxsim_embed.finetune.settings import Settings
+from onnxsim_embed.finetune.repeats import EvenBatchSampler, MaskedRankingLoss, RightTargets
 from onnxsim_embed.system.hardware import available_cpus
 
 # What a forward pass may keep for the backward pass: weights, gradients, optimizer and embeddings of a
@@ -96,10 +86,9 @@ def mine(model: SentenceTransformer, pairs: TextPairs, number: int, progress: bo
 def train(
     model: SentenceTransformer,
     dataset: Dataset,
-    evaluator: SentenceEvaluator,
+    evaluator: PairEvaluator,
     settings: Settings,
     checkpoints: Path,
-    *,
     prompts: tuple[str, str],
     progress: bool,
 ) -> dict[str, Any]:
@@ -114,7 +103,7 @@ def train(
     scored = "label" in dataset.column_names
     capacity = max_texts(model, dataset, columns)
     batch_size, accumulation = settings.batch_size, 1
-    sampler: Any = BatchSamplers.NO_DUPLICATES
+    sampler: Any
     if scored:
         batch_size = max(2, min(batch_size, capacity // len(columns)))
         accumulation = math.ceil(settings.batch_size / batch_size)
@@ -124,26 +113,17 @@ def train(
             name += f", {accumulation} batches of {batch_size} a step"
     else:
         targets = RightTargets([dataset[column] for column in columns])
-        # A batch of one pair has no negatives.
-        masked = targets.repeated or len(dataset) % batch_size == 1
-        if masked:
-            sampler = partial(EvenBatchSampler, targets=targets)
-            dataset = dataset.add_column("label", range(len(dataset)))
-        if batch_size * len(columns) <= capacity:
-            loss = (MaskedRankingLoss if masked else MultipleNegativesRankingLoss)(model)
-            name = "MultipleNegativesRankingLoss"
-        else:
-            chunk = min(batch_size, capacity)
-            kind = CachedMaskedRankingLoss if masked else CachedMultipleNegativesRankingLoss
-            loss = kind(model, mini_batch_size=chunk)
-            name = f"CachedMultipleNegativesRankingLoss, {chunk} texts at once"
-        loss.targets = targets
+        sampler = partial(EvenBatchSampler, targets=targets)
+        dataset = dataset.add_column("label", range(len(dataset)))
+        loss, name = MaskedRankingLoss(model, targets, capacity), "MultipleNegativesRankingLoss"
+        if batch_size * len(columns) > capacity:
+            name = f"Cached{name}, {min(batch_size, capacity)} texts at once"
     epoch_steps = math.ceil(math.ceil(len(dataset) / batch_size) / accumulation)
     planned = math.ceil(epoch_steps * settings.epochs)
     interval = min(epoch_steps, MAX_STEPS_BETWEEN_CHECKPOINTS)
     logging_steps = max(1, interval // 25)
     save_steps = max(1, interval // logging_steps) * logging_steps
-    metric = "eval_spearman_cosine" if scored else "eval_cosine_ndcg@10"
+    metric = f"eval_{evaluator.primary_metric}"
     column_prompts = {column: prompts[column != columns[0]] for column in columns}
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(checkpoints),
@@ -185,7 +165,7 @@ def train(
     state = trainer.state
 
     def history(key: str) -> list[list[float]]:
-        return [[float(e["step"]), finite(e[key])] for e in state.log_history if key in e]
+        return [[float(e["step"]), float(e[key])] for e in state.log_history if key in e]
 
     return {
         "loss": name,

