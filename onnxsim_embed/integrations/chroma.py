@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import needs_extra
-from onnxsim_embed.integrations.loading import OPTIONS, ModelOptions
+from onnxsim_embed.integrations.loading import ModelOptions, options_of
 
 with needs_extra("onnxsim_embed.integrations.chroma", "chroma", "chromadb"):
     from chromadb.api.types import Documents, EmbeddingFunction, Space
@@ -58,16 +58,12 @@ class OnnxsimEmbeddingFunction(ModelOptions, EmbeddingFunction[Documents]):
         :param input: n documents.
         :returns: n float32 arrays (dim,).
         """
-        return list(
-            self._load().encode_document(input, prompt=self.document_prompt, **self._options())
-        )
+        options = options_of(self)
+        return list(self._load().encode_document(input, prompt=self.document_prompt, **options))
 
     def embed_query(self, input: Documents) -> list[npt.NDArray[np.float32]]:
         """Return the embeddings of queries, as `__call__` those of documents."""
-        return list(self._load().encode_query(input, prompt=self.query_prompt, **self._options()))
-
-    def _options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in OPTIONS}
+        return list(self._load().encode_query(input, prompt=self.query_prompt, **options_of(self)))
 
     @staticmethod
     def name() -> str:

@@ -6,12 +6,7 @@ import asyncio
 from typing import Any
 
 from onnxsim_embed.errors import needs_extra
-from onnxsim_embed.integrations.loading import (
-    LazyModel,
-    ModelSettings,
-    embed_documents,
-    embed_query,
-)
+from onnxsim_embed.integrations.loading import LazyModel, embed_documents, embed_query
 from onnxsim_embed.runtime.embedder import Embedder
 
 with needs_extra("onnxsim_embed.integrations.llama_index", "llama-index", "llama-index-core"):
@@ -65,9 +60,7 @@ class OnnxsimEmbedding(BaseEmbedding):
     def model_post_init(self, context: Any) -> None:  # noqa: ANN401 - pydantic's signature
         """Prepare the model for loading."""
         super().model_post_init(context)
-        self._model = LazyModel(
-            ModelSettings(self.model_name, self.precision, self.device, self.threads)
-        )
+        self._model = LazyModel(self.model_name, self.precision, self.device, self.threads)
 
     @classmethod
     def class_name(cls) -> str:
@@ -75,7 +68,7 @@ class OnnxsimEmbedding(BaseEmbedding):
         return "OnnxsimEmbedding"
 
     def _load(self) -> Embedder:
-        return self._model.get()
+        return self._model.model
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return embed_documents(self, texts, self.document_prompt)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -14,7 +15,7 @@ from onnxsim_embed.runtime.texts import check_iterable
 
 # Adapters with equal settings share one model while any of them lives: a pipeline often embeds
 # documents with one component and queries with another, and a grid search clones its steps.
-_models: WeakValueDictionary[ModelSettings, Embedder] = WeakValueDictionary()
+_models: WeakValueDictionary[tuple[Any, ...], Embedder] = WeakValueDictionary()
 _loading = threading.Lock()
 
 # Attributes of adapters that are arguments of `encode`.
@@ -22,35 +23,29 @@ OPTIONS = ("normalize_embeddings", "truncate_dim", "long_texts")
 
 
 @dataclass(frozen=True)
-class ModelSettings:
-    """Arguments of `Embedder.from_pretrained`."""
+class LazyModel:
+    """A model that is loaded on first use, by these arguments. Pickles and copies carry only them."""
 
     name: str
     precision: str = "auto"
     device: str = "auto"
     threads: int | None = None
 
+    @cached_property
+    def model(self) -> Embedder:
+        """The model; the first access loads it and raises as `Embedder.from_pretrained`."""
+        name, precision, device, threads = key = astuple(self)
+        with _loading:
+            model = _models.get(key)
+            if model is None:
+                model = Embedder.from_pretrained(
+                    name, precision=precision, device=device, threads=threads
+                )
+                _models[key] = model
+        return model
 
-class LazyModel:
-    """A model that is loaded on first use. Pickles and copies carry only its settings."""
-
-    def __init__(self, settings: ModelSettings) -> None:
-        self.settings = settings
-        self._model: Embedder | None = None
-
-    def get(self) -> Embedder:
-        """Return the model; the first call loads it and raises as `Embedder.from_pretrained`."""
-        if self._model is None:
-            with _loading:
-                self._model = _models.get(self.settings)
-                if self._model is None:
-                    options = vars(self.settings).copy()
-                    self._model = Embedder.from_pretrained(options.pop("name"), **options)
-                    _models[self.settings] = self._model
-        return self._model
-
-    def __getstate__(self) -> dict[str, object]:
-        return {"settings": self.settings, "_model": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LazyModel, astuple(self)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -74,28 +69,26 @@ class ModelOptions:
         """Return the model that the attributes name, which may have changed since it was loaded."""
         if isinstance(self.model, Embedder):
             return self.model
-        settings = ModelSettings(str(self.model), self.precision, self.device, self.threads)
-        model: LazyModel | None = vars(self).get("_model")
-        if model is None or model.settings != settings:
-            model = self._model = LazyModel(settings)
-        return model.get()
+        lazy = LazyModel(str(self.model), self.precision, self.device, self.threads)
+        if vars(self).get("_model") != lazy:
+            self._model = lazy
+        return self._model.model
+
+
+def options_of(adapter: Any, *more: str) -> dict[str, Any]:  # noqa: ANN401
+    """Return the attributes of an adapter that are arguments of `encode`, and `more` that it may have."""
+    return {name: getattr(adapter, name) for name in (*OPTIONS, *more) if hasattr(adapter, name)}
 
 
 def embed_documents(adapter: Any, texts: Iterable[str], prompt: str | None) -> list[list[float]]:  # noqa: ANN401
     """Return the embeddings of documents with the options that are attributes of an adapter."""
     check_iterable(texts)
-    names = (*OPTIONS, "batch_size", "show_progress_bar")
-    options: dict[str, Any] = {n: getattr(adapter, n) for n in names if hasattr(adapter, n)}
-    vectors: list[list[float]] = (
-        adapter._load().encode_document(texts, prompt=prompt, **options).tolist()
-    )
-    return vectors
+    options = options_of(adapter, "batch_size", "show_progress_bar")
+    return adapter._load().encode_document(texts, prompt=prompt, **options).tolist()
 
 
 def embed_query(adapter: Any, text: str, prompt: str | None) -> list[float]:  # noqa: ANN401
     """Return the embedding of a query with the options that are attributes of an adapter."""
     if not isinstance(text, str):
         raise TypeError(f"expected one text as a string, got {type(text).__name__}")
-    options = {name: getattr(adapter, name) for name in OPTIONS}
-    numbers: list[float] = adapter._load().encode_query(text, prompt=prompt, **options).tolist()
-    return numbers
+    return adapter._load().encode_query(text, prompt=prompt, **options_of(adapter)).tolist()

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxsim_embed.errors import needs_extra
-from onnxsim_embed.integrations.loading import OPTIONS, ModelOptions
+from onnxsim_embed.integrations.loading import ModelOptions, options_of
 from onnxsim_embed.runtime.texts import check_iterable
 
 with needs_extra("onnxsim_embed.integrations.sklearn", "sklearn", "scikit-learn"):
@@ -72,8 +72,7 @@ class EmbeddingVectorizer(
         except TypeError as error:
             hint = "in a ColumnTransformer name the column as 'text', not ['text']"
             raise TypeError(f"{error}; {hint}") from None
-        options = {name: getattr(self, name) for name in (*OPTIONS, "prompt", "batch_size")}
-        return self._load().encode(X, **options)
+        return self._load().encode(X, **options_of(self, "prompt", "batch_size"))
 
     @property
     def _n_features_out(self) -> int:  # for the names of ClassNamePrefixFeaturesOutMixin

@@ -153,10 +153,8 @@ class Service:
         report.texts, report.tokens = len(token_ids), sum(map(len, token_ids))
         return list(self.embedder.encode_tokens(token_ids, **options))
 
-    def text_options(self, options: TextOptions | None) -> dict[str, Any]:
+    def text_options(self, options: TextOptions) -> dict[str, Any]:
         """Return the arguments of `encode` for options of a request."""
-        if options is None:
-            return {}
         own, direction = self.embedder.truncation_direction, options.truncation_direction
         if direction is not None and direction.lower() != own:
             raise HTTPException(422, f"this model truncates on the {own}, got {direction!r}")
@@ -205,7 +203,7 @@ class Service:
     async def similarity(self, body: SimilarityRequest) -> object:
         """text-embeddings-inference's similarities."""
         texts = [body.inputs.source_sentence, *body.inputs.sentences]
-        rows, _ = await self.encode(texts, **self.text_options(body.parameters))
+        rows, _ = await self.encode(texts, **self.text_options(body.parameters or TextOptions()))
         unit = normalize(np.stack(rows))  # not similarity.cos_sim, which needs scipy
         scores: list[float] = np.clip(unit[1:] @ unit[0], -1, 1).tolist()
         return scores

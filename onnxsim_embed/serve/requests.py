@@ -76,22 +76,17 @@ def describe(error: ValidationError, kind: type[BaseModel]) -> str:
     worst = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
     if worst["type"] == "json_invalid":
         return f"the body is not valid JSON: {worst['ctx']['error']}"
-    fields: Any = kind.model_fields
-    named, description = [], "a JSON object"
-    for part in worst["loc"]:
-        if isinstance(part, int):
-            named.append(f"[{part}]")
-        elif part in fields:
-            named.append(f".{part}")
-            description = fields[part].description
-            fields = {**fields, **Sentences.model_fields, **TextOptions.model_fields}
-    name = "".join(named).lstrip(".") or "the body"
-    if isinstance(worst["loc"][-1:] and worst["loc"][-1], int):
-        return f"{name} is invalid: {name.rpartition('[')[0]} must be {description}"
     if worst["type"] == "extra_forbidden":
         unknown = str(worst["loc"][-1])
         return f"unknown field {unknown!r:.80}; known are {', '.join(kind.model_fields)}"
-    return f"{name} must be {description}"
+    fields: dict[str, Any] = Sentences.model_fields | TextOptions.model_fields | kind.model_fields
+    path = [part for part in worst["loc"] if isinstance(part, int) or part in fields]
+    names = [part for part in path if isinstance(part, str)]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]
+    description = fields[names[-1]].description if names else "a JSON object"
+    if isinstance(worst["loc"][-1:] and worst["loc"][-1], int):
+        return f"{where} is invalid: {where.rpartition('[')[0]} must be {description}"
+    return f"{where or 'the body'} must be {description}"
 
 
 def openapi(name: str, paths: dict[str, tuple[str, type[BaseModel] | None]]) -> dict[str, Any]:

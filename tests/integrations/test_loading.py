@@ -8,6 +8,7 @@ import importlib
 import pickle
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,24 +17,22 @@ import pytest
 from onnxsim_embed import Embedder
 from onnxsim_embed.errors import MissingExtraError
 from onnxsim_embed.integrations import loading
-from onnxsim_embed.integrations.loading import LazyModel, ModelSettings
+from onnxsim_embed.integrations.loading import LazyModel
 
 
 @pytest.fixture
-def settings(artifact):
-    return ModelSettings(str(artifact), precision="fp32", threads=2)
+def lazy(artifact):
+    return LazyModel(str(artifact), precision="fp32", threads=2)
 
 
-def test_a_model_is_loaded_with_its_settings(settings, artifact):
-    lazy = LazyModel(settings)
-    model = lazy.get()
+def test_a_model_is_loaded_with_its_settings(lazy):
+    model = lazy.model
     assert (model.precision, model.threads, model.provider) == ("fp32", 2, "CPUExecutionProvider")
-    assert lazy.get() is model
-    other = LazyModel(ModelSettings(str(artifact), precision="int8", threads=2))
-    assert other.get() is not model
+    assert lazy.model is model
+    assert LazyModel(lazy.name, precision="int8", threads=2).model is not model
 
 
-def test_concurrent_threads_share_one_model(settings, monkeypatch):
+def test_concurrent_threads_share_one_model(lazy, monkeypatch):
     loads, both = [], threading.Barrier(4)
     real = Embedder.from_pretrained
     monkeypatch.setattr(
@@ -42,7 +41,7 @@ def test_concurrent_threads_share_one_model(settings, monkeypatch):
 
     def ask(_):
         both.wait()
-        return LazyModel(settings).get()
+        return copy.copy(lazy).model
 
     with ThreadPoolExecutor(4) as workers:
         models = list(workers.map(ask, range(4)))
@@ -50,22 +49,21 @@ def test_concurrent_threads_share_one_model(settings, monkeypatch):
     assert all(model is models[0] for model in models)
 
 
-def test_an_unused_model_is_freed(settings):
-    lazy = LazyModel(settings)
-    lazy.get()
-    assert settings in loading._models
+def test_an_unused_model_is_freed(artifact):
+    lazy = LazyModel(str(artifact), precision="fp32", threads=1)
+    loaded = weakref.ref(lazy.model)
+    assert loaded() is lazy.model
     del lazy
     gc.collect()
-    assert settings not in loading._models
+    assert loaded() is None
 
 
-def test_pickles_and_copies_hold_only_the_settings(settings):
-    lazy = LazyModel(settings)
-    lazy.get()
+def test_pickles_and_copies_hold_only_the_settings(lazy):
+    expected = lazy.model.encode("x")
     for again in (pickle.loads(pickle.dumps(lazy)), copy.deepcopy(lazy)):
-        assert again.settings == settings
-        assert again._model is None
-        np.testing.assert_array_equal(again.get().encode("x"), lazy.get().encode("x"))
+        assert again == lazy
+        assert "model" not in vars(again)
+        np.testing.assert_array_equal(again.model.encode("x"), expected)
 
 
 @pytest.mark.parametrize(

@@ -56,12 +56,13 @@ def test_options_are_those_of_encode(artifact):
     assert len(vectorizer.get_feature_names_out()) == 5
 
 
-def test_a_clone_has_the_parameters_and_no_model(vectorizer, artifact):
+def test_clones_share_the_model(vectorizer, artifact):
     vectorizer.set_params(truncate_dim=3).fit(TEXTS)
     copy = clone(vectorizer)
     assert copy.get_params() == vectorizer.get_params()
     assert copy.get_params()["model"] == artifact
     assert "_model" not in vars(copy)
+    assert copy.set_params(truncate_dim=4)._load() is vectorizer._load()
 
 
 def test_parameters_may_change_after_fit(vectorizer, expected, artifact):
@@ -105,15 +106,7 @@ def test_it_works_inside_a_grid_search(vectorizer):
     assert len(grid.predict(TEXTS)) == len(TEXTS)
 
 
-def test_equal_transformers_share_one_model(artifact):
-    first, second = EmbeddingVectorizer(artifact), EmbeddingVectorizer(artifact, truncate_dim=4)
-    other = EmbeddingVectorizer(artifact, threads=1)
-    loaded = [vectorizer.fit(TEXTS)._load() for vectorizer in (first, second, other)]
-    assert loaded[0] is loaded[1]
-    assert loaded[0] is not loaded[2]
-
-
-@pytest.mark.parametrize("texts", ["a road", ["a road", None], {"a": 1}, {"a"}, b"a", [["a"]]])
+@pytest.mark.parametrize("texts", ["a road", ["a road", None], [["a"]]])
 def test_only_a_column_of_texts_is_transformed(vectorizer, texts):
     with pytest.raises(TypeError):
         vectorizer.transform(texts)

@@ -30,10 +30,9 @@ from onnxsim_embed.export.fidelity import bundled_texts
 from onnxsim_embed.runtime.session import Session
 
 READERS = Path(__file__).parent / "readers"
-FP32 = 0.99999  # least cosine of any text
-# int8 products are exact, and so are the files' ranges; what is left are other float32 kernels around
-# them, whose last bits move a value over a rounding boundary now and then.
-INT8 = 0.999
+# Least cosine of any text. int8 products are exact, and so are the files' ranges; what is left are other
+# float32 kernels around them, whose last bits move a value over a rounding boundary now and then.
+LEAST = {"fp32": 0.99999, "int8": 0.999}
 PROMPT = "a dog "
 MANY = "the committee of the valley repaired gravel roads, bridges and clinics after the rains. "
 TEXT_KINDS = [
@@ -52,32 +51,21 @@ TEXT_KINDS = [
 
 @dataclass(frozen=True)
 class Model:
-    """An artifact and what its vectors must be.
-
-    :param expected: float32 (texts, dim), our own fp32 vectors.
-    """
+    """An artifact, and the checkpoint that it is made of."""
 
     name: str
     checkpoint: Path
     artifact: Path
-    expected: np.ndarray
 
-    @property
-    def pooling(self) -> str:
-        return Embedder(self.artifact).artifact.manifest.pooling[0]
-
-
-def as_model(name: str, checkpoint: Path, artifact: Path) -> Model:
-    return Model(
-        name, checkpoint, artifact, Embedder(artifact, precision="fp32").encode(TEXT_KINDS)
-    )
+    def embedder(self, precision: str = "fp32") -> Embedder:
+        return Embedder(self.artifact, precision=precision)
 
 
 @pytest.fixture(scope="session")
 def minilm(request, real_checkpoint) -> Model:
     given = os.environ.get("INTEROP_ARTIFACT")
     artifact = Path(given) if given else request.getfixturevalue("real_artifact")
-    return as_model("minilm", real_checkpoint, artifact)
+    return Model("minilm", real_checkpoint, artifact)
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +76,7 @@ def bge_like(tmp_path_factory) -> Model:
         home / "checkpoint", pooling="cls", prompts={"query": PROMPT}, seed=5
     )
     export_model(checkpoint, home / "artifact", pooled=True)
-    return as_model("bge-like", checkpoint, home / "artifact")
+    return Model("bge-like", checkpoint, home / "artifact")
 
 
 @pytest.fixture(params=["minilm", "bge_like"])
@@ -106,32 +94,32 @@ def report():
 
 @pytest.fixture
 def read(tmp_path, report, model):
-    """Let a reader make vectors of the texts, and compare them."""
+    """Let a reader make vectors of the texts, and compare them with ours, of a precision."""
 
     def call(
         environment: str,
-        script: Path,
-        expected: np.ndarray,
-        *,
-        least: float = FP32,
+        script: str | Path,
         what: str,
-        post=None,
+        *,
+        precision: str = "fp32",
+        expected: np.ndarray | None = None,
+        post=lambda flat, expected: flat.reshape(expected.shape),
         **job: Any,
     ) -> dict[str, Any]:
+        embedder = model.embedder(precision)
+        manifest = embedder.artifact.manifest
         defaults = {
             "directory": str(model.artifact),
             "texts": TEXT_KINDS,
-            "file": "onnx/model.onnx",
-            "pooling": model.pooling,
-            "dim": model.expected.shape[1],
-            "prompt": "",
+            "file": manifest.precisions[precision].file,
+            "pooling": manifest.pooling[0],
+            "dim": embedder.embedding_dimension,
             "prompt_name": None,
             "output": str(tmp_path / "vectors"),
         }
-        facts = run_reader(environment, script, tmp_path, defaults | job)
-        vectors = np.fromfile(tmp_path / "vectors", "<f4")
-        vectors = vectors.reshape(-1, expected.shape[1]) if post is None else post(vectors)
-        cosines = cosine(vectors, expected)
+        facts = run_reader(environment, READERS / script, tmp_path, defaults | job)
+        expected = embedder.encode(TEXT_KINDS) if expected is None else expected
+        cosines = cosine(post(np.fromfile(tmp_path / "vectors", "<f4"), expected), expected)
         worst = int(cosines.argmin())
         row = {
             "reader": what,
@@ -143,7 +131,8 @@ def read(tmp_path, report, model):
         }
         report.append(row)
         print(f"\n{what}, {model.name}: least {row['least']:.7f}, mean {row['mean']:.7f}", end=" ")
-        assert cosines[worst] > least, f"{TEXT_KINDS[worst][:60]!r}: {cosines[worst]}"
+        assert cosines[worst] > LEAST[precision], f"{TEXT_KINDS[worst][:60]!r}: {cosines[worst]}"
+        assert facts.get("max_seq_length", embedder.max_seq_length) == embedder.max_seq_length
         return facts
 
     return call
@@ -184,88 +173,70 @@ def cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def test_these_texts_tell_other_lengths_and_poolings_apart(model):
     """What follows could not fail otherwise."""
-    embedder = Embedder(model.artifact, precision="fp32")
+    embedder = model.embedder()
+    expected = embedder.encode(TEXT_KINDS)
     embedder.max_seq_length -= 1
-    assert cosine(embedder.encode(TEXT_KINDS), model.expected).min() < 0.9999
+    assert cosine(embedder.encode(TEXT_KINDS), expected).min() < 0.9999
+    pooling = embedder.artifact.manifest.pooling[0]
     other = np.stack([
-        rows.mean(0) if model.pooling == "cls" else rows[0]
+        rows.mean(0) if pooling == "cls" else rows[0]
         for rows in embedder.encode(TEXT_KINDS, output_value="token_embeddings")
     ])  # fmt: skip
-    assert np.median(cosine(other, model.expected)) < 0.99
+    assert np.median(cosine(other, expected)) < 0.99
 
+
+either_precision = pytest.mark.parametrize("precision", ["fp32", "int8"])
+with_a_prompt = pytest.mark.parametrize("model", ["bge_like"], indirect=True)
 
 # sentence-transformers
 
-ST = READERS / "sentence_transformers_reader.py"
+ST = "sentence_transformers_reader.py"
+either_version = pytest.mark.parametrize("environment", ["st-oldest", "st-newest"])
 
 
-@pytest.mark.parametrize("environment", ["st-oldest", "st-newest"])
-def test_sentence_transformers(read, model, environment):
-    facts = read(environment, ST, model.expected, backend="onnx", what=f"{environment} onnx")
-    assert facts["max_seq_length"] == Embedder(model.artifact).max_seq_length
+@either_version
+@either_precision
+def test_sentence_transformers(read, environment, precision):
+    what = f"{environment} onnx {precision}"
+    facts = read(environment, ST, what, precision=precision, backend="onnx")
     assert facts["modules"] == ["Transformer", "Pooling", "Normalize"]
-    # Its own PyTorch on the checkpoint: what the artifact stands for.
-    read(
-        environment,
-        ST,
-        model.expected,
-        backend="torch",
-        directory=str(model.checkpoint),
-        what=f"{environment} torch",
-    )
 
 
-@pytest.mark.parametrize("environment", ["st-oldest", "st-newest"])
-def test_sentence_transformers_reads_int8(read, model, environment):
-    expected = Embedder(model.artifact, precision="int8").encode(TEXT_KINDS)
-    read(
-        environment,
-        ST,
-        expected,
-        least=INT8,
-        backend="onnx",
-        file="onnx/model_int8.onnx",
-        what=f"{environment} onnx int8",
-    )
+@either_version
+def test_sentence_transformers_on_pytorch(read, model, environment):
+    """On the checkpoint: what the artifact stands for."""
+    checkpoint = str(model.checkpoint)
+    read(environment, ST, f"{environment} torch", backend="torch", directory=checkpoint)
 
 
-@pytest.mark.parametrize("environment", ["st-oldest", "st-newest"])
-@pytest.mark.parametrize("model", ["bge_like"], indirect=True)  # the one with a prompt
+@either_version
+@with_a_prompt
 def test_sentence_transformers_knows_the_prompts(read, model, environment):
-    expected = Embedder(model.artifact, precision="fp32").encode_query(TEXT_KINDS)
+    expected = model.embedder().encode_query(TEXT_KINDS)
     what = f"{environment} onnx, query prompt"
-    read(environment, ST, expected, backend="onnx", prompt_name="query", what=what)
+    read(environment, ST, what, expected=expected, backend="onnx", prompt_name="query")
 
 
 # fastembed
 
-FASTEMBED = READERS / "fastembed_reader.py"
 
-
-def test_fastembed(read, model):
-    facts = read("fastembed", FASTEMBED, model.expected, what="fastembed")
-    assert facts["max_seq_length"] == Embedder(model.artifact).max_seq_length
-
-
-def test_fastembed_reads_int8(read, model):
-    expected = Embedder(model.artifact, precision="int8").encode(TEXT_KINDS)
-    read("fastembed", FASTEMBED, expected, least=INT8, file="onnx/model_int8.onnx", what="fastembed int8")  # fmt: skip
+@either_precision
+def test_fastembed(read, precision):
+    read("fastembed", "fastembed_reader.py", f"fastembed {precision}", precision=precision)
 
 
 # JavaScript
 
-TRANSFORMERS_JS = READERS / "transformers_reader.mjs"
-ONNXRUNTIME_JS = READERS / "onnxruntime_reader.mjs"
 
-
-def vectors_without_the_end(embedder: Embedder, precision: str) -> np.ndarray:
+def vectors_without_the_end(embedder: Embedder) -> np.ndarray:
     """Return our vectors, of texts that are too long without their closing [SEP].
 
     transformers.js cuts token ids after special tokens were added, and so cuts off the last of
     them (4.3.1). No file of an artifact can tell it otherwise.
     """
     artifact, length = embedder.artifact, embedder.max_seq_length
-    session = Session(artifact.file(artifact.manifest.precisions[precision].file), "cpu")
+    file = artifact.manifest.precisions[embedder.precision].file
+    session = Session(artifact.file(file), "cpu")
     tokenizer = Tokenizer.from_file(str(artifact.file("tokenizer.json")))
     vectors = embedder.encode(TEXT_KINDS)
     for row, text in enumerate(TEXT_KINDS):
@@ -277,84 +248,46 @@ def vectors_without_the_end(embedder: Embedder, precision: str) -> np.ndarray:
     return vectors
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@either_precision
 def test_transformers_js(read, model, precision):
-    expected = vectors_without_the_end(Embedder(model.artifact, precision=precision), precision)
-    least = FP32 if precision == "fp32" else INT8
+    expected = vectors_without_the_end(model.embedder(precision))
     what = f"transformers.js {precision}"
-    facts = read("js", TRANSFORMERS_JS, expected, least=least, dtype=precision, what=what)
-    assert facts["max_seq_length"] == Embedder(model.artifact).max_seq_length
+    script = "transformers_reader.mjs"
+    read("js", script, what, precision=precision, expected=expected, dtype=precision)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime-node", "onnxruntime-web"])
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_onnxruntime_js(read, model, runtime, precision):
-    """The files alone: token ids in, hidden states out, pooled here."""
-    embedder = Embedder(model.artifact, precision=precision)
-    batches, rows = token_batches(embedder)
-
-    def vectors_of(flat: np.ndarray) -> np.ndarray:
-        vectors = np.empty_like(model.expected)
-        start, width = 0, embedder.artifact.manifest.hidden_size
-        for batch, numbers in zip(batches, rows, strict=True):
-            mask = np.array(batch["attention_mask"])
-            hidden = flat[start : start + mask.size * width].reshape(*mask.shape, width)
-            start += hidden.size
-            vectors[numbers] = pool(hidden, mask, model.pooling)
-        return vectors
-
-    read(
-        "js",
-        ONNXRUNTIME_JS,
-        embedder.encode(TEXT_KINDS),
-        least=FP32 if precision == "fp32" else INT8,
-        runtime=runtime,
-        file=embedder.artifact.manifest.precisions[precision].file,
-        batches=batches,
-        post=vectors_of,
-        what=f"{runtime} {precision}",
-    )
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime-node", "onnxruntime-web"])
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("model", ["bge_like"], indirect=True)
-def test_onnxruntime_js_reads_pooled_files(read, model, runtime, precision):
-    """Token ids in, the vectors out."""
-    embedder = Embedder(model.artifact, precision=precision)
-    batches, rows = token_batches(embedder)
-    assert np.concatenate(rows).tolist() == list(range(len(TEXT_KINDS)))
-    facts = read(
-        "js",
-        ONNXRUNTIME_JS,
-        embedder.encode(TEXT_KINDS),
-        least=FP32 if precision == "fp32" else INT8,
-        runtime=runtime,
-        file=embedder.artifact.manifest.precisions[precision].pooled,
-        batches=batches,
-        what=f"{runtime} {precision}, pooled",
-    )
-    assert facts["outputs"][0] == "sentence_embedding"
-
-
-def token_batches(embedder: Embedder, size: int = 7) -> tuple[list[dict], list[list[int]]]:
-    """Return the texts as padded batches, and the rows of each."""
+@either_precision
+@pytest.mark.parametrize(
+    ("model", "pooled"), [("minilm", False), ("bge_like", False), ("bge_like", True)], indirect=["model"]
+)  # fmt: skip
+def test_onnxruntime_js(read, model, runtime, precision, pooled):
+    """The files alone: token ids in, hidden states out, pooled here, or the vectors."""
+    embedder = model.embedder(precision)
+    manifest = embedder.artifact.manifest
+    entry = manifest.precisions[precision]
     tokenizer = Tokenizer.from_file(str(embedder.artifact.file("tokenizer.json")))
     tokenizer.enable_truncation(embedder.max_seq_length)
     tokenizer.enable_padding()
-    rows = [
-        list(range(start, min(start + size, len(TEXT_KINDS))))
-        for start in range(0, len(TEXT_KINDS), size)
-    ]
-    found = [tokenizer.encode_batch([TEXT_KINDS[row] for row in numbers]) for numbers in rows]
-    batches = [
-        {
-            "input_ids": [e.ids for e in encodings],
-            "attention_mask": [e.attention_mask for e in encodings],
-        }
-        for encodings in found
-    ]
-    return batches, rows
+    batches = []
+    for start in range(0, len(TEXT_KINDS), 7):
+        encodings = tokenizer.encode_batch(TEXT_KINDS[start : start + 7])
+        names = {"input_ids": "ids", "attention_mask": "attention_mask"}
+        batches.append({k: [getattr(e, v) for e in encodings] for k, v in names.items()})
+
+    def pooled_here(flat: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        masks = [np.array(batch["attention_mask"]) for batch in batches]
+        ends = np.cumsum([mask.size * manifest.hidden_size for mask in masks])
+        parts = zip(np.split(flat, ends[:-1]), masks, strict=True)
+        return np.concatenate(
+            [pool(part.reshape(*mask.shape, -1), mask, manifest.pooling[0]) for part, mask in parts]
+        )
+
+    options = {"file": entry.pooled} if pooled else {"file": entry.file, "post": pooled_here}
+    what = f"{runtime} {precision}{', pooled' if pooled else ''}"
+    options |= {"runtime": runtime, "batches": batches, "precision": precision}
+    facts = read("js", "onnxruntime_reader.mjs", what, **options)
+    assert (facts["outputs"][0] == "sentence_embedding") == pooled
 
 
 # onnxruntime alone, as the README shows it
@@ -371,23 +304,17 @@ def readme_lines() -> str:
 def test_onnxruntime_as_the_readme_shows_it(read, model, tmp_path):
     lines = readme_lines()
     assert len([line for line in lines.splitlines() if line.strip()]) <= 15
-    if model.pooling == "cls":  # as its comment says
-        lines, changed = re.subn(
-            r"^pooled = .*$", "pooled = hidden[:, 0]", lines, flags=re.MULTILINE
-        )
+    if model.embedder().artifact.manifest.pooling[0] == "cls":  # as its comment says
+        cls = "pooled = hidden[:, 0]"
+        lines, changed = re.subn(r"^pooled = .*$", cls, lines, flags=re.MULTILINE)
         assert changed == 1
     script = tmp_path / "readme.py"
     script.write_text(
-        "import json, sys\n"
-        "job = json.load(open(sys.argv[1], encoding='utf-8'))\n"
-        "texts = job['texts']\n"
-        f"{lines}\n"
-        "vectors.astype('<f4').tofile(job['output'])\n"
-        "print(json.dumps({}))\n",
-        encoding="utf-8",
+        f"from job import finish, job\ntexts = job['texts']\n{lines}\nfinish(vectors)\n", "utf-8"
     )
+    shutil.copy(READERS / "job.py", tmp_path)
     (tmp_path / "model").symlink_to(model.artifact)
-    read("onnxruntime", script, model.expected, what="onnxruntime, README")
+    read("onnxruntime", script, "onnxruntime, README")
 
 
 # the adapters, against the real libraries
@@ -420,15 +347,11 @@ def test_adapters(environment, report):
     print(f"\n{environment} {found}: {summary}", end=" ")
 
 
-USERS = READERS / "sentence_transformers_users.py"
-
-
 @pytest.mark.parametrize("library", ["keybert", "bertopic"])
 @pytest.mark.parametrize("model", ["minilm"], indirect=True)
-def test_libraries_that_take_a_sentence_transformer(read, model, library):
-    environment = "sentence-transformers-users"
-    facts = read(environment, USERS, model.expected, library=library, what=library)
-    print(facts, end=" ")
+def test_libraries_that_take_a_sentence_transformer(read, library):
+    script = "sentence_transformers_users.py"
+    print(read("sentence-transformers-users", script, library, library=library), end=" ")
 
 
 # Chroma's default embedding function, and the recipes
@@ -457,16 +380,12 @@ def home(real_checkpoint, tmp_path_factory) -> Path:
     return home
 
 
-CHROMA = READERS / "chroma_reader.py"
-
-
 @pytest.mark.parametrize("model", ["minilm"], indirect=True)
 def test_chroma_default(read, model, home, tmp_path):
     (tmp_path / "all-MiniLM-L6-v2").symlink_to(model.artifact)
-    print(read("chroma", CHROMA, model.expected, home=str(home), what="Chroma's default"), end=" ")
+    print(read("chroma", "chroma_reader.py", "Chroma's default", home=str(home)), end=" ")
 
 
-RECIPE = READERS / "recipe.py"
 HOSTS = {"bertopic": "sentence-transformers-users"}  # environments of other names
 
 
@@ -477,7 +396,8 @@ def test_recipes(page, minilm, home, tmp_path, report):
     environment = HOSTS.get(page.stem, page.stem)
     (tmp_path / "all-MiniLM-L6-v2").symlink_to(minilm.artifact)
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    run_reader(environment, RECIPE, tmp_path, {"page": str(page), "home": str(home)})
+    job = {"page": str(page), "home": str(home)}
+    run_reader(environment, READERS / "recipe.py", tmp_path, job)
     report.append({"reader": f"recipe {page.stem}", "versions": versions(environment)})
 
 
@@ -500,13 +420,12 @@ def server(model, tmp_path):
 
 @pytest.mark.parametrize("client", ["openai", "langchain-openai", "huggingface-hub"])
 def test_clients_of_the_server(read, model, server, client):
-    script = READERS / "serve_reader.py"
-    embedder = Embedder(model.artifact, precision="fp32")
-    facts = read("serve", script, model.expected, client=client, what=f"serve, {client}", **server,
-                 post=lambda flat: exactly(flat, model.expected))  # fmt: skip
+    facts = read(
+        "serve", "serve_reader.py", f"serve, {client}", client=client, post=exactly, **server
+    )
     if client == "openai":
         assert facts["models"] == ["m"]
-        assert facts["tokens"] == sum(map(len, embedder.token_ids(TEXT_KINDS)))
+        assert facts["tokens"] == sum(map(len, model.embedder().token_ids(TEXT_KINDS)))
         assert facts["dimensions"]
         assert "'m'" in facts["error"]
     else:

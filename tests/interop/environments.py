@@ -22,36 +22,30 @@ READER = ("sentence-transformers", "transformers", "optimum-onnx", "onnxruntime"
 
 
 class Environment(NamedTuple):
-    """What is installed, one call of the installer after the other.
+    """What is installed.
 
-    :param calls: arguments of pip, or of npm.
+    :param packages: arguments of the installer.
     :param shown: packages whose versions are reported.
     """
 
-    calls: tuple[tuple[str, ...], ...]
+    packages: tuple[str, ...]
     shown: tuple[str, ...]
     installer: str = "pip"
 
 
-def _install(*packages: str) -> tuple[tuple[str, ...], ...]:
-    return (("install", *packages),)
-
-
-def _adapter(extra: str, *packages: str) -> tuple[tuple[str, ...], ...]:
+def _adapter(extra: str, *packages: str) -> tuple[str, ...]:
     """Our package as a user installs it, with the extras that its tests use."""
-    return (("install", "-e", f"{ROOT}[export,{extra}]", "pytest", "pytest-timeout", *packages),)
+    return ("-e", f"{ROOT}[export,{extra}]", "pytest", "pytest-timeout", *packages)
 
 
 ENVIRONMENTS = {
-    "st-oldest": Environment(_install(TORCH, "sentence-transformers[onnx]==5.0.0"), READER),
+    "st-oldest": Environment((TORCH, "sentence-transformers[onnx]==5.0.0"), READER),
     # optimum-onnx 0.1 holds transformers below 4.58, and so sentence-transformers below 6.
-    "st-newest": Environment(_install(TORCH, "sentence-transformers[onnx]"), READER),
-    "fastembed": Environment(_install("fastembed"), ("fastembed", "onnxruntime", "tokenizers")),
-    "onnxruntime": Environment(
-        _install("onnxruntime", "tokenizers"), ("onnxruntime", "tokenizers")
-    ),
+    "st-newest": Environment((TORCH, "sentence-transformers[onnx]"), READER),
+    "fastembed": Environment(("fastembed",), ("fastembed", "onnxruntime", "tokenizers")),
+    "onnxruntime": Environment(("onnxruntime", "tokenizers"), ("onnxruntime", "tokenizers")),
     "js": Environment(
-        (("install", "--no-save", "--ignore-scripts", "@huggingface/transformers"),),
+        ("--no-save", "--ignore-scripts", "@huggingface/transformers"),
         ("@huggingface/transformers", "onnxruntime-node", "onnxruntime-web"),
         installer="npm",
     ),
@@ -94,8 +88,8 @@ def interpreter(name: str) -> str:
     environment, home = ENVIRONMENTS[name], BUILD / name
     program = "node" if environment.installer == "npm" else str(home / "bin/python")
     stamp = home / "made-of.json"
-    ours = requires("onnxsim-embed") if "-e" in environment.calls[0] else None
-    made_of = json.dumps([environment.calls, ours])
+    ours = requires("onnxsim-embed") if "-e" in environment.packages else None
+    made_of = json.dumps([environment.packages, ours])
     if stamp.is_file() and stamp.read_text("utf-8") == made_of:
         return program
     print(f"making {home.relative_to(ROOT)}", file=sys.stderr, flush=True)
@@ -106,8 +100,7 @@ def interpreter(name: str) -> str:
     else:
         _call([sys.executable, "-m", "venv", str(home)])
         installer = [program, "-m", "pip", "--disable-pip-version-check"]
-    for call in environment.calls:
-        _call([*installer, *call])
+    _call([*installer, "install", *environment.packages])
     stamp.write_text(made_of, "utf-8")
     return program
 

@@ -23,8 +23,7 @@ from support import TEXTS
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
 from onnxsim_embed import Embedder, cos_sim
-from onnxsim_embed.serve import Limits, create_app
-from onnxsim_embed.serve.server import make_server
+from onnxsim_embed.serve import Limits, create_app, make_server
 
 PATIENCE = 30  # seconds after which a test has failed
 LONG = "the women of the village farm food for the market. " * 9

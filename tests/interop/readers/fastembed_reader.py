@@ -13,5 +13,5 @@ TextEmbedding.add_custom_model(
     model_file=job["file"],
 )
 model = TextEmbedding("the-artifact", specific_model_path=job["directory"])
-vectors = list(model.embed([job["prompt"] + text for text in job["texts"]], batch_size=7))
+vectors = list(model.embed(job["texts"], batch_size=7))
 finish(vectors, max_seq_length=model.model.tokenizer.truncation["max_length"])

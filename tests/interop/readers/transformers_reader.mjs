@@ -14,7 +14,7 @@ env.localModelPath = dirname(job.directory);
 const extract = await pipeline("feature-extraction", basename(job.directory), { dtype: job.dtype });
 const rows = [];
 for (let start = 0; start < job.texts.length; start += 7) {
-  const texts = job.texts.slice(start, start + 7).map((text) => job.prompt + text);
+  const texts = job.texts.slice(start, start + 7);
   const vectors = await extract(texts, { pooling: job.pooling, normalize: true });
   rows.push(Buffer.from(Float32Array.from(vectors.data).buffer));
 }
