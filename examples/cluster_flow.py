@@ -24,13 +24,13 @@ BOXES = {
     "graph": (25, -14, 17, 10, DISK, "directory of parts\n(scipy csr)"),
 }
 ARROWS = [
-    ("texts", "read", ""),
-    ("read", "encode", ""),
-    ("encode", "vectors", ""),
-    ("model", "encode", ""),
-    ("vectors", "blocks", ""),
-    ("blocks", "pairs", ""),
-    ("pairs", "graph", ""),
+    ("texts", "read"),
+    ("read", "encode"),
+    ("encode", "vectors"),
+    ("model", "encode"),
+    ("vectors", "blocks"),
+    ("blocks", "pairs"),
+    ("pairs", "graph"),
 ]
 
 
@@ -42,15 +42,10 @@ def main() -> None:
             FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.6", fc=colour, ec="#555555")
         )
         axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9)
-    for first, last, _ in ARROWS:
-        axes.add_patch(
-            FancyArrowPatch(
-                *ends(BOXES[first][:4], BOXES[last][:4]),
-                arrowstyle="-|>",
-                mutation_scale=14,
-                color="#333333",
-            )
-        )
+    for first, last in ARROWS:
+        start, end = ends(BOXES[first][:4], BOXES[last][:4])
+        arrow = FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color="#333333")
+        axes.add_patch(arrow)
     axes.text(0, 27, "encode --engine ray", fontsize=11, weight="bold")
     axes.text(0, -10, "similarity\n--engine ray", fontsize=11, weight="bold", va="center")
     axes.set_xlim(-2, 101)

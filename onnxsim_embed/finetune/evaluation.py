@@ -110,7 +110,7 @@ class PairEvaluator(SentenceEvaluator):  # type: ignore[misc]
     def correlate(self, model: SentenceTransformer | Embedder) -> float:
         """Return Spearman's correlation of cosines and scores; 0 where all of either are equal."""
         left, right = self._encode(model, self.pairs.sources, self.pairs.targets)
-        cosines, scores = score_pairs(left, right, "cosine"), self.pairs.scores
+        cosines, scores = score_pairs(left, right, "cosine"), np.asarray(self.pairs.scores)
         if not (np.ptp(cosines) and np.ptp(scores)):
             return 0.0
         return float(spearmanr(cosines, scores).statistic)

@@ -140,7 +140,7 @@ def _rows_in_memory(pairs: Any) -> Rows:  # noqa: ANN401
     """Return the rows of a data frame, or of a list of tuples or mappings."""
     if hasattr(pairs, "columns"):
         names = [str(name) for name in pairs.columns]
-        rows = list(zip(*(pairs[name] for name in pairs.columns), strict=True))
+        rows: list[Any] = list(zip(*(pairs[name] for name in pairs.columns), strict=True))
     else:
         rows = list(pairs)
         first: Any = rows[0] if rows else ()

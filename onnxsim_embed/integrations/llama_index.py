@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from onnxsim_embed.errors import needs_extra
-from onnxsim_embed.integrations.loading import LazyModel, embed_documents, embed_query
+from onnxsim_embed.integrations.loading import (
+    LazyModel,
+    embed_documents,
+    embed_query,
+    load_model,
+)
 from onnxsim_embed.runtime.embedder import Embedder
 
 with needs_extra("onnxsim_embed.integrations.llama_index", "llama-index", "llama-index-core"):
@@ -55,12 +59,7 @@ class OnnxsimEmbedding(BaseEmbedding):
     long_texts: str = Field(default="truncate", description="truncate or mean.")
     # LlamaIndex's own default of 10 leaves hardly any texts of equal length for one batch.
     embed_batch_size: int = Field(default=1024, gt=0, le=2048, description="Nodes per call.")
-    _model: LazyModel = PrivateAttr()
-
-    def model_post_init(self, context: Any) -> None:  # noqa: ANN401 - pydantic's signature
-        """Prepare the model for loading."""
-        super().model_post_init(context)
-        self._model = LazyModel(self.model_name, self.precision, self.device, self.threads)
+    _model: LazyModel | None = PrivateAttr(None)
 
     @classmethod
     def class_name(cls) -> str:
@@ -68,7 +67,7 @@ class OnnxsimEmbedding(BaseEmbedding):
         return "OnnxsimEmbedding"
 
     def _load(self) -> Embedder:
-        return self._model.model
+        return load_model(self, self.model_name)
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return embed_documents(self, texts, self.document_prompt)

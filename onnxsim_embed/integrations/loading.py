@@ -50,12 +50,7 @@ class LazyModel:
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ModelOptions:
-    """Arguments that adapters share, as attributes; a subclass gives `model` its default.
-
-    :param model: recipe name, artifact directory, checkpoint directory or Hub id.
-    :param precision: as for `Embedder`, as are `device` and `threads`.
-    :param normalize_embeddings: as for `Embedder.encode`, as are `truncate_dim` and `long_texts`.
-    """
+    """Arguments that adapters share, as attributes; a subclass gives `model` its default."""
 
     model: str | Path | Embedder = field(kw_only=False)
     precision: str = "auto"
@@ -66,13 +61,15 @@ class ModelOptions:
     long_texts: str = "truncate"
 
     def _load(self) -> Embedder:
-        """Return the model that the attributes name, which may have changed since it was loaded."""
-        if isinstance(self.model, Embedder):
-            return self.model
-        lazy = LazyModel(str(self.model), self.precision, self.device, self.threads)
-        if vars(self).get("_model") != lazy:
-            self._model = lazy
-        return self._model.model
+        return self.model if isinstance(self.model, Embedder) else load_model(self, self.model)
+
+
+def load_model(adapter: Any, name: str | Path) -> Embedder:  # noqa: ANN401
+    """Return the model that the attributes of an adapter name, which may have changed since it was loaded."""
+    lazy = LazyModel(str(name), adapter.precision, adapter.device, adapter.threads)
+    if getattr(adapter, "_model", None) != lazy:
+        adapter._model = lazy
+    return adapter._model.model
 
 
 def options_of(adapter: Any, *more: str) -> dict[str, Any]:  # noqa: ANN401

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxsim_embed.errors import needs_extra
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.options import EncodeOptions, LongTexts, OutputPrecision
-from onnxsim_embed.runtime.postprocess import make_output
+from onnxsim_embed.runtime.options import LongTexts, OutputPrecision
 from onnxsim_embed.runtime.prompts import Prompted
-from onnxsim_embed.runtime.tokenization import Tokens
 
 with needs_extra(
     "onnxsim_embed.integrations.sentence_transformers",
@@ -141,11 +138,16 @@ class OnnxEncoder(InputModule):
     def forward(self, features: dict[str, Any], **_: object) -> dict[str, Any]:
         """Add token embeddings, with zeros for padding, and sentence embeddings to token ids."""
         ids, mask = (features[name].cpu().numpy() for name in ("input_ids", "attention_mask"))
-        excluded = not self.embedder.artifact.manifest.include_prompt
-        skip = int(features.get("prompt_length", 0)) if excluded else 0
-        hidden, vectors = _run(self.embedder, ids, mask, skip)
-        features["token_embeddings"] = torch.from_numpy(hidden).to(features["input_ids"].device)
-        features["sentence_embedding"] = torch.from_numpy(vectors).to(features["input_ids"].device)
+        manifest = self.embedder.artifact.manifest
+        skip = 0 if manifest.include_prompt else int(features.get("prompt_length", 0))
+        rows = [row[real == 1] for row, real in zip(ids, mask, strict=True)]
+        states = self.embedder.encode_tokens(rows, output_value="token_embeddings")
+        hidden = np.zeros((*ids.shape, manifest.hidden_size), np.float32)
+        hidden[mask == 1] = np.concatenate(states)
+        vectors = self.embedder.head(hidden, mask, skip)
+        results = {"token_embeddings": hidden, "sentence_embedding": vectors}
+        device = features["input_ids"].device
+        features.update({name: torch.from_numpy(a).to(device) for name, a in results.items()})
         return features
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -233,15 +235,3 @@ def _transformers_tokenizer(directory: Path) -> Any:  # noqa: ANN401
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(directory)
-
-
-def _run(
-    embedder: Embedder, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64], skip: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return hidden states (n, tokens, hidden), with zeros for padding, and embeddings (n, dim)."""
-    offsets = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
-    tokens = Tokens(ids[mask == 1], offsets, np.zeros(len(ids), np.int64))
-    output = make_output(embedder.head, 0, EncodeOptions(output_value="token_embeddings"))
-    hidden = np.zeros((*ids.shape, embedder.artifact.manifest.hidden_size), np.float32)
-    hidden[mask == 1] = np.concatenate(embedder._pipeline.run_tokens(tokens, output))
-    return hidden, embedder.head(hidden, mask, skip)

@@ -29,7 +29,7 @@ from onnxsim_embed.errors import (
 from onnxsim_embed.export import export_model
 from onnxsim_embed.export.quantization.calibration import calibration_texts
 from onnxsim_embed.finetune import TextPairs, evaluation, finetune, job, read_pairs, training
-from onnxsim_embed.finetune.report import draw_losses, report_table, verdict
+from onnxsim_embed.finetune.report import report_table, verdict
 
 PAIRS = TextPairs(*jargon_pairs())
 EPOCHS_3 = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3}
@@ -107,7 +107,7 @@ def test_report(tuned):
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
 
 
-def test_model_card_and_plot(tuned, tmp_path):
+def test_model_card_and_plot(tuned):
     result, output, _ = tuned
     card = (output / "README.md").read_text(encoding="utf-8")
     assert verdict(result.report) in card
@@ -115,10 +115,6 @@ def test_model_card_and_plot(tuned, tmp_path):
     assert header[1:4] == ["accuracy@1", "MRR@10", "NDCG@10"]
     assert all(" | ".join(row) in card for row in rows)
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
-    flat = json.loads(json.dumps(result.report))
-    flat["training"]["log"]["loss"] = [[1, 1.0], [2, 1.0]]
-    draw_losses(flat, tmp_path / "flat.png")
-    assert (tmp_path / "flat.png").read_bytes() != (output / "loss.png").read_bytes()
 
 
 def test_generators_and_threads_are_restored(checkpoint, tmp_path, monkeypatch):

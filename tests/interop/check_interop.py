@@ -290,33 +290,6 @@ def test_onnxruntime_js(read, model, runtime, precision, pooled):
     assert (facts["outputs"][0] == "sentence_embedding") == pooled
 
 
-# onnxruntime alone, as the README shows it
-
-
-def readme_lines() -> str:
-    """Return the README's block that uses onnxruntime alone."""
-    readme = Path(os.environ.get("INTEROP_README", ROOT / "README.md")).read_text("utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    (found,) = [block for block in blocks if "onnxruntime.InferenceSession(" in block]
-    return found
-
-
-def test_onnxruntime_as_the_readme_shows_it(read, model, tmp_path):
-    lines = readme_lines()
-    assert len([line for line in lines.splitlines() if line.strip()]) <= 15
-    if model.embedder().artifact.manifest.pooling[0] == "cls":  # as its comment says
-        cls = "pooled = hidden[:, 0]"
-        lines, changed = re.subn(r"^pooled = .*$", cls, lines, flags=re.MULTILINE)
-        assert changed == 1
-    script = tmp_path / "readme.py"
-    script.write_text(
-        f"from job import finish, job\ntexts = job['texts']\n{lines}\nfinish(vectors)\n", "utf-8"
-    )
-    shutil.copy(READERS / "job.py", tmp_path)
-    (tmp_path / "model").symlink_to(model.artifact)
-    read("onnxruntime", script, "onnxruntime, README")
-
-
 # the adapters, against the real libraries
 
 TESTS = ROOT / "tests" / "integrations"

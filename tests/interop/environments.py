@@ -43,7 +43,6 @@ ENVIRONMENTS = {
     # optimum-onnx 0.1 holds transformers below 4.58, and so sentence-transformers below 6.
     "st-newest": Environment((TORCH, "sentence-transformers[onnx]"), READER),
     "fastembed": Environment(("fastembed",), ("fastembed", "onnxruntime", "tokenizers")),
-    "onnxruntime": Environment(("onnxruntime", "tokenizers"), ("onnxruntime", "tokenizers")),
     "js": Environment(
         ("--no-save", "--ignore-scripts", "@huggingface/transformers"),
         ("@huggingface/transformers", "onnxruntime-node", "onnxruntime-web"),

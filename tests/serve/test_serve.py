@@ -209,16 +209,11 @@ BAD = [
     ("/v1/embeddings", {"input": "a", "model": "tiny", "encoding_format": "hex"}, 400, "float or base64"),
     ("/v1/embeddings", {"input": "a", "model": "tiny", "prompt_name": "poem"}, 400, "'poem'"),
     ("/v1/embeddings", {"input": [5, 6, 7], "model": "tiny"}, 400, "special tokens"),
-    ("/v1/embeddings", {"input": [2, 99999, 3], "model": "tiny"}, 400, "vocabulary"),
-    ("/v1/embeddings", {"input": [2, 10**30, 3], "model": "tiny"}, 400, "input 0"),
-    ("/v1/embeddings", {"input": [2, *[5] * 50, 3], "model": "tiny"}, 400, "52 token ids"),
     ("/v1/embeddings", {"input": [[2, 3], []], "model": "tiny"}, 400, "input 1"),
     ("/v1/embeddings", {"input": [2, 3], "model": "tiny", "prompt_name": "query"}, 400, "prompt_name"),
     ("/v1/embeddings", [1], 400, "JSON object"),
     ("/v1/embeddings", b'{"input": "\\ud800", "model": "tiny"}', 400, "not valid JSON"),
     ("/embed", b'{"inputs": "\xff"}', 422, "not valid JSON"),
-    ("/embed", b"[" * 9000, 422, "not valid JSON"),
-    ("/embed", b"", 422, "not valid JSON"),
     ("/embed", {"inputs": None}, 422, "inputs must be a text"),
     ("/embed", {"inputs": ["a"] * 41}, 413, "40 texts"),
     ("/embed", {"inputs": "a" * 20_001}, 413, "20,000 bytes"),
@@ -251,18 +246,7 @@ VALID = {
     "/v1/embeddings": {"input": "a", "model": "tiny"},
     "/similarity": {"inputs": {"source_sentence": "a", "sentences": ["b"]}},
 }
-
-
-PATHS = [
-    "/v1/embeddings",
-    "/embed",
-    "/embed_all",
-    "/similarity",
-    "/",
-    "/metrics",
-    "/%ff",
-    "/v1/\x7f",
-]
+PATHS = [*VALID, "/embed", "/embed_all", "/", "/metrics", "/%ff", "/v1/\x7f"]
 
 
 def malformed(seed):

@@ -1,7 +1,5 @@
 """Libraries that take a SentenceTransformer, on ours: what they compute with it and with its vectors."""
 
-from importlib.metadata import version
-
 import numpy as np
 from job import finish, job
 from sklearn.cluster import KMeans
@@ -11,7 +9,7 @@ from onnxsim_embed.integrations.sentence_transformers import load
 texts = job["texts"]
 model = load(job["directory"], precision="fp32")
 vectors = model.encode(texts)
-facts = {"versions": {name: version(name) for name in ("keybert", "bertopic")}}
+facts = {}
 
 if job["library"] == "keybert":
     from keybert import KeyBERT
