@@ -43,14 +43,6 @@ def test_no_text_is_in_two_parts_and_no_pair_is_lost(numbers, seed):
     assert sorted(rows) == sorted(zip(given_.sources, given_.targets, strict=True))
 
 
-def test_case_and_whitespace_do_not_hide_a_repeated_text():
-    doubled = TextPairs([f"Same  {i % 20}" for i in range(40)], [f"t{i}" for i in range(40)])
-    doubled.sources[::2] = [text.upper() for text in doubled.sources[::2]]
-    split, _ = split_pairs(doubled, 0.3, 0)
-    assert not texts(split.train) & texts(split.held_out)
-    assert len(split.held_out) == 6
-
-
 def test_pairs_that_cannot_be_split():
     connected = TextPairs([f"s{i}" for i in range(50)], ["one target"] * 50)
     with pytest.raises(ValueError, match="validation"):

@@ -171,20 +171,6 @@ def cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return (left * right).sum(1) / norms
 
 
-def test_these_texts_tell_other_lengths_and_poolings_apart(model):
-    """What follows could not fail otherwise."""
-    embedder = model.embedder()
-    expected = embedder.encode(TEXT_KINDS)
-    embedder.max_seq_length -= 1
-    assert cosine(embedder.encode(TEXT_KINDS), expected).min() < 0.9999
-    pooling = embedder.artifact.manifest.pooling[0]
-    other = np.stack([
-        rows.mean(0) if pooling == "cls" else rows[0]
-        for rows in embedder.encode(TEXT_KINDS, output_value="token_embeddings")
-    ])  # fmt: skip
-    assert np.median(cosine(other, expected)) < 0.99
-
-
 either_precision = pytest.mark.parametrize("precision", ["fp32", "int8"])
 with_a_prompt = pytest.mark.parametrize("model", ["bge_like"], indirect=True)
 
