@@ -70,7 +70,7 @@ def similarity(
     targets |= {"pairs": pairs} if pairs else {}
     targets |= {"heatmap": heatmap} if heatmap else {}
     _check_targets(targets, inputs.force)
-    from onnxsim_embed.cli.graph_files import SimilarityJob
+    from onnxsim_embed.cli.graph_files import SimilarityJob, check_heatmap
 
     started = time.perf_counter()
     rows = inputs.read(file)
@@ -78,6 +78,8 @@ def similarity(
         raise ValueError("-o DIRECTORY cannot number skipped rows: use --on-error blank")
     job = SimilarityJob(rows, inputs, threshold, memory)
     dropped = job.drop_duplicates() if drop_duplicates else 0
+    if heatmap is not None:
+        check_heatmap(job.vectors)  # before other outputs are written
     if estimate:
         from onnxsim_embed.similarity.compare import estimate_similarity
 

@@ -74,8 +74,9 @@ def test_too_many_rows_name_the_limit(reject, artifact, vectors, tmp_path, monke
         file.write_text("word\n" * 9, encoding="utf-8")
     line = reject("heatmap", file, "-o", tmp_path / "m.png", "-m", artifact)
     assert "at most 5 rows; draw the first: onnxsim-embed heatmap --limit 5" in line
-    assert "at most 5 rows" in reject("similarity", vectors, "--heatmap", tmp_path / "m.png")
-    assert not (tmp_path / "m.png").exists()
+    outputs = ["--heatmap", tmp_path / "m.png", "-o", tmp_path / "m.npz"]
+    assert "at most 5 rows" in reject("similarity", vectors, *outputs)
+    assert not list(tmp_path.glob("m.*"))
 
 
 def test_what_cannot_be_drawn_is_one_line(reject, vectors, tmp_path, monkeypatch):
