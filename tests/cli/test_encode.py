@@ -162,6 +162,8 @@ def test_broken_input_is_one_line(
         (["--truncate-dim", 33], "--truncate-dim must be from 1 to 32, got 33"),
         (["--max-seq-length", 49], "at most 48"),
         (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--engine", "spark"], "unknown engine 'spark'"),
+        (["--strict"], "--strict requires --engine ray"),
     ],
 )
 def test_a_wrong_setting_is_one_line(reject, tmp_path, artifact, texts_csv, arguments, message):

@@ -122,7 +122,8 @@ def test_skipped_rows_keep_their_numbers(command, tmp_path):
     assert rows("p.csv", "left", "right") == [(0, 3)]
     assert rows("g.csv", "row", "kept") == [(0, 0), (3, 0)]
     assert rows("c.csv", "row", "cluster") == [(0, 0), (3, 0), (2, 1)]
-    assert command("similarity", "a.jsonl", "--on-error", "skip", "-o", "graph")[0] == 2
+    skip = ("--on-error", "skip", "-o", "graph", "--force")
+    assert "-o DIRECTORY cannot number skipped rows" in command("similarity", "a.jsonl", *skip)[2]
 
 
 JOINED = ("a.jsonl", "--id-column", "id", "--vectors")
