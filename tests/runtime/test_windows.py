@@ -130,10 +130,8 @@ def test_pieces_of_a_text_have_the_tokens_of_the_whole(tmp_path, monkeypatch, di
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"long_texts": "split"}, "long_texts"),
         ({"stride": 3}, "stride"),
         ({"long_texts": "mean", "stride": 24}, "0 to 23"),
-        ({"long_texts": "mean", "stride": -1}, "stride"),
         ({"long_texts": "mean", "stride": True}, "stride"),
         ({"long_texts": "mean", "prompt": "road " * 60}, "46 tokens"),
         ({"long_texts": "mean", "output_value": "token_embeddings"}, "token embeddings"),
