@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,15 +30,9 @@ TIE = 1e-6
 class Evaluation(NamedTuple):
     """Metrics by their keys in report.json, which queries found a relevant target first, and the embeddings."""
 
-    metrics: dict[str, float | None]
+    metrics: dict[str, Any]  # numbers; None for the correlation of pairs without scores
     first_hits: npt.NDArray[np.bool_]
     embeddings: Float32
-
-    @property
-    def main(self) -> float:
-        """The metric that models are compared by: Spearman for scored pairs, else NDCG@10."""
-        spearman = self.metrics["spearman"]
-        return spearman if spearman is not None else self.metrics["ndcg_at_10"] or 0.0
 
 
 class PairEvaluator(SentenceEvaluator):  # type: ignore[misc]
@@ -77,9 +71,9 @@ class PairEvaluator(SentenceEvaluator):  # type: ignore[misc]
 
     def __call__(self, model: SentenceTransformer, *_: object, **__: object) -> dict[str, float]:
         """Return the main metric, for the trainer."""
-        if self.primary_metric == "spearman":
-            return {"spearman": self.correlate(model)}
-        return {"ndcg_at_10": self.search(model).main}
+        scored = self.primary_metric == "spearman"
+        value = self.correlate(model) if scored else self.search(model).metrics["ndcg_at_10"]
+        return {self.primary_metric: value}
 
     def evaluate(self, model: SentenceTransformer | Embedder) -> Evaluation:
         """Return all metrics of a model."""
@@ -99,7 +93,7 @@ class PairEvaluator(SentenceEvaluator):  # type: ignore[misc]
         ranks = np.arange(1, hits.shape[1] + 1)
         gains = 1 / np.log2(ranks + 1)
         ideal = np.array([gains[: len(relevant)].sum() for relevant in self.relevant.values()])
-        metrics: dict[str, float | None] = {
+        metrics = {
             "accuracy_at_1": float(hits[:, 0].mean()),
             "mrr_at_10": float((hits / ranks).max(axis=1).mean()),
             "ndcg_at_10": float((hits @ gains / ideal).mean()),

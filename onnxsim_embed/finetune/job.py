@@ -125,6 +125,7 @@ class Job:
             self.on_stage("Evaluating the fine-tuned model.")
             after = evaluations["after"] = evaluator.evaluate(self.load(self.trained))
         self.on_stage("Exporting and verifying.")
+        main = evaluator.primary_metric
         with atomic_directory(self.output) as work:
             artifact = self.export(work)
             for precision in artifact.manifest.precisions:
@@ -136,7 +137,7 @@ class Job:
             self.report |= {
                 "training": summary,
                 "held_out": held_out_report(len(evaluator.targets), evaluations, fidelity),
-                "worse": after.main < evaluations["before"].main,
+                "worse": after.metrics[main] < evaluations["before"].metrics[main],
                 "versions": self.versions,
             }
             write_json(work / "report.json", self.report)
