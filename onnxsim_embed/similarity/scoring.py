@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
 from onnxsim_embed.similarity.candidates import rounding_bound
 from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.threads import row_chunks
 
-PAIRS = 256  # scored at once: two copies of 384-dimensional rows stay in a second-level cache
+# Pairs scored at once, by two calls for their rows and one for their products: threads wait for each other
+# between short calls, which hold the interpreter's lock, and larger copies leave the caches.
+PAIRS = 1024
 
-# Pairs for each row of a tile from which on a product for each row, which copies only the columns, is
-# faster; and the share of a tile from which on the products of all its pairs are, which need no copies.
-ROW_PAIRS, DENSE_SHARE = 64, 0.25
+# Share of a tile from which on the products of all its pairs, which need no copies, are faster.
+DENSE_SHARE = 0.25
 
 
 def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> Float32:
@@ -22,22 +21,18 @@ def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> 
 
     It is BLAS's dot product of the two rows, in the range of a cosine, and 1 for equal rows.
     """
-    by_row = len(rows) > ROW_PAIRS * len(left)
     if len(rows) > DENSE_SHARE * len(left) * len(right):
         tile = np.empty((len(left), len(right)), np.float32)
         scores = _dot(left[:, None], right[None], tile)[rows, columns]
     else:
         scores = np.empty(len(rows), np.float32)
-        starts = np.flatnonzero(np.diff(rows, prepend=-1)) if by_row else range(0, len(rows), PAIRS)
-        edges = [*map(int, starts), len(rows)]
-        a = np.empty((PAIRS, left.shape[1]), np.float32)
-        b = np.empty_like(right) if by_row and len(right) > PAIRS else np.empty_like(a)
-        for first, stop in pairwise(edges):
-            x, y = left[rows[first]], b[: stop - first]
-            right.take(columns[first:stop], axis=0, out=y, mode="clip")
-            if not by_row:
-                x = left.take(rows[first:stop], axis=0, out=a[: stop - first], mode="clip")
-            _dot(x, y, scores[first:stop])
+        a = np.empty((min(PAIRS, len(rows)), left.shape[1]), np.float32)
+        b = np.empty_like(a)
+        for pairs in row_chunks(len(rows), PAIRS):
+            size = pairs.stop - pairs.start
+            x = left.take(rows[pairs], axis=0, out=a[:size], mode="clip")
+            y = right.take(columns[pairs], axis=0, out=b[:size], mode="clip")
+            _dot(x, y, scores[pairs])
     near = np.flatnonzero(scores > 1 - rounding_bound(left.shape[1]))
     for pairs in row_chunks(len(near), PAIRS):
         chosen = near[pairs]

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from onnxsim_embed.similarity.selection import RowPairs
 from onnxsim_embed.system.arrays import Float32, Int64
+from onnxsim_embed.system.threads import map_chunks
 
 
 def build_matrix(chunks: Iterable[RowPairs], columns: int) -> sparse.csr_array:
@@ -49,24 +50,35 @@ def symmetric_matrix(chunks: Iterable[RowPairs], diagonal: Float32) -> sparse.cs
     indices, scores = np.empty(pointers[-1], index), np.empty(pointers[-1], np.float32)
     following = pointers[:-1].copy()  # where the next entry of each row goes
 
-    def put(part: slice, counts: Int64, columns: npt.NDArray[Any], values: Float32) -> None:
-        starts = counts.cumsum() - counts
-        places = np.arange(len(values)) + np.repeat(following[part] - starts, counts)
+    def put(starts: Int64, counts: Int64, columns: npt.NDArray[Any], values: Float32) -> None:
+        places = np.repeat(starts - (counts.cumsum() - counts), counts)
+        places += np.arange(len(values))
         indices[places], scores[places] = columns, values
-        following[part] += counts
 
-    first, parts = 0, parts[::-1]
-    while parts:
-        pairs = parts.pop()  # its memory is free again when it has been written
-        part = slice(first, first + len(pairs.counts))
+    def placed() -> Iterator[tuple[slice, RowPairs, Int64]]:
+        first = 0
+        while parts:
+            pairs = parts.pop()  # its memory is free again when it has been written
+            part = slice(first, first + len(pairs.counts))
+            yield part, pairs, following.copy()
+            following[:] += np.bincount(pairs.columns, minlength=rows)
+            first = part.stop
+
+    def write(each: tuple[slice, RowPairs, Int64]) -> None:
+        part, pairs, starts = each
         rising = np.concatenate([[0], pairs.counts.cumsum()]).astype(index)
         shape = (len(pairs.counts), rows)
         mirrored = sparse.csr_array((pairs.scores, pairs.columns, rising), shape=shape).tocsc()
-        put(slice(None), np.diff(mirrored.indptr), mirrored.indices + first, mirrored.data)
-        own = np.flatnonzero(held[part]) + first
-        put(part, held[part].astype(np.int64), own, diagonal[own])
-        put(part, pairs.counts, pairs.columns, pairs.scores)
-        first = part.stop
+        counts = np.diff(mirrored.indptr)
+        put(starts, counts, mirrored.indices + part.start, mirrored.data)
+        own = np.flatnonzero(held[part]) + part.start
+        ends = (starts + counts)[part]
+        put(ends, held[part].astype(np.int64), own, diagonal[own])
+        put(ends + held[part], pairs.counts, pairs.columns, pairs.scores)
+
+    parts.reverse()
+    for _ in map_chunks(write, placed()):
+        pass
     return sparse.csr_array((scores, indices, pointers.astype(index)), shape=(rows, rows))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
@@ -88,7 +88,7 @@ def chunk_height(rows: int) -> int:
     return min(CHUNK_ROWS, max(MIN_CHUNK_ROWS, rows // (CHUNKS_PER_CPU * available_cpus())))
 
 
-def map_chunks(function: Callable[[T], R], chunks: Sequence[T]) -> Iterator[R]:
+def map_chunks(function: Callable[[T], R], chunks: Iterable[T]) -> Iterator[R]:
     """Yield `function(chunk)` for each chunk, in order, from one thread per processor.
 
     Each has one BLAS thread: those that share processors with anything else wait for each other (a
@@ -99,13 +99,14 @@ def map_chunks(function: Callable[[T], R], chunks: Sequence[T]) -> Iterator[R]:
         with single_blas_thread():
             return function(chunk)
 
-    workers = min(available_cpus(), len(chunks))
-    if workers <= 1:
-        yield from map(call, chunks)
+    workers, remaining = available_cpus(), iter(chunks)
+    first = list(islice(remaining, workers + 1))
+    if min(workers, len(first)) <= 1:
+        yield from map(call, chain(first, remaining))
         return
     with ThreadPoolExecutor(workers) as pool:
-        remaining = iter(chunks)
-        futures = [pool.submit(call, chunk) for chunk in islice(remaining, workers + 1)]
+        futures = [pool.submit(call, chunk) for chunk in first]
+        del first
         try:
             while futures:  # few at a time: results wait in order, and memory is bounded
                 yield futures.pop(0).result()
