@@ -8,9 +8,9 @@ from onnxsim_embed.similarity.candidates import rounding_bound
 from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.threads import row_chunks
 
-# Pairs scored at once, by two calls for their rows and one for their products: threads wait for each other
-# between short calls, which hold the interpreter's lock, and larger copies leave the caches.
-PAIRS = 1024
+# Copied rows of pairs that are scored at once: more leave the caches. numpy holds the interpreter's lock
+# while it multiplies fewer than 500 pairs, and other threads wait.
+PAIR_BYTES, MIN_PAIRS = 3 << 19, 512
 
 # Share of a tile from which on the products of all its pairs, which need no copies, are faster.
 DENSE_SHARE = 0.25
@@ -26,15 +26,16 @@ def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> 
         scores = _dot(left[:, None], right[None], tile)[rows, columns]
     else:
         scores = np.empty(len(rows), np.float32)
-        a = np.empty((min(PAIRS, len(rows)), left.shape[1]), np.float32)
+        count = max(MIN_PAIRS, PAIR_BYTES // (4 * max(1, left.shape[1])))
+        a = np.empty((min(count, len(rows)), left.shape[1]), np.float32)
         b = np.empty_like(a)
-        for pairs in row_chunks(len(rows), PAIRS):
+        for pairs in row_chunks(len(rows), count):
             size = pairs.stop - pairs.start
             x = left.take(rows[pairs], axis=0, out=a[:size], mode="clip")
             y = right.take(columns[pairs], axis=0, out=b[:size], mode="clip")
             _dot(x, y, scores[pairs])
     near = np.flatnonzero(scores > 1 - rounding_bound(left.shape[1]))
-    for pairs in row_chunks(len(near), PAIRS):
+    for pairs in row_chunks(len(near), MIN_PAIRS):
         chosen = near[pairs]
         equal = (left[rows[chosen]] == right[columns[chosen]]).all(axis=1)
         scores[chosen[equal]] = 1  # whatever the rounding, as is the clipping
