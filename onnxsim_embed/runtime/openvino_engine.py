@@ -69,11 +69,12 @@ class OpenVINOEngine:
         lock: AbstractContextManager[Any] = nullcontext()
         try:
             cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            logger.info("OpenVINO compiles %s at each start: %s", path, error)
-        if os.access(cache, os.W_OK):
+            if not os.access(cache, os.W_OK):
+                raise PermissionError(f"{cache} cannot be written")
             options["CACHE_DIR"] = str(cache)
             lock = FileLock(cache / "lock")  # other processes would map files that are half written
+        except OSError as error:
+            logger.info("OpenVINO compiles %s at each start: %s", path, error)
         try:
             with lock:
                 self._model = core.compile_model(str(path), "CPU", options)

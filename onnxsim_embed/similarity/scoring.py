@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from onnxsim_embed.similarity.candidates import rounding_bound
@@ -10,10 +12,12 @@ from onnxsim_embed.system.threads import row_chunks
 
 # Copied rows of pairs that are scored at once: more leave the caches. numpy holds the interpreter's lock
 # while it multiplies fewer than 500 pairs, and other threads wait.
-PAIR_BYTES, MIN_PAIRS = 3 << 19, 512
+PAIR_BYTES, MIN_PAIRS = 1 << 20, 512
 
 # Share of a tile from which on the products of all its pairs, which need no copies, are faster.
 DENSE_SHARE = 0.25
+
+_thread = threading.local()
 
 
 def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> Float32:
@@ -26,10 +30,8 @@ def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> 
         scores = _dot(left[:, None], right[None], tile)[rows, columns]
     else:
         scores = np.empty(len(rows), np.float32)
-        count = max(MIN_PAIRS, PAIR_BYTES // (4 * max(1, left.shape[1])))
-        a = np.empty((min(count, len(rows)), left.shape[1]), np.float32)
-        b = np.empty_like(a)
-        for pairs in row_chunks(len(rows), count):
+        a, b = _buffers(left.shape[1])
+        for pairs in row_chunks(len(rows), len(a)):
             size = pairs.stop - pairs.start
             x = left.take(rows[pairs], axis=0, out=a[:size], mode="clip")
             y = right.take(columns[pairs], axis=0, out=b[:size], mode="clip")
@@ -40,6 +42,15 @@ def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> 
         equal = (left[rows[chosen]] == right[columns[chosen]]).all(axis=1)
         scores[chosen[equal]] = 1  # whatever the rounding, as is the clipping
     return np.clip(scores, np.float32(-1), np.float32(1), out=scores)
+
+
+def _buffers(dim: int) -> Float32:
+    """Return the thread's memory for the rows of pairs, (2, pairs, dim): new memory costs as much as scores."""
+    held: Float32 | None = getattr(_thread, "buffers", None)
+    if held is None or held.shape[2] != dim:
+        pairs = max(MIN_PAIRS, PAIR_BYTES // (4 * max(1, dim)))
+        held = _thread.buffers = np.empty((2, pairs, dim), np.float32)
+    return held
 
 
 def _dot(left: Float32, right: Float32, out: Float32) -> Float32:

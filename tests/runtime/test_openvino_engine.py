@@ -107,9 +107,11 @@ def test_a_damaged_file(openvino, tmp_path):
         OpenVINOEngine(tmp_path / "model.onnx", 64, tmp_path, "fp32", 1)
 
 
-def test_a_cache_that_cannot_be_written(load, monkeypatch, tmp_path, caplog):
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_cache_that_cannot_be_written(load, monkeypatch, tmp_path, caplog, exists):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path / ("cache" if exists else "file")))
+    monkeypatch.setattr(os, "access", lambda path, mode: not exists)
     with caplog.at_level("INFO"):
         assert load(precision="fp32", engine="openvino").encode(TEXTS).shape == (len(TEXTS), 32)
     assert "at each start" in caplog.text
