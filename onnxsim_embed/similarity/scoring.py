@@ -30,7 +30,7 @@ def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> 
         scores = _dot(left[:, None], right[None], tile)[rows, columns]
     else:
         scores = np.empty(len(rows), np.float32)
-        a, b = _buffers(left.shape[1])
+        a, b = _buffers(len(rows), left.shape[1])
         for pairs in row_chunks(len(rows), len(a)):
             size = pairs.stop - pairs.start
             x = left.take(rows[pairs], axis=0, out=a[:size], mode="clip")
@@ -44,11 +44,11 @@ def exact_scores(left: Float32, right: Float32, rows: Int64, columns: Int64) -> 
     return np.clip(scores, np.float32(-1), np.float32(1), out=scores)
 
 
-def _buffers(dim: int) -> Float32:
-    """Return the thread's memory for the rows of pairs, (2, pairs, dim): new memory costs as much as scores."""
+def _buffers(pairs: int, dim: int) -> Float32:
+    """Return the thread's memory for rows of pairs, (2, m, dim): new memory would cost as much as scores."""
+    pairs = max(1, min(pairs, max(MIN_PAIRS, PAIR_BYTES // (4 * max(1, dim)))))
     held: Float32 | None = getattr(_thread, "buffers", None)
-    if held is None or held.shape[2] != dim:
-        pairs = max(MIN_PAIRS, PAIR_BYTES // (4 * max(1, dim)))
+    if held is None or held.shape[1] < pairs or held.shape[2] != dim:
         held = _thread.buffers = np.empty((2, pairs, dim), np.float32)
     return held
 
