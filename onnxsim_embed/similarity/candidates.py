@@ -101,6 +101,7 @@ class Float32Scorer:
         self, left: Float32, right: Float32, rotation: PrefixRotation | None = None
     ) -> None:
         self.error = rounding_bound(left.shape[1])
+        self.prefix = rotation is not None
         if rotation is not None:
             self.error += rotation.error
             same, left = left is right, rotation.project(left)

@@ -16,8 +16,13 @@ from onnxsim_embed.similarity.scoring import exact_scores
 from onnxsim_embed.similarity.selection import RowPairs, positions
 from onnxsim_embed.similarity.trial import Limits, MakeScorer, choose_scorer
 from onnxsim_embed.system.arrays import Float32, Int64
-from onnxsim_embed.system.threads import chunk_height, map_chunks, row_chunks
+from onnxsim_embed.system.hardware import available_cpus
+from onnxsim_embed.system.threads import CHUNKS_PER_CPU, chunk_height, map_chunks, row_chunks
 from onnxsim_embed.system.units import check_integer
+
+# Heights of a chunk whose candidates by prefixes are scored together: each row of a tile is then read from
+# memory once for several candidates.
+PREFIX_HEIGHTS = 4
 
 
 class TiledComparison:
@@ -44,17 +49,21 @@ class TiledComparison:
         """Yield the pairs of some rows above a threshold, chunk by chunk; `upper`: only column > row."""
         self.choose_scorer(lambda *_: threshold, prefix=True)
         above = partial(self._above, threshold=threshold, upper=upper)
-        yield from map_chunks(above, self.chunks(rows))
+        chunks = self.chunks(rows)
+        if self.scorer.prefix:
+            heights = len(chunks) // (CHUNKS_PER_CPU * available_cpus())
+            chunks = self.chunks(rows, max(1, min(heights, PREFIX_HEIGHTS)))
+        yield from map_chunks(above, chunks)
 
     def reordered(self, order: Int64) -> TiledComparison:
         """Return the comparison of a set with itself with its rows in another order."""
         rows = self.left[order]
         return TiledComparison(rows, rows, self._tile_bytes, self.make_scorer)
 
-    def chunks(self, rows: slice | None = None) -> list[slice]:
-        """Return chunks of some rows."""
+    def chunks(self, rows: slice | None = None, heights: int = 1) -> list[slice]:
+        """Return chunks of some rows, of so many heights of a tile."""
         rows = rows or slice(0, len(self.left))
-        return row_chunks(rows.stop, self._height, rows.start)
+        return row_chunks(rows.stop, heights * self._height, rows.start)
 
     def column_tiles(self, start: int, stop: int) -> Iterator[slice]:
         """Yield the tiles of columns from `start` to `stop`, none of which crosses a block's edge."""
@@ -89,7 +98,13 @@ class TiledComparison:
         left = self.left[chunk]
         pairs = [(np.zeros(0, np.uint16), np.zeros(0, np.int32), np.zeros(0, np.float32))]
         for tile in self.column_tiles(chunk.start if upper else 0, len(self.right)):
-            row, column = positions(scorer.scores(chunk, tile) > bound)
+            found = [
+                positions(scorer.scores(part, tile) > bound)
+                for part in self.chunks(chunk)
+                if not upper or part.start < tile.stop
+            ]
+            row = np.concatenate([rows + i * self._height for i, (rows, _) in enumerate(found)])
+            column = np.concatenate([columns for _, columns in found])
             if upper and tile.start < chunk.stop:
                 greater = column + tile.start > row + chunk.start
                 row, column = row[greater], column[greater]

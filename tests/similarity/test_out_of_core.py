@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from onnxsim_embed.similarity.compare import (
 )
 from onnxsim_embed.similarity.out_of_core import AllPairs
 from onnxsim_embed.similarity.sparse import build_matrix
-from onnxsim_embed.similarity.unit_rows import UnitRows
+from onnxsim_embed.similarity.unit_rows import UnitRows, unit_vectors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -221,6 +222,24 @@ def test_the_top_k_by_prefixes_are_the_same(monkeypatch, rows, other):
     monkeypatch.setattr(trial, "PrefixRotation", Recorded)
     assert_same(nearest_rows(), expected)
     assert rotations
+
+
+@pytest.mark.parametrize("upper", [True, False])
+@pytest.mark.parametrize("kind", [Float32Scorer, Int8Scorer])
+def test_candidates_by_prefixes_are_scored_for_several_heights_at_once(monkeypatch, upper, kind):
+    if kind is Int8Scorer and not int8_scoring_supported(48):
+        pytest.skip("int8 products saturate on this processor")
+    monkeypatch.setattr(tiles, "available_cpus", lambda: 1)
+    monkeypatch.setattr(tiles, "CHUNKS_PER_CPU", 1)
+    rows = unit_vectors(np.repeat(np.random.default_rng(0).standard_normal((350, 48)), 2, axis=0))
+    rotated = partial(kind, rotation=trial.PrefixRotation(trial.principal_axes(rows), 12))
+    whole, prefixes = (
+        list(tiles.TiledComparison(rows, rows, 4 * 64 * 64, make).above(0.3, upper=upper))
+        for make in (kind, rotated)
+    )
+    assert [len(pairs.counts) for pairs in whole] == [64] * 10 + [60]
+    assert [len(pairs.counts) for pairs in prefixes] == [256, 256, 188]
+    assert_same(build_matrix(prefixes, len(rows)), build_matrix(whole, len(rows)))
 
 
 # public functions
