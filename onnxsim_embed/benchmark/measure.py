@@ -25,7 +25,6 @@ from onnxsim_embed.artifact.locate import locate_checkpoint
 from onnxsim_embed.artifact.manifest import Artifact
 from onnxsim_embed.artifact.recipes import cache_directory
 from onnxsim_embed.errors import CheckpointError, OnnxsimEmbedError
-from onnxsim_embed.export.fidelity import row_cosines
 from onnxsim_embed.files.texts import read_scored_pairs
 from onnxsim_embed.system.hardware import bf16_supported, cpu_flags, cpu_name
 
@@ -154,6 +153,8 @@ def run_once(
 
 def fidelity(vectors: Any, reference: Any) -> dict[str, float]:  # noqa: ANN401 - arrays
     """Return the mean and the minimum cosine of vectors with the reference's of the same texts."""
+    from onnxsim_embed.export.fidelity import row_cosines  # which loads onnxruntime
+
     cosines = np.minimum(row_cosines(vectors, reference), 1)
     return {"mean_cosine": float(cosines.mean()), "min_cosine": float(cosines.min())}
 

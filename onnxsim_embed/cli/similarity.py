@@ -15,7 +15,10 @@ from onnxsim_embed.cli.output import check_table, counted
 from onnxsim_embed.files.atomic import check_output
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from onnxsim_embed.cli.graph_files import SimilarityJob
+    from onnxsim_embed.cli.texts import Texts
 
 
 def similarity(
@@ -73,12 +76,18 @@ def similarity(
     from onnxsim_embed.cli.graph_files import SimilarityJob, check_heatmap
 
     started = time.perf_counter()
-    rows = inputs.read(file)
+
+    def encode(source: Texts, texts: list[str]) -> npt.NDArray[Any]:
+        if heatmap is not None and not estimate:
+            check_heatmap(set(texts) if drop_duplicates else texts)  # before they are encoded
+        return source.encode(texts)
+
+    rows = inputs.read(file, encode=encode)
     if rows.source.report.skipped and "graph" in targets:
         raise ValueError("-o DIRECTORY cannot number skipped rows: use --on-error blank")
     job = SimilarityJob(rows, inputs, threshold, memory)
     dropped = job.drop_duplicates() if drop_duplicates else 0
-    if heatmap is not None:
+    if heatmap is not None and not estimate:
         check_heatmap(job.vectors)  # before other outputs are written
     if estimate:
         from onnxsim_embed.similarity.compare import estimate_similarity

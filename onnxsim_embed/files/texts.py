@@ -149,6 +149,7 @@ def iter_rows(
             names = ", ".join(rows.names) or "none"
             raise ValueError(f"{display_name(path)} has no column {id_column!r}; it has: {names}")
         rows.columns = [c for c in (name, id_column) if c is not None] or None
+        row = None
         for row in rows.rows:
             if report.reason == "the only column" and len(row.values) > 1:
                 names = f"{', '.join(map(str, row.values))}, rows before it only {name!r}"
@@ -163,7 +164,7 @@ def iter_rows(
                 raise TableError(f"{_place(path, report.rows, row)} {problem}; {advice}")
             report.rows += 1
             yield "" if problem else value, problem, row
-    if not report.rows:
+    if row is None:
         raise NoTextsError(f"{display_name(path)} holds no texts")
 
 

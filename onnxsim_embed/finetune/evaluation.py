@@ -85,7 +85,7 @@ class PairEvaluator(SentenceEvaluator):  # type: ignore[misc]
     def search(self, model: SentenceTransformer | Embedder) -> Evaluation:
         """Return accuracy@1, MRR@10 and NDCG@10."""
         sources, targets = self._encode(model, self.queries, self.targets)
-        best = top_k(sources, targets, min(10, len(targets)))
+        best = top_k(_finite(sources), _finite(targets), min(10, len(targets)))
         rows = zip(best.indices, self.relevant.values(), strict=True)
         hits = np.array([np.isin(found, list(relevant)) for found, relevant in rows])
         order = np.argsort(-(best.scores - TIE * hits), axis=1, kind="stable")
@@ -104,7 +104,8 @@ class PairEvaluator(SentenceEvaluator):  # type: ignore[misc]
     def correlate(self, model: SentenceTransformer | Embedder) -> float:
         """Return Spearman's correlation of cosines and scores; 0 where all of either are equal."""
         left, right = self._encode(model, self.pairs.sources, self.pairs.targets)
-        cosines, scores = score_pairs(left, right, "cosine"), np.asarray(self.pairs.scores)
+        cosines = score_pairs(_finite(left), _finite(right), "cosine")
+        scores = np.asarray(self.pairs.scores)
         if not (np.ptp(cosines) and np.ptp(scores)):
             return 0.0
         return float(spearmanr(cosines, scores).statistic)
@@ -115,6 +116,11 @@ class PairEvaluator(SentenceEvaluator):  # type: ignore[misc]
         both = zip(sides, self.prompts, strict=True)
         encoded = (model.encode(texts, prompt=p, show_progress_bar=False) for texts, p in both)
         return [np.asarray(vectors, np.float32) for vectors in encoded]
+
+
+def _finite(vectors: Float32) -> Float32:
+    """Return vectors that score 0 where a model diverged, which `finetune` reports."""
+    return np.nan_to_num(vectors, posinf=0, neginf=0)
 
 
 def sample(texts: list[str], size: int, seed: int) -> list[str]:

@@ -146,8 +146,9 @@ def _rows_in_memory(pairs: Any) -> Rows:  # noqa: ANN401
         first: Any = rows[0] if rows else ()
         names = list(first)
         if not isinstance(first, Mapping):
-            third = "score" if isinstance(first[2:] and first[2], Real) else "negative_sentence"
-            names = ["source_sentence", "target_sentence", third][: len(first)]
+            scored = len(names) == 3 and isinstance(names[2], Real)
+            third = "score" if scored else "negative_sentence"
+            names = ["source_sentence", "target_sentence", third][: len(names)]
         for row, pair in enumerate(rows):
             if not isinstance(pair, (tuple, list, Mapping)) or len(pair) != len(names):
                 raise TypeError(

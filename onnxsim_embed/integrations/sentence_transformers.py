@@ -13,8 +13,10 @@ import numpy as np
 
 from onnxsim_embed.errors import needs_extra
 from onnxsim_embed.runtime.embedder import Embedder
-from onnxsim_embed.runtime.options import LongTexts, OutputPrecision
+from onnxsim_embed.runtime.options import EncodeOptions, LongTexts, OutputPrecision
+from onnxsim_embed.runtime.postprocess import make_output
 from onnxsim_embed.runtime.prompts import Prompted
+from onnxsim_embed.runtime.tokenization import Tokens
 
 with needs_extra(
     "onnxsim_embed.integrations.sentence_transformers",
@@ -140,8 +142,11 @@ class OnnxEncoder(InputModule):
         ids, mask = (features[name].cpu().numpy() for name in ("input_ids", "attention_mask"))
         manifest = self.embedder.artifact.manifest
         skip = 0 if manifest.include_prompt else int(features.get("prompt_length", 0))
-        rows = [row[real == 1] for row, real in zip(ids, mask, strict=True)]
-        states = self.embedder.encode_tokens(rows, output_value="token_embeddings")
+        # Whatever made the ids: `encode_tokens` rejects those that lack this model's special tokens.
+        offsets = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
+        tokens = Tokens(ids[mask == 1], offsets, np.zeros(len(ids), np.int64))
+        output = make_output(self.embedder.head, 0, EncodeOptions(output_value="token_embeddings"))
+        states = self.embedder._pipeline.run_tokens(tokens, output)
         hidden = np.zeros((*ids.shape, manifest.hidden_size), np.float32)
         hidden[mask == 1] = np.concatenate(states)
         vectors = self.embedder.head(hidden, mask, skip)

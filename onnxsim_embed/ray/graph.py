@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from onnxsim_embed.errors import TableError
 from onnxsim_embed.files.checkpoint import write_errors
 from onnxsim_embed.files.locations import Directory, absolute
 from onnxsim_embed.files.uris import is_uri
@@ -211,23 +212,28 @@ class Comparison:
         shards = {number: self.read(number) for number in range(len(self.tiles))}
         write = ray.remote(num_cpus=connection.ACTOR_SHARE, max_retries=-1)(Comparison.write)
         comparison = ray.put(self)
-        tasks = [write.remote(comparison, n) for n, shard in shards.items() if shard is None]
+        missing = [number for number, shard in shards.items() if shard is None]
+        tasks = [write.remote(comparison, number) for number in missing]
         with progress_bar(
             desc="Comparing", unit=" tiles", total=len(shards), initial=len(shards) - len(tasks),
             disable=not show_progress_bar,
         ) as bar:  # fmt: skip
             try:
                 while tasks:
-                    [done], tasks = ray.wait(tasks)
-                    shard = ray.get(done)
-                    shards[shard.first // self.tile_rows] = shard
+                    done, tasks = ray.wait(tasks)
+                    ray.get(done)
                     bar.update(1)
             finally:
                 for task in tasks:
                     ray.cancel(task)
         for path in self.shards.glob("piece-*.npz"):  # of a run of version 0.1.0
             path.unlink()
-        return [shard for shard in shards.values() if shard is not None]
+        # Read here: a node may have written to a directory of its own.
+        shards |= {number: self.read(number) for number in missing}
+        complete = [shard for shard in shards.values() if shard is not None]
+        if len(complete) < len(shards):
+            raise TableError(f"{self.shards}: shards were not written; repeat the call")
+        return complete
 
     def read(self, number: int) -> GraphShard | None:
         """Return a shard; None if it is missing or damaged."""
@@ -239,7 +245,7 @@ class Comparison:
             return None
         return GraphShard(path.name, first, rows, int(pointers[-1]))
 
-    def write(self, number: int) -> GraphShard:
+    def write(self, number: int) -> None:
         """Write a shard; a task."""
         units = ObjectStoreRows(self.tiles, self.tile_rows, self.shape)
         pairs = AllPairs(units, units, TILE_BYTES)
@@ -256,7 +262,6 @@ class Comparison:
         path = self.shards / shard_file(number)
         with write_errors(self.shards):
             graph_writer.write_shard(path, matrix)
-        return GraphShard(path.name, first, rows.stop - first, matrix.nnz)
 
 
 def _max_entries(max_bytes: int | None) -> int:

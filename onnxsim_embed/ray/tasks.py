@@ -21,6 +21,8 @@ def pack(result: object) -> bytes:
         if isinstance(result, BaseException):
             pickle.loads(content)
     except Exception:  # an exception whose arguments are not its message
+        if not isinstance(result, BaseException):
+            raise
         content = pickle.dumps(OnnxsimEmbedError(str(result)))
     return content
 

@@ -174,19 +174,25 @@ class Tokenizer:
         vocabulary, found = self._backend.get_vocab_size(), []
         for row, ids in enumerate(rows):
             array = np.array(ids)
-            if (
-                array.ndim != 1
-                or array.dtype.kind not in "iu"
-                or len(array) > self._max_seq_length
-                or not 0 <= array.min(initial=0) <= array.max(initial=0) < vocabulary
-                or [*array[: len(before)], *array[len(array) - len(after) :]] != [*before, *after]
-            ):
-                raise ValueError(
-                    f"input {row} must be at most {self._max_seq_length} ids of this model's vocabulary, "
-                    f"0 to {vocabulary - 1}, that begin with its special tokens {before} and end with "
-                    f"{after}; got {array.size} token ids: {ids!r:.60}; or pass the text"
+            if array.ndim != 1 or array.dtype.kind not in "iu":
+                problem = "is not a list of token ids"
+            elif array.min(initial=0) < 0 or array.max(initial=0) >= vocabulary:
+                problem = (
+                    f"has ids that are not from 0 to {vocabulary - 1}, this model's vocabulary"
                 )
-            found.append(array.astype(np.int64))
+            elif len(array) > self._max_seq_length:
+                problem = f"has {len(array)} token ids, the model takes {self._max_seq_length}"
+            elif [*array[: len(before)], *array[len(array) - len(after) :]] != [*before, *after]:
+                problem = (
+                    f"lacks this model's special tokens, {before} before and {after} after the text"
+                )
+            else:
+                found.append(array.astype(np.int64))
+                continue
+            raise ValueError(
+                f"input {row} {problem}; pass token ids of this model (not those of another tokenizer), "
+                "or the text"
+            )
         offsets = np.cumsum([0, *map(len, found)])
         flat = np.concatenate(found) if found else np.zeros(0, np.int64)
         return Tokens(flat, offsets, np.zeros(len(found), np.int64))

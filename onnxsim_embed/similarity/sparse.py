@@ -13,6 +13,8 @@ from onnxsim_embed.similarity.selection import RowPairs
 from onnxsim_embed.system.arrays import Float32, Int64
 from onnxsim_embed.system.threads import map_chunks
 
+WRITERS = 2  # threads that fill a matrix: each holds a part of its entries beside it
+
 
 def build_matrix(chunks: Iterable[RowPairs], columns: int) -> sparse.csr_array:
     """Build the canonical matrix of consecutive row chunks."""
@@ -60,7 +62,7 @@ def symmetric_matrix(chunks: Iterable[RowPairs], diagonal: Float32) -> sparse.cs
         while parts:
             pairs = parts.pop()  # its memory is free again when it has been written
             part = slice(first, first + len(pairs.counts))
-            yield part, pairs, following.copy()
+            yield part, pairs, following[first:].copy()
             following[:] += np.bincount(pairs.columns, minlength=rows)
             first = part.stop
 
@@ -69,15 +71,15 @@ def symmetric_matrix(chunks: Iterable[RowPairs], diagonal: Float32) -> sparse.cs
         rising = np.concatenate([[0], pairs.counts.cumsum()]).astype(index)
         shape = (len(pairs.counts), rows)
         mirrored = sparse.csr_array((pairs.scores, pairs.columns, rising), shape=shape).tocsc()
-        counts = np.diff(mirrored.indptr)
+        counts = np.diff(mirrored.indptr)[part.start :]  # no column is before its row
         put(starts, counts, mirrored.indices + part.start, mirrored.data)
         own = np.flatnonzero(held[part]) + part.start
-        ends = (starts + counts)[part]
+        ends = (starts + counts)[: len(pairs.counts)]
         put(ends, held[part].astype(np.int64), own, diagonal[own])
         put(ends + held[part], pairs.counts, pairs.columns, pairs.scores)
 
     parts.reverse()
-    for _ in map_chunks(write, placed()):
+    for _ in map_chunks(write, placed(), WRITERS):
         pass
     return sparse.csr_array((scores, indices, pointers.astype(index)), shape=(rows, rows))
 

@@ -11,6 +11,7 @@ from support import TEXTS
 
 from onnxsim_embed import Embedder, cos_sim, plot
 from onnxsim_embed.cli import graph_files
+from onnxsim_embed.cli.texts import Texts
 
 PNG = b"\x89PNG"
 
@@ -66,7 +67,9 @@ def test_vectors_with_and_without_texts(run, succeed, tmp_path, vectors, drawn, 
 
 
 @pytest.mark.parametrize("kind", ["vectors", "texts"])
-def test_too_many_rows_name_the_limit(reject, artifact, vectors, tmp_path, monkeypatch, kind):
+def test_too_many_rows_name_the_limit(
+    reject, succeed, artifact, vectors, tmp_path, monkeypatch, kind
+):
     monkeypatch.setattr(graph_files, "HEATMAP_ROWS", 5)
     file = vectors
     if kind == "texts":
@@ -75,8 +78,11 @@ def test_too_many_rows_name_the_limit(reject, artifact, vectors, tmp_path, monke
     line = reject("heatmap", file, "-o", tmp_path / "m.png", "-m", artifact)
     assert "at most 5 rows; draw the first: onnxsim-embed heatmap --limit 5" in line
     outputs = ["--heatmap", tmp_path / "m.png", "-o", tmp_path / "m.npz"]
-    assert "at most 5 rows" in reject("similarity", vectors, *outputs)
+    monkeypatch.setattr(Texts, "encode", lambda *_: pytest.fail("texts are encoded before"))
+    assert "at most 5 rows" in reject("similarity", file, "-m", artifact, *outputs)
     assert not list(tmp_path.glob("m.*"))
+    if kind == "vectors":
+        assert "scores" in succeed("similarity", vectors, *outputs, "--estimate")
 
 
 def test_what_cannot_be_drawn_is_one_line(reject, vectors, tmp_path, monkeypatch):

@@ -30,6 +30,15 @@ def corpus_of(pairs, others=(), max_targets=100):
     return evaluator.queries, evaluator.targets, list(evaluator.relevant.values())
 
 
+@pytest.mark.parametrize("scores", [None, [0.1, 0.9]])
+def test_vectors_of_a_model_that_diverged_score_nothing(scores):
+    pairs = TextPairs(["a", "b"], ["c", "d"], scores=scores)
+    table = {"a": [np.nan, 1], "b": [np.inf, -np.inf], "c": [1, np.nan], "d": [np.inf, np.inf]}
+    values = [v for v in evaluated(pairs, [], table).metrics.values() if v is not None]
+    assert values
+    assert np.isfinite(values).all()
+
+
 def test_metrics_by_rank():
     """Query k finds its target at rank k + 1."""
     n = 12

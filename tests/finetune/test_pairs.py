@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 
+import numpy as np
 import pandas
 import pytest
 
@@ -52,6 +53,7 @@ def test_pairs_of_a_notebook(third, field, kind):
     ("pairs", "error", "message"),
     [(["ab", "cd"], TypeError, "row 0 is"), ([("a", "b"), ("c",)], TypeError, "row 1 is"),
      ([("a", "b", "c", "d")], TypeError, "row 0 is"), ([("a", "b"), 7], TypeError, "row 1 is"),
+     ([{"a", "b"}], TypeError, "row 0 is"), ([np.array(["a", "b"])] * 2, TypeError, "row 0 is"),
      ([("a", "b"), ("c", "")], TableError, r"pairs: row 1 .*''"), ([], TableError, "no pairs")],
 )  # fmt: skip
 def test_what_is_no_pair_is_named(pairs, error, message):

@@ -138,6 +138,15 @@ def test_the_module_alone_gives_the_same_vectors(tmp_path, pooling):
     np.testing.assert_array_equal(more.encode(TEXTS), embedder.encode(TEXTS))
 
 
+def test_the_module_takes_ids_of_any_tokenizer(embedder):
+    """Also without this model's special tokens, and rows of padding alone."""
+    ids, mask = torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([[1, 1, 1], [0, 0, 0]])
+    found = OnnxEncoder(embedder)({"input_ids": ids, "attention_mask": mask})
+    assert found["token_embeddings"].shape == (2, 3, 32)
+    assert found["sentence_embedding"].norm(dim=1)[0] > 0
+    assert not found["token_embeddings"][1].any()
+
+
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_and_pickles_hold_the_path(model, again):
     model.max_seq_length = 9

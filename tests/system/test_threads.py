@@ -80,6 +80,16 @@ def test_chunks_are_computed_in_order(monkeypatch, cpus):
     assert list(map_chunks(lambda chunk: chunk, [])) == []
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_few_chunks_are_taken_at_a_time(monkeypatch, workers):
+    monkeypatch.setattr(threads, "available_cpus", lambda: 8)
+    taken = []
+    chunks = (taken.append(number) or number for number in range(9))
+    for number in map_chunks(lambda chunk: chunk, chunks, workers):
+        assert len(taken) <= number + workers + 1
+    assert taken == list(range(9))
+
+
 @pytest.mark.parametrize(
     ("rows", "height"), [(10, MIN_CHUNK_ROWS), (12_000, 500), (10**7, CHUNK_ROWS)]
 )
