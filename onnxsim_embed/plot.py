@@ -167,9 +167,14 @@ def _cluster_order(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     return np.asarray(leaves_list(linkage(squareform(distances), "average")), np.int64)
 
 
+def printable(text: str) -> str:
+    """Return a text without control characters."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def one_line(text: str) -> str:
     """Return a text as one line of printable characters."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    return printable(" ".join(text.split()))
 
 
 def _fit_label(label: str) -> str:

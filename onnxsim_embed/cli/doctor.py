@@ -9,7 +9,7 @@ import typer
 from typer import Argument, Option
 
 from onnxsim_embed.cli.output import counted
-from onnxsim_embed.plot import one_line
+from onnxsim_embed.plot import printable
 
 if TYPE_CHECKING:
     from onnxsim_embed.doctor import Finding
@@ -53,7 +53,7 @@ def _print(finding: Finding, readers: tuple[str, ...]) -> None:
     key = "" if finding.key is None else f": {finding.key}"
     affected = ", ".join(name for name in finding.readers if name in readers)
     # Names in the directory may hold terminal control characters.
-    typer.echo(one_line(f"{finding.file}{key}"))
+    typer.echo(printable(f"{finding.file}{key}"))
     typer.echo(f"  breaks  {affected}")
-    typer.echo(f"  what    {one_line(finding.effect)}")
-    typer.echo(f"  change  {one_line(finding.fix)}\n")
+    typer.echo(f"  what    {printable(finding.effect)}")
+    typer.echo(f"  change  {printable(finding.fix)}\n")
