@@ -82,3 +82,12 @@ def test_a_document_works_from_top_to_bottom(document, copied, vectors, run, tmp
         for command in commands(block):
             code, _, err = run(*shlex.split(command)[1:])
             assert code == 0, f"{document}:{block.line}: {command}\n{err}"
+
+
+def test_blocks_are_found_with_what_they_print():
+    readme = "a\n```python\nprint(1)\n```\n\n```text\n1\n```\nb\n"
+    readme += "```console\n$ onnxsim-embed x \\\n  y\nz\n```\n```sh\nls\n```\n"
+    python, text, console, shell = blocks(readme)
+    assert python == ("python", "print(1)\n", 3, "1\n")
+    assert (text.language, console.printed, shell.language) == ("text", None, "sh")
+    assert list(commands(console)) == ["onnxsim-embed x    y"]

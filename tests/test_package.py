@@ -106,6 +106,18 @@ def only_core(code, *arguments, without=()):
     return fresh(ONLY_CORE + code, json.dumps(missing), *arguments)
 
 
+def test_extras_are_no_part_of_the_core():
+    extras = ["torch", "onnx", "transformers", "matplotlib", "pyarrow", "pandas"]
+    code = f"""
+from contextlib import suppress
+for name in {extras}:
+    with suppress(ModuleNotFoundError):
+        __import__(name)
+        print(name)
+"""
+    assert only_core(code) == ""
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_core_encodes_with_an_exported_artifact(artifact, precision):
     code = """

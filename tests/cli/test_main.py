@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,11 @@ def test_output_cut_short_by_a_reader_is_no_traceback():
     ) as piped:
         piped.stdout.close()
         assert b"Traceback" not in piped.stderr.read()
+
+
+def test_the_script_is_installed():
+    (script,) = entry_points(group="console_scripts", name="onnxsim-embed")
+    assert script.load() is cli.main
 
 
 def test_cached_models_are_listed_and_removed(

@@ -213,12 +213,15 @@ def test_similarity_of_vectors_writes_everything_the_api_gives(
     matrix, expected = sparse.load_npz(outputs["m.npz"]), similarity_matrix(vectors, 0.1)
     assert (matrix.dtype, matrix.indices.dtype) == (np.float32, np.int32)
     np.testing.assert_array_equal(matrix.toarray(), expected.toarray())
-    scores = [
-        [np.float32(row["score"]) for row in read_rows(outputs[name])]
-        for name in ("n.csv", "p.csv")
-    ]
-    assert scores[0] == neighbours(vectors, 3).scores.ravel().tolist()
-    assert scores[1] == similar_pairs(vectors, 0.1).scores.tolist()
+    nearest, pairs = neighbours(vectors, 3), similar_pairs(vectors, 0.1)
+    nearest_rows = np.repeat(np.arange(9), 3)
+    for name, columns, expected in (
+        ("n.csv", ("row", "score", "neighbour"), (nearest_rows, *map(np.ravel, nearest))),
+        ("p.csv", ("left", "right", "score"), pairs),
+    ):
+        rows = read_rows(outputs[name])
+        for column, values in zip(columns, expected, strict=True):
+            assert [np.float32(row[column]) for row in rows] == values.tolist(), column
     assert outputs["h.png"].read_bytes().startswith(b"\x89PNG")
 
 

@@ -176,6 +176,16 @@ def test_the_numpy_reference_equals_pytorch(case, name):
         assert np.abs(hidden(ids) - this.hidden(ids)).max() < TOLERANCE
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_on_the_run_path_a_row_does_not_depend_on_its_batch(case, name):
+    session = case(name).run
+    for tokens in (1, 2, 17, 40):
+        ids = np.random.default_rng(tokens).integers(0, len(VOCABULARY), (11, tokens))
+        together = session.run(ids)
+        assert np.array_equal(np.concatenate([session.run(row[None]) for row in ids]), together)
+        assert np.array_equal(session.run(ids[::-1]), together[::-1])
+
+
 def test_mpnet_s_buckets_are_transformers_own():
     import torch
     from transformers.models.mpnet.modeling_mpnet import MPNetEncoder

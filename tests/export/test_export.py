@@ -29,7 +29,7 @@ from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.manifest import MANIFEST, MODEL_FILES, Artifact
 from onnxsim_embed.artifact.recipes import find_recipe
 from onnxsim_embed.errors import CheckpointError, MissingExtraError, VerificationError
-from onnxsim_embed.export import build, export_model, verify_artifact, verify_recipe
+from onnxsim_embed.export import build, export_model, fidelity, verify_artifact, verify_recipe
 from onnxsim_embed.export.checkpoint import open_checkpoint
 
 FILES = {
@@ -206,6 +206,14 @@ def test_a_transformer_in_a_subfolder_is_exported(tmp_path, exported):
     write_json(directory / "modules.json", modules)
     artifact = export_model(directory, tmp_path / "a", precisions=FP32)
     assert np.array_equal(Embedder(artifact).encode(TEXTS), Embedder(exported).encode(TEXTS))
+
+
+def test_the_pooling_argument_is_written(tmp_path):
+    directory = write_checkpoint(tmp_path / "c", pooling=None)
+    artifact = export_model(directory, tmp_path / "a", precisions=FP32, pooling="cls")
+    assert artifact.manifest.pooling == ("cls",)
+    assert not artifact.manifest.normalize
+    assert read_json(tmp_path / "a/1_Pooling/config.json")["pooling_mode_cls_token"] is True
 
 
 def test_half_precision_weights_export(tmp_path):
@@ -406,6 +414,13 @@ def test_fp16_is_smaller_close_and_has_the_interface_of_fp32(half):
         assert [e.name for e in getattr(full, kind)] == [e.name for e in getattr(small, kind)]
     assert small.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert any(t.data_type == onnx.TensorProto.FLOAT16 for t in small.initializer)
+
+
+def test_an_unfaithful_fp16_fails_the_export(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(fidelity.FIDELITY_THRESHOLDS, "fp16", (1.1, 1.1))
+    with pytest.raises(VerificationError, match="fp16 is not faithful to fp32"):
+        export_model(checkpoint, tmp_path / "a", precisions=["fp16"])
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(("scale", "fits"), [(1e4, True), (1e6, False)])

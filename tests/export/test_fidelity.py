@@ -5,10 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
+from support import TEXTS
 
 from onnxsim_embed import Embedder
 from onnxsim_embed.artifact.recipes import KnownAnswer
-from onnxsim_embed.export.fidelity import check_known_answer, compare_vectors, row_cosines
+from onnxsim_embed.export.fidelity import (
+    check_known_answer,
+    compare_vectors,
+    count_variant,
+    row_cosines,
+)
 
 
 def random_vectors(seed: int, rows: int = 40, dim: int = 12) -> np.ndarray:
@@ -66,6 +72,20 @@ def test_shapes_that_cannot_be_compared_are_named(shapes):
     left, right = (np.ones(shape, np.float32) for shape in shapes)
     with pytest.raises(ValueError, match=r"at least 2 rows, got \(\d, 4\)"):
         compare_vectors(left, right)
+
+
+def test_vectors_that_change_with_their_batch_are_counted(artifact, monkeypatch):
+    model = Embedder(artifact, precision="int8")
+    vectors, encode = model.encode(TEXTS, prompt=""), Embedder.encode
+    assert count_variant(model, TEXTS, vectors) == 0
+    for alone in (True, False):
+
+        def changed(self, texts, alone=alone, **options):
+            found = encode(self, texts, **options)
+            return np.nextafter(found, 2) if ("batch_size" in options) is alone else found
+
+        monkeypatch.setattr(Embedder, "encode", changed)
+        assert count_variant(model, TEXTS, vectors) == len(TEXTS)
 
 
 # Known answers

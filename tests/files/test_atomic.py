@@ -81,6 +81,17 @@ def test_a_file_replaces_the_old_one_unless_the_block_fails(tmp_path, monkeypatc
     assert names(tmp_path) == ["vectors.npy"]
 
 
+def test_two_writers_of_a_file_do_not_mix(tmp_path):
+    path = tmp_path / "a"
+    with atomic_file(path) as first:
+        first.write_text("1")
+        with atomic_file(path) as second:
+            second.write_text("2")
+        assert path.read_text() == "2"
+    assert path.read_text() == "1"
+    assert names(tmp_path) == ["a"]
+
+
 def test_modes_are_those_of_the_umask(tmp_path):
     old = os.umask(0o027)
     try:

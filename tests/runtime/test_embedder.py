@@ -359,6 +359,17 @@ def test_similarity_is_that_of_the_checkpoint(tmp_path, measure):
         np.testing.assert_allclose(scores, getattr(theirs, score)(left, right), rtol=1e-4)
 
 
+# tokens of others
+
+
+@pytest.mark.parametrize(
+    "ids", [[2, 99_999, 3], [2, -1, 3], [2, 10**30, 3], [2, *[5] * 50, 3]], ids=range(4)
+)
+def test_token_ids_that_the_model_cannot_take_are_named(artifact, ids):
+    with pytest.raises(ValueError, match="input 1 "):
+        Embedder(artifact, precision="fp32").encode_tokens([[2, 5, 3], ids])
+
+
 # loading
 
 

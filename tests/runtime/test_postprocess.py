@@ -39,6 +39,11 @@ def test_dtypes_equal_theirs(precision, dim):
     assert (none.shape, none.dtype) == (expected, DTYPES[precision])
 
 
+def test_float16_rounds():
+    vectors = some_vectors()
+    np.testing.assert_array_equal(quantize_vectors(vectors, "float16"), vectors.astype(np.float16))
+
+
 @pytest.mark.parametrize("precision", RANGED)
 def test_ranges_apply_and_clip_whatever_the_other_rows(precision):
     vectors, calibration = some_vectors(), some_vectors(seed=1) / 2

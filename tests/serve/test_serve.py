@@ -214,6 +214,8 @@ BAD = [
     ("/v1/embeddings", [1], 400, "JSON object"),
     ("/v1/embeddings", b'{"input": "\\ud800", "model": "tiny"}', 400, "not valid JSON"),
     ("/embed", b'{"inputs": "\xff"}', 422, "not valid JSON"),
+    ("/embed", b"[" * 9000, 422, "not valid JSON"),
+    ("/embed", b"", 422, "not valid JSON"),
     ("/embed", {"inputs": None}, 422, "inputs must be a text"),
     ("/embed", {"inputs": ["a"] * 41}, 413, "40 texts"),
     ("/embed", {"inputs": "a" * 20_001}, 413, "20,000 bytes"),
