@@ -87,14 +87,14 @@ def similarity(
         raise ValueError("-o DIRECTORY cannot number skipped rows: use --on-error blank")
     job = SimilarityJob(rows, inputs, threshold, memory)
     dropped = job.drop_duplicates() if drop_duplicates else 0
-    if heatmap is not None and not estimate:
-        check_heatmap(job.vectors)  # before other outputs are written
     if estimate:
         from onnxsim_embed.similarity.compare import estimate_similarity
 
         what = f"Above {threshold}" if top_k is None else f"Top {top_k} of each row"
         typer.echo(f"{what}: {estimate_similarity(job.vectors, threshold, k=top_k)}.")
         return
+    if heatmap is not None:
+        check_heatmap(job.vectors)  # before other outputs are written
     done = [f"Compared {counted(len(job.vectors), 'row')}"]
     if drop_duplicates:
         done[0] += f" ({counted(dropped, 'duplicate')} dropped)"

@@ -100,9 +100,8 @@ def encode_to_file(
     options = EncodeOptions(
         prompt=prompt, batch_size=batch_size, output_value="sentence_embedding", **arguments
     )
-    prefix, output = embedder._prefix_and_output(
-        options
-    )  # raises for invalid dimensions and ranges
+    # Raises for invalid dimensions and ranges.
+    prefix, output = embedder._prefix_and_output(options)
     empty = np.empty((0, *output.shape), output.dtype)
     report, provenance = EncodeReport(), provenance_of(embedder, options)
     reader = _DigestingReader(texts)

@@ -61,7 +61,7 @@ class TiledComparison:
         return TiledComparison(rows, rows, self._tile_bytes, self.make_scorer)
 
     def chunks(self, rows: slice | None = None, heights: int = 1) -> list[slice]:
-        """Return chunks of some rows, of so many heights of a tile."""
+        """Return chunks of some rows, each of `heights` times the height of a tile."""
         rows = rows or slice(0, len(self.left))
         return row_chunks(rows.stop, heights * self._height, rows.start)
 
@@ -98,7 +98,7 @@ class TiledComparison:
         left = self.left[chunk]
         pairs = [(np.zeros(0, np.uint16), np.zeros(0, np.int32), np.zeros(0, np.float32))]
         for tile in self.column_tiles(chunk.start if upper else 0, len(self.right)):
-            found = [
+            found = [  # part by part, while its scores are in the caches
                 positions(scorer.scores(part, tile) > bound)
                 for part in self.chunks(chunk)
                 if not upper or part.start < tile.stop

@@ -101,7 +101,8 @@ def map_chunks(
         with single_blas_thread():
             return function(chunk)
 
-    workers = min(available_cpus(), workers or available_cpus())
+    cpus = available_cpus()
+    workers = min(workers or cpus, cpus)
     if workers == 1:
         yield from map(call, chunks)
         return
